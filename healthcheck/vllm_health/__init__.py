@@ -1,0 +1,1 @@
+"""Asks whether vLLM is well; knows nothing of the launcher."""

@@ -1,0 +1,1 @@
+"""Plans, runs, watches and drains vLLM's OpenAI server."""
