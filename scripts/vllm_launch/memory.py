@@ -18,3 +18,23 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
     dtype: str | None = None
+
+
+class KvCache(msgspec.Struct, frozen=True, kw_only=True):
+    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
+
+    dtype: str
+    bytes: int
+    tokens: int
+    bytes_per_token: int
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the memory of one GPU goes besides the KV cache, in bytes."""
+
+    weights: int
+    activation_peak: int
+    cuda_graphs: int
+    non_torch: int
+    context: int
+    safety: int

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from .memory import KvCache, Memory
+
 Objective = Literal["throughput", "latency"]
 
 
@@ -48,26 +50,6 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: str
     why: str
-
-
-class KvCache(msgspec.Struct, frozen=True, kw_only=True):
-    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
-
-    dtype: str
-    bytes: int
-    tokens: int
-    bytes_per_token: int
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the memory of one GPU goes besides the KV cache, in bytes."""
-
-    weights: int
-    activation_peak: int
-    cuda_graphs: int
-    non_torch: int
-    context: int
-    safety: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
