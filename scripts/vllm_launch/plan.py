@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from .memory import KvCache, Memory
+from vllm_launch.memory import KvCache, Memory
 
 Objective = Literal["throughput", "latency"]
 
