@@ -1,0 +1,91 @@
+# Every target says what it does; `make` alone lists them. Logic lives in Python, recipes stay short.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+ARGS ?=
+bin := $(VENV)/bin
+uv = $(if $(shell command -v uv),uv,$(bin)/uv)
+compile = $(uv) pip compile -q pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --custom-compile-command "make requirements"
+
+##@ Use
+.PHONY: run
+run: $(VENV)/.engine $(if $(MODEL),,var/tiny-chat/config.json)  ## Plan and serve: make run [MODEL=dir-or-hub-id] [ARGS="any vllm flag"]
+	@exec $(bin)/vllm-launch serve $(or $(MODEL),var/tiny-chat --served-model-name tiny-chat) --launch-greet $(ARGS)
+
+var/tiny-chat/config.json: scripts/generate-tiny-model.py | $(VENV)/.engine
+	@$(bin)/python $< $(@D)
+
+##@ Environment
+.PHONY: env
+env: $(VENV)/.dev  ## Make the environment for development: this machine's engine, the tools, the git hooks' checks
+
+# uv is installed into the environment where the machine has none.
+$(VENV)/bin/python:
+	@command -v uv >/dev/null && uv venv -q --python $(PYTHON) $(VENV) || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || $(bin)/python -m pip install -q uv
+
+# First the light packages, so that our own reading of NVML can say which engine this machine wants.
+$(VENV)/.engine: pyproject.toml requirements/base.txt requirements/cpu.txt requirements/cuda.txt | $(VENV)/bin/python
+	@echo "environment: the planner (25 MB)"
+	@$(uv) pip install -q --python $(bin)/python -r requirements/base.txt
+	@$(uv) pip install -q --python $(bin)/python --no-deps -e .
+	@engine=$$($(bin)/vllm-launch gpus --format engine); echo "environment: vLLM for $$engine (several GB, once)"; \
+	$(uv) pip install -q --python $(bin)/python -r requirements/$$engine.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
+	@$(uv) pip install -q --python $(bin)/python -r requirements/dev.txt
+	@touch $@
+
+.PHONY: requirements
+requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes, from pyproject.toml
+	@$(compile) --extra cpu --override requirements/overrides-cpu.txt -o requirements/cpu.txt
+	@$(compile) --extra cuda -o requirements/cuda.txt
+	@$(compile) -c requirements/cpu.txt -o requirements/base.txt
+	@$(compile) -c requirements/cpu.txt --group dev -o requirements/dev.txt
+
+##@ Check
+.PHONY: test
+test: lint test-unit test-engine  ## Everything that needs no GPU: lint, unit tests with coverage, the real CPU engine
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Format, lint and types, checking only (`make fix` changes)
+	@$(bin)/ruff format --check -q . && $(bin)/ruff check -q . && $(bin)/mypy
+
+.PHONY: fix
+fix: $(VENV)/.dev  ## Format and mend what the linter can mend
+	@$(bin)/ruff format -q . && $(bin)/ruff check -q --fix .
+
+.PHONY: test-unit
+test-unit: $(VENV)/.dev  ## Pure parts, branch coverage >= 95 %
+	@$(bin)/pytest tests/unit --cov --cov-fail-under=95 -q
+
+.PHONY: test-engine
+test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
+	@$(bin)/pytest tests/engine -v --timeout 900
+
+.PHONY: mutants
+mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
+	@$(bin)/python benchmarks/mutants.py
+
+.PHONY: bench
+bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
+	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py
+
+##@ Generate
+.PHONY: generate
+generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
+	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py
+
+.PHONY: help
+help:
+	@awk 'BEGIN {FS = ":.*##"; printf "usage: make TARGET\n"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: clean
+clean:  ## Remove what make made, the environment too
+	@rm -rf $(VENV) var .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants .coverage
