@@ -1,0 +1,324 @@
+"""What NVML says of this machine's GPUs, as plain data. The only importer of pynvml.
+
+The launcher reads the whole machine once (``Nvml.snapshot``); the prober reads single facts again and again
+(``Nvml.ecc``, ``Nvml.remapped_rows``). A fact that a GPU, driver or container does not offer is None, never an error;
+a GPU that fell off the bus is ``GpuLost``; NVML itself missing or broken is ``NvmlUnavailable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import msgspec
+
+# nvml.h, nvmlGpuP2PCapsIndex_t. The binding's own NVML_P2P_CAPS_INDEX_READ is the tuple (0,), by a stray comma, and
+# nvmlDeviceGetP2PStatus raises a TypeError for it.
+_P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
+_P2P_OK = 0  # nvml.h, NVML_P2P_STATUS_OK
+
+UnavailableReason = Literal["no_binding", "no_library", "no_driver", "version_mismatch", "unknown_error", "other"]
+
+# nvml.h, nvmlReturn_t: what nvmlInit answers, and what an operator can do about it.
+_INIT_FAILURES: dict[int, tuple[UnavailableReason, str]] = {
+    4: ("other", "this process may not open /dev/nvidiactl: run it as a user who may, or pass the device in"),
+    9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and mend what it reports"),
+    12: (
+        "no_library",
+        "libnvidia-ml.so.1 is not here: install the NVIDIA driver, or start the container with its GPUs (--gpus all)",
+    ),
+    18: (
+        "version_mismatch",
+        "Driver/library version mismatch: the driver was updated but its old kernel module still runs; reboot the host",
+    ),
+    # NVIDIA/nvidia-container-toolkit#48: systemd rewrites the container's device cgroup and takes its GPUs away.
+    999: (
+        "unknown_error",
+        "NVML answers Unknown Error, as in a container whose GPUs `systemctl daemon-reload` took away: start it anew",
+    ),
+}
+# NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
+_GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
+
+
+class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle, not a failure of the program
+    """NVML cannot be asked at all. ``what`` is a sentence with its remedy; ``reason`` is for programs."""
+
+    def __init__(self, reason: UnavailableReason, what: str) -> None:
+        self.reason, self.what = reason, what
+        super().__init__(what)
+
+
+class GpuLost(Exception):  # noqa: N818  as above
+    """NVML knows the GPU but cannot reach it: it is lost, or wants a reset."""
+
+    def __init__(self, index: int, why: str) -> None:
+        self.index, self.why = index, why
+        super().__init__(f"GPU {index}: {why}")
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes. ``reserved`` is the driver's own (``nvmlMemory_v2_t``), None where only the first version is offered.
+
+    ``total - reserved`` is what cudaMemGetInfo calls total. Without ``reserved``, ``used`` includes it.
+    """
+
+    total: int
+    reserved: int | None
+    free: int
+    used: int
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """Someone on the GPU. ``name`` and ``memory`` (bytes) are None where a container or vGPU hides them."""
+
+    pid: int
+    name: str | None
+    memory: int | None
+
+
+class Ecc(msgspec.Struct, frozen=True, kw_only=True):
+    """Uncorrectable ECC errors: since the driver was loaded, and in the GPU's life. None: ECC off or unknown."""
+
+    volatile: int | None
+    aggregate: int | None
+
+
+class RemappedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Row remapping (Ampere and newer): rows replaced, one waiting for a GPU reset, one that could not be replaced."""
+
+    correctable: int
+    uncorrectable: int
+    pending: bool
+    failure: bool
+
+
+class MigSlice(msgspec.Struct, frozen=True, kw_only=True):
+    """A MIG device, the compute instance that CUDA runs on. ``profile`` is NVIDIA's name, "1g.10gb"."""
+
+    uuid: str
+    name: str
+    profile: str
+    memory: Memory | None
+    processes: tuple[Process, ...] | None
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One physical GPU. With MIG enabled its own memory cannot be asked for ("Insufficient Permissions"): None."""
+
+    index: int
+    uuid: str
+    name: str
+    pci_bus_id: str | None
+    memory: Memory | None
+    compute_capability: tuple[int, int] | None
+    mig_enabled: bool
+    mig_slices: tuple[MigSlice, ...]
+    processes: tuple[Process, ...] | None  # None: hidden
+    ecc: Ecc
+    remapped_rows: RemappedRows | None
+    nvlinks: tuple[bool, ...]  # of each link that the GPU has: is it up
+
+
+class P2P(msgspec.Struct, frozen=True, kw_only=True):
+    """What NVML says of a pair of GPUs; None: it does not say."""
+
+    read: bool | None
+    write: bool | None
+    nvlink: bool | None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine at one moment. ``p2p[i][j]`` is from ``devices[i]`` to ``devices[j]``, None on the diagonal."""
+
+    driver: str | None
+    cuda: tuple[int, int] | None  # the newest CUDA that the driver runs
+    devices: tuple[Device, ...]
+    p2p: tuple[tuple[P2P | None, ...], ...]
+    lost: tuple[tuple[int, str], ...]  # (NVML index, why) of GPUs that cannot be reached
+
+
+class Nvml:
+    """An open NVML. Indices are NVML's, in PCI bus order, whatever CUDA_VISIBLE_DEVICES says."""
+
+    def __init__(self, binding: Any) -> None:
+        self._binding = binding
+
+    def _ask(self, index: int | None, function: str, *args: Any) -> Any:
+        """The answer, or None where this GPU, driver or container has none. Raises GpuLost for the GPU ``index``."""
+        ask = getattr(self._binding, function, None)
+        if ask is None:
+            return None
+        try:
+            return ask(*args)
+        except (self._binding.NVMLError, self._binding.NVMLLibraryMismatchError) as error:
+            code = getattr(error, "value", None)
+            if index is not None and code in _GPU_LOST:
+                raise GpuLost(index, _GPU_LOST[code]) from error
+            return None
+
+    def _handle(self, index: int) -> Any:
+        handle = self._ask(index, "nvmlDeviceGetHandleByIndex", index)
+        if handle is None:
+            raise GpuLost(index, "NVML does not give it out: check dmesg for Xid lines")
+        return handle
+
+    def driver_version(self) -> str | None:
+        """The kernel driver's, "580.159.04"."""
+        version: str | None = self._ask(None, "nvmlSystemGetDriverVersion")
+        return version
+
+    def cuda_version(self) -> tuple[int, int] | None:
+        """The newest CUDA that the driver runs, (13, 0)."""
+        version = self._ask(None, "nvmlSystemGetCudaDriverVersion_v2")
+        return None if version is None else (version // 1000, version % 1000 // 10)
+
+    def count(self) -> int:
+        """How many physical GPUs NVML shows; a container sees only its own."""
+        return self._ask(None, "nvmlDeviceGetCount") or 0
+
+    def ecc(self, index: int) -> Ecc:
+        """Uncorrectable ECC errors of a GPU. Raises GpuLost."""
+        handle = self._handle(index)
+        kind = self._binding.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+        return Ecc(
+            volatile=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, self._binding.NVML_VOLATILE_ECC),
+            aggregate=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, self._binding.NVML_AGGREGATE_ECC),
+        )
+
+    def remapped_rows(self, index: int) -> RemappedRows | None:
+        """Row remapping of a GPU, None before Ampere and on GPUs without ECC memory. Raises GpuLost."""
+        rows = self._ask(index, "nvmlDeviceGetRemappedRows", self._handle(index))
+        if rows is None:
+            return None
+        correctable, uncorrectable, pending, failure = rows
+        return RemappedRows(
+            correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failure=bool(failure)
+        )
+
+    def device(self, index: int) -> Device:
+        """Everything of one GPU. Raises GpuLost."""
+        handle = self._handle(index)
+        mode = self._ask(index, "nvmlDeviceGetMigMode", handle)
+        enabled = bool(mode and mode[0])
+        pci = self._ask(index, "nvmlDeviceGetPciInfo", handle)
+        return Device(
+            index=index,
+            uuid=self._ask(index, "nvmlDeviceGetUUID", handle) or "",
+            name=self._ask(index, "nvmlDeviceGetName", handle) or "unknown GPU",
+            pci_bus_id=None if pci is None else _text(pci.busId),
+            memory=self._memory(index, handle),
+            compute_capability=self._ask(index, "nvmlDeviceGetCudaComputeCapability", handle),
+            mig_enabled=enabled,
+            mig_slices=self._mig_slices(index, handle) if enabled else (),
+            processes=self._processes(index, handle),
+            ecc=self.ecc(index),
+            remapped_rows=self.remapped_rows(index),
+            nvlinks=self._nvlinks(index, handle),
+        )
+
+    def p2p(self, index: int, peer: int) -> P2P:
+        """What NVML says of a GPU and its peer. Raises GpuLost."""
+        pair = self._handle(index), self._handle(peer)
+
+        def status(capability: int) -> bool | None:
+            answer = self._ask(index, "nvmlDeviceGetP2PStatus", *pair, capability)
+            return None if answer is None else answer == _P2P_OK
+
+        return P2P(read=status(_P2P_READ), write=status(_P2P_WRITE), nvlink=status(_P2P_NVLINK))
+
+    def snapshot(self) -> Snapshot:
+        """The whole machine. A lost GPU is told of, not raised."""
+        devices, lost = [], []
+        for index in range(self.count()):
+            try:
+                devices.append(self.device(index))
+            except GpuLost as error:
+                lost.append((error.index, error.why))
+        return Snapshot(
+            driver=self.driver_version(),
+            cuda=self.cuda_version(),
+            devices=tuple(devices),
+            p2p=tuple(tuple(None if a is b else self._p2p(a.index, b.index) for b in devices) for a in devices),
+            lost=tuple(lost),
+        )
+
+    def _p2p(self, index: int, peer: int) -> P2P | None:
+        try:
+            return self.p2p(index, peer)
+        except GpuLost:  # lost since it was read a moment ago
+            return None
+
+    def _memory(self, index: int, handle: Any) -> Memory | None:
+        now = self._ask(index, "nvmlDeviceGetMemoryInfo", handle, self._binding.nvmlMemory_v2)
+        if now is not None:
+            return Memory(total=now.total, reserved=now.reserved, free=now.free, used=now.used)
+        now = self._ask(index, "nvmlDeviceGetMemoryInfo", handle)  # drivers before 510 have only this
+        return None if now is None else Memory(total=now.total, reserved=None, free=now.free, used=now.used)
+
+    def _processes(self, index: int, handle: Any) -> tuple[Process, ...] | None:
+        found: dict[int, Process] = {}
+        hidden = True
+        for kind in ("Compute", "Graphics", "MPSCompute"):
+            listed = self._ask(index, f"nvmlDeviceGet{kind}RunningProcesses", handle)
+            hidden = hidden and listed is None
+            for process in listed or ():
+                name = self._ask(index, "nvmlSystemGetProcessName", process.pid)
+                found[process.pid] = Process(pid=process.pid, name=name, memory=process.usedGpuMemory)
+        return None if hidden else tuple(found.values())
+
+    def _mig_slices(self, index: int, handle: Any) -> tuple[MigSlice, ...]:
+        slices = []
+        for place in range(self._ask(index, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            mig = self._ask(index, "nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
+            if mig is None:  # "Not Found": the place is empty
+                continue
+            name = self._ask(index, "nvmlDeviceGetName", mig) or ""
+            slices.append(
+                MigSlice(
+                    uuid=self._ask(index, "nvmlDeviceGetUUID", mig) or "",
+                    name=name,
+                    profile=name.rpartition("MIG ")[2],
+                    memory=self._memory(index, mig),
+                    processes=self._processes(index, mig),
+                )
+            )
+        return tuple(slices)
+
+    def _nvlinks(self, index: int, handle: Any) -> tuple[bool, ...]:
+        links = range(self._binding.NVML_NVLINK_MAX_LINKS)
+        states = [self._ask(index, "nvmlDeviceGetNvLinkState", handle, link) for link in links]
+        return tuple(bool(state) for state in states if state is not None)
+
+
+@contextmanager
+def open_nvml() -> Iterator[Nvml]:
+    """NVML, initialised and shut down again. Raises NvmlUnavailable where this machine has none that works."""
+    try:
+        import pynvml  # noqa: PLC0415  a machine without GPUs need not load it
+    except ImportError as error:
+        raise NvmlUnavailable("no_binding", "the Python package nvidia-ml-py is not installed: install it") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        reason, what = _INIT_FAILURES.get(
+            error.value, ("other", f"NVML does not start ({error}): run nvidia-smi and mend what it reports")
+        )
+        raise NvmlUnavailable(reason, what) from error
+    try:
+        yield Nvml(pynvml)
+    finally:
+        # A GPU that was lost meanwhile makes shutting down fail, and there is nothing left to close.
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+if __name__ == "__main__":
+    # The facts of a real machine, for tests/data/hardware and bug reports.
+    with open_nvml() as nvml:
+        print(msgspec.json.format(msgspec.json.encode(nvml.snapshot()), indent=1).decode())
