@@ -1,0 +1,107 @@
+"""The door of vLLM's API server: keys on every route but health, an allow-list of routes, 503 while draining.
+
+vLLM loads this with ``--middleware vllm_launch.guard.Guard`` and gives it the application alone
+(vllm/entrypoints/launchers/app.py), so what it should do is in the JSON file that ``LAUNCH_GUARD_FILE`` names. It runs
+inside vLLM's processes and imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FILE_VARIABLE = "LAUNCH_GUARD_FILE"
+
+OPEN_ROUTES = ("/health", "/ping", "/metrics")
+"""Without a key: probes carry none, and Prometheus reads /metrics; both say nothing of what users send."""
+
+MAX_PATH = 4096
+
+
+def plain_path(path: str) -> str | None:
+    """The route that ``path`` asks for, with every disguise taken off; None where it stays ambiguous.
+
+    Routers and proxies disagree on "//", "/./", "%2f" and the like, so a path that still has one after decoding once is
+    refused rather than guessed at.
+    """
+    decoded = unquote(path[:MAX_PATH])
+    if "%" in decoded or "\\" in decoded or any(part in {".", ".."} for part in decoded.split("/")):
+        return None
+    return re.sub(r"/{2,}", "/", decoded).rstrip("/") or "/"
+
+
+class Guard:
+    """ASGI middleware. ``LAUNCH_GUARD_FILE`` holds ``{"keys": […], "routes": […], "drain_flag": path, "retry_after": s}``.
+
+    ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is one
+    of them or lies below one. Draining begins when the file ``drain_flag`` appears: every API server process sees it with
+    its next request, and streams that are under way go on.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        path = os.environ.get(FILE_VARIABLE)
+        rules = json.loads(Path(path).read_text()) if path else {}
+        self.keys = tuple(hashlib.sha256(key.encode()).digest() for key in rules.get("keys", ()))
+        self.routes = tuple(route.rstrip("/") or "/" for route in rules.get("routes", ()))
+        self.drain_flag: str | None = rules.get("drain_flag")
+        self.retry_after = int(rules.get("retry_after", 5))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401, 404 or 503 here, or hand the request on to vLLM untouched."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        route = plain_path(scope["path"])
+        if route in OPEN_ROUTES:
+            await self.app(scope, receive, send)
+        elif route is None or not self._allowed(route):
+            await _refuse(scope, send, 404, "This route is not served here.", {})
+        elif self.drain_flag and os.path.exists(self.drain_flag):  # noqa: PTH110 - a stat per request, so the cheap one
+            headers = {"retry-after": str(self.retry_after)}
+            await _refuse(scope, send, 503, "This server is draining; ask another replica.", headers)
+        elif scope.get("method") != "OPTIONS" and not self._known(scope):
+            await _refuse(scope, send, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
+        else:
+            await self.app(scope, receive, send)
+
+    def _allowed(self, route: str) -> bool:
+        return not self.routes or any(
+            route == allowed or route.startswith(f"{allowed.rstrip('/')}/") for allowed in self.routes
+        )
+
+    def _known(self, scope: Scope) -> bool:
+        """Whether the request bears one of the keys; every key is compared, so time tells nothing of which."""
+        if not self.keys:
+            return True
+        headers = dict(scope.get("headers", ()))
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
+        matches = [hmac.compare_digest(digest, key) for key in self.keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+async def _refuse(scope: Scope, send: Send, status: int, message: str, headers: dict[str, str]) -> None:
+    """An error in OpenAI's form, so that clients raise what they raise for OpenAI's own."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1013 if status == 503 else 1008, "reason": message})  # noqa: PLR2004
+        return
+    kind = {401: "invalid_request_error", 404: "invalid_request_error", 503: "service_unavailable"}[status]
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    body = json.dumps({"error": error}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
