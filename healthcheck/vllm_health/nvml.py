@@ -20,8 +20,8 @@ _P2P_OK = 0  # nvml.h, NVML_P2P_STATUS_OK
 
 UnavailableReason = Literal["no_binding", "no_library", "no_driver", "version_mismatch", "unknown_error", "other"]
 
-# nvml.h, nvmlReturn_t: what nvmlInit answers, and what an operator can do about it.
-_INIT_FAILURES: dict[int, tuple[UnavailableReason, str]] = {
+# nvml.h, nvmlReturn_t: what NVML answers when it cannot work, and what an operator can do about it.
+_FAILURES: dict[int, tuple[UnavailableReason, str]] = {
     4: ("other", "this process may not open /dev/nvidiactl: run it as a user who may, or pass the device in"),
     9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and mend what it reports"),
     12: (
@@ -175,8 +175,12 @@ class Nvml:
         return None if version is None else (version // 1000, version % 1000 // 10)
 
     def count(self) -> int:
-        """How many physical GPUs NVML shows; a container sees only its own."""
-        return self._ask(None, "nvmlDeviceGetCount") or 0
+        """How many physical GPUs NVML shows; a container sees only its own. Raises NvmlUnavailable."""
+        try:
+            number: int = self._binding.nvmlDeviceGetCount()
+        except self._binding.NVMLError as error:
+            raise _unavailable(error) from error
+        return number
 
     def ecc(self, index: int) -> Ecc:
         """Uncorrectable ECC errors of a GPU. Raises GpuLost."""
@@ -229,7 +233,7 @@ class Nvml:
         return P2P(read=status(_P2P_READ), write=status(_P2P_WRITE), nvlink=status(_P2P_NVLINK))
 
     def snapshot(self) -> Snapshot:
-        """The whole machine. A lost GPU is told of, not raised."""
+        """The whole machine. A lost GPU is told of, not raised. Raises NvmlUnavailable."""
         devices, lost = [], []
         for index in range(self.count()):
             try:
@@ -302,16 +306,20 @@ def open_nvml() -> Iterator[Nvml]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        reason, what = _INIT_FAILURES.get(
-            error.value, ("other", f"NVML does not start ({error}): run nvidia-smi and mend what it reports")
-        )
-        raise NvmlUnavailable(reason, what) from error
+        raise _unavailable(error) from error
     try:
         yield Nvml(pynvml)
     finally:
         # A GPU that was lost meanwhile makes shutting down fail, and there is nothing left to close.
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _unavailable(error: Any) -> NvmlUnavailable:
+    reason, what = _FAILURES.get(
+        error.value, ("other", f"NVML does not work ({error}): run nvidia-smi and mend what it reports")
+    )
+    return NvmlUnavailable(reason, what)
 
 
 def _text(value: bytes | str) -> str:

@@ -74,15 +74,17 @@ def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardwar
     machine is a CPU machine, and a warning says why if there are signs of GPUs: device files, or a container
     runtime's NVIDIA_VISIBLE_DEVICES.
     """
-    cpu = read_cpu(root)
+    cpu, signs = read_cpu(root), _signs_of_gpus(environ, root)
     try:
         with nvml.open_nvml() as opened:
             snapshot = opened.snapshot()
     except nvml.NvmlUnavailable as error:
-        signs = _signs_of_gpus(environ, root)
         warnings = (f"no GPU is used although {signs}: {error.what}",) if signs else ()
         return Hardware(gpus=(), cpu=cpu, warnings=warnings)
-    return msgspec.structs.replace(from_snapshot(snapshot, root), cpu=cpu)
+    hardware = from_snapshot(snapshot, root)
+    none_shown = f"no GPU is used although {signs}: NVML shows none; start the container with its GPUs (--gpus all)"
+    warnings = (none_shown,) if signs and not snapshot.devices and not snapshot.lost else hardware.warnings
+    return msgspec.structs.replace(hardware, cpu=cpu, warnings=warnings)
 
 
 def _signs_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:

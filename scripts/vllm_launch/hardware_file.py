@@ -144,7 +144,7 @@ def _from_record(record: _Record) -> Hardware:
         gpus=tuple(gpus),
         nvlink=linked if any(linked) else (),
         p2p=peers if any(peers) else (),
-        driver=record.driver,
+        driver=None if (record.driver or "").startswith("ERR") else record.driver,
         cuda=(record.cuda // 1000, record.cuda % 1000 // 10) if isinstance(record.cuda, int) else None,
         warnings=cautions(tuple(gpus)),
     )
