@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -58,6 +59,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     group_size: int | None = None  # input channels that share a scale (AWQ, GPTQ, compressed-tensors); None: a tensor
     block_shape: tuple[int, int] | None = None  # (output, input) of a block-FP8 scale
     ignored: tuple[str, ...] = ()  # module-name patterns that stay in the model's dtype
+    format: str = ""  # compressed-tensors: "pack-quantized", "float-quantized", "int-quantized", "nvfp4-pack-quantized"
     kv_cache_dtype: str | None = None  # the cache dtype that "auto" means for this checkpoint; None: the model's
 
 
@@ -86,3 +88,23 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Quantization | None = None
     multimodal: bool = False
     warnings: tuple[str, ...] = ()
+
+
+def read_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
+) -> Model:
+    """The model in the folder ``name``, or of the hub id ``name``; no weights are read.
+
+    ``revision`` and ``token`` are for the hub (None: HF_TOKEN or the stored login); ``hf_overrides`` is vLLM's
+    --hf-overrides. ``tensors_from`` says whether the sizes are read (safetensors headers) or follow from config.json.
+
+    Raises:
+        UsageError: there is no such model, it may not be read, its files are broken, or vLLM does not run it.
+    """
+    from vllm_launch import model_reader  # noqa: PLC0415 - it builds the structs above
+
+    return model_reader.read(name, revision=revision, token=token, hf_overrides=hf_overrides)

@@ -1,0 +1,125 @@
+"""Reads a model's small files from the Hugging Face hub, or from its cache on this disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+
+from vllm_launch.checkpoint import SMALL_FILES, Checkpoint, read_headers, read_json, shard_names
+from vllm_launch.errors import UsageError
+from vllm_launch.model import Tensor
+
+
+def read_hub(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+    """The checkpoint of the hub id ``name``: config, index and headers alone, a few megabytes at most.
+
+    ``token`` None means huggingface_hub's own: HF_TOKEN or the one that `hf auth login` stored.
+    """
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
+        files = {"config.json": read_json(config)}
+        for small in SMALL_FILES:
+            try:
+                files[small] = read_json(Path(hf_hub_download(name, small, revision=revision, token=token)))
+            except EntryNotFoundError:  # LocalEntryNotFoundError too: offline, and never downloaded
+                continue
+        tensors = _cached(name, config.parent)
+        if tensors is None and not constants.HF_HUB_OFFLINE:
+            tensors = _remote(name, revision, token)
+    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises becomes one line
+        _explain(error, name, revision)
+    warnings = []
+    if tensors is None:
+        warnings.append(f"{name}: no safetensors were found, so sizes of tensors follow from config.json")
+    return Checkpoint(None, files, tensors, warnings)
+
+
+def _cached(name: str, snapshot: Path) -> tuple[Tensor, ...] | None:
+    """Headers of the shards in the cache's ``snapshot``; None unless all are there."""
+    index = snapshot / "model.safetensors.index.json"
+    shards = shard_names(read_json(index), str(index)) if index.is_file() else ["model.safetensors"]
+    paths = [try_to_load_from_cache(name, shard, revision=snapshot.name) for shard in shards]
+    if not all(isinstance(path, str) for path in paths):
+        return None
+    return read_headers([Path(str(path)) for path in paths])
+
+
+def _remote(name: str, revision: str | None, token: str | None) -> tuple[Tensor, ...] | None:
+    """Headers by HTTP range requests."""
+    try:
+        metadata = HfApi(token=token).get_safetensors_metadata(name, revision=revision)
+    except NotASafetensorsRepoError:
+        return None
+    return tuple(
+        Tensor(tensor, info.dtype, tuple(info.shape))
+        for file in metadata.files_metadata.values()
+        for tensor, info in file.tensors.items()
+    )
+
+
+FOLDER = "or give a folder that holds the model"
+
+
+def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
+    """Raise what went wrong at the hub as one line with a remedy; the order is from the narrow to the wide."""
+    page = f"https://huggingface.co/{name}"
+    at = f" at revision {revision!r}" if revision else ""
+    rules: list[tuple[Any, str, str]] = [
+        (UsageError, "", ""),
+        (GatedRepoError, "is gated", f"accept its licence at {page} and set HF_TOKEN, {FOLDER}"),
+        (
+            RepositoryNotFoundError,
+            "there is no such model on the hub, or it is private, and no such folder here",
+            "check the spelling, and set HF_TOKEN if it is private",
+        ),
+        (RevisionNotFoundError, f"has no revision {revision!r}", f"choose one of those at {page}/tree/main"),
+        (
+            OfflineModeIsEnabled,
+            f"is not in the hub's cache{at} and HF_HUB_OFFLINE is set",
+            f"run `hf download {name}` once with the network, {FOLDER}",
+        ),
+        (
+            LocalEntryNotFoundError,
+            f"is not in the hub's cache{at} and the hub cannot be reached",
+            f"check the network and HF_ENDPOINT, run `hf download {name}` where there is one, {FOLDER}",
+        ),
+        (EntryNotFoundError, f"has no config.json{at}", "take a model in the Hugging Face format"),
+        (
+            HFValidationError,
+            "is neither a folder nor a hub id",
+            "give a folder that exists, or an id such as Qwen/Qwen3-8B",
+        ),
+        (SafetensorsParsingError, f"its safetensors headers on the hub are broken{at}", "choose another revision"),
+        (HfHubHTTPError, f"the hub refused ({_status(error)})", f"try again later, set HF_TOKEN, {FOLDER}"),
+        (
+            (httpx.HTTPError, OSError),
+            f"the hub cannot be reached ({type(error).__name__})",
+            f"check the network, {FOLDER}",
+        ),
+    ]
+    for kind, what, remedy in rules:
+        if isinstance(error, kind):
+            if isinstance(error, UsageError):
+                raise error
+            raise UsageError(f"model {name}", what, remedy) from None
+    raise error
+
+
+def _status(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    return f"HTTP {response.status_code}" if response is not None else type(error).__name__
