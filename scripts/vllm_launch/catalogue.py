@@ -37,7 +37,9 @@ class Entry(NamedTuple):
     source: str  # of ``memory``
 
 
-_H200_GIB = 150109880320 / _GIB  # as a float this is exact
+_H100_GIB = 85017493504 / _GIB  # as floats these are exact
+_H200_GIB = 150109880320 / _GIB
+_MEASURED = "measured: NVML's total less reserved, and cudaMemGetInfo's total, to the byte, driver 580.159.04"
 _LOGS = "vLLM startup lines in public logs"
 _LGIP = "nvidia-smi mig -lgip"
 
@@ -54,8 +56,8 @@ ENTRIES: dict[str, Entry] = {
     "A100-80GB": Entry(
         "NVIDIA A100-SXM4-80GB", 79.25, (8, 0), "nvlink", f"{_LOGS}; 79.32 in vllm-project/vllm-omni#276"
     ),
-    "H100": Entry("NVIDIA H100 80GB HBM3", 79.18, (9, 0), "nvlink", f"{_LOGS}; 81089 MiB in torch 2.7"),
-    "H200": Entry("NVIDIA H200", _H200_GIB, (9, 0), "nvlink", "measured: NVML and CUDA to the byte, driver 580.159.04"),
+    "H100": Entry("NVIDIA H100 80GB HBM3", _H100_GIB, (9, 0), "nvlink", _MEASURED),
+    "H200": Entry("NVIDIA H200", _H200_GIB, (9, 0), "nvlink", _MEASURED),
     "B200": Entry("NVIDIA B200", 178.35, (10, 0), "nvlink", "torch: total_memory=182631MB"),
 }
 # GiB of each MIG profile, as lgip lists it; where drivers differ (by 1/8 GiB), what the newer one says.

@@ -79,12 +79,16 @@ def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardwar
         with nvml.open_nvml() as opened:
             snapshot = opened.snapshot()
     except nvml.NvmlUnavailable as error:
-        warnings = (f"no GPU is used although {signs}: {error.what}",) if signs else ()
-        return Hardware(gpus=(), cpu=cpu, warnings=warnings)
+        return Hardware(gpus=(), cpu=cpu, warnings=_unused(signs, error.what))
     hardware = from_snapshot(snapshot, root)
-    none_shown = f"no GPU is used although {signs}: NVML shows none; start the container with its GPUs (--gpus all)"
-    warnings = (none_shown,) if signs and not snapshot.devices and not snapshot.lost else hardware.warnings
-    return msgspec.structs.replace(hardware, cpu=cpu, warnings=warnings)
+    if not snapshot.devices and not snapshot.lost:
+        warnings = _unused(signs, "NVML shows none: start the container with its GPUs (--gpus all)")
+        return msgspec.structs.replace(hardware, cpu=cpu, warnings=warnings)
+    return msgspec.structs.replace(hardware, cpu=cpu)
+
+
+def _unused(signs: str | None, why: str) -> tuple[str, ...]:
+    return (f"no GPU is used although {signs}: {why}",) if signs else ()
 
 
 def _signs_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:

@@ -103,7 +103,7 @@ def judge(output: str, *, status: int | None, stderr: str = "") -> Verdict:
         if said.event == "copying":
             copying = said.pair
         elif said.event == "copied" and said.pair is not None:
-            copied[said.pair] = said.ok
+            copied[said.pair] = said.ok and copied.get(said.pair, True)
             copying = None
         elif said.event == "unknown":
             unknown = said.why
