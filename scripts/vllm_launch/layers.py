@@ -7,6 +7,8 @@ from vllm_launch.model import Layer, Mla
 
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
+SHORT_CONV = frozenset({"lfm2", "lfm2_moe"})
+
 MLA_TYPES = frozenset(
     "axk1 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note glm5_next glm5_next_text glm_moe_dsa glm4_moe_lite kimi_k2 "
     "kimi_linear longcat_flash pangu_ultra_moe bailing_hybrid hy_v4".split()
@@ -28,7 +30,9 @@ KIND_OF = {
 
 def attention_heads(config: Config) -> int:
     """Query heads; 0 for a model without attention."""
-    return config.whole("num_attention_heads", "n_head", "num_heads", default=0 if attention_free(config) else None)
+    if attention_free(config):  # Mamba 2's ``num_heads`` are of its state
+        return 0
+    return config.whole("num_attention_heads", "n_head", "num_heads")
 
 
 def attention_free(config: Config) -> bool:
@@ -80,6 +84,14 @@ def sliding_window(config: Config) -> int | None:
     if config.get("use_sliding_window") is False and not config.text("model_type").startswith("gemma"):
         return None
     return config.optional("sliding_window", "sliding_window_size", "window_size", least=0) or None
+
+
+def layer_count(config: Config) -> int:
+    """Decoder layers. Nemotron-H may give their list alone."""
+    blocks = config.strings("layers_block_type") or config.get("hybrid_override_pattern")
+    if config.text("model_type") == "nemotron_h" and isinstance(blocks, list | str):
+        return len(blocks)
+    return config.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def layer_words(config: Config, count: int) -> list[str]:

@@ -8,7 +8,15 @@ from typing import Any
 from vllm_launch.architectures import Architecture, config_defaults, resolve
 from vllm_launch.checkpoint import Checkpoint, open_checkpoint
 from vllm_launch.config import Config, language_config, shown
-from vllm_launch.layers import SAFETENSORS_DTYPE, attention_heads, head_dim, kv_heads, read_layers, read_mla
+from vllm_launch.layers import (
+    SAFETENSORS_DTYPE,
+    attention_heads,
+    head_dim,
+    kv_heads,
+    layer_count,
+    read_layers,
+    read_mla,
+)
 from vllm_launch.model import Model
 from vllm_launch.quantization import DEPRECATED, read_quantization
 from vllm_launch.tensors import tensors
@@ -23,8 +31,8 @@ LENGTH_KEYS = (
 )  # fmt: skip
 """vllm/transformers_utils/model_arch_config_convertor.py:derive_max_model_len_and_key."""
 
-ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", "mrope"}
-"""RoPE types whose factor vllm/config/model.py:_get_and_verify_max_len does not apply ("default" and "mrope" have none)."""
+ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+"""RoPE types whose factor vllm/config/model.py:_get_and_verify_max_len does not apply."""
 
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 """vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS."""
@@ -49,7 +57,7 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
     inner, inner_where, nested = language_config(raw, where)
     own_type = Config(inner, inner_where).text("model_type") or whole.text("model_type")
     config = Config({"model_type": own_type, **inner}, inner_where, _defaults(own_type, nested=nested))
-    count = config.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    count = layer_count(config)
     if count > MOST_LAYERS:
         raise config.wrong("num_hidden_layers", f"is {count}, which no model has")
     _check_heads(config)
@@ -91,7 +99,7 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
         head_dim=head_dim(config),
         kv_heads=kv_heads(config),
         layers=layers,
-        max_model_len=max_model_len(whole, config, checkpoint.files),
+        max_model_len=max_model_len(whole, config, checkpoint.files, pooling=architecture.task == "pooling"),
         tie_word_embeddings=tied,
         tensors=stored,
         tensors_from="config" if checkpoint.tensors is None else "safetensors",
@@ -182,11 +190,16 @@ def _dtype(whole: Config, config: Config, checkpoint: Checkpoint, architecture: 
     return stated
 
 
-def max_model_len(whole: Config, config: Config, files: Mapping[str, Mapping[str, Any]]) -> int:
-    """The longest context, as vllm/config/model.py:_get_and_verify_max_len derives it without --max-model-len."""
+def max_model_len(whole: Config, config: Config, files: Mapping[str, Mapping[str, Any]], *, pooling: bool) -> int:
+    """The longest context, as vllm/config/model.py:_get_and_verify_max_len derives it without --max-model-len.
+
+    The tokenizer's limit counts for pooling models of absolute positions alone (ModelConfig.get_and_verify_max_len).
+    """
     lengths = [value for key in LENGTH_KEYS if (value := config.number(key)) is not None]
     length = config.number("model_max_length") or min(lengths, default=None)
     tokenizer = files.get("tokenizer_config.json", {}).get("model_max_length")
+    if not pooling or whole.get("position_embedding_type") != "absolute":
+        tokenizer = None
     if isinstance(tokenizer, int | float) and not isinstance(tokenizer, bool) and 0 < tokenizer < 2**40:
         length = min(length, tokenizer) if length is not None else float(tokenizer)
     if length is None:
