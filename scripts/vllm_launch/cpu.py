@@ -159,7 +159,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 def _number(path: Path) -> int | None:
     text = _text(path)
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,321 @@
+"""vllm_health.nvml against NVML simulated at the functions of its Python binding; error classes are the binding's own."""
+
+# ruff: noqa: N802  the fake bears the binding's names
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import msgspec
+import pynvml
+import pytest
+
+from vllm_health import nvml
+
+CAPTURES = Path(__file__).parent.parent / "data" / "hardware"
+NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, LOST = 3, 4, 6, 15
+
+
+class FakePynvml(ModuleType):
+    """The binding, answering from a capture of a real machine; ``broken`` maps (function, index) to an error code."""
+
+    def __init__(self, capture="nvml-h200-x4.json"):
+        super().__init__("pynvml")
+        self.machine = json.loads((CAPTURES / capture).read_text())
+        self.broken = {}
+        self.slices = {}  # GPU index -> [None | SimpleNamespace(uuid, name, memory)]
+        self.processes = {}  # (GPU index, kind) -> list
+        self.names = {}  # pid -> name
+        self.ecc = {}  # (GPU index, counter) -> errors
+        self.rows = {}  # GPU index -> (correctable, uncorrectable, pending, failure)
+        self.init_error = self.shutdown_error = None
+        self.opened = 0
+
+    def __getattr__(self, name):
+        # Constants and error classes come from the binding; a function that is not simulated is a hole in the fake.
+        value = getattr(pynvml, name)
+        if name in ("__file__", "__path__") or (name.startswith("nvml") and callable(value)):
+            raise AttributeError(name)
+        return value
+
+    def _answer(self, function, index, value):
+        code = self.broken.get((function, index))
+        if isinstance(value, str) and value.startswith("ERR:"):
+            code = {text: code for code, text in pynvml.NVMLError._errcode_to_string.items()}[value[4:]]
+        if code is not None:
+            raise pynvml.NVMLError(code)
+        return value
+
+    def nvmlInit(self):
+        if self.init_error is not None:
+            raise pynvml.NVMLError(self.init_error)
+        self.opened += 1
+
+    def nvmlShutdown(self):
+        self.opened -= 1
+        if self.shutdown_error is not None:
+            raise pynvml.NVMLError(self.shutdown_error)
+
+    def nvmlSystemGetDriverVersion(self):
+        return self._answer("driver", None, self.machine["driver"])
+
+    def nvmlSystemGetCudaDriverVersion_v2(self):
+        return self._answer("cuda", None, self.machine["cuda"])
+
+    def nvmlDeviceGetCount(self):
+        return self.machine["count"]
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        self._answer("handle", index, None)
+        return index
+
+    def _gpu(self, handle):
+        return self.machine["gpus"][handle]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return handle.uuid if isinstance(handle, SimpleNamespace) else self._gpu(handle)["uuid"]
+
+    def nvmlDeviceGetName(self, handle):
+        return handle.name if isinstance(handle, SimpleNamespace) else self._gpu(handle)["name"]
+
+    def nvmlDeviceGetPciInfo(self, handle):
+        return SimpleNamespace(busId=self._answer("pci", handle, self._gpu(handle)["pci"]))
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return tuple(self._gpu(handle)["cc"])
+
+    def nvmlDeviceGetMemoryInfo(self, handle, version=None):
+        if isinstance(handle, SimpleNamespace):
+            return SimpleNamespace(**handle.memory)
+        if version is None:
+            return SimpleNamespace(**self._answer("memory", handle, self._gpu(handle)["mem"]))
+        assert version == pynvml.nvmlMemory_v2
+        return SimpleNamespace(**self._answer("memory_v2", handle, self._gpu(handle)["mem_v2"]))
+
+    def nvmlDeviceGetMigMode(self, handle):
+        return self._answer("mig", handle, self._gpu(handle)["mig"])
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle):
+        return len(self.slices.get(handle, []))
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, place):
+        found = self.slices[handle][place]
+        if found is None:
+            raise pynvml.NVMLError(NOT_FOUND)
+        return found
+
+    def _running(self, handle, kind):
+        key = handle.uuid if isinstance(handle, SimpleNamespace) else handle
+        return self._answer(f"{kind} processes", key, self.processes.get((key, kind), []))
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return self._running(handle, "compute")
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle):
+        return self._running(handle, "graphics")
+
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, _handle):
+        raise pynvml.NVMLLibraryMismatchError("no such function")
+
+    def nvmlSystemGetProcessName(self, pid):
+        if pid not in self.names:
+            raise pynvml.NVMLError(NOT_FOUND)
+        return self.names[pid]
+
+    def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+        assert kind == pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+        return self._answer("ecc", handle, self.ecc.get((handle, counter), 0))
+
+    def nvmlDeviceGetRemappedRows(self, handle):
+        return self._answer("rows", handle, self.rows.get(handle, (0, 0, 0, 0)))
+
+    def nvmlDeviceGetNvLinkState(self, handle, link):
+        links = self._gpu(handle)["nvlink"]
+        return self._answer("nvlink", handle, links[link]["state"] if link < len(links) else "ERR:Invalid Argument")
+
+    def nvmlDeviceGetP2PStatus(self, handle, peer, capability):
+        assert type(capability) is int, "ctypes takes no tuple"
+        rows = {0: "p2p_read", 1: "p2p_read", 2: "p2p_nvlink"}
+        return self._answer("p2p", handle, self._gpu(handle)[rows[capability]][peer])
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    binding = FakePynvml()
+    monkeypatch.setitem(sys.modules, "pynvml", binding)
+    return binding
+
+
+def snapshot():
+    with nvml.open_nvml() as opened:
+        return opened.snapshot()
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_machine_of_four_gpus_is_read_as_it_was_captured_simulated():
+    read = snapshot()
+    assert (read.driver, read.cuda, len(read.devices), read.lost) == ("580.159.04", (13, 0), 4, ())
+    first = read.devices[0]
+    assert first.memory == nvml.Memory(total=150754820096, reserved=644939776, free=150109880320, used=0)
+    assert (first.index, first.uuid, first.name) == (0, "GPU-4d2de922-b912-9b40-dc91-7cee04db3669", "NVIDIA H200")
+    assert (first.compute_capability, first.pci_bus_id) == ((9, 0), "00000000:00:06.0")
+    assert first.nvlinks == (True,) * 18
+    assert (first.mig_enabled, first.mig_slices, first.processes) == (False, (), ())
+    assert first.ecc == nvml.Ecc(volatile=0, aggregate=0)
+    assert first.remapped_rows == nvml.RemappedRows(correctable=0, uncorrectable=0, pending=False, failure=False)
+    works = nvml.P2P(read=True, write=True, nvlink=True)
+    assert read.p2p == tuple(tuple(None if a == b else works for b in range(4)) for a in range(4))
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_snapshot_is_plain_data_that_json_carries_simulated():
+    read = snapshot()
+    assert msgspec.json.decode(msgspec.json.encode(read), type=nvml.Snapshot) == read
+
+
+def test_a_gpu_without_nvlink_has_no_links_simulated(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", FakePynvml("nvml-h200-x1.json"))
+    assert snapshot().devices[0].nvlinks == ()
+
+
+def test_every_fact_that_is_not_supported_is_none_simulated(fake):
+    for function in ("memory_v2", "memory", "mig", "compute processes", "graphics processes", "ecc", "rows", "p2p"):
+        fake.broken[function, 0] = NOT_SUPPORTED
+    fake.broken |= {("driver", None): 999, ("cuda", None): 999, ("pci", 0): NOT_SUPPORTED, ("nvlink", 0): 999}
+    read = snapshot()
+    device = read.devices[0]
+    assert (read.driver, read.cuda) == (None, None)
+    assert (device.memory, device.processes, device.remapped_rows, device.pci_bus_id) == (None, None, None, None)
+    assert device.ecc == nvml.Ecc(volatile=None, aggregate=None)
+    assert (device.mig_enabled, device.nvlinks) == (False, ())
+    assert read.p2p[0][1] == nvml.P2P(read=None, write=None, nvlink=None)
+    assert read.p2p[1][0] == nvml.P2P(read=True, write=True, nvlink=True)
+
+
+def test_an_old_driver_without_reserved_memory_still_tells_the_rest_simulated(fake):
+    fake.broken["memory_v2", 0] = 13  # NVML_ERROR_FUNCTION_NOT_FOUND
+    assert snapshot().devices[0].memory == nvml.Memory(
+        total=150754820096, reserved=None, free=150109880320, used=644939776
+    )
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_binding_that_lacks_a_function_gives_none_simulated(monkeypatch):
+    monkeypatch.delattr(FakePynvml, "nvmlDeviceGetRemappedRows")
+    assert snapshot().devices[0].remapped_rows is None
+
+
+def test_mig_slices_are_read_and_empty_places_skipped_simulated(fake):
+    fake.machine["gpus"][1]["mig"] = [1, 1]
+    fake.broken |= {("memory_v2", 1): NO_PERMISSION, ("memory", 1): NO_PERMISSION}
+    memory = {"total": 10468982784, "reserved": 0, "free": 10000000000, "used": 468982784}
+    found = SimpleNamespace(uuid="MIG-1111", name="NVIDIA H200 MIG 1g.18gb", memory=memory)
+    fake.slices[1] = [None, found, None]
+    fake.processes["MIG-1111", "compute"] = [SimpleNamespace(pid=7, usedGpuMemory=4096)]
+    fake.names[7] = "python3"
+    device = snapshot().devices[1]
+    assert (device.mig_enabled, device.memory) == (True, None)
+    assert device.mig_slices == (
+        nvml.MigSlice(
+            uuid="MIG-1111",
+            name="NVIDIA H200 MIG 1g.18gb",
+            profile="1g.18gb",
+            memory=nvml.Memory(**memory),
+            processes=(nvml.Process(pid=7, name="python3", memory=4096),),
+        ),
+    )
+
+
+def test_processes_of_every_kind_are_told_once_each_and_hidden_facts_are_none_simulated(fake):
+    fake.processes[0, "compute"] = [
+        SimpleNamespace(pid=1, usedGpuMemory=10),
+        SimpleNamespace(pid=2, usedGpuMemory=None),
+    ]
+    fake.processes[0, "graphics"] = [
+        SimpleNamespace(pid=1, usedGpuMemory=10),
+        SimpleNamespace(pid=3, usedGpuMemory=5),
+    ]
+    fake.names = {1: "vllm", 3: "Xorg"}
+    assert snapshot().devices[0].processes == (
+        nvml.Process(pid=1, name="vllm", memory=10),
+        nvml.Process(pid=2, name=None, memory=None),
+        nvml.Process(pid=3, name="Xorg", memory=5),
+    )
+
+
+def test_ecc_errors_and_remapped_rows_are_told_apart_simulated(fake):
+    fake.ecc = {(2, pynvml.NVML_VOLATILE_ECC): 3, (2, pynvml.NVML_AGGREGATE_ECC): 9}
+    fake.rows[2] = (4, 1, 1, 0)
+    device = snapshot().devices[2]
+    assert device.ecc == nvml.Ecc(volatile=3, aggregate=9)
+    assert device.remapped_rows == nvml.RemappedRows(correctable=4, uncorrectable=1, pending=True, failure=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "why"), [("handle", LOST, "lost"), ("ecc", 16, "reset"), ("handle", NO_PERMISSION, "Xid")]
+)
+def test_a_lost_gpu_is_told_and_the_others_are_read_simulated(fake, function, code, why):
+    fake.broken[function, 1] = code
+    read = snapshot()
+    assert [device.index for device in read.devices] == [0, 2, 3]
+    assert len(read.p2p) == 3
+    ((index, text),) = read.lost
+    assert index == 1
+    assert why in text
+
+
+def test_a_gpu_that_is_lost_while_reading_leaves_its_pairs_unknown_simulated(fake):
+    fake.broken["p2p", 3] = LOST
+    read = snapshot()
+    assert read.p2p[3] == (None,) * 4
+    assert read.p2p[0][1] is not None
+
+
+def test_single_facts_raise_for_a_lost_gpu_simulated(fake):
+    fake.broken["handle", 0] = LOST
+    with nvml.open_nvml() as opened, pytest.raises(nvml.GpuLost, match="GPU 0: GPU is lost") as caught:
+        opened.ecc(0)
+    assert caught.value.index == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "remedy"),
+    [
+        (4, "other", "/dev/nvidiactl"),
+        (9, "no_driver", "nvidia-smi"),
+        (12, "no_library", "--gpus all"),
+        (18, "version_mismatch", "reboot"),
+        (999, "unknown_error", "daemon-reload"),
+        (20, "other", "Insufficient Memory"),
+    ],
+)
+def test_nvml_that_does_not_start_says_why_and_what_to_do_simulated(fake, code, reason, remedy):
+    fake.init_error = code
+    with pytest.raises(nvml.NvmlUnavailable) as caught:
+        snapshot()
+    assert caught.value.reason == reason
+    assert remedy in str(caught.value)
+
+
+def test_a_missing_binding_is_a_reason_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(nvml.NvmlUnavailable, match="nvidia-ml-py is not installed") as caught:
+        snapshot()
+    assert caught.value.reason == "no_binding"
+
+
+def test_nvml_is_shut_down_even_when_reading_fails_or_shutting_down_does_simulated(fake):
+    fake.shutdown_error = LOST
+    with pytest.raises(KeyError), nvml.open_nvml():
+        raise KeyError
+    assert fake.opened == 0
+
+
+def test_importing_loads_neither_the_binding_nor_anything_slow():
+    import subprocess  # noqa: PLC0415  this test alone needs a fresh interpreter
+
+    code = (
+        "import sys, vllm_health.nvml; print([m for m in ('pynvml', 'ctypes', 'torch', 'asyncio') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "[]\n"
