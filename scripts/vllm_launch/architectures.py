@@ -14,7 +14,7 @@ from vllm_launch.errors import UsageError
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture and what vLLM does with it. ``flags`` are "generate", "pooling", "multimodal", "hybrid", …"""
+    """One architecture and what vLLM does with it; ``flags`` are generate-architectures.py's."""
 
     name: str
     flags: tuple[str, ...]
@@ -34,11 +34,11 @@ def config_defaults(model_type: str) -> dict[str, Any]:
     return found
 
 
-def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:
+def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:  # noqa: C901 - vLLM's own order of fallbacks
     """The first of ``architectures`` that vLLM runs, and warnings.
 
-    ``custom_code``: config.json has an ``auto_map`` with a model, so the Transformers backend may run what the repository
-    brings itself. Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
+    ``custom_code``: config.json has an ``auto_map`` with a model, so the Transformers backend may run what the
+    repository brings itself. Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
 
     Raises:
         UsageError: none of them; it says since when, or which known names are near.

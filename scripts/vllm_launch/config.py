@@ -142,7 +142,7 @@ class Config:
 def shown(value: Any) -> str:
     """``value`` in a few characters."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - characters
 
 
 def language_config(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str, bool]:

@@ -1,4 +1,4 @@
-"""What each decoder layer keeps of the past: attention kinds and recurrent states, as vLLM 0.32.0 decides them. Pure."""
+"""What each decoder layer keeps of the past: attention kinds and recurrent states, as vLLM 0.32.0 decides. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 SHORT_CONV = frozenset({"lfm2", "lfm2_moe"})
 
-MLA_TYPES = frozenset(
-    "axk1 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note glm5_next glm5_next_text glm_moe_dsa glm4_moe_lite kimi_k2 "
-    "kimi_linear longcat_flash pangu_ultra_moe bailing_hybrid hy_v4".split()
-)
+MLA_TYPES = {
+    "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm5_next", "glm5_next_text", "glm_moe_dsa",
+    "glm4_moe_lite", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4",
+}  # fmt: skip
 """vllm/transformers_utils/model_arch_config_convertor.py:is_deepseek_mla."""
 
 FULL_EVERY = {
@@ -80,7 +80,7 @@ def read_mla(config: Config) -> Mla | None:
 
 
 def sliding_window(config: Config) -> int | None:
-    """The window; None where there is none. ``use_sliding_window: false`` and 0 switch it off (vllm/config/model.py)."""
+    """The window; None where there is none. ``use_sliding_window: false`` and 0 switch it off."""
     if config.get("use_sliding_window") is False and not config.text("model_type").startswith("gemma"):
         return None
     return config.optional("sliding_window", "sliding_window_size", "window_size", least=0) or None
@@ -94,7 +94,7 @@ def layer_count(config: Config) -> int:
     return config.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def layer_words(config: Config, count: int) -> list[str]:
+def layer_words(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one return for each way to say it
     """One of KIND_OF's values, "none" or "moe"/"mlp" (no cache) for each layer, before windows are looked at."""
     model_type = config.text("model_type")
     if attention_free(config):
@@ -232,12 +232,9 @@ def _state(config: Config, dtype: str) -> tuple[tuple[tuple[int, ...], ...], tup
         return ((kernel - 1, wide), (wide, size)), (dtype, dtype)
     heads = config.whole("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "num_heads")
     wide = config.optional("mamba_d_ssm") or int(expand * hidden)
-    dim = (
-        config.optional("mamba_d_head", "mamba_headdim", "mamba_head_dim")
-        if config.get("mamba_d_head") != "auto"
-        else None
-    )
-    dim = dim or (config.whole("head_dim") if model_type == "mamba2" else wide // heads)
+    computed = config.get("mamba_d_head") == "auto"
+    stated = None if computed else config.optional("mamba_d_head", "mamba_headdim", "mamba_head_dim")
+    dim = stated or (config.whole("head_dim") if model_type == "mamba2" else wide // heads)
     if model_type == "nemotron_h":
         wide = heads * dim
     groups = config.whole("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)

@@ -225,7 +225,7 @@ def max_model_len(whole: Config, config: Config, files: Mapping[str, Mapping[str
 
 
 def _ropes(config: Config) -> list[Config]:
-    """Every set of RoPE parameters, with ``rope_type`` filled in (transformers_utils/config.py:patch_rope_parameters)."""
+    """Every set of RoPE parameters, with ``rope_type`` (vllm/transformers_utils/config.py:patch_rope_parameters)."""
     raw = config.table("rope_parameters") or config.table("rope_scaling") or {}
     nested = [
         value

@@ -1,4 +1,4 @@
-"""How weights are stored: vLLM 0.32.0's methods, what each needs, and the tensors it makes of one linear layer. Pure."""
+"""How weights are stored: vLLM 0.32.0's methods, what each needs, and the tensors of one linear layer. Pure."""
 
 from __future__ import annotations
 
@@ -70,13 +70,9 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
     Raises:
         UsageError: vLLM 0.32.0 does not read this method.
     """
-    section = None
-    for holder in (raw, raw.get("text_config")):
-        for key in ("quantization_config", "compression_config"):
-            if section is None and isinstance(holder, Mapping) and holder.get(key) is not None:
-                section = holder[key]
-    if section is None and hf_quant:
-        section = hf_quant
+    holders = [part for part in (raw, raw.get("text_config")) if isinstance(part, Mapping)]
+    found = [part.get(key) for part in holders for key in ("quantization_config", "compression_config")]
+    section = next((part for part in (*found, hf_quant or None) if part is not None), None)
     if section is None:
         return None
     if not isinstance(section, Mapping):
@@ -111,47 +107,62 @@ def _read(method: str, config: Config) -> Quantization:
         bits = config.whole("bits", "w_bit", default=4)
         if bits not in {2, 3, 4, 8}:
             raise config.wrong("bits", f"is {bits}, which no kernel reads")
-        group = config.get("group_size", "q_group_size")
-        return Quantization(
-            method=method, bits=bits, group_size=None if group == -1 else config.whole("group_size", "q_group_size", default=128),
-            ignored=ignored,
-        )  # fmt: skip
+        whole_column = config.get("group_size", "q_group_size") == -1
+        group = None if whole_column else config.whole("group_size", "q_group_size", default=128)
+        return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
     if method == "compressed-tensors":
         return _compressed(config, ignored)
     bits, group = {
-        "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32), "nvfp4_per_token": (4, 16),
-        "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
+        "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32),
+        "nvfp4_per_token": (4, 16), "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
     }.get(method, (8, None))  # fmt: skip
-    cache = config.get("kv_cache_quant_algo")
     return Quantization(
-        method=method, bits=bits, group_size=group, block_shape=(block[0], block[1]) if block else None, ignored=ignored,
-        kv_cache_dtype="fp8" if isinstance(cache, str) and cache.upper() == "FP8" else None,
-    )  # fmt: skip
+        method=method,
+        bits=bits,
+        group_size=group,
+        block_shape=(block[0], block[1]) if block else None,
+        ignored=ignored,
+        kv_cache_dtype=_modelopt_cache(config) if method.startswith("modelopt") else None,
+    )
+
+
+def _modelopt_cache(config: Config) -> str | None:
+    """The cache dtype that a Model Optimizer checkpoint asks for.
+
+    Source: vllm/utils/torch_utils.py:get_kv_cache_quant_algo_string.
+    """
+    asked = config.get("kv_cache_scheme", "kv_cache_quant_algo")
+    if isinstance(asked, Mapping):
+        if asked.get("type") != "float":
+            return None
+        if asked.get("num_bits") == 8 and asked.get("dynamic") is False:  # noqa: PLR2004 - bits of a byte
+            return "fp8"
+        return "nvfp4" if asked.get("num_bits") == 4 else None  # noqa: PLR2004
+    return asked.lower() if isinstance(asked, str) and asked.lower() in {"fp8", "nvfp4"} else None
 
 
 def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
     """compressed-tensors: the first group of ``config_groups`` speaks for the model."""
     groups = config.table("config_groups") or {}
-    first = next(iter(groups.values()), {})
-    weights = (
-        Config(first if isinstance(first, Mapping) else {}, f"{config.where} config_groups").table("weights") or {}
-    )
-    rule = Config(weights, f"{config.where} weights")
+    first: Any = next(iter(groups.values()), {})
+    group = Config(first if isinstance(first, Mapping) else {}, f"{config.where} config_groups")
+    rule = Config(group.table("weights") or {}, f"{config.where} weights")
+    of_all = rule.get("group_size") in (None, -1, 0)
     scheme = config.table("kv_cache_scheme")
     block = rule.wholes("block_structure") if isinstance(rule.get("block_structure"), list) else None
     return Quantization(
         method="compressed-tensors",
         bits=rule.whole("num_bits", default=8),
-        group_size=None if rule.get("group_size") in {None, -1, 0} else rule.whole("group_size"),
+        group_size=None if of_all else rule.whole("group_size"),
         block_shape=(block[0], block[1]) if block and len(block) == 2 and all(block) else None,  # noqa: PLR2004
         ignored=ignored,
         kv_cache_dtype="fp8" if scheme and scheme.get("num_bits") == 8 else None,  # noqa: PLR2004
-        format=config.text("format") or Config(first if isinstance(first, Mapping) else {}, "").text("format"),
+        format=config.text("format") or group.text("format"),
     )
 
 
 def is_ignored(name: str, quantization: Quantization) -> bool:
-    """Whether module ``name`` stays unquantised: patterns are names, parts of names, globs (``*``) or ``re:`` regexes."""
+    """Whether module ``name`` stays unquantised: patterns are names, parts, globs (``*``) or ``re:`` regexes."""
     for pattern in quantization.ignored:
         if pattern.startswith("re:"):
             try:
@@ -168,9 +179,14 @@ def is_ignored(name: str, quantization: Quantization) -> bool:
     return False
 
 
+def _up(count: int, each: int) -> int:
+    """How many of ``each`` hold ``count``."""
+    return -(-count // each)
+
+
 def stored(name: str, rows: int, columns: int, dtype: str, quantization: Quantization) -> Iterator[Tensor]:
     """The tensors that hold a quantised linear layer of ``rows`` outputs and ``columns`` inputs, without its bias."""
-    method, bits, up = quantization.method, quantization.bits, lambda a, b: -(-a // b)
+    method, bits, up = quantization.method, quantization.bits, _up
     group = quantization.group_size or columns
     if method in {"awq", "auto_awq", "awq_marlin"}:  # packed along the outputs
         yield Tensor(f"{name}.qweight", "I32", (columns, rows * bits // 32))
