@@ -1,8 +1,8 @@
 """vLLM's own flags: which there are, what a user's words mean, how a value is spelt. The one place that knows them.
 
-``engine_args.json`` is made from the pinned vLLM's parser (``make generate``), so a light install, which has no vLLM to
-ask, still refuses a misspelt flag and says the right one. The user's own words are passed on as they are; they are
-parsed here only to check them and to see what the plan must take as given.
+``engine_args.json`` is made from the pinned vLLM's parser (scripts/generate-engine-args.py), so a light install, which
+has no vLLM to ask, still refuses a misspelt flag and says the right one. Words are read as vLLM reads them
+(vllm/utils/argparse_utils.py:FlexibleArgumentParser), but a flag given twice, which vLLM lets win silently, is refused.
 """
 
 from __future__ import annotations
@@ -12,47 +12,74 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
 from vllm_launch.errors import UsageError
 
+N = TypeVar("N", int, float)
+
+HELP = "see docs/config.example.yaml, or `vllm serve --help=all`"
+
 GONE = {
-    "--swap-space": "it left with the V0 engine; --kv-offloading-size keeps KV blocks in host memory",
-    "--num-scheduler-steps": "it left with the V0 engine; --async-scheduling is on by default",
-    "--use-v2-block-manager": "drop it, there is only one block manager now",
-    "--worker-use-ray": "use --distributed-executor-backend ray",
-    "--engine-use-ray": "use --distributed-executor-backend ray",
-    "--device": "drop it, the installed vLLM is built for one device",
+    "--block-manager-v2": "drop it, there is only one block manager now",
+    "--cuda-graph-sizes": "use --cudagraph-capture-sizes",
+    "--device": "drop it, an installed vLLM is built for one device",
+    "--disable-async-output-proc": "use --no-async-scheduling",
+    "--disable-frontend-multiprocessing": "drop it, the engine always has a process of its own",
     "--disable-log-requests": "drop it, requests are logged only with --enable-log-requests",
+    "--enable-reasoning": "drop it, --reasoning-parser alone is enough",
+    "--engine-use-ray": "use --distributed-executor-backend ray",
     "--guided-decoding-backend": "use --structured-outputs-config.backend",
     "--max-context-len-to-capture": "use --max-cudagraph-capture-size",
     "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
-    "--speculative-model": "use --speculative-config '{\"model\": …}'",
-    "--num-speculative-tokens": "use --speculative-config '{\"num_speculative_tokens\": …}'",
-    "--enable-reasoning": "use --reasoning-parser alone",
-    "--task": "use --runner and --convert",
-    "--preemption-mode": "drop it, the V1 engine recomputes",
-    "--scheduler-delay-factor": "drop it, the V1 engine has no such delay",
+    "--max-num-partial-prefills": "drop it, the scheduler mixes prefills by itself",
+    "--max-parallel-prefills": "drop it, the scheduler mixes prefills by itself",
+    "--multi-step-stream-outputs": "drop it, there is no multi-step scheduling any more",
+    "--ngram-prompt-lookup-max": "use --speculative-config.prompt_lookup_max",
+    "--num-lookahead-slots": "drop it, --speculative-config decides it",
+    "--num-scheduler-steps": "drop it, --async-scheduling does what it was for and is on by default",
+    "--num-speculative-tokens": "use --speculative-config.num_speculative_tokens",
+    "--preemption-mode": "drop it, a preempted request is always computed again",
+    "--rope-scaling": "use --hf-overrides with rope_parameters",
+    "--rope-theta": "use --hf-overrides with rope_parameters",
+    "--scheduler-delay-factor": "drop it, the scheduler has no such delay any more",
+    "--speculative-model": "use --speculative-config.model",
+    "--swap-space": "use --kv-offloading-size, in GiB, to keep KV blocks in host memory",
+    "--task": "use --runner, and --convert for embeddings and classes",
+    "--use-v2-block-manager": "drop it, there is only one block manager now",
+    "--worker-use-ray": "use --distributed-executor-backend ray",
 }
-"""Flags that vLLM took once and 0.32.0 does not, and what to use instead (vLLM release notes)."""
+"""Flags that vLLM once took and the pinned one does not, and what to do instead (vLLM's release notes and
+``--help=all``; that none of them is in the table is a test)."""
 
-HUMAN = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-"""Suffixes as in vllm/engine/arg_utils.py:human_readable_int: small letters are decimal, capitals binary."""
+SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
+"""Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
+
+Kind = Literal[
+    "flag", "switch", "int", "float", "human_int", "human_int_or_auto", "str", "backend", "device_ids",
+    "json", "json_or_str", "config", "lora",
+]  # fmt: skip
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One option of ``vllm serve``; ``kind`` is flag, switch, int, float, human_int, json or str."""
+    """One option of ``vllm serve``, under its argparse ``dest``.
+
+    ``kind``: a flag can only be said, a switch also denied (``--no-…``); ``config`` is a JSON object; ``backend`` is
+    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None.
+    """
 
     dest: str
     flags: tuple[str, ...]
-    kind: str
-    nargs: str | None = None
+    kind: Kind
+    optional: bool = False
+    nargs: Literal["+", "?"] | None = None
     append: bool = False
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | int, ...] = ()
+    default: bool | int | float | str | None = None  # None too where the default is no plain value
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -62,180 +89,410 @@ class _Table(msgspec.Struct, frozen=True):
 
 @functools.cache
 def options() -> dict[str, Option]:
-    """Every option of the pinned ``vllm serve`` by its name (dest)."""
+    """Every option of the pinned ``vllm serve`` by its dest, in vLLM's order."""
     table = msgspec.json.decode(Path(__file__).with_suffix(".json").read_bytes(), type=_Table)
     return {option.dest: option for option in table.options}
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A remedy for a name that does not exist: "did you mean X?", or where the list of names is."""
-    close = difflib.get_close_matches(word, known, 1, 0.6)
-    return f"did you mean {close[0]}?" if close else "see `vllm serve --help=all` and docs/config.example.yaml"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError("command line", message, "see `vllm-launch serve --help`")
-
-
-def _human(text: str) -> int:
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text.strip())
-    if text == "auto":
-        return -1
-    if not match or ("." in match[1] and (match[2] == "" or match[2].isupper())):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 8192, 25.6k or 8K")
-    return int(float(match[1]) * HUMAN.get(match[2], 1)) if "." in match[1] else int(match[1]) * HUMAN.get(match[2], 1)
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from None
-
-
-def _number(convert: type[int] | type[float], name: str, text: str) -> int | float:
-    try:
-        return convert(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
-
-
-_TYPES = {
-    "int": functools.partial(_number, int, "a whole number"),
-    "float": functools.partial(_number, float, "a number"),
-    "human_int": _human,
-    "json": _json,
-    "str": str,
-}
-
-
-@functools.cache
-def _parser() -> _Parser:
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS, prog="vllm-launch")
-    parser.add_argument("model_tag", nargs="?")
-    for option in options().values():
-        if option.kind == "switch":
-            parser.add_argument(option.flags[0], dest=option.dest, action=argparse.BooleanOptionalAction)
-            continue
-        if option.kind == "flag":
-            parser.add_argument(*option.flags, dest=option.dest, action="store_true")
-            continue
-        parser.add_argument(
-            *option.flags,
-            dest=option.dest,
-            action="append" if option.append else "store",
-            type=_TYPES[option.kind],
-            nargs=option.nargs,
-            choices=option.choices or None,
-        )
-    return parser
-
-
-def _plain(words: Sequence[str]) -> tuple[list[str], dict[str, object]]:
-    """Words for argparse, and what the dotted ones set (``--compilation-config.mode 3``), as FlexibleArgumentParser."""
-    plain: list[str] = []
-    dotted: dict[str, object] = {}
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("--") or word == "--":
-            plain.append(word)
-            continue
-        key, equals, value = word.partition("=")
-        head, dot, tail = key.partition(".")
-        head = head.replace("_", "-")
-        if not dot:
-            plain.append(head + equals + value)
-            continue
-        dest = head.removeprefix("--").replace("-", "_")
-        if dest not in options() or options()[dest].kind not in {"json", "str"}:
-            raise UsageError(key, "vLLM has no such flag that takes JSON", nearest(head, _flags()))
-        if not equals:
-            value = next(rest, "")
-            if not value:
-                raise UsageError(key, "a value is missing", f"write {key} VALUE")
-        entry = dotted.setdefault(dest, {})
-        if isinstance(entry, dict):
-            entry[tail.rstrip("+")] = value
-    return plain, dotted
+def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:
+    """A remedy for a name that does not exist: "did you mean X?", or ``otherwise`` where nothing is near."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 def _flags() -> list[str]:
     return [flag for option in options().values() for flag in option.flags]
 
 
-def parse(words: Sequence[str]) -> tuple[str | None, dict[str, object]]:
-    """What a ``vllm serve`` line says: the model (positional, which wins over --model) and each option set, by dest.
+# ---- words → values
+
+
+def parse(argv: Sequence[str]) -> dict[str, object]:
+    """What the words after ``vllm serve`` set, by dest; the model, positional or ``--model``, as "model".
+
+    Unlike vLLM, the model may stand anywhere.
 
     Raises:
-        UsageError: a flag that vLLM does not have (the nearest is named) or a value that it cannot take.
+        UsageError: a flag that vLLM does not have (the nearest is named), a value that it cannot take, a flag or a
+            model given twice, a word that belongs to nothing. Values of ``SECRETS`` are not in the text.
     """
-    plain, dotted = _plain(words)
-    for word in plain:
-        if (flag := word.partition("=")[0]) in GONE:
-            raise UsageError(flag, "this vLLM no longer has it", GONE[flag])
-    found, unknown = _parser().parse_known_args(plain)
-    for word in unknown:
+    found, rest = _parser().parse_known_args(_plain(argv), argparse.Namespace(said=[]))
+    values: dict[str, object] = {}
+    for option, flag, given in found.said:
+        if option.append:
+            earlier = values.get(option.dest, [])
+            assert isinstance(earlier, list)  # noqa: S101 - by the line below
+            values[option.dest] = [*earlier, given]
+            continue
+        if option.dest in values:
+            raise UsageError(
+                flag, "is given twice (with its other spellings), and vLLM would take the last", "keep one"
+            )
+        values[option.dest] = _value(option, flag, given)
+    _take_model(values, rest)
+    return values
+
+
+def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
+    """The words that belong to no flag: at most the model."""
+    for word in rest:
         flag = word.partition("=")[0]
-        if word.startswith("-"):
+        if word.startswith("-") and word != "--":
             raise UsageError(flag, "vLLM has no such flag", nearest(flag, _flags()))
-        raise UsageError(f"{word!r}", "a word that belongs to no flag", "quote values that hold spaces")
-    values = dotted | vars(found)
-    positional = values.pop("model_tag", None)
-    named = values.pop("model", None)
-    model = positional or named
-    return (str(model) if model else None), values
+    words = [word for word in rest if word != "--"]
+    if "model" in values:
+        words = [word for word in words if word != values["model"]]
+        extra = words
+    else:
+        extra = words[1:]
+        if words:
+            values["model"] = words[0]
+    if extra:
+        shown = "a word" if SECRETS & values.keys() else repr(extra[0])
+        raise UsageError("command line", f"{shown} belongs to no flag and is not the model", "quote values with spaces")
+    if values.get("model") == "":
+        raise UsageError("command line", "the model's name is empty", "give a folder or a name on the hub")
 
 
-def spell(dest: str, value: object) -> list[str]:
-    """The words that set ``dest`` to ``value`` on vLLM's command line."""
-    option = options()[dest]
-    flag = option.flags[0]
-    if option.kind in {"switch", "flag"}:
-        if value is True:
-            return [flag]
-        return [f"--no-{flag.removeprefix('--')}"] if option.kind == "switch" else []
-    if option.append and isinstance(value, list):
-        return [word for one in value for word in (flag, str(one))]
-    if option.nargs == "+" and isinstance(value, list):
-        return [flag, *(_text(one) for one in value)]
-    return [f"{flag}={_text(value)}"]
+class _Say(argparse.Action):
+    """Keeps every option as it was said; what it means is decided afterwards."""
+
+    option: Option
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, flag: str | None = None
+    ) -> None:
+        """Append (option, flag, value) to ``said``; for flags and switches the value is a bool."""
+        del parser
+        if self.nargs == 0:
+            values = not (flag or "").startswith("--no-")
+        namespace.said.append((self.option, flag, values))
 
 
-def _text(value: object) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        argument = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
+        if argument is None:
+            ambiguous = re.match(r"ambiguous option: (\S+?)(?:=.*)? could match (.*)", message, re.DOTALL)
+            what = f"is short for several flags: {ambiguous[2]}" if ambiguous else "cannot be read"
+            raise UsageError(ambiguous[1] if ambiguous else "command line", what, "write the flag in full")
+        flag = argument[1].split("/")[-1]
+        if "ignored explicit" in argument[2]:
+            flag = argument[1].split("/")[0]
+            raise UsageError(flag, "takes no value", f"write {flag} alone, or leave it out")
+        raise UsageError(
+            flag, "its value is missing", f"write {flag}=VALUE (a value may not begin with a dash otherwise)"
+        )
 
 
-def from_mapping(values: Mapping[str, object], where: Mapping[str, str]) -> tuple[str | None, dict[str, object]]:
-    """The same as ``parse`` for a config file's names and values; ``where`` says for each key on which line it stands.
+@functools.cache
+def _parser() -> _Parser:
+    """As vLLM builds its own, abbreviations included; without its positional, which must come first in Python 3.11."""
+    parser = _Parser(add_help=False, prog="vllm-launch serve")
+    for option in options().values():
+        nargs = 0 if option.kind in {"flag", "switch"} else option.nargs
+        const = True if nargs == "?" else None
+        action = parser.add_argument(*option.flags, dest=option.dest, action=_Say, nargs=nargs, const=const)
+        assert isinstance(action, _Say)  # noqa: S101 - what add_argument was told to make
+        action.option = option
+    return parser
 
-    A null leaves vLLM's default, as vLLM's own ``--config`` does.
+
+def _plain(argv: Sequence[str]) -> list[str]:
+    """Words for argparse: dashes for underscores, -O3 as --optimization-level, dotted keys gathered into JSON."""
+    dashed = list(_dashed(argv))
+    plain: list[str] = []
+    dotted: dict[str, dict[str, object]] = {}
+    words = iter(dashed)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if word.startswith("--") and flag in GONE:
+            raise UsageError(flag, "this vLLM does not have it any more", GONE[flag])
+        if not flag.startswith("-") or "." not in flag:
+            plain.append(word)
+            continue
+        if re.fullmatch(r"-\d*\.\d+", word):
+            raise UsageError(f"the value {word}", "vLLM would take it for a key of a JSON flag", "write --flag=VALUE")
+        if not equals:
+            text = next(words, "")
+        if not equals and not text:
+            raise UsageError(flag, "its value is missing", f"write {flag}=VALUE")
+        head, *keys = flag.removesuffix("+").split(".")
+        value = text.split(",") if flag.endswith("+") else _guess(text)
+        _merge(dotted.setdefault(head, {}), keys, value, flag)
+    for head, value in dotted.items():
+        plain += [head, json.dumps(value)]
+    return plain
+
+
+def _dashed(argv: Sequence[str]) -> Iterable[str]:
+    for place, word in enumerate(argv):
+        if word.startswith("--"):
+            flag, equals, text = word.partition("=")
+            name, dot, keys = flag.partition(".")
+            yield name.replace("_", "-") + dot + keys + equals + text
+        elif word.startswith("-O") and word != "-O":
+            yield "--optimization-level"
+            yield word[3:] if word[2] == "=" else word[2:]
+        elif word == "-O" and argv[place + 1 : place + 2] and argv[place + 1] in {"0", "1", "2", "3"}:
+            yield "--optimization-level"
+        else:
+            yield word
+
+
+def _guess(text: str) -> object:
+    """A dotted key's value: JSON, a number such as 80g, or else the text itself."""
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = _human_int(text)
+        except ValueError:
+            value = text
+    return value
+
+
+def _merge(into: dict[str, object], keys: Sequence[str], value: object, flag: str) -> None:
+    *path, last = keys
+    for key in path:
+        below = into.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise UsageError(flag, f"{key} is given a value and keys below it", "keep one of them")
+        into = below
+    earlier = into.get(last)
+    if isinstance(earlier, list) and isinstance(value, list):
+        earlier += value
+    elif last in into:
+        raise UsageError(flag, "is given twice, and vLLM would take the last", "keep one")
+    else:
+        into[last] = value
+
+
+def _value(option: Option, where: str, given: object) -> object:
+    """What argparse found, as vLLM's types read it."""
+    if isinstance(given, bool):
+        return given
+    try:
+        if isinstance(given, list):
+            return [_read(option, text) for text in given]
+        return _read(option, str(given))
+    except (ValueError, RecursionError) as error:
+        shown = "the value" if option.dest in SECRETS else repr(_short(str(given)))
+        reason = str(error) if isinstance(error, _NotAllowedError) else "is nested too deep"
+        raise UsageError(where, f"{shown} {reason}", "mend the value") from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}…"  # noqa: PLR2004 - a line of a terminal
+
+
+class _NotAllowedError(ValueError):
+    """Its text follows the value in a sentence: "is not a whole number"."""
+
+
+def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 - one return a kind
+    if option.optional and text in {"", "None"}:
+        return None
+    match option.kind:
+        case "int":
+            return _chosen(option, _number(int, text, "is not a whole number"))
+        case "float":
+            return _number(float, text, "is not a number")
+        case "human_int_or_auto" if text.strip().lower() in {"-1", "auto"}:
+            return -1
+        case "human_int" | "human_int_or_auto":
+            return _human_int(text)
+        case "backend":
+            return _chosen(option, text.lower().replace("-", "_"))
+        case "device_ids":
+            return [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
+        case "lora":
+            return _lora(text)
+        case "json":
+            return _json(text)
+        case "config":
+            value = _json(_expanded(text))
+            if not isinstance(value, dict):
+                raise _NotAllowedError("is not a JSON object")
+            return value
+        case "json_or_str" if re.fullmatch(r"\s*{.*}\s*", text, re.DOTALL):
+            return _json(text)
+        case _:
+            return _chosen(option, text)
+
+
+def _chosen(option: Option, value: str | float) -> str | float:
+    if option.choices and value not in option.choices:
+        known = [str(choice) for choice in option.choices]
+        raise _NotAllowedError(f"is not one of {', '.join(known)}")
+    return value
+
+
+def _number(convert: type[N], text: str, complaint: str) -> N:
+    try:
+        return convert(text)
+    except ValueError:
+        raise _NotAllowedError(complaint) from None
+
+
+def _human_int(text: str) -> int:
+    """8192, 25.6k (decimal) or 8K (binary), as vllm/utils/argparse_utils.py:human_readable_int."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", text.strip())
+    if not match:
+        return _number(int, text, "is not a whole number such as 8192, 8k or 8K")
+    power = "kmgt".index(match[2].lower()) + 1
+    if match[2].islower() and len(match[1]) < 300:  # noqa: PLR2004 - a float's range, far beyond any size
+        return int(float(match[1]) * 1000.0**power)
+    return _number(int, match[1], f"has a decimal point before the binary {match[2]}") << 10 * power
+
+
+def _expanded(text: str) -> str:
+    """JSON whose bare numbers may be 80g, as vllm/engine/arg_utils.py:_expand_json_human_readable_numbers."""
+    parts = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    number = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
+    parts[::2] = [number.sub(lambda found: str(_human_int(found[0])), part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _NotAllowedError(f"is not JSON: {error}") from None
+
+
+def _lora(text: str) -> str:
+    if "=" in text and "," not in text:
+        return text
+    value = _json(text)
+    if not isinstance(value, dict) or not {"name", "path"} <= value.keys():
+        raise _NotAllowedError('is neither NAME=PATH nor {"name": …, "path": …}')
+    return text
+
+
+# ---- a config file's values
+
+
+def option_of(name: str, where: str) -> Option:
+    """The option of a config file's key, with dashes or underscores.
 
     Raises:
-        UsageError: a name that vLLM does not have or a value that it cannot take, with its place.
+        UsageError: vLLM has no such option.
     """
-    model: str | None = None
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        dest = key.replace("-", "_")
-        if f"--{dest.replace('_', '-')}" in GONE:
-            raise UsageError(where[key], f"{key}: this vLLM no longer has it", GONE[f"--{dest.replace('_', '-')}"])
-        if dest in {"model", "model_tag"}:
-            if not isinstance(value, str) or not value:
-                raise UsageError(where[key], "model is not a name", "give a folder or a hub id")
-            model = value
-            continue
-        if dest not in options():
-            raise UsageError(where[key], f"{key} is not an option of vLLM", nearest(dest, list(options())))
-        if value is None:
-            continue
-        option = options()[dest]
-        if option.kind in {"switch", "flag"} and not isinstance(value, bool):
-            raise UsageError(where[key], f"{key} is {value!r}, not true or false", "write true or false")
-        if isinstance(value, bool) and option.kind not in {"switch", "flag", "json", "str"}:
-            raise UsageError(where[key], f"{key} is {value!r}, not a {option.kind}", "give a number")
-        try:
-            found[dest] = parse(spell(dest, value))[1].get(dest, value)
-        except UsageError as error:
-            raise UsageError(where[key], error.what, "mend the value") from None
-    return model, found
+    dest = name.replace("-", "_")
+    flag = f"--{dest.replace('_', '-')}"
+    if flag in GONE:
+        raise UsageError(where, f"this vLLM does not have {name} any more", GONE[flag])
+    if dest not in options():
+        raise UsageError(where, f"vLLM has no option {name}", nearest(dest, options()))
+    return options()[dest]
+
+
+def validate_value(option: Option, value: object, where: str) -> object:
+    """A config file's value as ``parse`` would have read it from words; None only where vLLM takes None.
+
+    Text is read as on the command line ("8k", "auto"); JSON may be nested YAML instead of text.
+
+    Raises:
+        UsageError: a value of another type, or not among the choices.
+    """
+    try:
+        return _given(option, value)
+    except (ValueError, RecursionError) as error:
+        shown = "its value" if option.dest in SECRETS else _short(f"{value!r}")
+        reason = str(error) if isinstance(error, _NotAllowedError) else "is nested too deep"
+        raise UsageError(where, f"{option.dest}: {shown} {reason}", "mend the value") from None
+
+
+def _given(option: Option, value: object) -> object:
+    if value is None:
+        if not option.optional:
+            raise _NotAllowedError("says nothing; leave the key out for vLLM's default")
+        return None
+    if option.kind in {"flag", "switch"} or (option.nargs == "?" and value is True):
+        if not isinstance(value, bool):
+            raise _NotAllowedError("is neither true nor false")
+        return value
+    if option.nargs == "+" or option.append:
+        return [_one(option, item) for item in (value if isinstance(value, list) else [value])]
+    return _one(option, value)
+
+
+def _one(option: Option, value: object) -> object:
+    """A single value; YAML has already read numbers, and what it took for something else is asked for in quotes."""
+    if isinstance(value, str):
+        return _read(option, value)
+    if isinstance(value, (dict, list)):
+        if option.kind == "device_ids" and isinstance(value, list):
+            return _read(option, ",".join(map(str, value)))
+        return (
+            _read(option, _dumped(value)) if option.kind in {"json", "json_or_str", "config", "lora"} else _no(option)
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _no(option)
+    if isinstance(value, float) and option.kind != "float":
+        return _no(option)  # as text it might not be what stands in the file: 1.10 would become 1.1
+    return _read(option, str(value))
+
+
+def _dumped(value: object) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise _NotAllowedError("holds what JSON cannot say (a date?); put that in quotes") from None
+
+
+def _no(option: Option) -> object:
+    kinds = {
+        "int": "a whole number",
+        "float": "a number",
+        "human_int": "a whole number",
+        "human_int_or_auto": "a whole number",
+    }
+    kinds |= {"json": "a mapping", "config": "a mapping"}
+    raise _NotAllowedError(f"is not {kinds.get(option.kind, 'text (put it in quotes)')}")
+
+
+# ---- values → words
+
+
+def spell(values: Mapping[str, object]) -> list[str]:
+    """Words that make vLLM's parser give exactly ``values``, by dest, in vLLM's order; "model" is not spelt.
+
+    One word an option, ``--flag=value``, so that no value is taken for a flag; only lists of several need more words.
+
+    Raises:
+        UsageError: an item of a list begins with a dash: argparse cannot be told that it is no flag.
+    """
+    words: list[str] = []
+    for option in options().values():
+        if option.dest in values and option.dest != "model":
+            words += _spelt(option, values[option.dest])
+    return words
+
+
+def _spelt(option: Option, value: object) -> list[str]:
+    flag = option.flags[0]
+    if option.kind in {"flag", "switch"} or value is True:
+        denied = [f"--no-{flag.removeprefix('--')}"] if option.kind == "switch" else []
+        return [flag] if value else denied
+    if not isinstance(value, list) or option.kind in {"json", "device_ids"}:
+        return [f"{flag}={_text(option, value)}"]
+    texts = [_text(option, item) for item in value]
+    if option.append or len(texts) <= 1:
+        return [f"{flag}={text}" for text in texts]
+    if dashed := [text for text in texts if text.startswith("-") and not text[1:].isdecimal()]:
+        shown = "an item" if option.dest in SECRETS else repr(dashed[0])
+        raise UsageError(flag, f"{shown} begins with a dash, which vLLM takes for a flag", "name it otherwise")
+    return [flag, *texts]
+
+
+def _text(option: Option, value: object) -> str:
+    if option.kind == "device_ids" and isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, (dict, list)) or option.kind == "json" else str(value)
+
+
+def redacted(values: Mapping[str, object]) -> dict[str, object]:
+    """``values`` with those of ``SECRETS`` as "***", for logs and reports."""
+    return {dest: "***" if dest in SECRETS and value else value for dest, value in values.items()}

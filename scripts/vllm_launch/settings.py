@@ -1,266 +1,372 @@
-"""What the person asked: flags over ``LAUNCH_*`` over config.yaml over defaults. Owns every port, path and drain time."""
+"""What the person asked: flags over ``LAUNCH_*`` over config.yaml over defaults. Owns ports, paths and drain times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
-import yaml
 
-from vllm_launch import engine_args
+from vllm_launch import config_file, engine_args
 from vllm_launch.errors import UsageError
 from vllm_launch.plan import Asked
 
-API_PORT = 8000  # vLLM's own default
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
-
-
-class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Our own settings. Field ``health_port`` is ``launch: health_port:`` in config.yaml, ``LAUNCH_HEALTH_PORT`` in the
-    environment and ``--launch-health-port`` on the command line; every field so.
-    """  # noqa: D205
-
-    objective: Literal["throughput", "latency"] = "throughput"  # fewest GPUs per replica, or the widest split
-    health_host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the container
-    health_port: Port = 8001  # /livez /readyz /startupz
-    drain_seconds: Seconds = 90  # from the signal to the end, all of it: carriers take their grace period from it
-    cache_dir: str | None = None  # compile and kernel caches, HOME where it cannot be written; default: ~/.cache
-    state_dir: str | None = None  # what one run needs on disk; default: a fresh temporary folder
-    api_key_file: str | None = None  # keys that clients may use, one a line
-    allowed_routes: tuple[str, ...] = ()  # only these routes and what lies below them; empty: all
-    start_stall_seconds: Seconds = 600  # a start in which nothing moves for so long is ended
-    p2p: Literal["auto", "off"] = "auto"  # auto: copy between peers before the first start and believe only that
-    greet: bool = False  # stream one answer to the terminal when ready
-    termination_log: str = "/dev/termination-log"  # where Kubernetes reads the reason; used only where it exists
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+CONFIG_VARIABLE = "LAUNCH_CONFIG"
+INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, "LAUNCH_GUARD_FILE"})
+"""``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """The one drain number in its parts, seconds: readiness off and still serving, vLLM's own drain, time to exit."""
+    """The one drain number, ``total`` seconds from SIGTERM to the end of the last process, in its parts.
 
-    delay: float
-    shutdown_timeout: int
-    margin: float
+    At first readiness is off while requests are still served (``delay``: load balancers take some seconds to notice),
+    then vLLM refuses new ones and finishes those under way (``shutdown_timeout``, whole seconds as vLLM takes them),
+    and the rest is for processes to go (``margin``). 0 ends everything at once.
+    """
+
+    total: int
+
+    @property
+    def delay(self) -> float:
+        """Seconds: 15, or a sixth of a short drain."""
+        return min(15.0, self.total / 6)
+
+    @property
+    def shutdown_timeout(self) -> int:
+        """Seconds for vLLM's ``--shutdown-timeout``."""
+        return int(self.total - 2 * self.delay)
+
+    @property
+    def margin(self) -> float:
+        """Seconds: what is left, about as long as ``delay``."""
+        return self.total - self.delay - self.shutdown_timeout
 
 
-def drain(seconds: float) -> Drain:
-    """15 s for load balancers to notice and 15 s to exit (a sixth each when short); the rest is for the streams."""
-    edge = min(15.0, seconds / 6)
-    return Drain(delay=edge, shutdown_timeout=int(seconds - 2 * edge), margin=edge)
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The launcher's own settings.
+
+    Every field has three spellings: ``health_port`` is ``launch: {health_port: 8001}`` in config.yaml,
+    ``LAUNCH_HEALTH_PORT`` in the environment and ``--launch-health-port`` on the command line.
+    """
+
+    objective: Literal["throughput", "latency"] = "throughput"
+    """throughput: the fewest GPUs a replica needs, then more replicas; latency: all GPUs for one replica."""
+    health_host: Text = "0.0.0.0"  # noqa: S104 - probes come from outside the container
+    """Address that /livez, /readyz, /startupz and /metrics of the launcher listen on."""
+    health_port: Port = 8001
+    """Port of the same."""
+    drain_seconds: Seconds = 90
+    """Seconds from SIGTERM to the end of everything; grace periods of carriers must be as long. 0: end at once."""
+    cache_dir: Text | None = None
+    """Folder for HOME and the caches that would lie where this user may not write. Default: a temporary one."""
+    state_dir: Text | None = None
+    """Folder for what one run needs on disk. Default: below XDG_RUNTIME_DIR, or a fresh temporary one."""
+    api_key_file: Text | None = None
+    """File of the API keys that clients may use, one a line, besides those of --api-key or VLLM_API_KEY."""
+    allowed_routes: tuple[Text, ...] = ()
+    """Routes that are served, with all that lies below them; in text separated by commas. None given: every route."""
+    start_stall_seconds: Seconds = 600
+    """Seconds without any progress after which a start is ended. 0: never."""
+    p2p_check: Literal["auto", "off", "disable"] = "auto"
+    """auto: try copies between the GPUs of a replica and believe those; off: believe NVML; disable: use no P2P."""
+    greet: bool = False
+    """Stream one answer to the terminal when ready."""
+    termination_log: Text = "/dev/termination-log"
+    """File for the reason of a failure, where Kubernetes reads it; written only where it already exists."""
+
+    @property
+    def drain(self) -> Drain:
+        """``drain_seconds`` in its parts."""
+        return Drain(self.drain_seconds)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything asked for. ``engine`` holds vLLM's options by dest, ``origin`` says where each value came from."""
+    """Everything asked for, by whichever carrier.
 
-    model: str | None
+    ``engine`` has vLLM's options that the person set, by dest and typed as vLLM types them; ``origin`` says where each
+    came from ("flag --port", "config.yaml line 12", "environment LAUNCH_HEALTH_PORT"), under the dest, under
+    "launch.<field>" or under "model". Never print it but through ``redacted``.
+    """
+
+    model: str
     launch: Launch
-    engine: dict[str, object]
-    engine_words: tuple[str, ...]  # the user's own flags, to be passed on as they are
-    origin: dict[str, str]
+    engine: Mapping[str, object]
+    origin: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads from the environment alone
+
+    @property
+    def port(self) -> int:
+        """The API's port; vLLM's default where none is set."""
+        port = self.engine.get("port", engine_args.options()["port"].default)
+        assert isinstance(port, int)  # noqa: S101 - an int option
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches vLLM's server, without a slash at the end."""
+        host = str(self.engine.get("host") or "127.0.0.1")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        return f"{'https' if self.engine.get('ssl_certfile') else 'http'}://{host}:{self.port}"
 
 
-SECRETS = {"api_key", "hf_token", "ssl_keyfile_password"}
+def redacted(settings: Settings) -> Settings:
+    """The same with every secret as "***": what may be printed."""
+    return msgspec.structs.replace(settings, engine=engine_args.redacted(settings.engine))
+
+
+def read_text(path: Path) -> str:
+    """A file's text as UTF-8, with or without a byte order mark."""
+    return path.read_text(encoding="utf-8-sig")
 
 
 def read_settings(
-    argv: Sequence[str], environ: Mapping[str, str], *, read_text: Callable[[Path], str] = Path.read_text
+    argv: Sequence[str], environ: Mapping[str, str], *, read_file: Callable[[Path], str] = read_text
 ) -> Settings:
-    """Settings from all carriers.
+    """Settings from the words after ``serve`` or ``plan``, the environment, and the file one of them names.
 
     Raises:
-        UsageError: an unknown name at any level, a value of the wrong kind, a file that cannot be read.
+        UsageError: an unknown name at any level, a value of the wrong kind, values that cannot go together, a file that
+            cannot be read or is not YAML, no model.
     """
     ours, words, path = _split(argv)
-    path = path or environ.get("LAUNCH_CONFIG") or None
-    origin: dict[str, str] = {}
+    path = path or environ.get(CONFIG_VARIABLE) or None
     launch: dict[str, object] = {}
-    model: str | None = None
     engine: dict[str, object] = {}
-    if path:
-        values, lines = _read_yaml(path, read_text)
-        section = values.pop("launch", None) or {}
-        if not isinstance(section, dict):
-            raise UsageError(lines["launch"], "launch: is not a mapping", "put one setting a line below it")
-        for key, value in section.items():
-            where = lines.get(f"launch.{key}", path)
-            launch[_field(str(key), str(key), where)] = value
-            origin[f"launch.{key}"] = where
-        model, engine = engine_args.from_mapping(values, lines)
-        origin |= {dest: lines[key] for key in values if (dest := key.replace("-", "_")) in engine}
-    for name, value in environ.items():
-        if name.startswith("LAUNCH_") and name not in {"LAUNCH_CONFIG", "LAUNCH_GUARD_FILE"}:
-            field = _from_environment(name, value)
-            launch[field], origin[f"launch.{field}"] = value, f"environment {name}"
-    for flag, value in ours:
-        field = _field(flag.removeprefix("--launch-").replace("-", "_"), flag, "command line")
+    origin: dict[str, str] = {}
+    if path is not None:
+        _take_file(config_file.read(path, read_file), launch, engine, origin)
+    for name in sorted(name for name in environ if name.startswith("LAUNCH_") and name not in INTERNAL_VARIABLES):
+        field = _field_of_variable(name, environ[name])
+        launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
+    for field, (flag, value) in ours.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    given, flags = engine_args.parse(words)
-    engine |= flags
-    origin |= {dest: "command line" for dest in flags}
+    said = engine_args.parse(words)
+    engine |= said
+    origin |= {dest: f"flag {engine_args.options()[dest].flags[0]}" for dest in said}
+    if "config" in said:
+        raise UsageError("--config", "is shortened or spelt oddly", "write --config FILE")
+    model = engine.pop("model", None)
+    if not isinstance(model, str):
+        raise UsageError(
+            "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
+        )
     settings = Settings(
-        model=given or model,
+        model=model,
         launch=_launch(launch, origin),
         engine=engine,
-        engine_words=tuple(words),
         origin=origin,
+        long_max_model_len=environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "").strip().lower() in {"1", "true"},
     )
     _check(settings, environ)
-    return settings
+    return msgspec.structs.replace(settings, warnings=_warnings(settings))
 
 
-def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str], str | None]:
-    """Our own flags with their values, the words for vLLM, and --config's file."""
-    ours: list[tuple[str, str]] = []
+# ---- carriers
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], str | None]:
+    """Our own flags as {field: (flag, text)}, the words for vLLM, and the file of --config."""
+    ours: dict[str, tuple[str, str]] = {}
     words: list[str] = []
     path: str | None = None
     rest = iter(argv)
     for word in rest:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if flag.startswith("--") else flag
-        if flag != "--config" and not flag.startswith("--launch-"):
+        denied = flag.startswith("--no-launch-")
+        if flag != "--config" and not flag.startswith("--launch-") and not denied:
             words.append(word)
             continue
-        boolean = Launch.__annotations__.get(flag.removeprefix("--launch-").replace("-", "_")) == "bool"
-        if not equals:
-            value = "true" if boolean else next(rest, "")
+        field = None
+        if flag != "--config":
+            field = _field(flag.removeprefix("--no" if denied else "-").lstrip("-").removeprefix("launch-"), flag)
+        if field and Launch.__annotations__[field] == "bool" and not equals:
+            value = "false" if denied else "true"
+        elif denied:
+            raise UsageError(flag, "cannot be denied", f"write --{flag.removeprefix('--no-')} VALUE, or leave it out")
+        elif not equals:
+            value = next(rest, "")
         if not value:
-            raise UsageError(flag, "a value is missing", f"write {flag} VALUE")
-        if flag == "--config":
+            raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
+        if path is not None if field is None else field in ours:
+            raise UsageError(flag, "is given twice", "keep one")
+        if field is None:
             path = value
         else:
-            ours.append((flag, value))
+            ours[field] = (flag, value)
     return ours, words, path
 
 
-def _field(name: str, said: str, where: str) -> str:
+def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
     field = name.replace("-", "_")
     if field not in Launch.__struct_fields__:
-        raise UsageError(
-            where, f"{said} is not a setting of the launcher", engine_args.nearest(field, Launch.__struct_fields__)
-        )
+        spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
+        close = engine_args.nearest(spelt(field), [spelt(field) for field in Launch.__struct_fields__])
+        raise UsageError(where, f"the launcher has no setting {name}", close)
     return field
 
 
-def _from_environment(name: str, value: str) -> str:
-    if value.startswith(("tcp://", "udp://")):
+SERVICE_LINK = re.compile(r"LAUNCH_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+
+
+def _field_of_variable(name: str, value: str) -> str:
+    if SERVICE_LINK.fullmatch(name) or re.match(r"(tcp|udp|sctp)://", value):
         raise UsageError(
             f"environment {name}",
-            f"{value} is a Kubernetes service link, not a setting",
-            "set enableServiceLinks: false in the pod, or do not name a Service `launch`",
+            "comes from Kubernetes (a link to a Service called launch…) and is no setting",
+            "set enableServiceLinks: false in the pod, or give the Service another name",
         )
-    known = [f"LAUNCH_{field.upper()}" for field in Launch.__struct_fields__]
-    if name not in known:
-        raise UsageError(f"environment {name}", "there is no such setting", engine_args.nearest(name, known))
-    return name.removeprefix("LAUNCH_").lower()
+    return _field(name.removeprefix("LAUNCH_").lower(), f"environment {name}", lambda field: f"LAUNCH_{field.upper()}")
+
+
+def _take_file(
+    file: config_file.ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]
+) -> None:
+    for key, value in file.values.items():
+        where = file.where((key,))
+        if key == "launch":
+            for name, setting in _section(value, where).items():
+                place = file.where((key, name))
+                field = _field(name, place, lambda field: field)
+                if setting is None:
+                    raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
+                launch[field], origin[f"launch.{field}"] = setting, place
+            continue
+        option = engine_args.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
+        if option.dest == "config":
+            raise UsageError(where, "a config file cannot name another", "write it all in one")
+        if option.dest in origin:
+            raise UsageError(where, f"{key} is said twice (first: {origin[option.dest]})", "keep one of them")
+        origin[option.dest] = where
+        if value != []:  # vLLM's own --config passes an empty list over
+            engine[option.dest] = engine_args.validate_value(option, value, where)
+
+
+def _section(value: object, where: str) -> dict[str, object]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` a line below it")
+    return {str(name): setting for name, setting in value.items()}
 
 
 def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
-    """Values of any carrier as typed settings; text from the environment and flags is read leniently ("8001", "true")."""
+    """Typed settings; text, as the environment and flags give it, is read leniently ("8001", "true", "/a,/b")."""
     found: dict[str, object] = {}
+    kinds = get_type_hints(Launch, include_extras=True)
     for field, value in values.items():
-        kind = Launch.__annotations__[field]
+        given = value
         if field == "allowed_routes" and isinstance(value, str):
-            value = [route for route in value.replace(",", " ").split() if route]
+            given = [route for route in value.replace(",", " ").split() if route]
         try:
-            single = msgspec.convert({field: value}, Launch, strict=not isinstance(value, str))
+            found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
         except msgspec.ValidationError as error:
-            what = str(error).partition(" - at")[0]
-            raise UsageError(
-                origin[f"launch.{field}"], f"{field} cannot be {value!r}: {what}", f"give {kind}"
-            ) from None
-        found[field] = getattr(single, field)
-    return Launch(**found)  # type: ignore[arg-type]  # each has just been converted to its field's type
+            reason = str(error).partition(" - at")[0].replace("`", "")
+            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", reason) from None
+    return msgspec.convert(found, Launch)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (a few lines can unfold to gigabytes) and without a key said twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not taken", problem_mark=mark)
-        return super().compose_node(parent, index)
+# ---- what cannot work
 
 
-def _read_yaml(path: str, read_text: Callable[[Path], str]) -> tuple[dict[str, object], dict[str, str]]:
-    """A config file's values, and for each key ("port", "launch.health_port") its place, "config.yaml line 3"."""
-    try:
-        text = read_text(Path(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(path, f"cannot be read: {reason}", "name a YAML file with --config or LAUNCH_CONFIG") from None
-    lines: dict[str, str] = {}
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return {}, {}
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(path, "is not a mapping of options", "write one `option: value` a line")
-        _note_lines(node, path, "", lines)
-        values = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UsageError(f"{path} line {line}", f"not YAML: {error.problem}", "mend the line") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(path, f"not YAML: {error}", "mend the file") from None
-    return {str(key): value for key, value in values.items()}, lines
-
-
-def _note_lines(node: yaml.MappingNode, path: str, prefix: str, lines: dict[str, str]) -> None:
-    for key, value in node.value:
-        name, where = f"{prefix}{key.value}", f"{path} line {key.start_mark.line + 1}"
-        if name in lines:
-            raise UsageError(where, f"{key.value} is said a second time (first: {lines[name]})", "keep one of them")
-        lines[name] = where
-        if not prefix and name == "launch" and isinstance(value, yaml.MappingNode):
-            _note_lines(value, path, "launch.", lines)
-
-
-POSITIVE = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
-            "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
+          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "a Unix socket"}
 
 
 def _check(settings: Settings, environ: Mapping[str, str]) -> None:
-    """What vLLM would refuse minutes later, or what cannot work at all."""
-    engine, origin = settings.engine, settings.origin
-    for dest in POSITIVE:
-        if isinstance(value := engine.get(dest), int) and value < 1:
-            raise UsageError(origin[dest], f"{dest} is {value}", "give 1 or more")
-    share = engine.get("gpu_memory_utilization")
-    if isinstance(share, float) and not 0 < share <= 1:
-        raise UsageError(origin["gpu_memory_utilization"], f"gpu_memory_utilization is {share}", "give 0 < share <= 1")
-    length = engine.get("max_model_len")
-    if isinstance(length, int) and length < 1 and length != -1:
-        raise UsageError(origin["max_model_len"], f"max_model_len is {length}", "give 1 or more, or auto")
-    port = engine.get("port", API_PORT)
-    if not isinstance(port, int) or not 1 <= port <= 65535:  # noqa: PLR2004
-        raise UsageError(origin.get("port", "port"), f"port is {port}", "give 1 to 65535")
-    if port == settings.launch.health_port:
-        raise UsageError(
-            origin.get("launch.health_port", origin.get("port", "port")),
-            f"the API and the health endpoints both want port {port}",
-            "change --port or --launch-health-port",
-        )
+    """Refuse now what vLLM would refuse minutes later, and what would run unwatched or unprotected."""
+    for dest, what, remedy in _mistakes(settings):
+        raise UsageError(settings.origin.get(dest, dest), what, remedy)
     if "://" in environ.get("VLLM_PORT", ""):
         raise UsageError(
             "environment VLLM_PORT",
-            f"{environ['VLLM_PORT']} is a Kubernetes service link and vLLM would read it as a port",
-            "set enableServiceLinks: false in the pod, or do not name a Service `vllm`",
+            "comes from Kubernetes (a link to a Service called vllm), and vLLM would read it as a port",
+            "set enableServiceLinks: false in the pod, or give the Service another name",
         )
 
 
-def asked(settings: Settings, environ: Mapping[str, str]) -> Asked:
-    """The part of it that the plan must take as given.
+def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C901 - a list of rules, two lines each
+    """(Key of ``origin``, what, remedy) of each value that cannot be, or cannot be with another."""
+    engine, launch, port = settings.engine, settings.launch, settings.port
+    whole = {dest: value for dest, value in engine.items() if isinstance(value, int)}
+    share, length, keys = engine.get("gpu_memory_utilization"), whole.get("max_model_len", 1), engine.get("api_key")
+    for dest in COUNTS:
+        if whole.get(dest, 1) < 1:
+            yield dest, f"{dest} is {whole[dest]}", "give 1 or more"
+    if isinstance(share, float) and not 0 < share <= 1:
+        yield "gpu_memory_utilization", f"gpu_memory_utilization is {share}", "give a share above 0, at most 1"
+    if length < 1 and length != -1:
+        yield "max_model_len", f"max_model_len is {length}", "give 1 or more, or auto"
+    if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP's
+        yield "port", f"port is {port}", "give 1 to 65535"
+    if port == launch.health_port:
+        where = "launch.health_port" if "launch.health_port" in settings.origin else "port"
+        yield where, f"the API and the health endpoints both want port {port}", "change one of them"
+    if whole.get("shutdown_timeout", 0) < 0:
+        yield "shutdown_timeout", f"shutdown_timeout is {whole['shutdown_timeout']}", "give 0 or more seconds"
+    for dest in NO_HTTP.keys() & {dest for dest, value in engine.items() if value}:
+        what = f"vLLM would serve {NO_HTTP[dest]}, and the launcher watches it over HTTP"
+        yield dest, what, "start vLLM itself for that"
+    if engine.get("ssl_keyfile") and not engine.get("ssl_certfile"):
+        yield "ssl_keyfile", "a key without a certificate is of no use", "set ssl_certfile too"
+    if isinstance(keys, list) and not all(keys):
+        yield "api_key", "a key is empty, and vLLM would serve without asking for any", "give a key, or leave it out"
+    for route in launch.allowed_routes:
+        if not route.startswith("/"):
+            yield "launch.allowed_routes", f"the route {route!r} does not begin with /", "write it as /v1/chat"
+
+
+def _warnings(settings: Settings) -> tuple[str, ...]:
+    timeout, drain = settings.engine.get("shutdown_timeout"), settings.launch.drain
+    if isinstance(timeout, int) and timeout + drain.delay > drain.total:
+        where = settings.origin["shutdown_timeout"]
+        what = f"{timeout} s do not fit into drain_seconds, {drain.total} s with {drain.delay:g} s of delay before"
+        return (f"{where}: {what}; streams will be cut when drain_seconds are over",)
+    return ()
+
+
+# ---- what others need of it
+
+
+def asked(settings: Settings) -> Asked:
+    """What the plan must take as given."""
+    engine = settings.engine
+    known = {name: engine[name] for name in Asked.__struct_fields__ if engine.get(name) is not None}
+    known["objective"] = settings.launch.objective
+    known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
+    return msgspec.convert(known, Asked)
+
+
+def read_api_keys(
+    settings: Settings, environ: Mapping[str, str], *, read_file: Callable[[Path], str] = read_text
+) -> tuple[str, ...]:
+    """The keys that clients may use; empty: no key is asked for.
+
+    Those of api_key_file, and of --api-key or, where that is not set, VLLM_API_KEY
+    (vllm/entrypoints/serve/middleware/register.py has the same order).
 
     Raises:
-        UsageError: a value of a kind that the plan cannot count with.
+        UsageError: the file cannot be read or has no usable key: to serve without keys must not come of a mistake.
     """
-    known = {name: settings.engine[name] for name in Asked.__struct_fields__ if name in settings.engine}
-    long = environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in {"", "0"} or "hf_overrides" in settings.engine
-    try:
-        return msgspec.convert({**known, "objective": settings.launch.objective, "long_max_model_len": long}, Asked)
-    except msgspec.ValidationError as error:
-        raise UsageError("settings", str(error), "give a value of that kind") from None
+    given = settings.engine.get("api_key") or [environ.get("VLLM_API_KEY", "")]
+    assert isinstance(given, list)  # noqa: S101 - nargs "+"
+    keys = [str(key) for key in given if key]
+    if (path := settings.launch.api_key_file) is not None:
+        where = f"{settings.origin.get('launch.api_key_file', 'api_key_file')} ({path})"
+        text = config_file.text_of(path, where, read_file, "name a file that holds a key a line")
+        in_file = [line.strip() for line in text.splitlines() if line.strip()]
+        if not in_file:
+            raise UsageError(where, "the file holds no key", "write one key a line")
+        keys += in_file
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise UsageError(
+            "API keys", "one holds a space or a character beyond ASCII", "HTTP headers cannot carry it; make another"
+        )
+    return tuple(dict.fromkeys(keys))
