@@ -11,13 +11,17 @@ import msgspec
 
 from vllm_launch import config_file, engine_args
 from vllm_launch.errors import UsageError
+from vllm_launch.guard import FILE_VARIABLE
 from vllm_launch.plan import Asked
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+GUARD_FILE = "guard.json"
+DRAIN_FLAG = "draining"
+"""Files in a run's folder: what the guard inside vLLM is told, and the one whose presence says that we are draining."""
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
-INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, "LAUNCH_GUARD_FILE"})
+INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
 """``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
 
 
@@ -63,7 +67,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drain_seconds: Seconds = 90
     """Seconds from SIGTERM to the end of everything; grace periods of carriers must be as long. 0: end at once."""
     cache_dir: Text | None = None
-    """Folder for HOME and the caches that would lie where this user may not write. Default: a temporary one."""
+    """Folder for every cache, and for HOME where that cannot be written. Default: below HOME, or else state_dir."""
     state_dir: Text | None = None
     """Folder for what one run needs on disk. Default: below XDG_RUNTIME_DIR, or a fresh temporary one."""
     api_key_file: Text | None = None
