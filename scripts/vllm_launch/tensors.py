@@ -6,8 +6,6 @@ Most decoders are one shape with switches; ``FAMILIES`` holds the switches by mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from vllm_launch import tensors_moe, tensors_state, tensors_vision
@@ -30,6 +28,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     qkv: str = ""  # the name of fused query, key and value
     gate_up: str = ""  # the name of fused gate and up
     plain_mlp: tuple[str, str] | None = None  # a feed-forward without a gate: up and down
+    mlp: str = "mlp"
+    mlp_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     out: str = "o_proj"
     final_norm: str = "norm"
     final_norm_weight: bool = True
@@ -77,8 +77,20 @@ FAMILIES: dict[str, Family] = {
                   plain_mlp=("fc1", "fc2"), out="dense", final_norm="final_layernorm"),
     "phimoe": Family(norm_bias=True),
     "gpt_oss": LLAMA,
-    "llama4_text": LLAMA,
-    "jamba": LLAMA, "bamba": LLAMA, "falcon_h1": LLAMA, "lfm2": LLAMA, "lfm2_moe": LLAMA,
+    "llama4_text": Family(mlp="feed_forward"),
+    "jamba": Family(
+        norms=("input_layernorm", "pre_ff_layernorm"), mlp="feed_forward", final_norm="final_layernorm"
+    ),
+    "falcon_h1": Family(
+        norms=("input_layernorm", "pre_ff_layernorm"), mlp="feed_forward", final_norm="final_layernorm"
+    ),
+    **dict.fromkeys(
+        ("lfm2", "lfm2_moe"),
+        Family(
+            norms=("operator_norm", "ffn_norm"), qk_norm="head", qk_names=("q_layernorm", "k_layernorm"),
+            mlp="feed_forward", mlp_names=("w1", "w3", "w2"), out="out_proj", final_norm="embedding_norm",
+        ),
+    ),
     "mamba": LLAMA, "mamba2": LLAMA, "falcon_mamba": LLAMA, "nemotron_h": LLAMA,
 }  # fmt: skip
 
@@ -144,18 +156,32 @@ def _layer(out: TensorList, at: str, config: Config, family: Family, layer: Laye
     hidden, model_type = config.whole("hidden_size"), config.text("model_type")
     for name in family.norms:
         _norm(out, at + name, hidden, bias=family.norm_bias)
-    if layer.kind == "mamba":
+    if layer.state_shapes:
         tensors_state.mixer(out, at, config)
-    elif mla is not None:
-        _mla(out, f"{at}self_attn.", config, mla)
-    else:
-        attention(out, f"{at}self_attn.", config, family)
+    if layer.kind != "mamba":
+        if mla is not None:
+            _mla(out, f"{at}self_attn.", config, mla)
+        else:
+            attention(out, f"{at}self_attn.", config, family)
     if layer.moe:
         tensors_moe.experts(out, at, config)
+    elif model_type == "granitemoehybrid":
+        wide = config.whole("shared_intermediate_size")
+        out.linear(f"{at}shared_mlp.input_linear", 2 * wide, hidden)
+        out.linear(f"{at}shared_mlp.output_linear", hidden, wide)
     else:
-        dense = "intermediate_size_mlp" if model_type == "llama4_text" else "intermediate_size"
-        name = "feed_forward" if model_type in {"llama4_text", "jamba"} else "mlp"
-        feed_forward(out, f"{at}{name}.", config, family, config.whole(dense))
+        feed_forward(out, f"{at}{family.mlp}.", config, family, _dense_width(config))
+
+
+def _dense_width(config: Config) -> int:
+    """Channels of a dense feed-forward. LFM2's config states 3/2 of them, before rounding (Lfm2MLP in transformers)."""
+    model_type = config.text("model_type")
+    wide = config.whole("intermediate_size_mlp" if model_type == "llama4_text" else "intermediate_size")
+    if model_type == "lfm2" and config.flag("block_auto_adjust_ff_dim", default=True):
+        multiple = config.whole("block_multiple_of", default=256)
+        wide = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * wide / 3))
+        wide = -(-wide // multiple) * multiple
+    return wide
 
 
 def attention(out: TensorList, at: str, config: Config, family: Family) -> None:
@@ -176,7 +202,7 @@ def attention(out: TensorList, at: str, config: Config, family: Family) -> None:
     if model_type == "gpt_oss":
         out.add(f"{at}sinks", heads)
     kind = family.qk_norm
-    if model_type == "cohere" or model_type.startswith("glm4_moe") or model_type == "phi":
+    if model_type in {"cohere", "glm4_moe", "phi"}:
         kind = ("each" if model_type == "cohere" else "head") if config.flag("use_qk_norm") else ""
     sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "head": ((dim,), (dim,)), "all": ((heads * dim,), (groups * dim,)), "each": ((heads, dim), (groups, dim)),
@@ -220,10 +246,7 @@ def feed_forward(out: TensorList, at: str, config: Config, family: Family, wide:
         down = "down_proj"
         out.linear(at + family.gate_up, 2 * wide, hidden, bias=bias)
     else:
-        down = "down_proj"
-        out.linear(f"{at}gate_proj", wide, hidden, bias=bias)
-        out.linear(f"{at}up_proj", wide, hidden, bias=bias)
+        gate, up, down = family.mlp_names
+        out.linear(at + gate, wide, hidden, bias=bias)
+        out.linear(at + up, wide, hidden, bias=bias)
     out.linear(at + down, hidden, wide, bias=bias)
-
-
-Style = Callable[[TensorList, Config, tuple[Layer, ...]], None]

@@ -62,6 +62,8 @@ def is_moe(config: Config, layers: int) -> list[bool]:
     pattern = config.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         return [letter == "E" for letter in pattern[:layers].ljust(layers, "-")]
+    if model_type == "nemotron_h":
+        return [word == "moe" for word in config.strings("layers_block_type") or []]
     words = config.strings("mlp_layer_types")
     if words:
         return [word == "sparse" for word in words[:layers]] + [True] * (layers - len(words))

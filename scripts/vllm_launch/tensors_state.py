@@ -13,6 +13,14 @@ def mixer(out: TensorList, at: str, config: Config) -> None:
     """What stands in the place of attention in a recurrent layer, under the layer's prefix ``at``."""
     if config.has("linear_num_value_heads"):
         _delta_net(out, f"{at}linear_attn.", config)
+    elif config.text("model_type") in {"lfm2", "lfm2_moe"}:
+        hidden = config.whole("hidden_size")
+        bias = config.flag("conv_bias")
+        out.linear(f"{at}conv.in_proj", 3 * hidden, hidden, bias=bias)
+        out.add(f"{at}conv.conv.weight", hidden, 1, config.whole("conv_L_cache", default=3))
+        out.linear(f"{at}conv.out_proj", hidden, hidden, bias=bias)
+        if bias:
+            out.add(f"{at}conv.conv.bias", hidden)
     elif config.text("model_type") == "jamba":
         _mamba1(out, f"{at}mamba.", config, norms=True)
     else:
@@ -35,6 +43,8 @@ def _delta_net(out: TensorList, at: str, config: Config) -> None:
 def _mamba1(out: TensorList, at: str, config: Config, *, norms: bool) -> None:
     hidden = config.whole("hidden_size")
     wide = int((config.number("mamba_expand", "expand") or 2) * hidden)
+    if config.text("model_type") != "jamba":
+        wide = config.whole("intermediate_size", default=wide)
     size = config.whole("mamba_d_state", "state_size", default=16)
     rank = (
         config.whole("mamba_dt_rank", "time_step_rank")
@@ -72,7 +82,7 @@ def _mamba2(out: TensorList, at: str, config: Config) -> None:
         out.add(f"{at}conv1d.bias", conv)
     for name in ("dt_bias", "A_log", "D"):
         out.add(at + name, heads)
-    if config.flag("mamba_rms_norm", default=True):
+    if config.flag("mamba_rms_norm", default=config.text("model_type") != "falcon_h1"):
         out.add(f"{at}norm.weight", wide)
     out.linear(f"{at}out_proj", hidden, wide, bias=bias)
 
@@ -91,9 +101,48 @@ def _plain_mamba(out: TensorList, config: Config, layers: tuple[Layer, ...]) -> 
     out.add("backbone.norm_f.weight", hidden)
 
 
+def _nemotron_h(out: TensorList, config: Config, layers: tuple[Layer, ...]) -> None:
+    """Nemotron-H: each layer is a norm and one block, which is Mamba 2, attention, a feed-forward or experts."""
+    hidden = config.whole("hidden_size")
+    out.add("backbone.embeddings.weight", config.whole("vocab_size"), hidden)
+    for n, layer in enumerate(layers):
+        at = f"backbone.layers.{n}.mixer."
+        out.add(f"backbone.layers.{n}.norm.weight", hidden)
+        if layer.kind == "mamba":
+            _mamba2(out, at, config)
+        elif layer.kind == "full":
+            bias, wide, narrow = config.flag("attention_bias"), layer.head_dim, layer.kv_heads * layer.head_dim
+            query = config.whole("num_attention_heads") * wide
+            for name, rows, columns in (
+                ("q_proj", query, hidden), ("k_proj", narrow, hidden), ("v_proj", narrow, hidden), ("o_proj", hidden, query),
+            ):  # fmt: skip
+                out.linear(at + name, rows, columns, bias=bias)
+        elif layer.moe:
+            count = config.whole("n_routed_experts")
+            latent = config.optional("moe_latent_size") or hidden
+            out.add(f"{at}gate.weight", count, hidden)
+            out.add(f"{at}gate.e_score_correction_bias", count, dtype="F32")
+            for expert in range(count):
+                _up_down(out, f"{at}experts.{expert}.", config.whole("moe_intermediate_size"), latent, bias=False)
+            shared = config.whole("moe_shared_expert_intermediate_size")
+            _up_down(out, f"{at}shared_experts.", shared, hidden, bias=config.flag("mlp_bias"))
+            if latent != hidden:
+                out.linear(f"{at}fc1_latent_proj", latent, hidden)
+                out.linear(f"{at}fc2_latent_proj", hidden, latent)
+        else:
+            _up_down(out, at, config.whole("intermediate_size"), hidden, bias=config.flag("mlp_bias"))
+    out.add("backbone.norm_f.weight", hidden)
+
+
+def _up_down(out: TensorList, at: str, wide: int, hidden: int, *, bias: bool) -> None:
+    out.linear(f"{at}up_proj", wide, hidden, bias=bias)
+    out.linear(f"{at}down_proj", hidden, wide, bias=bias)
+
+
 STYLES: dict[str, Callable[[TensorList, Config, tuple[Layer, ...]], None]] = {
     "mamba": _plain_mamba,
     "mamba2": _plain_mamba,
     "falcon_mamba": _plain_mamba,
+    "nemotron_h": _nemotron_h,
 }
 """Families whose whole body is unlike Llama's."""
