@@ -64,7 +64,7 @@ class FakePynvml(ModuleType):
         return self._answer("cuda", None, self.machine["cuda"])
 
     def nvmlDeviceGetCount(self):
-        return self.machine["count"]
+        return self._answer("count", None, self.machine["count"])
 
     def nvmlDeviceGetHandleByIndex(self, index):
         self._answer("handle", index, None)
@@ -296,6 +296,14 @@ def test_nvml_that_does_not_start_says_why_and_what_to_do_simulated(fake, code, 
         snapshot()
     assert caught.value.reason == reason
     assert remedy in str(caught.value)
+
+
+def test_gpus_that_cannot_be_counted_are_not_taken_for_none_simulated(fake):
+    fake.broken["count", None] = 999
+    with pytest.raises(nvml.NvmlUnavailable, match="Unknown Error") as caught:
+        snapshot()
+    assert caught.value.reason == "unknown_error"
+    assert fake.opened == 0
 
 
 def test_a_missing_binding_is_a_reason_too(monkeypatch):
