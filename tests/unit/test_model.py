@@ -72,13 +72,14 @@ def test_linear_rope_scaling_multiplies_the_length() -> None:
     assert made(rope_scaling={"type": "linear", "factor": 4.0}).max_model_len == 32768
 
 
-def test_the_tokenizer_limits_pooling_models_of_absolute_positions_alone() -> None:
-    tokenizer = {"tokenizer_config.json": {"model_max_length": 256}}
+def test_the_tokenizer_limits_only_embeddings_of_absolute_positions() -> None:
+    files = {"tokenizer_config.json": {"model_max_length": 512}}
+    assert made(files=files).max_model_len == 8192
+    assert made(files=files, architectures=["LlamaModel"]).max_model_len == 8192
     bert = json.loads((PUBLIC / "BAAI--bge-large-en-v1.5" / "config.json").read_text())
-    assert made(files=tokenizer).max_model_len == 8192
-    assert made(bert, files=tokenizer, position_embedding_type="absolute").max_model_len == 256
-    unlimited = {"tokenizer_config.json": {"model_max_length": int(1e30)}}
-    assert made(bert, files=unlimited, position_embedding_type="absolute").max_model_len == 512
+    absolute = {**bert, "max_position_embeddings": 1024, "position_embedding_type": "absolute"}
+    assert made(absolute, files=files).max_model_len == 512
+    assert made(absolute, files={"tokenizer_config.json": {"model_max_length": int(1e30)}}).max_model_len == 1024
 
 
 def test_longrope_starts_at_its_original_length() -> None:
