@@ -42,12 +42,23 @@ def plain_path(path: str) -> str | None:
     return re.sub(r"/{2,}", "/", decoded).rstrip("/") or "/"
 
 
-class Guard:
-    """ASGI middleware. ``LAUNCH_GUARD_FILE`` holds ``{"keys": […], "routes": […], "drain_flag": path, "retry_after": s}``.
+def routed_path(scope: Scope) -> str:
+    """The path that the router will look at: without ``--root-path`` (starlette/_utils.py:get_route_path)."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    below = path.removeprefix(root)
+    return below if root and below.startswith("/") else path
 
-    ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is one
-    of them or lies below one. Draining begins when the file ``drain_flag`` appears: every API server process sees it with
-    its next request, and streams that are under way go on.
+
+class Guard:
+    """ASGI middleware; its rules: ``{"keys": […], "routes": […], "drain_flag": path, "retry_after": seconds}``.
+
+    ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is
+    one of them or lies below one. Draining begins when the file ``drain_flag`` appears: every API server process sees
+    it with its next request, and streams that are under way go on.
+
+    vLLM adds it last, so it stands outside of vLLM's own key check and CORS (entrypoints/serve/middleware/register.py):
+    with ``--api-key`` given too a request needs a key that both know. OPTIONS carries no key (CORS preflight).
     """
 
     def __init__(self, app: App) -> None:
@@ -64,12 +75,12 @@ class Guard:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
-        route = plain_path(scope["path"])
+        route = plain_path(routed_path(scope))
         if route in OPEN_ROUTES:
             await self.app(scope, receive, send)
         elif route is None or not self._allowed(route):
             await _refuse(scope, send, 404, "This route is not served here.", {})
-        elif self.drain_flag and os.path.exists(self.drain_flag):  # noqa: PTH110 - a stat per request, so the cheap one
+        elif self.drain_flag and os.path.exists(self.drain_flag):  # noqa: ASYNC240, PTH110 - one stat
             headers = {"retry-after": str(self.retry_after)}
             await _refuse(scope, send, 503, "This server is draining; ask another replica.", headers)
         elif scope.get("method") != "OPTIONS" and not self._known(scope):

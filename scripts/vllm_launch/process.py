@@ -16,15 +16,15 @@ _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after a fork is no tim
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process: ``cpu_seconds`` of itself, ``resident`` and ``read`` in bytes, ``title`` its command line."""
+    """One process: ``resident``, ``read`` and ``written`` in bytes; ``title`` is its command line."""
 
     pid: int
     parent: int
     state: str  # "R", "S", "D", "T", "Z", …
     title: str
-    cpu_seconds: float = 0.0
     resident: int = 0
     read: int = 0
+    written: int = 0
 
 
 def become_subreaper() -> None:
@@ -34,11 +34,16 @@ def become_subreaper() -> None:
 
 
 def die_with_parent() -> None:
-    """For ``preexec_fn``: the child is killed when the launcher is, even by SIGKILL; vLLM's own children follow it."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """For ``preexec_fn``: when the launcher is gone, even by SIGKILL, vLLM is told to end.
+
+    SIGTERM rather than SIGKILL: the API server then takes its engine along (with the drain that it was given), where a
+    killed one would leave an engine core holding the GPU.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _read(pid: int) -> Process | None:
+def look_at(pid: int) -> Process | None:
+    """The process ``pid``; None when there is none."""
     root = Path("/proc", str(pid))
     try:
         fields = (root / "stat").read_text().rpartition(")")[2].split()
@@ -46,26 +51,25 @@ def _read(pid: int) -> Process | None:
     except (OSError, ValueError):
         return None  # it has gone since its folder was listed
     try:
-        read = int((root / "io").read_text().split("rchar: ")[1].split()[0])
-    except (OSError, IndexError):
-        read = 0  # another user's process
-    ticks = os.sysconf("SC_CLK_TCK")
+        io = dict(line.split(": ") for line in (root / "io").read_text().splitlines())
+    except (OSError, ValueError):
+        io = {}  # another user's process, or one that is just going
     return Process(
         pid=pid,
         parent=int(fields[1]),
         state=fields[0],
         title=title,
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / ticks,
         resident=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        read=read,
+        read=max(int(io.get("rchar", 0)), int(io.get("read_bytes", 0))),  # mapped files show in the latter alone
+        written=int(io.get("wchar", 0)),
     )
 
 
 def descendants(pid: int) -> list[Process]:
     """Every process below ``pid``, zombies too, in no order. One pass over /proc: some milliseconds."""
     children: dict[int, list[Process]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (process := _read(int(name))) is not None:
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all we need, every half a second
+        if name.isdigit() and (process := look_at(int(name))) is not None:
             children.setdefault(process.parent, []).append(process)
     found, todo = [], [pid]
     while todo:
@@ -75,20 +79,27 @@ def descendants(pid: int) -> list[Process]:
     return found
 
 
-def reap_orphans(keep: int) -> None:
-    """Collect what orphans left behind, but not the status of ``keep``, for which somebody waits."""
+def reap() -> dict[int, int]:
+    """Collect every child that has ended, our own and adopted ones: exit codes by pid, -n for signal n.
+
+    Whoever calls this must not wait for children by other means.
+    """
+    ended: dict[int, int] = {}
     while True:
         try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
-        if ended is None or ended.si_pid == keep:
-            return  # `keep` hides what ended after it; its waiter takes it, and the next call goes on
-        os.waitpid(ended.si_pid, os.WNOHANG)
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = os.waitstatus_to_exitcode(status)
 
 
-def end_all(pid: int, grace: float) -> None:
-    """End every descendant of ``pid``: SIGTERM, at most ``grace`` seconds, then SIGKILL until none is left alive."""
+def end_all(pid: int, grace: float) -> list[Process]:
+    """End every descendant of ``pid``: SIGTERM, at most ``grace`` seconds, then SIGKILL. Returns what would not end.
+
+    Blocks; zombies among our children are left to ``reap``.
+    """
     deadline = time.monotonic() + grace
     number = signal.SIGTERM
     asked: set[int] = set()
@@ -97,7 +108,7 @@ def end_all(pid: int, grace: float) -> None:
             number = signal.SIGKILL
             asked.clear()
         if time.monotonic() >= deadline + 10:
-            return  # in uninterruptible sleep: the kernel ends it when the driver lets go
+            return alive  # in uninterruptible sleep: the kernel ends it when the driver lets go
         for process in alive:
             if process.pid not in asked:
                 asked.add(process.pid)
@@ -106,3 +117,4 @@ def end_all(pid: int, grace: float) -> None:
                 except ProcessLookupError:
                     continue
         time.sleep(0.05)
+    return []

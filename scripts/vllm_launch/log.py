@@ -1,0 +1,101 @@
+"""vLLM's log on its way through us: bytes unchanged, its last lines kept. Touches pipes, each in its own thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import threading
+from collections import deque
+
+KEPT_LINES = 400
+KEPT_LINE_BYTES = 4096
+
+
+class Log:
+    """Copies the child's streams to ours and remembers the end of them.
+
+    A slow reader of ours slows the child down, as it would without us: nothing is lost and nothing piles up. A reader
+    that has gone away is not the child's trouble: its log is then read and dropped.
+    """
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=KEPT_LINES)
+        self.fresh: deque[str] = deque(maxlen=KEPT_LINES)
+        """Lines that nobody has looked at yet, for whoever follows the start."""
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # of stderr, where our lines and the child's meet
+        self._mid_line = False
+        self._own: queue.Queue[str | None] = queue.Queue(maxsize=1000)
+        self._speaker = threading.Thread(target=self._speak, name="own lines", daemon=True)
+        self._speaker.start()
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy file descriptor ``source`` to ``target`` until its end, and close it."""
+        thread = threading.Thread(target=self._copy, args=(source, target), name=f"log to {target}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def say(self, line: str) -> None:
+        """A line of our own on stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
+        with contextlib.suppress(queue.Full):
+            self._own.put_nowait(f"\n{line}\n")
+
+    def say_part(self, text: str) -> None:
+        """A piece of a line that is still growing."""
+        with contextlib.suppress(queue.Full):
+            self._own.put_nowait(text)
+
+    def close_streams(self, timeout: float) -> None:
+        """Wait, at most ``timeout`` seconds each, for what the child has written."""
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Wait, at most ``timeout`` seconds, for our own lines."""
+        with contextlib.suppress(queue.Full):
+            self._own.put(None, timeout=timeout)
+        self._speaker.join(timeout)
+
+    def _speak(self) -> None:
+        while (text := self._own.get()) is not None:
+            with self._lock:
+                line = text if self._mid_line else text.removeprefix("\n")
+                self._mid_line = not line.endswith("\n")
+                _write(2, line.encode())
+
+    def _copy(self, source: int, target: int) -> None:
+        part, alive = b"", True
+        try:
+            while data := os.read(source, 65536):
+                if alive and target == 2:  # noqa: PLR2004 - stderr
+                    with self._lock:
+                        alive = _write(target, data)
+                        self._mid_line = not data.endswith((b"\n", b"\r"))
+                elif alive:
+                    alive = _write(target, data)
+                *lines, part = re.split(rb"[\r\n]+", part + data)
+                part = part[:KEPT_LINE_BYTES]
+                self._keep(lines)
+            self._keep([part])
+        finally:
+            os.close(source)
+
+    def _keep(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if line:
+                text = line[:KEPT_LINE_BYTES].decode(errors="replace")
+                self.last.append(text)
+                self.fresh.append(text)
+
+
+def _write(target: int, data: bytes) -> bool:
+    """All of ``data``; whether anybody still reads."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(target, view) :]
+    except OSError:
+        return False
+    return True

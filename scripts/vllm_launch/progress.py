@@ -1,0 +1,158 @@
+"""How far a start of vLLM has come, judged from its log and from what its processes do. Pure: time is an argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+PHASES: Final = (
+    "starting",
+    "downloading",
+    "loading weights",
+    "compiling",
+    "profiling",
+    "capturing CUDA graphs",
+    "warming up",
+    "ready",
+)
+"""In the order in which vLLM goes through them; a start may leave some out, none comes twice."""
+
+# Each is a piece of a format string of vLLM 0.32.0; the file that prints it stands beside it.
+_SIGNS: Final = (
+    ("loading weights", "Starting to load model"),  # v1/worker/gpu_model_runner.py, cpu_model_runner.py
+    ("loading weights", "checkpoint shards"),  # model_executor/model_loader/weight_utils.py
+    ("compiling", "Using cache directory"),  # compilation/backends.py
+    ("compiling", "Dynamo bytecode transform"),  # compilation/backends.py
+    ("compiling", "Compiling a graph"),  # compilation/backends.py
+    ("compiling", "Directly load the"),  # compilation/backends.py
+    ("profiling", "Initial profiling"),  # compilation/monitor.py
+    ("profiling", "Profiling CUDA graph memory"),  # v1/worker/gpu_model_runner.py
+    ("profiling", "Available KV cache memory"),  # v1/worker/gpu_worker.py
+    ("profiling", "KV cache size:"),  # v1/core/kv_cache_utils.py
+    ("capturing CUDA graphs", "Capturing CUDA graphs"),  # v1/worker/gpu_model_runner.py, gpu/cudagraph_utils.py
+    ("warming up", "Warming up model"),  # v1/worker/cpu_model_runner.py
+    ("warming up", "init engine (profile, create kv cache, warmup model) took"),  # v1/engine/core.py
+)
+
+_MEBIBYTE: Final = 1 << 20
+_IDLE_CHATTER: Final = re.compile(r"Waiting for .* core engine|No available shared memory broadcast block")
+"""What vLLM prints while it waits: a sign that nothing moves, not that something does."""
+
+
+def phase_after(phase: str, line: str) -> str:
+    """The phase once ``line`` of vLLM's log has been seen; never an earlier one than ``phase``."""
+    for later, sign in _SIGNS:
+        if sign in line and PHASES.index(later) > PHASES.index(phase):
+            return later
+    return phase
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """vLLM's processes at one moment: ``at`` in seconds; ``read``, ``written``, ``resident`` in bytes, summed."""
+
+    at: float
+    lines: int = 0
+    processes: int = 0
+    read: int = 0
+    written: int = 0
+    resident: int = 0
+
+
+def tells_progress(line: str) -> bool:
+    """Whether a log line is news, rather than vLLM saying that it waits."""
+    return not _IDLE_CHATTER.search(line)
+
+
+def last_movement(mark: Sample, sample: Sample) -> Sample:
+    """``sample`` if something has moved since ``mark``, else ``mark``.
+
+    CPU time does not count: a deadlocked NCCL or message queue spins. A compiler at work shows in the number of
+    processes, their memory and their files, each of which counts from 1 MiB on.
+    """
+    moved = (
+        sample.lines != mark.lines
+        or sample.processes != mark.processes
+        or abs(sample.read - mark.read) >= _MEBIBYTE
+        or abs(sample.written - mark.written) >= _MEBIBYTE
+        or abs(sample.resident - mark.resident) >= _MEBIBYTE
+    )
+    return sample if moved else mark
+
+
+def stall(mark: Sample, now: float, limit_s: float, phase: str) -> str | None:
+    """Why a start whose last movement was ``mark`` is given up at ``now``; None while there is hope. 0 s: never."""
+    still = now - mark.at
+    if limit_s <= 0 or still < limit_s:
+        return None
+    return (
+        f"the start stands still: in phase '{phase}' for {still:.0f} s no log line, no bytes read or written, "
+        "no change of memory"
+    )
+
+
+def downloading(phase: str, before: Sample, sample: Sample) -> bool:
+    """Whether a download is under way: vLLM logs only its end (weight_utils.py), but much is written."""
+    return phase in {"starting", "downloading"} and sample.written - before.written >= 16 * _MEBIBYTE
+
+
+def size(count: float) -> str:
+    """Bytes for people, in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:  # noqa: PLR2004
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def sentence(phase: str, elapsed_s: float, read: int, weights_bytes: int | None, *, gpu: bool) -> str:
+    """One compact line: phase, bytes of weights, time so far, what is normal."""
+    weights = ""
+    if phase in {"downloading", "loading weights"} and weights_bytes:
+        weights = f", {size(min(read, weights_bytes))} of {size(weights_bytes)} of weights"
+    normal = "40-180 s, and minutes for large weights" if gpu else "45-130 s"
+    return f"{phase}{weights}, {elapsed_s:.0f} s so far (normal: {normal})"
+
+
+_EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Interrupt|Killed)): (.+)$")
+_PREFIX: Final = re.compile(r"^\s*(?:\([^()]*pid=\d+\) )?(?:(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]+\] )?")
+_WRAPPERS: Final = re.compile(
+    r"Engine core initialization failed|EngineDeadError"
+    r"|WorkerProc initialization failed|EngineCore encountered an issue|CancelledError|KeyboardInterrupt|failed due to an exception in a background process"
+)
+
+
+def reason(lines: Sequence[str]) -> str | None:
+    """The most telling line of vLLM's last words: the first exception that is not another one's wrapper.
+
+    A worker's exception is logged by the worker, then by the engine core, then by the API server, each wrapped in the
+    next one's words; the first is the cause. Without any exception: the last line that vLLM logged as an error.
+    """
+    plain = [_PREFIX.sub("", line).strip() for line in lines]
+    wrapped = None
+    for line in plain:
+        if _EXCEPTION.match(line):
+            if not _WRAPPERS.search(line):
+                return line[:1000]
+            wrapped = line[:1000]
+    errors = [text for text, line in zip(plain, lines, strict=True) if re.search(r"\b(?:ERROR|CRITICAL) \d\d-", line)]
+    usage = [line for line in plain if re.match(r"\S+: error: ", line)]
+    if wrapped or errors:
+        return wrapped or errors[-1][:1000]
+    return usage[-1][:1000] if usage else None
+
+
+def exit_code(status: int) -> int:
+    """Ours for a child's unrequested end (``status`` as subprocess has it): 0 becomes 1, signal n becomes 128 + n."""
+    return 128 - status if status < 0 else status or 1
+
+
+def kv_sentence(tokens: int, planned: int | None, tolerance: float) -> tuple[str, bool]:
+    """What the KV cache really holds against the plan, and whether that is worth a warning."""
+    if not planned:
+        return f"KV cache: {tokens:,} tokens", False
+    off = tokens / planned - 1
+    text = f"KV cache: {tokens:,} tokens, planned {planned:,} ({off:+.1%})"
+    return text, abs(off) > tolerance

@@ -1,0 +1,376 @@
+"""vLLM as a child: started, watched, drained, and nothing left behind. Touches processes, signals, files and the clock.
+
+Signals: SIGTERM, SIGINT and SIGHUP drain, a second one of any of them ends at once; during the start there is nothing
+to drain, so the first one ends at once. SIGQUIT always ends at once. An end that was asked for and drained is exit 0;
+one at once is 128 + the signal's number, as shells have it. Other signals are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from vllm_health import scrape, server, smoke
+from vllm_launch import guard, process, progress
+from vllm_launch.errors import UsageError
+from vllm_launch.log import Log
+
+WATCH_SECONDS = 0.5
+LOST_SECONDS = 3.0
+"""How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
+SPEAK_SECONDS = 10.0
+END_GRACE_SECONDS = 2.0
+TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
+_VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``serve`` needs beside the child's argv and environment; durations in seconds."""
+
+    api_host: str
+    api_port: int
+    health_host: str
+    health_port: int
+    drain_delay: float
+    shutdown_timeout: float
+    exit_margin: float
+    state_dir: Path
+    start_stall_seconds: float = 600.0
+    api_scheme: str = "http"
+    termination_log: Path | None = None
+    planned_kv_tokens: int | None = None
+    kv_tolerance: float = 0.05
+    weights_bytes: int | None = None
+    gpu: bool = False
+    greet: bool = False
+    served_model_name: str | None = None
+    api_keys: tuple[str, ...] = ()
+    allowed_routes: tuple[str, ...] = ()
+
+    def api_url(self) -> str:
+        """The API as this machine reaches it."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.api_host, self.api_host)  # noqa: S104
+        return f"{self.api_scheme}://{host}:{self.api_port}"
+
+
+class Ending(Exception):  # noqa: N818 - an end is not always an error
+    """The run is over: our exit code, and why in one sentence (None where it was asked for)."""
+
+    def __init__(self, code: int, why: str | None) -> None:
+        super().__init__(why)
+        self.code, self.why = code, why
+
+
+async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -> int:
+    """Run vLLM until it or somebody ends it; our exit code. Must be called in the main thread.
+
+    Raises:
+        UsageError: a port that is taken, a program that cannot be executed, a state folder that cannot be written.
+    """
+    _check_port(options.api_host, options.api_port, "--port")
+    flag = _write_guard_rules(options)
+    health = server.Health()
+    try:
+        runner = await server.serve(health, options.health_host, options.health_port)
+    except OSError as error:
+        raise _port_error("--launch-health-port", options.health_port, error) from None
+    try:
+        run = _Run(argv, {**env, guard.FILE_VARIABLE: str(options.state_dir / "guard.json")}, options, health, flag)
+        return await run.until_the_end()
+    finally:
+        await runner.cleanup()
+
+
+def _port_error(where: str, port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(f"{where} {port}", "the port is in use", f"end what listens there, or give another {where}")
+    return UsageError(f"{where} {port}", f"cannot listen: {os.strerror(error.errno or 0)}", f"give another {where}")
+
+
+def _check_port(host: str, port: int, where: str) -> None:
+    """Before minutes of loading rather than after them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _port_error(where, port, error) from None
+
+
+def _write_guard_rules(options: Options) -> Path:
+    """The guard's rules, readable by us alone, since keys are among them; returns the path of the drain flag."""
+    flag = options.state_dir / "draining"
+    rules = {
+        "keys": options.api_keys,
+        "routes": options.allowed_routes,
+        "drain_flag": str(flag),
+        "retry_after": max(1, int(options.drain_delay)),
+    }
+    try:
+        options.state_dir.mkdir(parents=True, exist_ok=True)
+        flag.unlink(missing_ok=True)
+        path = options.state_dir / "guard.json"
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(rules))
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise UsageError(f"--launch-state-dir {options.state_dir}", what, "give a folder with room for it") from None
+    return flag
+
+
+class _Run:
+    """One life of vLLM."""
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], options: Options, health: server.Health, flag: Path
+    ) -> None:
+        self.options, self.health, self.flag = options, health, flag
+        self.log = Log()
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self.started_at = time.monotonic()
+        self.phase = "starting"
+        self._lines = 0
+        self.asked_to_end = False
+        self.vital: dict[int, str] = {}
+        process.become_subreaper()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            loop.add_signal_handler(number, self.signals.put_nowait, number)
+        try:
+            self.child = subprocess.Popen(
+                argv,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C reaches us alone
+                preexec_fn=process.die_with_parent,  # noqa: PLW1509 - one prctl, nothing that could hold a lock
+            )
+        except OSError as error:
+            raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):
+            assert stream is not None  # noqa: S101 - both are pipes
+            self.log.copy(os.dup(stream.fileno()), target)
+            stream.close()
+        self._reap()
+
+    def say(self, line: str) -> None:
+        self.log.say(f"vllm-launch: {line}")
+
+    async def until_the_end(self) -> int:
+        """All duties at once; the first that ends the run decides how."""
+        duties = {asyncio.create_task(duty) for duty in (self._watch(), self._serve(), self._obey(), self._outlive())}
+        try:
+            done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
+            ending = next(error for task in done if (error := task.exception()) is not None)
+        finally:
+            for duty in duties:
+                duty.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
+            await self._end_everything()
+        if not isinstance(ending, Ending):
+            raise ending
+        if ending.why is not None:
+            self.say(ending.why)
+            self._tell_kubernetes(ending.why)
+        self.log.close(timeout=2.0)
+        return ending.code
+
+    def _reap(self) -> None:
+        status = process.reap().get(self.child.pid)
+        if status is not None and not self.exited.done():
+            self.child.returncode = status
+            self.exited.set_result(status)
+
+    async def _end_everything(self) -> None:
+        self.health.state, self.health.reason = "stopped", "vLLM has ended."
+        left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
+        self._reap()
+        for one in left:
+            self.say(f"process {one.pid} ({one.title}) does not end: it hangs in the kernel")
+        await asyncio.to_thread(self.log.close_streams, 5.0)
+
+    def _tell_kubernetes(self, why: str) -> None:
+        path = self.options.termination_log
+        if path is None:
+            return
+        with contextlib.suppress(OSError):  # there only in a pod: never made by us
+            handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
+            with os.fdopen(handle, "wb") as file:
+                file.write(why.encode()[:TERMINATION_LOG_BYTES])
+
+    # --- duties -------------------------------------------------------------------------------------------------
+
+    async def _outlive(self) -> None:
+        """An end of vLLM that nobody asked for."""
+        status = await self.exited
+        if self.asked_to_end:
+            return
+        await asyncio.to_thread(self.log.close_streams, 1.0)  # its last words may still be on their way
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        if status == 0 and self.vital_lost():
+            how = f"exited because {self.vital_lost()} had died"
+        why = progress.reason(list(self.log.last)) or "its log names no error"
+        when = f"in phase '{self.phase}'" if self.phase != "ready" else "while serving"
+        raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
+
+    def vital_lost(self) -> str | None:
+        """The title of a part of vLLM that is gone."""
+        return next((title for pid, title in self.vital.items() if not _alive(pid)), None)
+
+    async def _watch(self) -> None:
+        """Every half a second: are all parts there, and does a start still move?"""
+        lost_at: float | None = None
+        mark = before = progress.Sample(at=self.started_at)
+        loading_from: progress.Sample | None = None
+        spoken = self.started_at
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            found = await asyncio.to_thread(process.descendants, os.getpid())
+            now = time.monotonic()
+            alive = [one for one in found if one.state != "Z"]
+            self.vital.update({one.pid: one.title for one in alive if _VITAL.match(one.title)})
+            if (title := self.vital_lost()) and not self.asked_to_end:
+                lost_at = lost_at or now
+                if now - lost_at > LOST_SECONDS:
+                    why = (
+                        progress.reason(list(self.log.last)) or "it was killed from outside, perhaps for want of memory"
+                    )
+                    raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
+            old_phase = self.phase
+            self._read_log()
+            if old_phase == "ready":
+                continue
+            sample = _sample(now, alive, self._lines)
+            if progress.downloading(self.phase, before, sample):
+                self.phase = "downloading"
+            if self.phase == "loading weights":
+                loading_from = loading_from or before
+            mark, before = progress.last_movement(mark, sample), sample
+            if why_stalled := progress.stall(mark, now, self.options.start_stall_seconds, self.phase):
+                raise Ending(1, f"{why_stalled}; all was ended")
+            if (self.phase != old_phase or now - spoken >= SPEAK_SECONDS) and self.phase != "ready":
+                spoken = now
+                self._speak(sample, loading_from or sample, now)
+
+    def _speak(self, sample: progress.Sample, since: progress.Sample, now: float) -> None:
+        moved = max(sample.read - since.read, sample.resident - since.resident, 0)
+        weights = self.options.weights_bytes
+        line = progress.sentence(self.phase, now - self.started_at, moved, weights, gpu=self.options.gpu)
+        self.health.reason = f"vLLM is starting: {line}."
+        self.say(line)
+
+    def _read_log(self) -> None:
+        while self.log.fresh:
+            line = self.log.fresh.popleft()
+            self._lines += progress.tells_progress(line)
+            self.phase = progress.phase_after(self.phase, line)
+
+    async def _serve(self) -> None:
+        """From the first 200 of /health on: say so, compare the KV cache with the plan, greet."""
+        url = self.options.api_url()
+        async with aiohttp.ClientSession() as session:
+            while (await scrape.get(session, f"{url}/health", 5.0)).status != 200:  # noqa: ASYNC110, PLR2004 - HTTP has no event to await
+                await asyncio.sleep(WATCH_SECONDS)
+            self.phase = "ready"
+            seconds = time.monotonic() - self.started_at
+            self.health.state, self.health.reason = "ready", f"vLLM serves since it was ready after {seconds:.0f} s."
+            self.say(f"ready after {seconds:.0f} s")
+            answer = await scrape.get(session, f"{url}/metrics", 10.0)
+        for engine, tokens in scrape.kv_cache_tokens(answer.body).items():
+            text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
+            self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
+        if self.options.greet:
+            await self._greet(url)
+
+    async def _greet(self, url: str) -> None:
+        options = self.options
+        model, key = options.served_model_name or "", options.api_keys[0] if options.api_keys else ""
+        question = "Hello! Who are you?"
+        self.say(f'asking "{question}"')
+        try:
+            timing = await asyncio.to_thread(smoke.stream_answer, f"{url}/v1", key, model, question, self.log.say_part)
+        except Exception as error:  # noqa: BLE001 - a greeting that fails is told, whatever it was; serving goes on
+            self.say(f"no answer: {' '.join(str(error).split())[:300]}")
+        else:
+            rest = f"{timing.pieces} pieces in {timing.total_s:.2f} s, the first after {timing.first_s:.2f} s"
+            self.say(f"answered: {rest}")
+        health = f"http://{options.health_host}:{options.health_port}/readyz"
+        self.say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health}")
+        bearer = " -H 'Authorization: Bearer YOUR_KEY'" if key else ""
+        body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+        self.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'")
+        self.say("Ctrl-C drains: streams under way finish, new requests are turned away")
+
+    async def _obey(self) -> None:
+        """Signals, and the drain that the first one begins."""
+        number = await self.signals.get()
+        if self.health.state == "starting" or number == signal.SIGQUIT:
+            raise Ending(128 + number, None)
+        drain = asyncio.create_task(self._drain(number))
+        again = asyncio.create_task(self.signals.get())
+        try:
+            done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+            if drain in done:
+                drain.result()
+            raise Ending(128 + again.result(), None)
+        finally:
+            drain.cancel()
+            again.cancel()
+
+    async def _drain(self, number: signal.Signals) -> None:
+        options = self.options
+        limit = options.shutdown_timeout + options.exit_margin
+        self.health.state = "draining"
+        self.health.reason = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
+        self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
+        await asyncio.sleep(options.drain_delay)
+        with contextlib.suppress(OSError):  # a full disk must not keep us from draining
+            self.flag.touch()
+        self.say(
+            f"vLLM finishes what it has begun, for at most {options.shutdown_timeout:g} s; once more ends it at once"
+        )
+        self.asked_to_end = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(limit):
+                status = await asyncio.shield(self.exited)
+        except TimeoutError:
+            raise Ending(1, f"vLLM did not end within {limit:.0f} s of its drain, so all was ended") from None
+        if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM}:
+            raise Ending(0, None)
+        raise Ending(progress.exit_code(status), f"vLLM ended its drain with {status}")
+
+
+def _alive(pid: int) -> bool:
+    found = process.look_at(pid)
+    return found is not None and found.state != "Z"
+
+
+def _sample(now: float, alive: Sequence[process.Process], lines: int) -> progress.Sample:
+    return progress.Sample(
+        at=now,
+        lines=lines,
+        processes=len(alive),
+        read=sum(one.read for one in alive),
+        written=sum(one.written for one in alive),
+        resident=sum(one.resident for one in alive),
+    )
