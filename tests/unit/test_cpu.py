@@ -141,6 +141,11 @@ def test_the_host_view_of_v1_walks_up_the_hierarchy(tmp_path):
     assert (cpu.cores, cpu.memory_limit) == (8, 5 * GIB)
 
 
+def test_a_mount_that_shows_a_part_of_the_hierarchy_is_entered_below_that_part(tmp_path):
+    files = {"memory/pod/memory.limit_in_bytes": f"{6 * GIB}\n"}
+    assert read(tmp_path, v1("/kubepods/pod", files, mounted="/kubepods")).memory_limit == 6 * GIB
+
+
 def test_v1_writes_a_huge_number_for_no_limit(tmp_path):
     assert read(tmp_path, v1("/", {"memory/memory.limit_in_bytes": NO_LIMIT_V1})).memory_limit is None
 
