@@ -119,8 +119,9 @@ def sentence(phase: str, elapsed_s: float, read: int, weights_bytes: int | None,
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Interrupt|Killed)): (.+)$")
 _PREFIX: Final = re.compile(r"^\s*(?:\([^()]*pid=\d+\) )?(?:(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]+\] )?")
 _WRAPPERS: Final = re.compile(
-    r"Engine core initialization failed|EngineDeadError"
-    r"|WorkerProc initialization failed|EngineCore encountered an issue|CancelledError|KeyboardInterrupt|failed due to an exception in a background process"
+    r"Engine core initialization failed|EngineDeadError|EngineCore encountered an issue"
+    r"|WorkerProc initialization failed|CancelledError|KeyboardInterrupt"
+    r"|failed due to an exception in a background process"
 )
 
 
@@ -153,6 +154,6 @@ def kv_sentence(tokens: int, planned: int | None, tolerance: float) -> tuple[str
     """What the KV cache really holds against the plan, and whether that is worth a warning."""
     if not planned:
         return f"KV cache: {tokens:,} tokens", False
-    off = tokens / planned - 1
-    text = f"KV cache: {tokens:,} tokens, planned {planned:,} ({off:+.1%})"
-    return text, abs(off) > tolerance
+    off = tokens - planned
+    text = f"KV cache: {tokens:,} tokens, planned {planned:,} ({off / planned:+.1%})"
+    return text, abs(off) > tolerance * planned

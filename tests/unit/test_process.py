@@ -1,0 +1,80 @@
+import os
+import signal
+import subprocess
+import sys
+
+from vllm_launch import process
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def test_a_process_is_seen_with_its_parent_title_and_memory():
+    me = process.look_at(os.getpid())
+    assert me.parent == os.getppid()
+    assert "pytest" in me.title
+    assert me.resident > 1 << 20
+    assert me.read > 0
+
+
+def test_a_process_that_is_not_there_is_none():
+    assert process.look_at(2**22 + 1) is None
+
+
+def alone(code):
+    """Runs ``code`` in a process of its own, since it changes what its process is."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_orphans_come_to_the_subreaper_and_are_reaped():
+    out = alone("""
+import os, subprocess, time
+from vllm_launch import process
+process.become_subreaper()
+middle = subprocess.Popen(["sh", "-c", "sleep 0.3 & exec true"])
+deadline = time.monotonic() + 30
+seen = {}
+while time.monotonic() < deadline and len(seen) < 2:
+    seen |= process.reap()
+    time.sleep(0.02)
+middle.returncode = seen[middle.pid]
+print(len(seen), process.descendants(os.getpid()))
+""")
+    assert out == "2 []\n"
+
+
+def test_everything_below_ends_even_what_ignores_sigterm_and_has_its_own_session():
+    out = alone("""
+import os, subprocess, time
+from vllm_launch import process
+process.become_subreaper()
+stubborn = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+child = subprocess.Popen(["setsid", "sh", "-c", stubborn], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(len(process.descendants(os.getpid())) > 0, process.end_all(os.getpid(), 0.3))
+statuses = process.reap()
+child.returncode = statuses[child.pid]
+print(child.returncode, process.descendants(os.getpid()))
+child.stdout.close()
+""")
+    assert out == "True []\n-9 []\n"
+
+
+def test_a_child_is_told_to_end_when_its_launcher_is_killed():
+    code = """
+import subprocess, sys
+from vllm_launch import process
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+print(subprocess.Popen(sleep, preexec_fn=process.die_with_parent).pid, flush=True)
+input()
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = int(launcher.stdout.readline())
+    watch = os.pidfd_open(child)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.communicate(timeout=30)
+    import select
+
+    assert select.select([watch], [], [], 30)[0], "the child lives on"
+    os.close(watch)

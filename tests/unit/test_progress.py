@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm_launch import progress
+from vllm_launch.progress import PHASES, Sample
+
+LOG = Path(__file__).parents[1] / "data/logs/vllm-0.32.0-cpu-start.log"
+MIB = 1 << 20
+
+
+def phases(lines):
+    phase, seen = "starting", ["starting"]
+    for line in lines:
+        phase = progress.phase_after(phase, line)
+        if phase != seen[-1]:
+            seen.append(phase)
+    return seen
+
+
+def test_a_real_start_on_the_cpu_goes_through_its_phases_in_order():
+    assert phases(LOG.read_text().splitlines()) == ["starting", "loading weights", "profiling", "warming up"]
+
+
+def test_the_words_of_a_start_with_cuda_go_through_all_phases_simulated():
+    lines = [
+        "(Worker pid=1) INFO 01-01 00:00:00 [gpu_model_runner.py:5040] Starting to load model m...",
+        "INFO [backends.py:1] Using cache directory: /c for vLLM's torch.compile",
+        "INFO [monitor.py:1] Initial profiling/warmup run took 3.00 s",
+        "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):   0%|          | 0/51",
+        "INFO [core.py:402] init engine (profile, create kv cache, warmup model) took 20.91 s",
+    ]
+    assert phases(lines) == [
+        "starting",
+        "loading weights",
+        "compiling",
+        "profiling",
+        "capturing CUDA graphs",
+        "warming up",
+    ]
+
+
+@given(st.sampled_from(PHASES), st.text())
+def test_a_phase_never_goes_back(phase, line):
+    assert PHASES.index(progress.phase_after(phase, line)) >= PHASES.index(phase)
+    assert progress.phase_after("ready", "Starting to load model") == "ready"
+
+
+STILL = Sample(at=10, lines=5, processes=3, read=MIB, written=MIB, resident=MIB)
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ({}, False),
+        ({"lines": 6}, True),
+        ({"processes": 4}, True),
+        ({"read": 2 * MIB}, True),
+        ({"written": 2 * MIB}, True),
+        ({"resident": 0}, True),
+        ({"read": 2 * MIB - 1, "written": 2 * MIB - 1, "resident": 2 * MIB - 1}, False),
+    ],
+)
+def test_lines_processes_and_a_mebibyte_are_movement_and_less_is_not(change, moves):
+    sample = Sample(**{"at": 20, "lines": 5, "processes": 3, "read": MIB, "written": MIB, "resident": MIB, **change})
+    assert progress.last_movement(STILL, sample) is (sample if moves else STILL)
+
+
+def test_small_movements_add_up():
+    mark = STILL
+    for half in range(1, 5):
+        sample = Sample(at=10 + half, lines=5, processes=3, read=MIB + half * MIB // 2, written=MIB, resident=MIB)
+        mark = progress.last_movement(mark, sample)
+    assert mark.at == 14
+
+
+def test_a_start_is_given_up_when_its_limit_is_reached_and_not_before():
+    assert progress.stall(STILL, 69.9, 60, "compiling") is None
+    why = progress.stall(STILL, 70, 60, "compiling")
+    assert why is not None
+    assert "'compiling'" in why
+    assert "60 s" in why
+    assert progress.stall(STILL, 1e9, 0, "compiling") is None
+
+
+def test_vllm_saying_that_it_waits_is_no_progress():
+    assert not progress.tells_progress("INFO Waiting for 1 local, 0 remote core engine proc(s) to start.")
+    assert not progress.tells_progress("No available shared memory broadcast block found in 60 seconds.")
+    assert progress.tells_progress("Loading weights took 0.03 seconds")
+
+
+def test_much_written_before_weights_load_is_a_download():
+    more = Sample(at=11, written=17 * MIB)
+    assert progress.downloading("starting", STILL, more)
+    assert not progress.downloading("compiling", STILL, more)
+    assert not progress.downloading("starting", STILL, Sample(at=11, written=17 * MIB - 1))
+
+
+def test_the_sentence_tells_weights_only_while_they_load():
+    text = progress.sentence("loading weights", 12.4, 3 << 30, 2 << 30, gpu=True)
+    assert text.startswith("loading weights, 2.0 GiB of 2.0 GiB of weights, 12 s so far (normal: 40-180 s")
+    assert progress.sentence("compiling", 12, 5, 10, gpu=False) == "compiling, 12 s so far (normal: 45-130 s)"
+    assert "of weights" not in progress.sentence("loading weights", 12, 5, None, gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * MIB, "5 MiB"), (1 << 40, "1024.0 GiB")]
+)
+def test_sizes_are_in_binary_units(count, text):
+    assert progress.size(count) == text
+
+
+ROOT = [
+    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] EngineCore failed to start.",
+    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] Traceback (most recent call last):",
+    '(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499]   File "a.py", line 1, in f',
+    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] ValueError: No available memory for the cache blocks.",
+]
+WRAPPER = "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+
+
+def test_the_reason_is_the_root_cause_and_not_its_wrapper():
+    assert progress.reason([*ROOT, WRAPPER]) == "ValueError: No available memory for the cache blocks."
+
+
+def test_a_wrapper_is_better_than_nothing():
+    assert progress.reason([WRAPPER]) == WRAPPER.removeprefix("(APIServer pid=1) ")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("OSError: [Errno 28] No space left on device", "OSError: [Errno 28] No space left on device"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "torch.OutOfMemoryError: CUDA out of memory."),
+        (ROOT[0], "EngineCore failed to start."),
+        ("api_server.py: error: unrecognized arguments: --foo", "api_server.py: error: unrecognized arguments: --foo"),
+        ("INFO all is well", None),
+    ],
+)
+def test_the_reason_is_found_in_each_form_that_vllm_has(line, found):
+    assert progress.reason(["INFO one", line, "INFO two"]) == found
+
+
+@given(st.lists(st.text()))
+def test_any_log_has_a_reason_of_bounded_length_or_none(lines):
+    why = progress.reason(lines)
+    assert why is None or 0 < len(why) <= 1000
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 1), (1, 1), (3, 3), (-9, 137), (-15, 143)])
+def test_an_unrequested_end_is_never_exit_0(status, code):
+    assert progress.exit_code(status) == code
+
+
+def test_the_kv_cache_is_held_against_the_plan():
+    assert progress.kv_sentence(524288, None, 0.05) == ("KV cache: 524,288 tokens", False)
+    assert progress.kv_sentence(105, 100, 0.05) == ("KV cache: 105 tokens, planned 100 (+5.0%)", False)
+    assert progress.kv_sentence(94, 100, 0.05)[1]
+    assert progress.kv_sentence(106, 100, 0.05)[1]
