@@ -61,7 +61,7 @@ def read(path: str, read_file: Callable[[Path], str]) -> ConfigFile:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == "tag:yaml.org,2002:null":
             return ConfigFile(path, {}, {})
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(path, "is not a mapping of options", "write one `option: value` a line")

