@@ -4,6 +4,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_launch.guard import FILE_VARIABLE, Guard, plain_path
 
 
@@ -17,7 +18,7 @@ class Door:
         monkeypatch.setenv(FILE_VARIABLE, str(file))
         self.reached = []
 
-        async def app(scope, receive, send):
+        async def app(scope, _, send):
             self.reached.append(scope)
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
@@ -63,7 +64,9 @@ def test_any_of_several_keys_opens(door, key):
     assert status(door(keys=["one", "two"]).ask("/v1/models", key)) == 200
 
 
-@pytest.mark.parametrize(("key", "scheme"), [("three", "Bearer"), ("", "Bearer"), ("one", "Basic"), ("onetwo", "Bearer")])
+@pytest.mark.parametrize(
+    ("key", "scheme"), [("three", "Bearer"), ("", "Bearer"), ("one", "Basic"), ("onetwo", "Bearer")]
+)
 def test_a_wrong_key_or_scheme_does_not_open(door, key, scheme):
     assert status(door(keys=["one", "two"]).ask("/v1/models", key, scheme=scheme)) == 401
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_launch import progress
 from vllm_launch.progress import PHASES, Sample
 
@@ -117,7 +118,9 @@ ROOT = [
     '(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499]   File "a.py", line 1, in f',
     "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] ValueError: No available memory for the cache blocks.",
 ]
-WRAPPER = "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+WRAPPER = (
+    "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+)
 
 
 def test_the_reason_is_the_root_cause_and_not_its_wrapper():

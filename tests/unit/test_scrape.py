@@ -5,6 +5,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_health import scrape
 
 

@@ -3,6 +3,7 @@ import socket
 
 import aiohttp
 import pytest
+
 from vllm_health import server
 from vllm_health.server import Health, judge
 

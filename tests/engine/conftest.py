@@ -1,0 +1,146 @@
+"""The real engine on the CPU under the supervisor. A start takes 45-130 s, so tests share one where they only read."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+START_SECONDS = 300
+KEY = "first-key"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Serving:
+    """vLLM under the supervisor, in a folder of its own, and what one can ask of it."""
+
+    key = KEY
+
+    def __init__(self, folder, model, *, prefix=(), **options):
+        self.port, self.health_port = free_port(), free_port()
+        self.url, self.mark = f"http://127.0.0.1:{self.port}", f"LAUNCH_TEST_MARK={folder}"
+        chosen = {
+            "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": self.health_port,
+            "drain_delay": 1, "shutdown_timeout": 30, "exit_margin": 15, "state_dir": str(folder / "state"),
+            "termination_log": str(folder / "termination-log"), "api_keys": [KEY, "second-key"], **options,
+        }  # fmt: skip
+        (folder / "termination-log").touch()
+        self.termination_log = folder / "termination-log"
+        engine = [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name",
+            "tiny", "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--shutdown-timeout=30",
+            "--host=127.0.0.1", f"--port={self.port}", "--middleware=vllm_launch.guard.Guard",
+        ]  # fmt: skip
+        name, _, value = self.mark.partition("=")
+        given = {
+            "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1", name: value,
+        }  # fmt: skip
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, str(HERE / "run_serve.py"), json.dumps(chosen), *engine],
+                env=os.environ | given,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_for(self, words):
+        deadline = time.monotonic() + START_SECONDS
+        while words not in self.log.read_text(errors="replace"):
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"no {words!r}"
+            time.sleep(0.2)
+
+    def wait_for_title(self, title):
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for pid, found in self.processes().items():
+                if found.startswith(title):
+                    return pid
+            time.sleep(0.1)
+        raise AssertionError(f"no process {title}")
+
+    def processes(self):
+        """Command lines by pid of all that carry this run's mark in their environment; zombies have none."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def end(self, timeout):
+        """The exit code; no process may be left."""
+        code = self.process.wait(timeout)
+        assert self.processes() == {}
+        return code
+
+    def ask(self, path, body=None, key=KEY):
+        """Status, headers and body of an answer."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+                return answer.status, answer.headers, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+
+    def health(self, route):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}{route}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
+    script = HERE.parents[1] / "scripts/generate-tiny-model.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path, tiny_model):
+    """Starts one server; ends it by SIGQUIT if the test has not."""
+    runs = []
+
+    def begin(model=tiny_model, **options):
+        runs.append(Serving(tmp_path, model, **options))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGQUIT)
+            run.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory, tiny_model):
+    """One server for every test that only reads."""
+    run = Serving(tmp_path_factory.mktemp("serving"), tiny_model)
+    try:
+        run.wait_for("vllm-launch: engine 0: KV cache")
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGQUIT)
+            run.process.wait(60)

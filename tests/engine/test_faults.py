@@ -1,0 +1,70 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_a_killed_engine_core_is_a_failure_within_ten_seconds(start):
+    run = start()
+    run.wait_for("vllm-launch: ready")
+    os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGKILL)
+    assert run.end(10) != 0
+    assert run.termination_log.read_text().startswith("vLLM")
+
+
+def test_a_worker_killed_during_the_start_ends_it_at_once(start):
+    run = start()
+    os.kill(run.wait_for_title("VLLM::Worker"), signal.SIGKILL)
+    assert run.end(10) != 0
+
+
+def test_a_killed_api_server_takes_its_engine_along(start):
+    run = start()
+    run.wait_for_title("VLLM::EngineCore")
+    server = next(pid for pid, title in run.processes().items() if "api_server" in title and "run_serve" not in title)
+    os.kill(server, signal.SIGKILL)
+    assert run.end(10) == 137
+
+
+def test_a_killed_launcher_takes_everything_along(start):
+    run = start()
+    run.wait_for_title("VLLM::Worker")
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + 60
+    while run.processes():
+        assert time.monotonic() < deadline, run.processes()
+        time.sleep(0.2)
+
+
+def test_a_wrong_model_path_is_one_telling_line(start, tmp_path):
+    run = start(model=tmp_path / "not-there")
+    assert run.end(200) != 0
+    why = run.termination_log.read_text()
+    assert "not-there" in why
+    assert "\n" not in why
+
+
+def test_as_pid_1_it_reaps_and_leaves_nothing(start):
+    """In a PID namespace of its own; the second signal comes during the drain."""
+    run = start(prefix=["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"], drain_delay=60)
+    run.wait_for("vllm-launch: ready")
+    launcher = next(pid for pid, title in run.processes().items() if "run_serve" in title and "unshare" not in title)
+    stray = ["nsenter", f"--target={launcher}", "--pid", "--mount", "sh", "-c", "(sleep 0.1 &) ; true"]
+    assert os.spawnvp(os.P_WAIT, stray[0], stray) == 0
+    os.kill(launcher, signal.SIGTERM)
+    run.wait_for("not ready any more")
+    time.sleep(0.5)
+    states = [line.rsplit(")")[-1].split()[0] for line in _stats(launcher)]
+    assert "Z" not in states
+    os.kill(launcher, signal.SIGTERM)
+    assert run.end(10) == 143
+
+
+def _stats(launcher):
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        yield Path(f"/proc/{child}/stat").read_text()
