@@ -35,7 +35,8 @@ SAMPLES: dict[str, list[Any]] = {
 }
 CONFIGS = {
     "compilation_config": [{"mode": 3, "cudagraph_mode": "NONE"}],
-    "kv_transfer_config": [{"kv_connector": "X", "kv_role": "kv_both"}],
+    "kv_transfer_config": [{"kv_connector": "X", "kv_role": "kv_both", "engine_id": "e"}],
+    "ec_transfer_config": [{"engine_id": "e"}],
     "attention_config": [{"backend": "FLASH_ATTN"}],
 }
 
@@ -87,7 +88,8 @@ def same(option: Option, ours: Any, theirs: Any, vllm_parse: Any) -> bool:
     if option.kind == "config" and ours is not None:
         return plain(vllm_parse(["m", option.flags[0], json.dumps(ours)])[option.dest]) == plain(theirs)
     if option.kind == "lora" and ours is not None:
-        return [item["name"] for item in plain(theirs)] == ["name" if "=" in one else "n" for one in ours]
+        names = [one.partition("=")[0] if "=" in one else json.loads(one)["name"] for one in ours]
+        return [item["name"] for item in plain(theirs)] == names
     return type(ours) is type(theirs) and bool(ours == theirs)
 
 
@@ -120,7 +122,7 @@ LINES = [
     "m --api-key a b --port 9000", "m --middleware a.b --middleware c.d", "m --hf-token", "m --hf-token x", "m --hf-token=x",
     "m --moe-backend Flashinfer-Cutlass", "m --device-ids 0,1", "m --device-ids=GPU-a,1", "m --lora-modules a=b c=d",
     "m --cudagraph-capture-sizes 1 2 4", "m --max-lora-rank 16", "--model m", "--model=m --port 9000", "--port 9000 --model m",
-    "--enforce-eager --model=m", 'm --kv-transfer-config {"kv_connector":"X","kv_role":"kv_both","kv_buffer_size":8k}',
+    "--enforce-eager --model=m", 'm --eplb-config {"window_size":8k}',
     "m --port=1234", "m --collect-detailed-traces all", "m --enforce-eager --no-async-scheduling", "m --root-path /a.b",
     "m --chat-template a/b.jinja --revision v1.0", "m --watermark=-0.5", "m --log-level DEBUG", "m -- ", "-- m",
 ]  # fmt: skip

@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch import config_file
+from vllm_launch import config_file, engine_args
 from vllm_launch.settings import Drain, Launch, UsageError, asked, read_api_keys, read_settings, redacted
 
 
@@ -153,7 +154,7 @@ def test_a_billion_laughs_are_not_unfolded():
      (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "not a file of UTF-8 text"), (ValueError("embedded null byte"), "UTF-8")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
-    def read_file(path):
+    def read_file(_):
         raise error
 
     with pytest.raises(UsageError, match=said) as refusal:
@@ -267,7 +268,7 @@ def test_the_url_is_where_this_machine_reaches_the_server(words, url):
 
 
 def keys(words, environ, text=None):
-    return read_api_keys(read(words), environ, read_file=lambda path: text)
+    return read_api_keys(read(words), environ, read_file=lambda _: text)
 
 
 def test_keys_come_from_the_file_and_from_the_flag_or_else_the_environment():
@@ -333,10 +334,10 @@ def test_secrets_are_not_in_what_may_be_printed():
 )
 def test_any_text_is_a_config_file_or_a_usage_error(text):
     try:
-        config_file.read("c.yaml", lambda path: text)
+        config_file.read("c.yaml", lambda _: text)
         read("m", {}, text)
     except UsageError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017 - it may also not be raised
 
 
 @given(
@@ -348,4 +349,15 @@ def test_any_environment_is_read_or_a_usage_error(environ):
     try:
         read("m", environ)
     except UsageError as error:
-        assert error.where.startswith(("environment", "port", "--"))
+        assert error.where.startswith(("environment", "port", "--"))  # noqa: PT017 - as above
+
+
+def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_setting():
+    path = Path(__file__).parents[2] / "docs" / "config.example.yaml"
+    settings = read_settings(["--config", str(path)], {})
+    assert settings.launch == Launch()
+    text = path.read_text()
+    assert not [field for field in Launch.__struct_fields__ if f"{field}:" not in text]
+    commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
+    assert commented
+    assert all(engine_args.option_of(name, "example") for name in commented)

