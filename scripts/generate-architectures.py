@@ -1,4 +1,4 @@
-"""Make scripts/vllm_launch/architectures.json again from the pinned vLLM's own registry: ``generate-architectures.py [OUT]``.
+"""Make architectures.json again from the pinned vLLM's own registry: ``generate-architectures.py [OUT]``.
 
 Light installs have neither vLLM nor transformers, and yet must say before anything is downloaded that vLLM will not run
 a model. Loading every model class takes some minutes.
@@ -14,13 +14,38 @@ from pathlib import Path
 OUT = Path(__file__).with_name("vllm_launch") / "architectures.json"
 
 
-KEYS = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
-    "max_position_embeddings tie_word_embeddings sliding_window use_sliding_window max_window_layers "
-    "sliding_window_pattern attention_bias num_local_experts num_experts n_routed_experts num_experts_per_tok "
-    "moe_intermediate_size kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim attention_chunk_size "
-    "intermediate_size_mlp interleave_moe_layer_step num_kv_shared_layers mlp_bias use_qk_norm"
-).split()
+KEYS = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "sliding_window_pattern",
+    "attention_bias",
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_rope_head_dim",
+    "qk_nope_head_dim",
+    "v_head_dim",
+    "attention_chunk_size",
+    "intermediate_size_mlp",
+    "interleave_moe_layer_step",
+    "num_kv_shared_layers",
+    "mlp_bias",
+    "use_qk_norm",
+]
 
 
 def defaults() -> dict[str, dict[str, object]]:
@@ -44,8 +69,8 @@ def main(out: Path) -> None:
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     import transformers  # noqa: PLC0415
     from vllm import __version__  # noqa: PLC0415, TID251 - a developer's verb: it asks vLLM itself
-    from vllm.model_executor.models import registry  # noqa: PLC0415, TID251
     from vllm.config.model import iter_architecture_defaults  # noqa: PLC0415, TID251
+    from vllm.model_executor.models import registry  # noqa: PLC0415, TID251
 
     listed = {
         "generate": set(registry._TEXT_GENERATION_MODELS) | set(registry._MULTIMODAL_MODELS),  # noqa: SLF001

@@ -43,7 +43,8 @@ QWEN3 = Family(qk_norm="head")
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "ministral", "gemma", "granite", "helium", "smollm3", "arcee"), LLAMA),
-    **dict.fromkeys(("mixtral", "granitemoe", "granitemoeshared", "granitemoehybrid", "ernie4_5", "ernie4_5_moe"), LLAMA),
+    **dict.fromkeys(("mixtral", "granitemoe", "granitemoeshared", "granitemoehybrid"), LLAMA),
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe"), LLAMA),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_vl", "qwen2_5_vl"), QWEN2),
     **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text"), QWEN3),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), QWEN3),
@@ -151,7 +152,7 @@ def _norm(out: TensorList, name: str, width: int, *, bias: bool) -> None:
         out.add(f"{name}.bias", width)
 
 
-def _layer(out: TensorList, at: str, config: Config, family: Family, layer: Layer, mla: Mla | None) -> None:
+def _layer(out: TensorList, at: str, config: Config, family: Family, layer: Layer, mla: Mla | None) -> None:  # noqa: PLR0917
     """Attention, or what stands in its place, then the feed-forward."""
     hidden, model_type = config.whole("hidden_size"), config.text("model_type")
     for name in family.norms:

@@ -43,7 +43,7 @@ NAMINGS = {
 }
 
 
-def is_moe(config: Config, layers: int) -> list[bool]:
+def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one return for each way to say it
     """Which layers have experts."""
     count = expert_count(config)
     if not count:

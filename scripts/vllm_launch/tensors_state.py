@@ -114,7 +114,8 @@ def _nemotron_h(out: TensorList, config: Config, layers: tuple[Layer, ...]) -> N
             bias, wide, narrow = config.flag("attention_bias"), layer.head_dim, layer.kv_heads * layer.head_dim
             query = config.whole("num_attention_heads") * wide
             for name, rows, columns in (
-                ("q_proj", query, hidden), ("k_proj", narrow, hidden), ("v_proj", narrow, hidden), ("o_proj", hidden, query),
+                ("q_proj", query, hidden), ("k_proj", narrow, hidden), ("v_proj", narrow, hidden),
+                ("o_proj", hidden, query),
             ):  # fmt: skip
                 out.linear(at + name, rows, columns, bias=bias)
         elif layer.moe:

@@ -7,7 +7,7 @@ from vllm_launch.tensor_list import TensorList
 
 
 def vision(out: TensorList, config: Config, text_hidden: int) -> None:
-    """Patches, blocks and the projection onto ``text_hidden``; never quantised, as vLLM leaves towers in their dtype."""
+    """Patches, blocks and the projection onto ``text_hidden``; never quantised, as in vLLM."""
     hidden = config.whole("hidden_size", "embed_dim", "width", default=1024)
     wide = config.whole("intermediate_size", "mlp_dim", default=4 * hidden)
     patch = config.whole("patch_size", default=14)
@@ -17,7 +17,8 @@ def vision(out: TensorList, config: Config, text_hidden: int) -> None:
     for n in range(config.whole("num_hidden_layers", "depth", "layers", default=24)):
         at = f"vision_tower.layers.{n}."
         for name, rows, columns in (
-            ("q_proj", hidden, hidden), ("k_proj", hidden, hidden), ("v_proj", hidden, hidden), ("out_proj", hidden, hidden),
+            ("q_proj", hidden, hidden), ("k_proj", hidden, hidden), ("v_proj", hidden, hidden),
+            ("out_proj", hidden, hidden),
             ("fc1", wide, hidden), ("fc2", hidden, wide),
         ):  # fmt: skip
             out.linear(at + name, rows, columns, bias=True, quantized=False)

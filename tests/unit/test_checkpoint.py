@@ -146,7 +146,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write(folder / "model-1.safetensors", header(a=entry()), 12)
     with pytest.raises(UsageError) as error:
         read_folder(folder)
-    assert "model-2.safetensors" in one_line(error)
+    assert "1 of its 2 shards" in one_line(error)
+    assert "model-2.safetensors" in str(error.value)
 
 
 def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:

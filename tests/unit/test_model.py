@@ -75,6 +75,7 @@ def test_linear_rope_scaling_multiplies_the_length() -> None:
 def test_the_tokenizer_limits_only_embeddings_of_absolute_positions() -> None:
     files = {"tokenizer_config.json": {"model_max_length": 512}}
     assert made(files=files).max_model_len == 8192
+    assert made(files=files, position_embedding_type="absolute").max_model_len == 8192  # it generates
     assert made(files=files, architectures=["LlamaModel"]).max_model_len == 8192
     bert = json.loads((PUBLIC / "BAAI--bge-large-en-v1.5" / "config.json").read_text())
     absolute = {**bert, "max_position_embeddings": 1024, "position_embedding_type": "absolute"}
