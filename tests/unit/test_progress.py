@@ -124,7 +124,8 @@ WRAPPER = (
 
 
 def test_the_reason_is_the_root_cause_and_not_its_wrapper():
-    assert progress.reason([*ROOT, WRAPPER]) == "ValueError: No available memory for the cache blocks."
+    for lines in ([*ROOT, WRAPPER], [WRAPPER, *ROOT]):
+        assert progress.reason(lines) == "ValueError: No available memory for the cache blocks."
 
 
 def test_a_wrapper_is_better_than_nothing():
