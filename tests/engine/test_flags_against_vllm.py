@@ -182,10 +182,11 @@ def test_vllm_takes_our_whole_command(distribution, vllm_parse):
     assert read["model_tag"] == "m"
 
 
+@pytest.mark.timeout(300)  # importing vLLM a second time takes minutes on a busy machine
 def test_the_table_is_what_the_pinned_vllm_says(tmp_path):
     made = tmp_path / "engine_args.json"
     script = ROOT / "scripts" / "generate-engine-args.py"
-    subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=110)
+    subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=280)
     kept = Path(engine_args.__file__).with_suffix(".json")
     assert made.read_text() == kept.read_text(), f"run {script.name} again"
 
