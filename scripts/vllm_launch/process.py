@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -46,7 +47,7 @@ def look_at(pid: int) -> Process | None:
     """The process ``pid``; None when there is none."""
     root = Path("/proc", str(pid))
     try:
-        fields = (root / "stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
         title = (root / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (OSError, ValueError):
         return None  # it has gone since its folder was listed
@@ -65,18 +66,34 @@ def look_at(pid: int) -> Process | None:
     )
 
 
+def _stat(pid: int) -> list[str]:
+    """The fields after the name, which may hold anything; the first is "state" (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - for each process of the machine: the cheap one
+        return file.read().rpartition(")")[2].split()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether ``pid`` is there and no zombie."""
+    try:
+        return _stat(pid)[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
 def descendants(pid: int) -> list[Process]:
     """Every process below ``pid``, zombies too, in no order. One pass over /proc: some milliseconds."""
-    children: dict[int, list[Process]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all we need, every half a second
-        if name.isdigit() and (process := look_at(int(name))) is not None:
-            children.setdefault(process.parent, []).append(process)
-    found, todo = [], [pid]
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all we need, twice a second
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                children.setdefault(int(_stat(int(name))[1]), []).append(int(name))
+    found: list[int] = []
+    todo = [pid]
     while todo:
         below = children.pop(todo.pop(), [])
         found += below
-        todo += [process.pid for process in below]
-    return found
+        todo += below
+    return [process for one in found if (process := look_at(one)) is not None]
 
 
 def reap() -> dict[int, int]:

@@ -29,6 +29,8 @@ from vllm_launch.errors import UsageError
 from vllm_launch.log import Log
 
 WATCH_SECONDS = 0.5
+SCAN_SECONDS = 5.0
+"""While serving: how often parts are looked for that were not there before; known ones are watched all the time."""
 LOST_SECONDS = 3.0
 """How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
 SPEAK_SECONDS = 10.0
@@ -233,7 +235,7 @@ class _Run:
 
     def vital_lost(self) -> str | None:
         """The title of a part of vLLM that is gone."""
-        return next((title for pid, title in self.vital.items() if not _alive(pid)), None)
+        return next((title for pid, title in self.vital.items() if not process.is_alive(pid)), None)
 
     async def _watch(self) -> None:
         """Every half a second: are all parts there, and does a start still move?"""
@@ -241,10 +243,13 @@ class _Run:
         mark = before = progress.Sample(at=self.started_at)
         loading_from: progress.Sample | None = None
         spoken = self.started_at
+        scanned, found = self.started_at, list[process.Process]()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            found = await asyncio.to_thread(process.descendants, os.getpid())
             now = time.monotonic()
+            if self.phase != "ready" or now - scanned >= SCAN_SECONDS:
+                found = await asyncio.to_thread(process.descendants, os.getpid())
+                scanned = now
             alive = [one for one in found if one.state != "Z"]
             self.vital.update({one.pid: one.title for one in alive if _VITAL.match(one.title)})
             if (title := self.vital_lost()) and not self.asked_to_end:
@@ -358,11 +363,6 @@ class _Run:
         if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM}:
             raise Ending(0, None)
         raise Ending(progress.exit_code(status), f"vLLM ended its drain with {status}")
-
-
-def _alive(pid: int) -> bool:
-    found = process.look_at(pid)
-    return found is not None and found.state != "Z"
 
 
 def _sample(now: float, alive: Sequence[process.Process], lines: int) -> progress.Sample:

@@ -61,7 +61,11 @@ class Run:
 
     def end(self):
         """Exit code, stdout, stderr; nothing may be left of it."""
-        out, err = self.process.communicate(timeout=60)
+        try:
+            out, err = self.process.communicate(timeout=60)
+        finally:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGQUIT)
         assert self.left_over() == []
         return self.process.returncode, out, self.err + err
 
