@@ -31,7 +31,7 @@ class Serving:
 
     def __init__(self, folder, model, *, prefix=(), **options):
         self.port, self.health_port = free_port(), free_port()
-        self.url, self.mark = f"http://127.0.0.1:{self.port}", f"LAUNCH_TEST_MARK={folder}"
+        self.url, self.sessions = f"http://127.0.0.1:{self.port}", set()
         chosen = {
             "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": self.health_port,
             "drain_delay": 1, "shutdown_timeout": 30, "exit_margin": 15, "state_dir": str(folder / "state"),
@@ -44,10 +44,8 @@ class Serving:
             "tiny", "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--shutdown-timeout=30",
             "--host=127.0.0.1", f"--port={self.port}", "--middleware=vllm_launch.guard.Guard",
         ]  # fmt: skip
-        name, _, value = self.mark.partition("=")
         given = {
-            "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1", name: value,
+            "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"
         }  # fmt: skip
         self.log = folder / "log"
         with self.log.open("wb") as log:
@@ -56,6 +54,7 @@ class Serving:
                 env=os.environ | given,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     def wait_for(self, words):
@@ -63,6 +62,7 @@ class Serving:
         while words not in self.log.read_text(errors="replace"):
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
             assert time.monotonic() < deadline, f"no {words!r}"
+            self.processes()
             time.sleep(0.2)
 
     def wait_for_title(self, title):
@@ -75,15 +75,25 @@ class Serving:
         raise AssertionError(f"no process {title}")
 
     def processes(self):
-        """Command lines by pid of all that carry this run's mark in their environment; zombies have none."""
-        found = {}
+        """Titles by pid of all that runs in a session which this run has ever had; zombies left out.
+
+        By session, since setproctitle writes over the environment that would otherwise mark them.
+        """
+        stats = {}
         for folder in Path("/proc").iterdir():
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, ValueError):
-                continue
-        return found
+            if folder.name.isdigit():
+                try:
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                if fields[0] != "Z":
+                    stats[int(folder.name)] = int(fields[1]), int(fields[3]), title
+        below = {self.process.pid}
+        while more := {pid for pid, (parent, _, _) in stats.items() if parent in below} - below:
+            below |= more
+        self.sessions |= {stats[pid][1] for pid in below if pid in stats}
+        return {pid: title for pid, (_, session, title) in stats.items() if session in self.sessions}
 
     def end(self, timeout):
         """The exit code; no process may be left."""
