@@ -140,6 +140,8 @@ def reason(lines: Sequence[str]) -> str | None:
             wrapped = line[:1000]
     errors = [text for text, line in zip(plain, lines, strict=True) if re.search(r"\b(?:ERROR|CRITICAL) \d\d-", line)]
     usage = [line for line in plain if re.match(r"\S+: error: ", line)]
+    if died := next((line for line in plain if "died unexpectedly" in line), None):  # v1/executor, v1/utils.py
+        return died[:1000]
     if wrapped or errors:
         return wrapped or errors[-1][:1000]
     return usage[-1][:1000] if usage else None

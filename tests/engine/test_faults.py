@@ -13,7 +13,7 @@ def test_a_killed_engine_core_is_a_failure_within_ten_seconds(start):
     run.wait_for("vllm-launch: ready")
     os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGKILL)
     assert run.end(10) != 0
-    assert run.termination_log.read_text().startswith("vLLM")
+    assert "VLLM::EngineCore died" in run.termination_log.read_text()
 
 
 def test_a_worker_killed_during_the_start_ends_it_at_once(start):

@@ -128,6 +128,12 @@ def test_the_reason_is_the_root_cause_and_not_its_wrapper():
         assert progress.reason(lines) == "ValueError: No available memory for the cache blocks."
 
 
+def test_a_death_that_vllm_saw_is_more_telling_than_a_wrapper():
+    death = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
+    logged = f"(EngineCore pid=7) ERROR 11-23 16:42:00 [multiproc_executor.py:316] {death}"
+    assert progress.reason([WRAPPER, logged, WRAPPER]) == death
+
+
 def test_a_wrapper_is_better_than_nothing():
     assert progress.reason([WRAPPER]) == WRAPPER.removeprefix("(APIServer pid=1) ")
 
