@@ -11,9 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after a fork is no time to load libraries
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -34,13 +33,29 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def die_with_parent() -> None:
-    """For ``preexec_fn``: when the launcher is gone, even by SIGKILL, vLLM is told to end.
+def last_will(group: int) -> int:
+    """Make sure that process group ``group`` does not outlive us, even if we are killed by SIGKILL.
 
-    SIGTERM rather than SIGKILL: the API server then takes its engine along (with the drain that it was given), where a
-    killed one would leave an engine core holding the GPU.
+    A shell of its own session waits for the end of a pipe that we alone hold open, then kills the group.
+    PR_SET_PDEATHSIG is not enough: SIGKILL would reach the API server and leave its engine core on the GPU, and an API
+    server that is still starting may not end on SIGTERM (seen with vLLM 0.32.0). Returns the descriptor to keep;
+    closing it is dying.
     """
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    theirs, ours = os.pipe()
+    try:
+        os.posix_spawnp(
+            "sh",
+            ["sh", "-c", f"read _; kill -9 -{group}"],
+            {"PATH": os.environ.get("PATH", os.defpath)},
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)],
+            setsid=True,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return ours
 
 
 def look_at(pid: int) -> Process | None:

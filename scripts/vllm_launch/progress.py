@@ -125,26 +125,32 @@ _WRAPPERS: Final = re.compile(
 )
 
 
-def reason(lines: Sequence[str]) -> str | None:
-    """The most telling line of vLLM's last words: the first exception that is not another one's wrapper.
+def root_cause(lines: Sequence[str]) -> str | None:
+    """The first exception that is not another one's wrapper, or a death that vLLM saw; None where the log has neither.
 
     A worker's exception is logged by the worker, then by the engine core, then by the API server, each wrapped in the
-    next one's words; the first is the cause. Without any exception: the last line that vLLM logged as an error.
+    next one's words; the first is the cause.
     """
-    plain = [_PREFIX.sub("", line).strip() for line in lines]
-    wrapped = None
-    for line in plain:
-        if _EXCEPTION.match(line):
-            if not _WRAPPERS.search(line):
-                return line[:1000]
-            wrapped = line[:1000]
-    errors = [text for text, line in zip(plain, lines, strict=True) if re.search(r"\b(?:ERROR|CRITICAL) \d\d-", line)]
-    usage = [line for line in plain if re.match(r"\S+: error: ", line)]
-    if died := next((line for line in plain if "died unexpectedly" in line), None):  # v1/executor, v1/utils.py
-        return died[:1000]
-    if wrapped or errors:
-        return wrapped or errors[-1][:1000]
-    return usage[-1][:1000] if usage else None
+    plain = [_plain(line) for line in lines]
+    exceptions = (line for line in plain if _EXCEPTION.match(line) and not _WRAPPERS.search(line))
+    deaths = (line for line in plain if "died unexpectedly" in line)  # v1/executor/multiproc_executor.py, v1/utils.py
+    found = next(exceptions, None) or next(deaths, None)
+    return found and found[:1000]
+
+
+def reason(lines: Sequence[str]) -> str | None:
+    """The most telling line of vLLM's last words: the root cause, else a wrapper, else the last error it logged."""
+    if found := root_cause(lines):
+        return found
+    wrappers = [text for line in lines if _EXCEPTION.match(text := _plain(line))]
+    errors = [_plain(line) for line in lines if re.search(r"\b(?:ERROR|CRITICAL) \d\d-", line)]
+    usage = [text for line in lines if re.match(r"\S+: error: ", text := _plain(line))]
+    best = next((found for found in (wrappers, errors, usage) if found and found[-1]), None)
+    return best[-1][:1000] if best else None
+
+
+def _plain(line: str) -> str:
+    return _PREFIX.sub("", line).strip()
 
 
 def exit_code(status: int) -> int:

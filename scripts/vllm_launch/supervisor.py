@@ -162,10 +162,10 @@ class _Run:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # a terminal's Ctrl-C reaches us alone
-                preexec_fn=process.die_with_parent,  # noqa: PLW1509 - one prctl, nothing that could hold a lock
             )
         except OSError as error:
             raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
+        self._will = process.last_will(self.child.pid)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):
             assert stream is not None  # noqa: S101 - both are pipes
@@ -207,6 +207,7 @@ class _Run:
         self._reap()
         for one in left:
             self.say(f"process {one.pid} ({one.title}) does not end: it hangs in the kernel")
+        os.close(self._will)
         await asyncio.to_thread(self.log.close_streams, 5.0)
 
     def _tell_kubernetes(self, why: str) -> None:
@@ -255,9 +256,8 @@ class _Run:
             if (title := self.vital_lost()) and not self.asked_to_end:
                 lost_at = lost_at or now
                 if now - lost_at > LOST_SECONDS:
-                    why = (
-                        progress.reason(list(self.log.last)) or "it was killed from outside, perhaps for want of memory"
-                    )
+                    why = progress.root_cause(list(self.log.last))
+                    why = why or "its log gives no cause; perhaps it was killed for want of memory"
                     raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
             old_phase = self.phase
             self._read_log()

@@ -6,8 +6,6 @@ import sys
 
 from vllm_launch import process
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
-
 
 def test_a_process_is_seen_with_its_parent_title_and_memory():
     me = process.look_at(os.getpid())
@@ -62,18 +60,20 @@ child.stdout.close()
     assert out == "True []\n-9 []\n"
 
 
-def test_a_child_is_told_to_end_when_its_launcher_is_killed():
+def test_a_group_does_not_outlive_a_killed_launcher_even_if_it_ignores_sigterm():
     code = """
-import subprocess, sys
+import subprocess
 from vllm_launch import process
-sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-print(subprocess.Popen(sleep, preexec_fn=process.die_with_parent).pid, flush=True)
+stubborn = "trap '' TERM HUP; echo ready; while :; do sleep 0.1; done"
+child = subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+will = process.last_will(child.pid)
+print(child.pid, flush=True)
 input()
 """
     launcher = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    child = int(launcher.stdout.readline())
-    watch = os.pidfd_open(child)
+    child = os.pidfd_open(int(launcher.stdout.readline()))
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate(timeout=30)
-    assert select.select([watch], [], [], 30)[0], "the child lives on"
-    os.close(watch)
+    assert select.select([child], [], [], 30)[0], "the child lives on"
+    os.close(child)
