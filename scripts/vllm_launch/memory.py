@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
+
+from vllm_launch.gpus import Gpu
+from vllm_launch.model import Model
+from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+from vllm_launch.weights import by_rank
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+HOPPER, AMPERE_DATACENTRE = (9, 0), (8, 0)
+
+CONTEXT = {HOPPER: 510 * _MIB, AMPERE_DATACENTRE: 460 * _MIB, (0, 0): 260 * _MIB}
+"""CUDA context and cuBLAS handles before vLLM's first look, by the oldest compute capability it holds for. H200: total
+139.80, free 139.29 GiB (2026-11-22); others grow with the number of multiprocessors."""
+
+NCCL_CONTEXT = 123 * _MIB
+"""NCCL and custom all-reduce before vLLM's first look, on each GPU of a replica of several. H200, TP=2: 0.63 GiB."""
+
+RUNTIME = 270 * _MIB
+"""CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
+the sampler's state and the expert workspace are taken off."""
+
+COLLECTIVES, COLLECTIVES_EAGER = 1280 * _MIB, 400 * _MIB
+"""NCCL channels that open with the first collective and, compiled on Hopper or newer, FlashInfer's fused all-reduce
+workspace. H200, TP=2, Llama-3-70B, 2026-11-22: 2.05 GiB consumed besides weights, less state and RUNTIME."""
+
+GRAPH_BASE, GRAPH_LAYER, GRAPH_LAYER_TP = 300 * _MIB, 18.9 * _MIB, 12.3 * _MIB
+"""vLLM's estimate for CUDA graphs: the pool of the largest batch, and what each layer adds at 51 capture sizes. H200,
+2026-11-22: 0.92 GiB (32 layers), 1.25 (80, TP=2), 1.23 (48, MoE), 0.66 (24, MoE)."""
+
+USUAL_SIZES = 51
+
+SAMPLER_COPIES = 4
+"""Float32 copies of the logits that top-k, top-p, penalties and logprobs need at once, which vLLM's profile does not
+run (v1/worker/gpu/model_runner.py:_dummy_sampler_run): scaled logits, probabilities, sorted ones, log-probabilities.
+H200, Llama-3-8B, 1,024 streams with all of them: utilisation 0.985 holds, 0.99 runs out of memory."""
+
+FRAGMENTS = 256 * _MIB
+"""What PyTorch's allocator cannot hand out again while requests come and go."""
+
+MOST = 0.99
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,3 +82,178 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     non_torch: int
     context: int
     safety: int
+
+
+def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
+    """VLLM's (max_num_batched_tokens, max_num_seqs) for its server when neither is set; ``gpu`` None is the CPU engine.
+
+    Both are for one vLLM of ``world_size`` = TP times PP. Source: vllm/engine/arg_utils.py:get_batch_defaults.
+    """
+    if gpu is None:
+        return 2048 * world_size, 128 * world_size
+    if gpu.memory_total >= 160 * _GIB:
+        return 16384, 1024
+    if gpu.memory_total >= 70 * _GIB and "a100" not in gpu.name.lower():
+        return 8192, 1024
+    return 2048, 256
+
+
+def capture_sizes(run: Run, gpu: Gpu) -> int:
+    """How many batch sizes vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
+    if run.enforce_eager:
+        return 0
+    ceiling = 1024 if gpu.compute_capability[0] == 10 else 512  # noqa: PLR2004 - data-centre Blackwell
+    most = run.max_cudagraph_capture_size
+    if most is None:
+        most = min(2 * run.max_num_seqs, ceiling)
+    most = min(most, run.max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), most}
+    return len([size for size in sizes if 0 < size <= most])
+
+
+def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
+    """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left.
+
+    The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
+    ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
+    they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    """
+    ranks = [
+        Memory(
+            weights=held,
+            activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
+            cuda_graphs=_cuda_graphs(run, layout, gpu, count),
+            non_torch=_non_torch(model, run, layout, gpu, last=rank == layout.pipeline - 1),
+            context=_context(layout, gpu),
+            safety=_safety(model, run),
+        )
+        for rank, (held, count) in enumerate(
+            zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
+        )
+    ]
+    return max(ranks, key=_counted)
+
+
+def requested(gpu: Gpu, utilization: float) -> int:
+    """Bytes that vLLM takes for itself (v1/worker/utils.py:request_memory)."""
+    return math.ceil(gpu.memory_total * utilization)
+
+
+def kv_bytes(memory: Memory, gpu: Gpu, utilization: float) -> int:
+    """Bytes that vLLM's profiling leaves for the KV cache of one GPU; negative by what is missing."""
+    return requested(gpu, utilization) - _counted(memory)
+
+
+def safe_utilization(memory: Memory, gpu: Gpu) -> float:
+    """The largest ``gpu_memory_utilization``, four decimals, that leaves ``context`` and ``safety`` of what is free.
+
+    At most 0.99; zero or less when nothing is left. vLLM's own check that so much is free at the start then passes.
+    """
+    spare = gpu.memory_free - memory.context - memory.safety
+    return min(MOST, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
+
+
+def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
+    """Bytes of host memory that one worker of the CPU engine takes besides the KV cache.
+
+    Weights are loaded whole and never on a device; PyTorch, vLLM and the compiled model take about 1.5 GiB more.
+    Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
+    """
+    peak = _activation_peak(model, run, layout, last=True)
+    return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
+
+
+def _counted(memory: Memory) -> int:
+    return memory.weights + memory.activation_peak + memory.cuda_graphs + memory.non_torch
+
+
+def _width(model: Model, run: Run) -> int:
+    """Bytes of one activation."""
+    return _BYTES[run.dtype if run.dtype in _BYTES else model.dtype]
+
+
+def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> int:
+    """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
+
+    A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the profile runs
+    no attention but reserves what MLA's longest prefill expands. The greedy sampler keeps one copy of the logits.
+    Source: v1/worker/gpu/model_runner.py:profile_run, mla_attention.py:determine_chunked_prefill_workspace_size.
+    """
+    tokens, width, hidden = run.max_num_batched_tokens, _width(model, run), model.hidden_size
+    stream = 3 * tokens * hidden * width
+    tensor = layout.tensor
+    inner = [tokens * width * (model.heads * model.head_dim + 2 * model.kv_heads * model.head_dim) // tensor]
+    if model.experts is None or any(not layer.moe for layer in model.layers):
+        inner.append(3 * tokens * width * model.intermediate_size // tensor)
+    if model.experts and model.experts.shared_intermediate_size:
+        inner.append(3 * tokens * width * model.experts.shared_intermediate_size // tensor)
+    if model.experts and _mxfp4(model):
+        # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
+        cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        inner.append(tokens * model.experts.per_token * width * (4 * cut + 2 * hidden))
+    if model.mla:
+        kept = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
+        inner.append(kept * model.heads // tensor * (model.mla.qk_nope_head_dim + model.mla.v_head_dim) * width)
+    peak = stream + max(inner)
+    if last and model.task == "generate":
+        seqs = min(run.max_num_seqs, tokens)
+        logits = seqs * padded_vocab(model.vocab_size) * width
+        peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * _MIB)
+    if model.multimodal and not run.language_model_only:
+        peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
+    return peak
+
+
+def _mxfp4(model: Model) -> bool:
+    return model.quantization is not None and "mxfp4" in model.quantization.method
+
+
+def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
+    sizes = capture_sizes(run, gpu)
+    if not sizes:
+        return 0
+    layer = GRAPH_LAYER if layout.tensor == 1 else GRAPH_LAYER_TP
+    return round(GRAPH_BASE + layers * layer * sizes / USUAL_SIZES)
+
+
+def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, last: bool) -> int:
+    """What stays allocated besides weights: the sampler's state, the experts' workspace, CUDA modules, collectives.
+
+    Source: v1/worker/gpu/sample/penalties.py (a count and two bits for each token of the vocabulary and request),
+    logit_bias.py and bad_words.py (17.4 KB a request), fused_moe/experts/triton_moe.py:workspace_shapes.
+    """
+    total = RUNTIME
+    if last and model.task == "generate":
+        state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
+        total += run.max_num_seqs * state
+    if model.experts:
+        chosen, width = run.max_num_batched_tokens * model.experts.per_token, _width(model, run)
+        cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        if _mxfp4(model):
+            total += chosen * cut * width
+        else:
+            total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width
+    if layout.tensor > 1:
+        total += COLLECTIVES if not run.enforce_eager and gpu.compute_capability >= HOPPER else COLLECTIVES_EAGER
+    return total
+
+
+def _context(layout: Layout, gpu: Gpu) -> int:
+    base = next(size for least, size in CONTEXT.items() if gpu.compute_capability >= least)
+    if gpu.compute_capability > AMPERE_DATACENTRE and gpu.compute_capability < HOPPER:
+        base = CONTEXT[0, 0]  # Ampere and Ada cards for graphics and inference have few multiprocessors
+    return base + (NCCL_CONTEXT if layout.tensor * layout.pipeline > 1 else 0)
+
+
+def _safety(model: Model, run: Run) -> int:
+    """What serving takes beyond the profile: the sampler's extras, block tables, fragments.
+
+    Block tables are two rows of int32 per request (v1/worker/gpu/block_table.py), allocated after the cache is sized.
+    """
+    sampler = 0
+    if model.task == "generate":
+        sampler = (
+            SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
+        )
+    tables = 2 * 4 * run.max_num_seqs * math.ceil(run.max_model_len / 16)
+    return sampler + tables + FRAGMENTS

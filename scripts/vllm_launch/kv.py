@@ -1,0 +1,261 @@
+"""How many tokens a KV cache of so many bytes holds: the grouping and paging of vLLM 0.32.0, to the block. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import msgspec
+
+from vllm_launch.gpus import Gpu
+from vllm_launch.memory import KvCache, Run
+from vllm_launch.model import Layer, Model
+from vllm_launch.parallel import Layout, layer_split
+
+_MODEL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
+_SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer's page on one GPU, as vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` in bytes."""
+
+    kind: str  # "full", "mla", "sliding", "chunked" or "mamba"
+    block: int  # tokens in a page
+    page: int
+    window: int = 0  # of "sliding" and "chunked", tokens
+    shape: tuple[int, int, int] = (0, 0, 0)  # heads on the GPU, key width, value width
+    states: int = 0  # pages of a "mamba" request
+
+
+class Grouping(msgspec.Struct, frozen=True, kw_only=True):
+    """How vLLM shares the pool: groups of layers draw blocks of one size from it.
+
+    ``groups`` holds for each group the specs whose page counts are compared (the largest counts) and the bytes of a
+    block on each pipeline rank, so ``block_bytes`` (per rank) is their maximum.
+    """
+
+    groups: tuple[tuple[Spec, ...], ...]
+    block_bytes: tuple[int, ...]
+    block: int
+
+
+def kv_dtype(model: Model, run: Run) -> str:
+    """The cache's dtype with "auto" resolved: the checkpoint's own, else the model's.
+
+    Source: vllm/utils/torch_utils.py:resolve_kv_cache_dtype_string, layers/attention/attention.py.
+    """
+    if run.kv_cache_dtype != "auto":
+        return run.kv_cache_dtype
+    if model.quantization and model.quantization.kv_cache_dtype:
+        return model.quantization.kv_cache_dtype
+    return run.dtype if run.dtype not in {None, "auto"} else model.dtype
+
+
+def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> KvCache:
+    """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
+
+    ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
+    Source: vllm/v1/core/kv_cache_utils.py:get_kv_cache_configs, get_kv_cache_capacity.
+    """
+    grouping = grouping_of(model, run, layout, gpu)
+    dtype = kv_dtype(model, run)
+    if not grouping.groups:
+        return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
+    blocks = min(max(0, kv_bytes) // size for size in grouping.block_bytes)
+    fits = blocks > _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
+    in_flight = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
+    tokens = int(blocks / in_flight * run.max_model_len) if fits else 0
+    total = blocks * sum(grouping.block_bytes) * layout.tensor
+    per_token = bytes_per_request(model, run, layout, run.max_model_len, gpu) / run.max_model_len
+    return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
+
+
+def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> int:
+    """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
+
+    One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
+    """
+    grouping = grouping_of(model, run, layout, gpu)
+    if not grouping.groups:
+        return run.max_model_len
+    usable = min(max(0, kv_bytes - size) // size for size in grouping.block_bytes)
+    low, high = 0, run.max_model_len
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _blocks_per_request(grouping, run, layout, gpu, middle) <= usable:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def bytes_per_request(model: Model, run: Run, layout: Layout, tokens: int, gpu: Gpu | None = None) -> int:
+    """Bytes that one request of ``tokens`` tokens holds, on all GPUs of the replica together."""
+    grouping = grouping_of(model, run, layout, gpu)
+    if not grouping.groups:
+        return 0
+    return _blocks_per_request(grouping, run, layout, gpu, tokens) * sum(grouping.block_bytes) * layout.tensor
+
+
+def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
+    """Tokens in a block before a hybrid model raises it.
+
+    Source: platforms/interface.py:update_block_size_for_backend, platforms/cpu.py, and the first MLA backend that
+    platforms/cuda.py:_get_backend_priorities lists for the GPU.
+    """
+    if gpu is None:
+        return 16 if model.mla else run.block_size or 128
+    if run.block_size is not None:
+        return run.block_size
+    if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
+        return 32
+    return 16
+
+
+def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[Spec | None]:
+    """The page of each layer on one GPU, in the model's order; None where a layer keeps nothing."""
+    block = block_size(model, run, gpu)
+    width = kv_dtype(model, run)
+    if not any(layer.kind == "mamba" for layer in model.layers):
+        return [_attention(layer, layout, block, width, model.dtype) for layer in model.layers]
+    states = {layer: _state_bytes(layer, layout) for layer in set(model.layers) if layer.kind == "mamba"}
+    attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
+    if not attention:
+        return [Spec(kind="mamba", block=run.max_model_len, page=states[layer], states=1) for layer in model.layers]
+    token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
+    unit = max(block, 128) if model.mla else block
+    block = max(block, unit * math.ceil(max(states.values()) / (unit * token)))
+    return [
+        Spec(kind="mamba", block=block, page=block * token, states=2)
+        if layer.kind == "mamba"
+        else _attention(layer, layout, block, width, model.dtype)
+        for layer in model.layers
+    ]
+
+
+def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grouping:
+    """Groups as vllm/v1/core/kv_cache_utils.py:get_kv_cache_groups makes them, projected onto the pipeline's ranks."""
+    specs = layer_specs(model, run, layout, gpu)
+    kept = [index for index, spec in enumerate(specs) if spec is not None]
+    ends = list(accumulate(layer_split(len(model.layers), layout.pipeline)))
+    ranks = [sum(index >= end for end in ends) for index in range(len(specs))]
+    pages: dict[int, Spec] = {index: spec for index in kept if (spec := specs[index]) is not None}
+    if not pages:
+        return Grouping(groups=(), block_bytes=(), block=0)
+    groups: Sequence[Sequence[int]] = [kept] if _one_type(list(pages.values())) else _split(pages)
+    block_bytes = tuple(
+        max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
+        for rank in range(layout.pipeline)
+    )
+    return Grouping(
+        groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
+        block_bytes=tuple(size for size in block_bytes if size),
+        block=min(spec.block for spec in pages.values()),
+    )
+
+
+def _one_type(specs: Sequence[Spec]) -> bool:
+    """Whether all layers need the same number of blocks (UniformTypeKVCacheSpecs.is_uniform_type)."""
+    if len({spec.block for spec in specs}) > 1:
+        return False
+    if all(spec.kind in {"full", "mla"} for spec in specs):
+        return True
+    same: Callable[[Spec], object] = lambda spec: (spec.kind, spec.window, spec.page if spec.kind == "mamba" else 0)  # noqa: E731
+    return len({same(spec) for spec in specs}) == 1
+
+
+def _split(pages: dict[int, Spec]) -> list[list[int]]:
+    """Groups of equally many layers (_get_kv_cache_groups_uniform_page_size); evens out ``pages`` in place first.
+
+    A smaller page gets more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size).
+    """
+    largest = max(spec.page for spec in pages.values())
+    for index, spec in pages.items():
+        ratio, rest = divmod(largest, spec.page)
+        if spec.kind == "mamba" or rest:
+            pages[index] = msgspec.structs.replace(spec, page=largest)
+        else:
+            pages[index] = msgspec.structs.replace(spec, page=largest, block=spec.block * ratio)
+    buckets: defaultdict[Spec, list[int]] = defaultdict(list)
+    for index, spec in pages.items():
+        buckets[spec].append(index)
+    sizes = Counter({spec: len(layers) for spec, layers in buckets.items()})
+    least, most = min(sizes.values()), max(sizes.values())
+    size = most if most < least * 1.5 else least
+    return [
+        layers[first::count]
+        for layers in buckets.values()
+        for count in [math.ceil(len(layers) / size)]
+        for first in range(count)
+    ]
+
+
+def _blocks_per_request(grouping: Grouping, run: Run, layout: Layout, gpu: Gpu | None, length: int) -> int:
+    """Blocks that a request of ``length`` tokens takes at most, over all groups.
+
+    Tokens in flight keep blocks that have left the window: one batch for each step that may be under way, pipeline
+    stages and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
+    """
+    steps = layout.pipeline if gpu is None else layout.pipeline + 1
+    in_flight = steps * run.max_num_batched_tokens
+    return sum(max(_blocks(spec, in_flight, length) for spec in group) for group in grouping.groups)
+
+
+def _blocks(spec: Spec, in_flight: int, length: int) -> int:
+    """One group's blocks for a request (each spec's max_memory_usage_bytes / page_size_bytes)."""
+    match spec.kind:
+        case "sliding":
+            return math.ceil(min(spec.window - 1 + in_flight, length) / spec.block) + 1
+        case "chunked":
+            return math.ceil(min(spec.window + in_flight, length) / spec.block)
+        case "mamba":
+            return spec.states
+        case _:
+            return math.ceil(length / spec.block)
+
+
+def _attention(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec | None:
+    if layer.kind == "none":
+        return None
+    heads = 1 if layer.kind == "mla" else max(1, layer.kv_heads // layout.tensor)
+    return Spec(
+        kind=layer.kind,
+        block=block,
+        page=_page(layer, layout, block, dtype, model_dtype),
+        window=layer.window or 0 if layer.kind in {"sliding", "chunked"} else 0,
+        shape=(heads, layer.head_dim, layer.head_dim_v),
+    )
+
+
+def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> int:
+    """Bytes of one layer's page on one GPU (AttentionSpec.unpadded_page_size_bytes and the backends' packing).
+
+    MLA keeps one latent vector per token, whole on every tensor-parallel rank.
+    """
+    if layer.kind == "mla":
+        return block * int((layer.head_dim) * _element_bytes(dtype, model_dtype))
+    heads = max(1, layer.kv_heads // layout.tensor)
+    sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
+    if dtype.startswith("nvfp4"):
+        return block * heads * sum(side // 2 + side // 16 for side in sides)
+    if dtype == "int4_per_token_head":
+        return block * heads * sum(side // 2 + _SCALE_BYTES for side in sides)
+    scales = 2 * _SCALE_BYTES if dtype.endswith("_per_token_head") else 0
+    return block * heads * (sum(sides) * _element_bytes(dtype, model_dtype) + scales)
+
+
+def _element_bytes(dtype: str, model_dtype: str) -> int:
+    if dtype.startswith(("fp8", "int8")):
+        return 1
+    return _MODEL_DTYPE_BYTES.get(dtype, _MODEL_DTYPE_BYTES[model_dtype])
+
+
+def _state_bytes(layer: Layer, layout: Layout) -> int:
+    """Bytes of a layer's recurrent state on one GPU: every state is split over tensor-parallel ranks once."""
+    return sum(
+        math.ceil(math.prod(shape) / layout.tensor) * _STATE_DTYPE_BYTES.get(dtype, _MODEL_DTYPE_BYTES.get(dtype, 4))
+        for shape, dtype in zip(layer.state_shapes, layer.state_dtypes, strict=True)
+    )

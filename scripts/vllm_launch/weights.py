@@ -1,0 +1,262 @@
+"""What a model's weights take on the heaviest GPU of a layout, from the names of its tensors. Pure.
+
+vLLM fuses what the checkpoint keeps apart (query, key and value; gate and up; a layer's experts) and splits each by
+the parallel linear layer that holds it; which one that is can be told from the name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vllm_launch.model import Model, Tensor
+from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+
+if TYPE_CHECKING:
+    from vllm_launch.memory import Run  # memory adds these weights up
+
+_MIB = 1 << 20
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
+_MODEL_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_VISION = re.compile(r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|image_newline|"
+                     r"multi_modal_projector|mm_projector|audio_tower|patch_embed|aligner|mlp1)(?:\.|_|$)")  # fmt: skip
+_SKIPPED = re.compile(r"rotary_emb\.inv_freq$|(?:^|\.)mtp\.|\.g_idx$|attn\.(?:masked_)?bias$|_(?:output|input)_scale$")
+_QKV = re.compile(r"\.(?:q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|Wqkv|wqkv|W_pack)\.")
+_KV = re.compile(r"\.(?:k_proj|v_proj)\.")
+_GATE_UP = re.compile(r"\.(?:gate_proj|up_proj|gate_up_proj|w1|w3)\.")
+_ROW = re.compile(r"\.(?:o_proj|down_proj|w2|out_proj|dense|dense_4h_to_h|c_proj|fc2|wo|attention\.dense)\.")
+_REPLICATED = re.compile(
+    r"norm|\.(?:gate|router|shared_expert_gate|q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj|e_score_correction_bias|"
+    r"sinks?_bias|wk|weights_proj|wq_a)\.|layernorm|\.ln_|position_embedding|\.wpe\.|e_score_correction_bias|"
+    r"\.indexer\."
+)
+_VOCAB = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embedding|embed_in|tok_embeddings|embeddings)\.weight$"
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.")
+
+_MXFP4_INPUTS = 128
+"""Input channels of an MXFP4 expert are padded to this by the Hopper value layout of the Triton kernels
+(fused_moe/oracle/mxfp4.py, TRITON; triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB,
+of which 0.20 are this padding."""
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
+
+    split: str  # "tensor", "kv", "expert", "vocab" or "whole"
+    size: int
+    linear: bool  # a matrix that quantising at the start would shrink
+    kv_heads: int = 0
+
+
+class _Fused(msgspec.Struct, frozen=True):
+    """A tensor as vLLM allocates it. ``place`` is a layer's index, -1 for the first rank, -2 for the last."""
+
+    place: int
+    parts: tuple[_Part, ...]
+
+
+class _Fusing(msgspec.Struct):
+    model: Model
+    fused: tuple[_Fused, ...]
+
+
+_FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
+"""Last few results by the model's identity: plans try many layouts of one model, whose names stay the same."""
+_REMEMBERED = 8
+
+
+def weights(model: Model, run: Run, layout: Layout) -> int:
+    """Bytes of weights on the heaviest GPU, as "Model loading took" counts them: PyTorch's allocated bytes."""
+    return max(by_rank(model, run, layout))
+
+
+def by_rank(model: Model, run: Run, layout: Layout) -> tuple[int, ...]:
+    """Bytes of weights on a GPU of each pipeline rank."""
+    counts = layer_split(len(model.layers), layout.pipeline)
+    rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    shrink = _shrink(model, run)
+    sizes = [0] * layout.pipeline
+    for fused in _fuse(model, run):
+        size = allocated(sum(math.ceil(_share(part, layout) * (shrink if part.linear else 1)) for part in fused.parts))
+        sizes[rank_of[fused.place] if fused.place >= 0 else 0 if fused.place == -1 else -1] += size
+    if model.tie_word_embeddings and layout.pipeline > 1:
+        # The last rank computes logits with a copy of the embedding that the first rank looks tokens up in.
+        sizes[-1] += sum(
+            allocated(_share(part, layout))
+            for fused in _fuse(model, run)
+            for part in fused.parts
+            if part.split == "vocab"
+        )
+    return tuple(
+        size + _rope_cache(model, run) + _absorbed(model, run, layout, counts[rank]) for rank, size in enumerate(sizes)
+    )
+
+
+def allocated(size: int) -> int:
+    """What PyTorch's allocator sets aside for a tensor of ``size`` bytes while vLLM loads.
+
+    512-byte steps; from 10 MiB on a tensor has a segment of its own, in steps of 2 MiB, whose rest is given to others
+    only if it is larger than 1 MiB, and never from 20 MiB on, which is vLLM's max_split_size while loading.
+    Source: c10/cuda/CUDACachingAllocator.cpp (kRoundLarge, should_split), v1/worker/gpu_worker.py:load_model.
+    """
+    size = -(-size // 512) * 512
+    if size < 10 * _MIB:
+        return size
+    segment = -(-size // (2 * _MIB)) * 2 * _MIB
+    return size if segment < 20 * _MIB and segment - size > _MIB else segment
+
+
+def _fuse(model: Model, run: Run) -> tuple[_Fused, ...]:
+    key = (id(model), run.language_model_only, run.dtype)
+    known = _FUSED.get(key)
+    if known is None or known.model is not model:
+        if len(_FUSED) >= _REMEMBERED:
+            _FUSED.clear()
+        known = _FUSED[key] = _Fusing(model=model, fused=_fuse_names(model, run))
+    return known.fused
+
+
+def _fuse_names(model: Model, run: Run) -> tuple[_Fused, ...]:
+    parts: defaultdict[tuple[int, str], list[_Part]] = defaultdict(list)
+    bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    for tensor in model.tensors:
+        if _SKIPPED.search(tensor.name):
+            continue
+        vision = bool(_VISION.search(tensor.name))
+        if vision and run.language_model_only:
+            continue
+        if model.tie_word_embeddings and _HEAD.search(tensor.name) and "layers." not in tensor.name:
+            continue
+        found = None if vision else _LAYER.search(tensor.name)
+        if found and int(found[1]) >= len(model.layers):
+            continue  # multi-token prediction layers, loaded only for speculative decoding
+        place = int(found[1]) if found else -2 if _is_last(tensor.name) and not vision else -1
+        key, part = _classify(model, tensor, bits, vision=vision)
+        parts[place, key].append(part)
+    return tuple(_Fused(place, _merged(found)) for (place, _), found in parts.items())
+
+
+def _is_last(name: str) -> bool:
+    """On the last pipeline rank: the head and the final norm."""
+    return bool(_HEAD.search(name)) or bool(re.search(r"(?:^|\.)(?:norm|final_layernorm|ln_f|norm_f)\.", name))
+
+
+def _merged(parts: list[_Part]) -> tuple[_Part, ...]:
+    """Parts that are cut alike become one; a layer's many experts would otherwise be added up in every plan."""
+    sizes: defaultdict[tuple[str, bool, int], int] = defaultdict(int)
+    for part in parts:
+        sizes[part.split, part.linear, part.kv_heads] += part.size
+    return tuple(_Part(split, size, linear, heads) for (split, linear, heads), size in sizes.items())
+
+
+def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) -> tuple[str, _Part]:  # noqa: PLR0911 - one return for each way to cut
+    """The fused tensor that ``tensor`` goes into, and how it is cut."""
+    name = tensor.name
+    kind = name.rsplit(".", 1)[-1]
+    stored = _BITS.get(tensor.dtype, 16)
+    scale = "scale" in kind or kind in {"A_log", "absmax", "e_score_correction_bias"}
+    bits = model_bits if tensor.dtype in {"F32", "F16", "BF16", "F64"} and not scale else stored
+    size = math.ceil(math.prod(tensor.shape) * bits / 8)
+    linear = kind == "weight" and len(tensor.shape) == 2 and tensor.dtype in {"F32", "F16", "BF16"}  # noqa: PLR2004
+    path = f".{name}"
+    if vision:
+        return name, _Part("tensor" if len(tensor.shape) > 1 else "whole", size, linear=False)
+    if _VOCAB.search(name) or (_HEAD.search(name) and ".layers." not in path):
+        rows = tensor.shape[0] if tensor.shape else 1
+        return name, _Part("vocab", size // rows * padded_vocab(rows) if rows else 0, linear=False)
+    if ".experts." in path or re.search(r"\.experts_", path):
+        down = re.search(r"\.(?:down_proj|w2|w_out)", path)
+        padded = _mxfp4_padded(model, size, kind)
+        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", _Part("expert", padded, linear or len(tensor.shape) == 3)  # noqa: PLR2004
+    if _REPLICATED.search(path):
+        return name, _Part("whole", size, linear=bool(linear and "_a_proj" in path))
+    if _QKV.search(path):
+        heads = _layer_kv_heads(model, name)
+        split = "kv" if _KV.search(path) and heads else "tensor"
+        return f"qkv.{kind}", _Part(split, size, linear, heads if split == "kv" else 0)
+    if _GATE_UP.search(path):
+        shared = "shared" if "shared_expert" in path else ""
+        return f"gate_up{shared}.{kind}", _Part("tensor", size, linear)
+    if _ROW.search(path):
+        return name, _Part("whole" if kind == "bias" else "tensor", size, linear)
+    whole = not tensor.shape or (math.prod(tensor.shape) <= 1)
+    return name, _Part("whole" if whole else "tensor", size, linear)
+
+
+def _suffix(kind: str) -> str:
+    """What the experts' tensors of one fused parameter have in common: weights apart from scales and biases."""
+    for word in ("scale", "bias", "zeros"):
+        if word in kind:
+            return word
+    return "weight"
+
+
+def _mxfp4_padded(model: Model, size: int, kind: str) -> int:
+    if not kind.endswith("_blocks") or model.experts is None:
+        return size
+    inputs = model.experts.intermediate_size if kind.startswith("down") else model.hidden_size
+    return size * (-(-inputs // _MXFP4_INPUTS) * _MXFP4_INPUTS) // inputs
+
+
+def _layer_kv_heads(model: Model, name: str) -> int:
+    found = _LAYER.search(name)
+    layer = model.layers[int(found[1])] if found and int(found[1]) < len(model.layers) else None
+    return layer.kv_heads if layer and layer.kv_heads else model.kv_heads
+
+
+def _share(part: _Part, layout: Layout) -> int:
+    """Bytes of ``part`` on one GPU."""
+    match part.split:
+        case "tensor" | "vocab":
+            return math.ceil(part.size / layout.tensor)
+        case "kv":
+            return math.ceil(part.size / min(layout.tensor, part.kv_heads))
+        case "expert":
+            return math.ceil(part.size / expert_ranks(layout))
+        case _:
+            return part.size
+
+
+def _shrink(model: Model, run: Run) -> float:
+    """What is left of an unquantised linear layer's bytes when it is quantised at the start (--quantization)."""
+    if run.quantization is None or model.quantization is not None:
+        return 1.0
+    wide = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    if run.quantization == "bitsandbytes":
+        return (4 + 32 / 64) / wide  # NF4, one float32 absmax for 64 weights
+    if run.quantization.startswith(("fp8", "int8", "experts_int8", "mxfp8", "online")):
+        return 8 / wide
+    return 1.0
+
+
+def _rope_cache(model: Model, run: Run) -> int:
+    """Cosines and sines of every position (rotary_embedding/base.py:_compute_cos_sin_cache), once per GPU."""
+    kinds = {layer.kind for layer in model.layers}
+    if kinds <= {"mamba", "none"}:
+        return 0
+    width = model.mla.qk_rope_head_dim if model.mla else model.head_dim
+    bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    return allocated(max(model.max_model_len, run.max_model_len) * width * bits // 8)
+
+
+def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
+    """MLA keeps kv_b_proj a second time, as the W_UV and W_UK_T that decoding multiplies by, in the model's dtype.
+
+    Source: layers/attention/mla_attention.py:process_weights_after_loading.
+    """
+    if model.mla is None:
+        return 0
+    bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    width = model.mla.kv_lora_rank * model.heads // layout.tensor * bits // 8
+    return layers * (allocated(width * model.mla.qk_nope_head_dim) + allocated(width * model.mla.v_head_dim))
