@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import httpx
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -76,11 +75,13 @@ FOLDER = "or give a folder that holds the model"
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
-    """Raise what went wrong at the hub as one line with a remedy; the order is from the narrow to the wide."""
+    """Raise what went wrong at the hub as one line with a remedy; the order is from the narrow to the wide.
+
+    Transport errors are told by their module: releases of huggingface_hub differ in the HTTP library they use.
+    """
     page = f"https://huggingface.co/{name}"
     at = f" at revision {revision!r}" if revision else ""
-    rules: list[tuple[Any, str, str]] = [
-        (UsageError, "", ""),
+    rules: list[tuple[type[Exception], str, str]] = [
         (GatedRepoError, "is gated", f"accept its licence at {page} and set HF_TOKEN, {FOLDER}"),
         (
             RepositoryNotFoundError,
@@ -106,16 +107,13 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
         ),
         (SafetensorsParsingError, f"its safetensors headers on the hub are broken{at}", "choose another revision"),
         (HfHubHTTPError, f"the hub refused ({_status(error)})", f"try again later, set HF_TOKEN, {FOLDER}"),
-        (
-            (httpx.HTTPError, OSError),
-            f"the hub cannot be reached ({type(error).__name__})",
-            f"check the network, {FOLDER}",
-        ),
+        (OSError, f"the hub cannot be reached ({type(error).__name__})", f"check the network, {FOLDER}"),
     ]
+    if isinstance(error, UsageError):
+        raise error
+    transport = type(error).__module__.partition(".")[0] in {"httpx", "httpx2"}
     for kind, what, remedy in rules:
-        if isinstance(error, kind):
-            if isinstance(error, UsageError):
-                raise error
+        if isinstance(error, kind) or (transport and kind is OSError):
             raise UsageError(f"model {name}", what, remedy) from None
     raise error
 
