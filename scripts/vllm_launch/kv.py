@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import msgspec
 
@@ -33,13 +32,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Grouping(msgspec.Struct, frozen=True, kw_only=True):
     """How vLLM shares the pool: groups of layers draw blocks of one size from it.
 
-    ``groups`` holds for each group the specs whose page counts are compared (the largest counts) and the bytes of a
-    block on each pipeline rank, so ``block_bytes`` (per rank) is their maximum.
+    ``groups`` holds the different specs of each; the one that needs the most blocks counts. ``block_bytes`` is what a
+    block takes on a GPU of each pipeline rank that caches anything.
     """
 
     groups: tuple[tuple[Spec, ...], ...]
     block_bytes: tuple[int, ...]
-    block: int
 
 
 def kv_dtype(model: Model, run: Run) -> str:
@@ -65,9 +63,8 @@ def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | N
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
     blocks = min(max(0, kv_bytes) // size for size in grouping.block_bytes)
-    fits = blocks > _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
-    in_flight = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
-    tokens = int(blocks / in_flight * run.max_model_len) if fits else 0
+    longest = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
+    tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
     per_token = bytes_per_request(model, run, layout, run.max_model_len, gpu) / run.max_model_len
     return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
@@ -115,45 +112,60 @@ def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
     return 16
 
 
-def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[Spec | None]:
-    """The page of each layer on one GPU, in the model's order; None where a layer keeps nothing."""
+def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[tuple[Spec, ...]]:
+    """What each layer keeps on one GPU, in the model's order: nothing, one cache, or attention's and a state.
+
+    In a hybrid model attention's pages grow to hold a recurrent state, and states are padded to them; with prefix
+    caching, vLLM's default for these, a request keeps two (platforms/interface.py:_align_hybrid_block_size,
+    MambaSpec.max_memory_usage_bytes).
+    """
     block = block_size(model, run, gpu)
     width = kv_dtype(model, run)
-    if not any(layer.kind == "mamba" for layer in model.layers):
-        return [_attention(layer, layout, block, width, model.dtype) for layer in model.layers]
-    states = {layer: _state_bytes(layer, layout) for layer in set(model.layers) if layer.kind == "mamba"}
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
-    if not attention:
-        return [Spec(kind="mamba", block=run.max_model_len, page=states[layer], states=1) for layer in model.layers]
-    token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
-    unit = max(block, 128) if model.mla else block
-    block = max(block, unit * math.ceil(max(states.values()) / (unit * token)))
+    state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
+    if state and not attention:
+        kept = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
+        return [(kept,) if layer.kind == "mamba" else () for layer in model.layers]
+    recurrent = None
+    if state:
+        token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
+        unit = max(block, 128) if model.mla else block
+        block = max(block, unit * math.ceil(state / (unit * token)))
+        recurrent = Spec(kind="mamba", block=block, page=block * token, states=2)
     return [
-        Spec(kind="mamba", block=block, page=block * token, states=2)
-        if layer.kind == "mamba"
-        else _attention(layer, layout, block, width, model.dtype)
+        (
+            *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),
+            *([recurrent] if recurrent and layer.state_shapes else []),
+        )
         for layer in model.layers
     ]
 
 
 def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grouping:
     """Groups as vllm/v1/core/kv_cache_utils.py:get_kv_cache_groups makes them, projected onto the pipeline's ranks."""
-    specs = layer_specs(model, run, layout, gpu)
-    kept = [index for index, spec in enumerate(specs) if spec is not None]
-    ends = list(accumulate(layer_split(len(model.layers), layout.pipeline)))
-    ranks = [sum(index >= end for end in ends) for index in range(len(specs))]
-    pages: dict[int, Spec] = {index: spec for index in kept if (spec := specs[index]) is not None}
+    counts = layer_split(len(model.layers), layout.pipeline)
+    rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    caches = [
+        (rank, spec)
+        for rank, specs in zip(rank_of, layer_specs(model, run, layout, gpu), strict=True)
+        for spec in specs
+    ]
+    pages = [spec for _, spec in caches]
+    ranks = [rank for rank, _ in caches]
     if not pages:
-        return Grouping(groups=(), block_bytes=(), block=0)
-    groups: Sequence[Sequence[int]] = [kept] if _one_type(list(pages.values())) else _split(pages)
-    block_bytes = tuple(
+        return Grouping(groups=(), block_bytes=())
+    if _one_type(pages):
+        groups = [list(range(len(pages)))]
+    else:
+        pages = _even(pages)
+        groups = _split(pages)
+    block_bytes = [
         max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
         for rank in range(layout.pipeline)
-    )
+    ]
     return Grouping(
         groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
         block_bytes=tuple(size for size in block_bytes if size),
-        block=min(spec.block for spec in pages.values()),
     )
 
 
@@ -167,30 +179,31 @@ def _one_type(specs: Sequence[Spec]) -> bool:
     return len({same(spec) for spec in specs}) == 1
 
 
-def _split(pages: dict[int, Spec]) -> list[list[int]]:
-    """Groups of equally many layers (_get_kv_cache_groups_uniform_page_size); evens out ``pages`` in place first.
-
-    A smaller page gets more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size).
-    """
-    largest = max(spec.page for spec in pages.values())
-    for index, spec in pages.items():
-        ratio, rest = divmod(largest, spec.page)
-        if spec.kind == "mamba" or rest:
-            pages[index] = msgspec.structs.replace(spec, page=largest)
-        else:
-            pages[index] = msgspec.structs.replace(spec, page=largest, block=spec.block * ratio)
-    buckets: defaultdict[Spec, list[int]] = defaultdict(list)
-    for index, spec in pages.items():
-        buckets[spec].append(index)
-    sizes = Counter({spec: len(layers) for spec, layers in buckets.items()})
-    least, most = min(sizes.values()), max(sizes.values())
-    size = most if most < least * 1.5 else least
+def _even(specs: Sequence[Spec]) -> list[Spec]:
+    """Pages of one size: more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size)."""
+    largest = max(spec.page for spec in specs)
     return [
-        layers[first::count]
-        for layers in buckets.values()
-        for count in [math.ceil(len(layers) / size)]
-        for first in range(count)
+        msgspec.structs.replace(
+            spec,
+            page=largest,
+            block=spec.block if spec.kind == "mamba" or largest % spec.page else spec.block * largest // spec.page,
+        )
+        for spec in specs
     ]
+
+
+def _split(specs: Sequence[Spec]) -> list[list[int]]:
+    """Groups of equally many layers, by index (_get_kv_cache_groups_uniform_page_size)."""
+    buckets: defaultdict[Spec, list[int]] = defaultdict(list)
+    for index, spec in enumerate(specs):
+        buckets[spec].append(index)
+    least, most = min(map(len, buckets.values())), max(map(len, buckets.values()))
+    size = most if most < least * 1.5 else least
+    groups = []
+    for layers in buckets.values():
+        count = math.ceil(len(layers) / size)
+        groups += [layers[first::count] for first in range(count)]
+    return groups
 
 
 def _blocks_per_request(grouping: Grouping, run: Run, layout: Layout, gpu: Gpu | None, length: int) -> int:
@@ -217,9 +230,7 @@ def _blocks(spec: Spec, in_flight: int, length: int) -> int:
             return math.ceil(length / spec.block)
 
 
-def _attention(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec | None:
-    if layer.kind == "none":
-        return None
+def _attention(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec:
     heads = 1 if layer.kind == "mla" else max(1, layer.kv_heads // layout.tensor)
     return Spec(
         kind=layer.kind,
@@ -236,7 +247,7 @@ def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str
     MLA keeps one latent vector per token, whole on every tensor-parallel rank.
     """
     if layer.kind == "mla":
-        return block * int((layer.head_dim) * _element_bytes(dtype, model_dtype))
+        return block * layer.head_dim * _element_bytes(dtype, model_dtype)
     heads = max(1, layer.kv_heads // layout.tensor)
     sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
     if dtype.startswith("nvfp4"):

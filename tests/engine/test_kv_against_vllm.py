@@ -1,0 +1,162 @@
+"""Our arithmetic of the KV cache against vLLM's own, block for block, for models made up at random (seeded)."""
+
+# ruff: noqa: TID251 - the engine is what these tests compare with
+
+import random
+import warnings
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from vllm_launch.gpus import Gpu
+from vllm_launch.kv import kv_cache, layer_specs, longest_that_fits
+from vllm_launch.memory import Run
+from vllm_launch.model import Layer, Mla, Model
+from vllm_launch.parallel import Layout, layer_split
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch deprecates what its own import uses
+    import torch
+    from vllm.v1.core import kv_cache_utils as theirs
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        MLAAttentionSpec,
+        SlidingWindowSpec,
+    )
+    from vllm.v1.kv_cache_layout import KVCacheLayout
+
+GIB = 1 << 30
+GPU = Gpu(
+    index=0, uuid="GPU-0", name="NVIDIA H200", memory_total=140 * GIB, memory_free=139 * GIB, compute_capability=(9, 0)
+)
+BYTES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "fp8": torch.uint8}
+
+
+def engine_config(model, run, layout):
+    """As much of VllmConfig as the KV cache's arithmetic reads; async scheduling on the V2 runner."""
+    return SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=run.max_model_len, original_max_model_len=run.max_model_len),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1, tensor_parallel_size=layout.tensor),
+        cache_config=SimpleNamespace(
+            get_resolved_kv_cache_layout=lambda: KVCacheLayout.LBNHC,
+            num_gpu_blocks_override=None,
+            mamba_cache_mode="none" if all(layer.kind == "mamba" for layer in model.layers) else "align",
+            prefix_cache_retention_interval=None,
+        ),
+        scheduler_config=SimpleNamespace(
+            disable_hybrid_kv_cache_manager=False, max_num_batched_tokens=run.max_num_batched_tokens
+        ),
+        attention_config=SimpleNamespace(hisparse_config=None),
+        device_config=SimpleNamespace(device_type="cuda"),
+        speculative_config=None,
+        num_prefill_lookahead_tokens=0,
+        max_in_flight_tokens=(layout.pipeline + 1) * run.max_num_batched_tokens,
+    )
+
+
+def engine_specs(model, run, layout):
+    """The specs that vLLM's layers would report on each pipeline rank; hybrid pages are aligned beforehand, as there."""
+    dtype = BYTES[run.kv_cache_dtype if run.kv_cache_dtype != "auto" else model.dtype]
+    ours = layer_specs(model, run, layout, GPU)
+    specs = []
+    for number, (layer, kept) in enumerate(zip(model.layers, ours, strict=True)):
+        heads = max(1, layer.kv_heads // layout.tensor)
+        wide = {"num_kv_heads": heads, "head_size": layer.head_dim, "head_size_v": layer.head_dim_v, "dtype": dtype}
+        found = {}
+        for mine in kept:
+            name = f"layers.{number}.{'mixer' if mine.kind == 'mamba' else 'attn'}"
+            match mine.kind:
+                case "full":
+                    found[name] = FullAttentionSpec(block_size=mine.block, **wide)
+                case "sliding":
+                    found[name] = SlidingWindowSpec(block_size=mine.block, sliding_window=layer.window, **wide)
+                case "chunked":
+                    found[name] = ChunkedLocalAttentionSpec(
+                        block_size=mine.block, attention_chunk_size=layer.window, **wide
+                    )
+                case "mla":
+                    found[name] = MLAAttentionSpec(
+                        block_size=mine.block, num_kv_heads=1, head_size=layer.head_dim, dtype=dtype
+                    )
+                case "mamba":
+                    shapes = tuple((shape[0] // layout.tensor, *shape[1:]) for shape in layer.state_shapes)
+                    found[name] = MambaSpec(
+                        block_size=mine.block, shapes=shapes, dtypes=(torch.bfloat16,) * len(shapes),
+                        page_size_padded=mine.page, mamba_cache_mode="align",
+                    )  # fmt: skip
+        specs.append(found)
+    ranks, start = [], 0
+    for count in layer_split(len(specs), layout.pipeline):
+        ranks.append({name: spec for found in specs[start : start + count] for name, spec in found.items()})
+        start += count
+    return ranks
+
+
+def made_up(rng):
+    """A model, run and layout: each of the attention kinds, in regular and irregular patterns."""
+    heads, dim = rng.choice([1, 2, 4, 8, 32]), rng.choice([64, 80, 128, 192, 256])
+    full = Layer(kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim)
+    kind = rng.choice(["full", "sliding", "mixed", "wide", "chunked", "mla", "hybrid", "both", "uneven"])
+    window = rng.choice([128, 512, 1024, 4096])
+    sliding = msgspec.structs.replace(full, kind="sliding", window=window)
+    mamba = Layer(kind="mamba", state_shapes=((32, rng.choice([3, 128]), 64), (16, 8)), state_dtypes=("BF16", "BF16"))
+    every = rng.randint(2, 7)
+    count = rng.randint(4, 64)
+    pattern = {
+        "full": [full],
+        "sliding": [sliding],
+        "mixed": [sliding] * (every - 1) + [full],
+        "wide": [full] * 3 + [msgspec.structs.replace(full, head_dim=2 * dim)],
+        "chunked": [msgspec.structs.replace(full, kind="chunked", window=8192)] * 3 + [full],
+        "mla": [Layer(kind="mla", kv_heads=1, head_dim=576)],
+        "hybrid": [mamba] * (every - 1) + [full],
+        "both": [msgspec.structs.replace(full, state_shapes=mamba.state_shapes, state_dtypes=mamba.state_dtypes)],
+        "uneven": [msgspec.structs.replace(sliding, kv_heads=2 * heads)] * (every - 1) + [full, Layer(kind="none")],
+    }[kind]
+    layers = tuple(pattern[n % len(pattern)] for n in range(count))
+    mla = None
+    if kind == "mla":
+        mla = Mla(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, q_lora_rank=None)
+    model = Model(
+        name="made-up", path=None, architecture="LlamaForCausalLM", model_type="llama", task="generate",
+        dtype=rng.choice(["bfloat16", "float16", "float32"]), hidden_size=4096, intermediate_size=14336, vocab_size=128256,
+        heads=32, head_dim=dim, kv_heads=heads, layers=layers, max_model_len=131072, tie_word_embeddings=False,
+        tensors=(), tensors_from="config", mla=mla,
+    )  # fmt: skip
+    run = Run(
+        max_model_len=rng.choice([4096, 8192, 10_000, 65_536, 131_072]),
+        max_num_seqs=256,
+        max_num_batched_tokens=rng.choice([2048, 8192, 16384]),
+        kv_cache_dtype=rng.choice(["auto", "fp8"]) if kind not in {"hybrid", "both"} else "auto",
+        block_size=rng.choice([None, 16, 32, 64]),
+    )
+    pipeline = rng.choice([1, 1, 2, 3]) if len(layers) >= 12 else 1
+    return model, run, Layout(tensor=rng.choice([1, 2, 4, 8]), pipeline=pipeline)
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_tokens_and_the_longest_request_are_vllms_to_the_block(seed):
+    rng = random.Random(seed)
+    model, run, layout = made_up(rng)
+    kv_bytes = rng.randint(GIB // 4, 100 * GIB)
+    config = engine_config(model, run, layout)
+    ranks = engine_specs(model, run, layout)
+    available = [kv_bytes] * layout.pipeline
+    try:
+        configs = theirs.get_kv_cache_configs(config, ranks, available)
+        tokens, _ = theirs.get_kv_cache_capacity(config, theirs.generate_scheduler_kv_cache_config(configs))
+    except ValueError as error:
+        if "To serve at least one request" not in str(error):
+            raise
+        tokens = 0
+    assert kv_cache(model, run, layout, kv_bytes, GPU).tokens == tokens
+    groups = theirs.get_kv_cache_groups(config, {name: spec for rank in ranks for name, spec in rank.items()})
+    longest = run.max_model_len
+    for rank, memory in zip(ranks, available, strict=True):
+        projected = theirs._project_kv_cache_groups_to_worker(groups, rank)
+        usable = memory - theirs._pool_bytes_per_block(config, projected)
+        longest = min(longest, theirs._estimate_max_model_len_from_groups(config, projected, usable))
+    assert longest_that_fits(model, run, layout, kv_bytes, GPU) == longest
