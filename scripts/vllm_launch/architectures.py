@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +24,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def _known() -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("architectures.json").read_bytes())
+    document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("architectures.json").read_bytes())
     return document
 
 

@@ -66,7 +66,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
     return read_hub(name, revision=revision, token=token)
 
 
-def read_folder(folder: Path, *, weights_required: bool = False) -> Checkpoint:
+def read_folder(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``."""
     config = folder / "config.json"
     if not config.is_file():
@@ -106,8 +106,6 @@ def read_folder(folder: Path, *, weights_required: bool = False) -> Checkpoint:
             "convert it to safetensors (transformers' save_pretrained), or take the safetensors upload of the model"
         )
         raise UsageError(f"model {folder}", f"its weights are {found}, not safetensors", remedy)
-    if weights_required:
-        raise UsageError(f"model {folder}", "holds no *.safetensors", DOWNLOAD)
     return Checkpoint(folder, files, None, ())
 
 

@@ -111,6 +111,10 @@ def layer_words(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one
     if isinstance(pattern, str):
         kinds = {"M": "mamba", "*": "full"}
         return [kinds.get(letter, "none") for letter in pattern[:count].ljust(count, "-")]
+    if model_type == "kimi_linear":
+        linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
+        recurrent = linear.wholes("kda_layers") or []  # counted from 1 (vLLM: KimiLinearConfig.is_kda_layer)
+        return ["mamba" if n + 1 in recurrent else "full" for n in range(count)]
     blocks = config.strings("layers_block_type")
     if model_type == "zamba2" and blocks:
         return [

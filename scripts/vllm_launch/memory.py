@@ -15,11 +15,9 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-HOPPER, AMPERE_DATACENTRE = (9, 0), (8, 0)
-
-CONTEXT = {HOPPER: 510 * _MIB, AMPERE_DATACENTRE: 460 * _MIB, (0, 0): 260 * _MIB}
-"""CUDA context and cuBLAS handles before vLLM's first look, by the oldest compute capability it holds for. H200: total
-139.80, free 139.29 GiB (2026-11-22); others grow with the number of multiprocessors."""
+CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
+"""CUDA context and cuBLAS handles before vLLM's first look; it grows with the number of multiprocessors. H200: total
+139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
 NCCL_CONTEXT = 123 * _MIB
 """NCCL and custom all-reduce before vLLM's first look, on each GPU of a replica of several. H200, TP=2: 0.63 GiB."""
@@ -28,9 +26,22 @@ RUNTIME = 270 * _MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
 the sampler's state and the expert workspace are taken off."""
 
-COLLECTIVES, COLLECTIVES_EAGER = 1280 * _MIB, 400 * _MIB
-"""NCCL channels that open with the first collective and, compiled on Hopper or newer, FlashInfer's fused all-reduce
-workspace. H200, TP=2, Llama-3-70B, 2026-11-22: 2.05 GiB consumed besides weights, less state and RUNTIME."""
+COLLECTIVES = 768 * _MIB
+"""NCCL channels and symmetric memory that open with the first collective. H200, TP=2, Llama-3-70B, 2026-11-22:
+2.05 GiB consumed besides weights, less the sampler's state, RUNTIME and the fused all-reduce's 512 MiB."""
+
+FUSED_ALL_REDUCE: dict[tuple[int, int], dict[int, float]] = {
+    (9, 0): {2: 64, 4: 2, 8: 0.5},
+    (10, 0): {2: 64, 4: 32, 8: 1},
+}
+"""MiB of a message of FlashInfer's fused all-reduce, by capability and TP (compilation/passes/fusion/
+allreduce_rms_fusion.py: FI_ALLREDUCE_FUSION_MAX_SIZE_MB); its workspace holds four of them for each rank."""
+
+PIPELINE_CHANNELS = 256 * _MIB
+"""NCCL's send and receive channels between pipeline stages, which the profile does not open."""
+
+SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
+"""Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
 GRAPH_BASE, GRAPH_LAYER, GRAPH_LAYER_TP = 300 * _MIB, 18.9 * _MIB, 12.3 * _MIB
 """vLLM's estimate for CUDA graphs: the pool of the largest batch, and what each layer adds at 51 capture sizes. H200,
@@ -123,9 +134,9 @@ def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
             weights=held,
             activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
-            non_torch=_non_torch(model, run, layout, gpu, last=rank == layout.pipeline - 1),
+            non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
             context=_context(layout, gpu),
-            safety=_safety(model, run),
+            safety=_safety(model, run, layout),
         )
         for rank, (held, count) in enumerate(
             zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
@@ -198,6 +209,10 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
     if last and model.task == "generate":
         seqs = min(run.max_num_seqs, tokens)
         logits = seqs * padded_vocab(model.vocab_size) * width
+        if tensor > 1:  # the shard, what all ranks sent, and that in the vocabulary's order
+            logits = logits // tensor + 2 * logits
+        elif model.model_type in SOFT_CAPPED:
+            logits *= 2
         peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * _MIB)
     if model.multimodal and not run.language_model_only:
         peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
@@ -216,7 +231,7 @@ def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
     return round(GRAPH_BASE + layers * layer * sizes / USUAL_SIZES)
 
 
-def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, last: bool) -> int:
+def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool, last: bool) -> int:
     """What stays allocated besides weights: the sampler's state, the experts' workspace, CUDA modules, collectives.
 
     Source: v1/worker/gpu/sample/penalties.py (a count and two bits for each token of the vocabulary and request),
@@ -234,18 +249,24 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, last: bool) 
         else:
             total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width
     if layout.tensor > 1:
-        total += COLLECTIVES if not run.enforce_eager and gpu.compute_capability >= HOPPER else COLLECTIVES_EAGER
+        total += COLLECTIVES
+        message = run.max_num_batched_tokens * model.hidden_size * _width(model, run)
+        limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
+        total += 0 if run.enforce_eager else 4 * layout.tensor * min(round(limit * _MIB), message)
+    if not first:  # the hidden states and residual that arrive from the rank before
+        total += 2 * run.max_num_batched_tokens * model.hidden_size * _width(model, run)
     return total
 
 
 def _context(layout: Layout, gpu: Gpu) -> int:
-    base = next(size for least, size in CONTEXT.items() if gpu.compute_capability >= least)
-    if gpu.compute_capability > AMPERE_DATACENTRE and gpu.compute_capability < HOPPER:
-        base = CONTEXT[0, 0]  # Ampere and Ada cards for graphics and inference have few multiprocessors
+    capability = gpu.compute_capability
+    base = CONTEXT_HOPPER if capability >= (9, 0) else CONTEXT_A100 if capability == (8, 0) else CONTEXT_SMALL
+    if gpu.compute_capability[0] == 12:  # noqa: PLR2004 - GeForce and RTX PRO Blackwell
+        base = CONTEXT_SMALL
     return base + (NCCL_CONTEXT if layout.tensor * layout.pipeline > 1 else 0)
 
 
-def _safety(model: Model, run: Run) -> int:
+def _safety(model: Model, run: Run, layout: Layout) -> int:
     """What serving takes beyond the profile: the sampler's extras, block tables, fragments.
 
     Block tables are two rows of int32 per request (v1/worker/gpu/block_table.py), allocated after the cache is sized.
@@ -256,4 +277,4 @@ def _safety(model: Model, run: Run) -> int:
             SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
         )
     tables = 2 * 4 * run.max_num_seqs * math.ceil(run.max_model_len / 16)
-    return sampler + tables + FRAGMENTS
+    return sampler + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)

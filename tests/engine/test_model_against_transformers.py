@@ -1,13 +1,18 @@
-"""config.json alone gives the tensors that transformers really saves: names and shapes, family by family."""
+"""config.json alone gives the tensors that transformers really saves: names and shapes, family by family.
+
+``python tests/engine/test_model_against_transformers.py`` writes what was saved to tests/data/saved-by-transformers.json,
+which the unit tests read where there is no transformers.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import torch  # noqa: TID251 - the engine's own tests
 import transformers
 
 from vllm_launch.model import read_model
@@ -89,16 +94,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tensors_from_config_equal_those_that_transformers_saves(family: str, tmp_path: Path) -> None:
+RECORD = Path(__file__).parents[1] / "data" / "saved-by-transformers.json"
+
+
+def save(family: str, folder: Path) -> None:
     model_type, changes = FAMILIES[family]
     config = transformers.AutoConfig.for_model(model_type, **{**SIZES, **changes})
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "whole")
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The config and "name rows columns" of every tensor."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["transformers_version"]
+    tensors = sorted(f"{tensor.name} {list(tensor.shape)}" for tensor in read_model(str(folder)).tensors)
+    return {"config": config, "tensors": tensors}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_from_config_equal_those_that_transformers_saves(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path / "whole")
     (tmp_path / "bare").mkdir()
-    text = json.loads((tmp_path / "whole" / "config.json").read_text())
-    (tmp_path / "bare" / "config.json").write_text(json.dumps(text))
+    (tmp_path / "bare" / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
 
     saved = read_model(str(tmp_path / "whole"))
     derived = read_model(str(tmp_path / "bare"))
@@ -110,3 +128,14 @@ def test_tensors_from_config_equal_those_that_transformers_saves(family: str, tm
     ours = {tensor.name: tensor.shape for tensor in derived.tensors}
     differing = {name for name in real.keys() | ours.keys() if real.get(name) != ours.get(name)}
     assert {name: (real.get(name), ours.get(name)) for name in differing} == {}
+    assert json.loads(RECORD.read_text())[family] == recorded(tmp_path / "whole"), "write the record again"
+
+
+if __name__ == "__main__":
+    rows = {}
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as temporary:
+            save(name, Path(temporary))
+            rows[name] = recorded(Path(temporary))
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    RECORD.write_text(f"{{\n{lines}\n}}\n")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.errors import UsageError
-from vllm_launch.model import Model, read_model
+from vllm_launch.model import Model, Tensor, read_model
 from vllm_launch.model_reader import build
 
 PUBLIC = Path(__file__).parents[1] / "data" / "models"
@@ -314,3 +314,43 @@ def test_any_config_gives_a_model_or_a_usage_error(changes: dict[str, Any], mode
         assert model.max_model_len >= 1
         return
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "cache"),
+    [
+        ({"type": "float", "num_bits": 8, "dynamic": False}, "fp8"),
+        ({"type": "float", "num_bits": 8, "dynamic": True}, None),
+        ({"type": "float", "num_bits": 4}, "nvfp4"),
+        ({"type": "int", "num_bits": 8}, None),
+    ],
+)
+def test_the_cache_scheme_of_model_optimizer_is_read_as_vllm_does(scheme: dict[str, Any], cache: str | None) -> None:
+    made_of = made(quantization_config={"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": scheme})
+    assert made_of.quantization is not None
+    assert made_of.quantization.kv_cache_dtype == cache
+
+
+def test_a_deprecated_scheme_warns_of_the_flag_that_vllm_wants() -> None:
+    assert any(
+        "--allow-deprecated" in text for text in made(quantization_config={"quant_method": "fbgemm_fp8"}).warnings
+    )
+
+
+def test_a_hundred_thousand_experts_and_more_are_refused() -> None:
+    with pytest.raises(UsageError, match="num_experts"):
+        made(num_experts=10**6, num_experts_per_tok=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype"), [(("F16", "I32"), "float16"), (("BF16", "F16"), "bfloat16"), (("U8",), "bfloat16")]
+)
+def test_without_a_stated_dtype_the_weights_tell(words: tuple[str, ...], dtype: str) -> None:
+    raw = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
+    tensors = tuple(Tensor(word, word, (1,)) for word in words)
+    assert build("m", Checkpoint(None, {"config.json": raw}, tensors, ()), {}).dtype == dtype
+
+
+def test_a_rope_type_that_is_no_word_is_refused() -> None:
+    with pytest.raises(UsageError, match="rope_scaling"):
+        made(rope_scaling={"type": 3, "factor": 2.0})

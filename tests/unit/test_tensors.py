@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,3 +134,33 @@ def test_every_scheme_has_a_compute_capability_or_a_successor() -> None:
     assert minimum_compute_capability("mxfp4") == (8, 0)
     assert minimum_compute_capability("squeezellm") is None
     assert not MIN_CAPABILITY.keys() & GONE.keys()
+
+
+SAVED = json.loads((Path(__file__).parents[1] / "data" / "saved-by-transformers.json").read_text())
+
+
+@pytest.mark.parametrize("family", SAVED)
+def test_tensors_are_those_that_transformers_once_saved(family: str) -> None:
+    model = build("m", Checkpoint(None, {"config.json": SAVED[family]["config"]}, None, ()), {})
+    assert sorted(f"{tensor.name} {list(tensor.shape)}" for tensor in model.tensors) == SAVED[family]["tensors"]
+
+
+def test_nemotron_h_experts_work_in_a_latent_space() -> None:
+    model = made(
+        architectures=["NemotronHForCausalLM"], model_type="nemotron_h", hybrid_override_pattern="ME", n_routed_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=64, moe_shared_expert_intermediate_size=96, moe_latent_size=32,
+        mamba_num_heads=8, mamba_head_dim=32, ssm_state_size=16, n_groups=1, conv_kernel=4,
+    )  # fmt: skip
+    names = shapes(model)
+    assert names["backbone.layers.1.mixer.experts.1.up_proj.weight"] == (64, 32)
+    assert names["backbone.layers.1.mixer.shared_experts.down_proj.weight"] == (256, 96)
+    assert names["backbone.layers.1.mixer.fc1_latent_proj.weight"] == (32, 256)
+    assert names["backbone.layers.0.mixer.in_proj.weight"] == (256 + 256 + 32 + 8, 256)
+
+
+def test_sparse_attention_has_an_indexer() -> None:
+    model = made(
+        architectures=["DeepseekV32ForCausalLM"], model_type="deepseek_v32", kv_lora_rank=64, q_lora_rank=32,
+        qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, index_n_heads=4, index_head_dim=16,
+    )  # fmt: skip
+    assert shapes(model)["model.layers.0.self_attn.indexer.wq_b.weight"] == (64, 32)
