@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vllm_launch import architectures
-from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Quantization
 from vllm_launch.quantization import MIN_CAPABILITY
@@ -132,11 +131,8 @@ def _pipeline_problems(model: Model, layout: Layout) -> Iterator[str]:
         return
     if len(model.layers) < layout.pipeline:
         yield f"{len(model.layers)} layers are fewer than PP={layout.pipeline}"
-    try:
-        flags = architectures.resolve([model.architecture], "model", custom_code=True)[0].flags
-    except UsageError:
-        return  # reading the model has refused it already
-    if "pipeline" not in flags:
+    found, _ = architectures.resolve([model.architecture], "model", custom_code=True)
+    if found.native and "pipeline" not in found.flags:  # the Transformers backend supports it for all its models
         yield f"{model.architecture} does not support pipeline parallelism"
 
 
