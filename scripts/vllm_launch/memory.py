@@ -114,12 +114,12 @@ def capture_sizes(run: Run, gpu: Gpu) -> int:
     if run.enforce_eager:
         return 0
     ceiling = 1024 if gpu.compute_capability[0] == 10 else 512  # noqa: PLR2004 - data-centre Blackwell
-    most = run.max_cudagraph_capture_size
+    most, full = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
     if most is None:
         most = min(2 * run.max_num_seqs, ceiling)
-    most = min(most, run.max_num_batched_tokens)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), most}
-    return len([size for size in sizes if 0 < size <= most])
+        full.add(run.max_num_seqs)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), *full}
+    return len([size for size in sizes if size <= min(most, run.max_num_batched_tokens)])
 
 
 def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
