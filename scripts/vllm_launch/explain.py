@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from vllm_launch.gpus import Gpu
-from vllm_launch.memory import Memory
-from vllm_launch.parallel import Layout
+from vllm_launch import kv, memory
+from vllm_launch.fit import AUTO, USEFUL_REQUESTS, USEFUL_TOKENS, Asked, Candidate, NoFit
+from vllm_launch.gpus import Gpu, Hardware, gpu_too_old
+from vllm_launch.memory import gib
+from vllm_launch.model import Model
 
-GIB = 1 << 30
+YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
+"""Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one value is what it is. ``source``: "you", "model", "hardware", "vLLM 0.32.0" or "rule" (ours)."""
+    """Why one value is what it is. ``source`` is YOU, MODEL, HARDWARE, VLLM or RULE."""
 
     field: str
     value: object
@@ -27,26 +32,182 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-def gib(size: int) -> str:
-    """Bytes as GiB for people: "14.96 GiB"."""
-    return f"{size / GIB:.2f} GiB"
+def reasons(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[Reason]:
+    """One for each value of the plan, what was asked for included."""
+    found = [*_parallel(asked, hardware, model, chosen), *_memory(asked, model, chosen), *_batch(asked, chosen)]
+    given = msgspec.structs.asdict(asked)
+    return [_credited(reason, given.get(reason.field)) for reason in found]
 
 
-def title(layout: Layout) -> str:
-    """A split in the field's words: "TP=2", "TP=2 PP=2 DP=2"."""
-    words = [f"TP={layout.tensor}"]
-    if layout.pipeline > 1:
-        words.append(f"PP={layout.pipeline}")
-    if layout.data > 1:
-        words.append(f"DP={layout.data}")
-    return " ".join(words)
+def _credited(reason: Reason, given: object) -> Reason:
+    """``reason``, or the person's own word where they set the value."""
+    if given is None:
+        return reason
+    why = "auto, as you set it: the longest request that fits" if given == AUTO else "as you set it; the rest fits it"
+    return msgspec.structs.replace(reason, source=YOU, why=why)
 
 
-def utilization_why(memory: Memory, gpu: Gpu) -> str:
+def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
+    layout, each = chosen.layout, chosen.layout.tensor * chosen.layout.pipeline
+    if not chosen.gpus:
+        why = "no GPU is used: one worker of the CPU engine uses every core it may"
+        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=HARDWARE)
+    else:
+        what = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
+        if asked.objective == "latency":
+            why = f"objective latency: the widest tensor parallelism that the model's sizes allow; {what}"
+        elif chosen.useful and model.experts and layout.data > 1:
+            why = f"attention fits on {each} of the GPUs; the experts are spread over all {len(chosen.gpus)}: {what}"
+        elif chosen.useful:
+            why = f"the fewest GPUs that hold the weights and a useful KV cache: {what}"
+        else:
+            why = f"no split here gives a useful KV cache; this one holds the longest requests: {what}"
+        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=RULE)
+    if layout.pipeline > 1 or asked.pipeline_parallel_size:
+        why = "more GPUs are needed and NVLink does not join them: stages exchange far less than tensor parallelism"
+        yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=HARDWARE)
+    used = len(chosen.gpus)
+    why = f"{used} of {len(hardware.gpus)} GPUs by {each} for each replica" if used else "one worker"
+    if used and used < len(hardware.gpus):
+        why += "; the others are left free because they do not make another replica, or would make all smaller"
+    yield Reason(field="data_parallel_size", value=layout.data, why=why, source=HARDWARE)
+    if layout.expert_parallel:
+        why = "the experts' width cannot be cut over so many GPUs, so each GPU has whole experts"
+        yield Reason(field="enable_expert_parallel", value=True, why=why, source=MODEL)
+
+
+def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
+    cache, run, parts = chosen.kv_cache, chosen.run, chosen.memory
+    if chosen.gpus:
+        yield Reason(
+            field="gpu_memory_utilization",
+            value=chosen.utilization,
+            why=_utilization(chosen.tightest, parts),
+            source=HARDWARE,
+        )
+        if asked.kv_cache_memory_bytes:
+            yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why="", source=YOU)
+    else:
+        why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
+        if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
+            why = "half of the memory that is left; the rest is the page cache's and other programs'"
+        if asked.cpu_kv_cache_bytes:
+            why = "VLLM_CPU_KVCACHE_SPACE says so"
+        source = YOU if asked.cpu_kv_cache_bytes else RULE
+        yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
+    source, why = MODEL, "what the model is made for, and it fits"
+    if run.max_model_len < model.max_model_len:
+        source, why = (
+            HARDWARE,
+            f"cut from the model's own {model.max_model_len:,}: the KV cache holds no longer request",
+        )
+    yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
+    if cache.bytes_per_token:
+        size = (
+            f"{gib(cache.bytes)} on {max(1, len(chosen.gpus) // chosen.layout.data)} GPU(s)"
+            if chosen.gpus
+            else gib(cache.bytes)
+        )
+        why = f"{size} hold {cache.tokens:,} tokens of {cache.bytes_per_token:,} bytes: {_streams(chosen)}"
+        yield Reason(field="kv_cache", value=cache.tokens, why=why, source=HARDWARE)
+
+
+def _streams(chosen: Candidate) -> str:
+    tokens, longest = chosen.kv_cache.tokens, chosen.run.max_model_len
+    usual = min(USEFUL_TOKENS, longest)
+    return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
+
+
+def _utilization(gpu: Gpu, parts: memory.Memory) -> str:
     """What stands between a GPU's memory and what vLLM may claim of it."""
     taken = gpu.memory_total - gpu.memory_free
-    others = f" less {gib(taken)} that others hold" if taken else ""
+    others = f" less {gib(taken)} that is taken already" if taken else ""
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{others}, less what vLLM does not count: the CUDA context "
-        f"{gib(memory.context)} and {gib(memory.safety)} for what serving takes beyond the profile"
+        f"{gib(parts.context)} and {gib(parts.safety)} for what serving takes beyond the profile"
     )
+
+
+def _batch(asked: Asked, chosen: Candidate) -> Iterator[Reason]:
+    world = chosen.layout.tensor * chosen.layout.pipeline
+    default = memory.default_batch(chosen.gpus[0] if chosen.gpus else None, world)
+    values = chosen.run.max_num_batched_tokens, chosen.run.max_num_seqs
+    for field, value, usual in zip(("max_num_batched_tokens", "max_num_seqs"), values, default, strict=True):
+        if value == usual:
+            source, why = VLLM, "vLLM's own default for this hardware"
+        else:
+            source, why = (
+                RULE,
+                f"less than vLLM's default, {usual:,}, whose activations would leave too little KV cache",
+            )
+        if (
+            field == "max_num_seqs"
+            and value < usual
+            and asked.max_num_batched_tokens is None
+            and values[0] == default[0]
+        ):
+            why = f"less than vLLM's default, {usual:,}: each request keeps a recurrent state, and no more fit"
+        yield Reason(field=field, value=value, why=why, source=source)
+
+
+def too_small(found: Candidate) -> str:
+    """Why a split that holds was passed over: its cache is not useful."""
+    tokens, longest = found.kv_cache.tokens, found.run.max_model_len
+    short = tokens < USEFUL_REQUESTS * min(USEFUL_TOKENS, longest)
+    few = (
+        f"fewer than {USEFUL_REQUESTS} requests of {USEFUL_TOKENS:,}"
+        if short
+        else f"max_model_len is cut to {longest:,}"
+    )
+    return f"a KV cache of {tokens:,} tokens: {few}"
+
+
+def cpu_remedy(miss: NoFit) -> str:
+    """What to do where the CPU engine has too little memory."""
+    longest = f"give --max-model-len {miss.longest}, or " if miss.longest else ""
+    return f"{longest}raise the memory limit, take a smaller model, or plan for GPUs with --hardware"
+
+
+def warnings(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
+    """What the person should know before believing the plan."""
+    return [*_loud_cuts(asked, model, chosen), *_gpu_warnings(asked, hardware, chosen)]
+
+
+def _loud_cuts(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
+    longest = chosen.run.max_model_len
+    if asked.length is None and longest < model.max_model_len:
+        need = kv.bytes_per_request(model, chosen.run, chosen.layout, model.max_model_len, _first(chosen))
+        yield (
+            f"max_model_len is cut from the model's own {model.max_model_len:,} to {longest:,} tokens: one request of "
+            f"the model's length needs {gib(need)} of KV cache and {gib(chosen.kv_cache.bytes)} are there"
+        )
+    if not chosen.useful and longest == (asked.length or model.max_model_len):
+        yield f"the KV cache is small: {_streams(chosen)} at a time; others wait"
+    if model.tensors_from == "config":
+        yield "there are no safetensors headers to read, so the size of the weights follows from config.json alone"
+
+
+def _first(chosen: Candidate) -> Gpu | None:
+    return chosen.gpus[0] if chosen.gpus else None
+
+
+def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
+    yield from (f"{why}; it is left out" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
+    for gpu in chosen.gpus:
+        yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
+        held = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
+        if held:
+            yield f"GPU {gpu.index} is shared: {gib(gpu.memory_total - gpu.memory_free)} are held, by {held}"
+    if not chosen.gpus:
+        nodes = len(hardware.cpu.numa_nodes) if hardware.cpu else 1
+        if nodes > 1 and asked.tensor_parallel_size is None:
+            yield f"the CPU has {nodes} NUMA nodes and one is used: --tensor-parallel-size {nodes} uses all of them"
+        return
+    if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
+        yield f"{len(hardware.gpus) - len(chosen.gpus)} GPUs are left unused"
+    safe = memory.safe_utilization(chosen.memory, chosen.tightest)
+    if asked.gpu_memory_utilization is not None and chosen.utilization > safe:
+        yield (
+            f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
+            f"serving may take beyond vLLM's profile: up to {safe} is safe"
+        )

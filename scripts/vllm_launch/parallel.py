@@ -29,6 +29,14 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, order=True):
     data: int = 1
     expert_parallel: bool = False
 
+    @property
+    def title(self) -> str:
+        """In the field's words: "TP=2", "TP=2 PP=2 DP=2 EP"."""
+        words = [f"TP={self.tensor}"]
+        words += [f"PP={self.pipeline}"] if self.pipeline > 1 else []
+        words += [f"DP={self.data}"] if self.data > 1 else []
+        return " ".join([*words, "EP"] if self.expert_parallel else words)
+
 
 def padded_vocab(size: int) -> int:
     """Rows of the embedding: vocab_parallel_embedding.py pads to 64."""

@@ -11,8 +11,8 @@ import msgspec
 
 from vllm_launch import config_file, engine_args
 from vllm_launch.errors import UsageError
+from vllm_launch.fit import Asked
 from vllm_launch.guard import FILE_VARIABLE
-from vllm_launch.plan import Asked
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]

@@ -1,0 +1,270 @@
+"""Whether one split on certain GPUs, or the CPU, holds what was asked, and with what. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from vllm_launch import kv, memory, parallel
+from vllm_launch.gpus import Cpu, Gpu
+from vllm_launch.memory import KvCache, Memory, Run, gib
+from vllm_launch.model import Model
+from vllm_launch.parallel import Layout
+from vllm_launch.weights import weights
+
+MIB = 1 << 20
+
+Objective = Literal["throughput", "latency"]
+
+USEFUL_REQUESTS = 16
+USEFUL_TOKENS = 2048
+"""A KV cache is useful when it holds one request of the whole ``max_model_len``, without which vLLM refuses to start,
+and 16 requests of 2,048 tokens. With fewer streams than that a GPU spends its time reading weights, and one more GPU
+in the replica serves more than a replica of its own on that GPU."""
+
+CPU_SHARE = 0.5
+"""Of the memory that weights leave on a CPU, the most that the cache takes unasked: the rest is the page cache's, which
+the weights are read through, and that of other programs."""
+
+AUTO = -1
+"""``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
+
+_WORDS = {"half": "float16", "float": "float32"}
+_NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}  # vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the person set of vLLM's own arguments, under vLLM's names; None where they left it to the plan.
+
+    Values are taken as given; the rest is computed around them. The launcher's own wishes come in too.
+    """
+
+    objective: Objective = "throughput"
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str | None = None
+    block_size: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    enforce_eager: bool = False
+    enable_expert_parallel: bool | None = None
+    language_model_only: bool = False
+    max_cudagraph_capture_size: int | None = None
+    enable_chunked_prefill: bool | None = None
+    performance_mode: str | None = None
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: the person knows better
+    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, which wins over kv_cache_memory_bytes there
+
+    @property
+    def length(self) -> int | None:
+        """``max_model_len`` where it is a number of tokens."""
+        return None if self.max_model_len == AUTO else self.max_model_len
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A split that holds. ``kv_cache`` is per replica, ``memory`` of the tightest GPU, ``kv_bytes`` on each GPU."""
+
+    layout: Layout
+    gpus: tuple[Gpu, ...]
+    run: Run
+    memory: Memory
+    utilization: float
+    kv_bytes: int
+    kv_cache: KvCache
+    useful: bool
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens of all replicas together."""
+        return self.kv_cache.tokens * self.layout.data
+
+    @property
+    def tightest(self) -> Gpu:
+        """The GPU with the least free memory; one utilisation holds for all, so it decides."""
+        return tightest(self.gpus)
+
+
+class NoFit(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a split cannot be, or is not taken. ``missing`` is by how many bytes a GPU is too small, if that is why."""
+
+    layout: Layout
+    why: str
+    missing: int | None = None
+    longest: int = 0  # tokens of the longest request that would fit
+
+
+def tightest(gpus: Sequence[Gpu]) -> Gpu:
+    """The GPU with the least free memory."""
+    return min(gpus, key=lambda gpu: (gpu.memory_free, gpu.memory_total))
+
+
+def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) around what was asked, from ``default`` for what was not.
+
+    As vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, and never what
+    config/scheduler.py:verify_max_model_len refuses. A model that pools takes its input whole.
+    """
+    doubled = 2 if asked.performance_mode == "throughput" else 1
+    seqs = asked.max_num_seqs or default[1] * doubled
+    tokens = asked.max_num_batched_tokens
+    if tokens is None:
+        length = asked.length or model.max_model_len
+        tokens = min(default[0] * doubled, seqs * length)
+        if asked.enable_chunked_prefill is False or model.task == "pooling":
+            tokens = max(tokens, length)
+        tokens = max(tokens, asked.max_num_seqs or 1)
+    return tokens, asked.max_num_seqs or min(seqs, tokens)
+
+
+def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int, int] | None) -> Run:
+    """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
+
+    ``oldest`` is the lowest compute capability there is; None is the CPU. Before 8.0 there is no bfloat16, and vLLM
+    falls back by itself (vllm/config/model.py:_resolve_auto_dtype).
+    """
+    dtype = _WORDS.get(asked.dtype or "auto", asked.dtype)
+    if dtype in {None, "auto"}:
+        dtype = model.dtype
+        if dtype == "bfloat16" and oldest is not None and oldest < (8, 0):
+            dtype = "float32" if model.model_type in _NO_FLOAT16 else "float16"
+    return Run(
+        max_model_len=asked.length or model.max_model_len,
+        max_num_seqs=batch[1],
+        max_num_batched_tokens=batch[0],
+        kv_cache_dtype=asked.kv_cache_dtype or "auto",
+        block_size=asked.block_size,
+        enforce_eager=asked.enforce_eager,
+        max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
+        language_model_only=asked.language_model_only,
+        quantization=asked.quantization,
+        dtype=dtype,
+    )
+
+
+def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run: Run) -> Candidate | NoFit:
+    """Work ``layout`` out on exactly ``gpus``, those of all its replicas."""
+    problems = parallel.problems(model, run, layout, gpus)
+    if problems:
+        return NoFit(layout=layout, why="; ".join(problems))
+    gpu = tightest(gpus)
+    parts = memory.of_gpu(model, run, layout, gpu)
+    utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, gpu)
+    left = memory.kv_bytes(parts, gpu, utilization)
+    if refusal := _refusal(asked, layout, parts, gpu, left):
+        return refusal
+    left = asked.kv_cache_memory_bytes or left
+    found = _with_cache(asked, layout, model, run, left=left, gpu=gpu)
+    if isinstance(found, NoFit):
+        return found
+    run, cache, useful = found
+    blocks = _state_blocks(model, run, layout, cache, gpu)
+    if blocks is not None and run.max_num_seqs > blocks:
+        if asked.max_num_seqs is not None or not blocks:
+            why = f"max_num_seqs {run.max_num_seqs} is more than the {blocks} recurrent states that fit"
+            return NoFit(layout=layout, why=why)
+        fewer = msgspec.structs.replace(run, max_num_seqs=blocks, max_model_len=asked.length or model.max_model_len)
+        return on_gpus(asked, layout, gpus, model, fewer)
+    return Candidate(
+        layout=layout,
+        gpus=tuple(gpus),
+        run=run,
+        memory=parts,
+        utilization=utilization,
+        kv_bytes=left,
+        kv_cache=cache,
+        useful=useful,
+    )
+
+
+def _refusal(asked: Asked, layout: Layout, parts: Memory, gpu: Gpu, left: int) -> NoFit | None:
+    """Why vLLM would not get as far as a KV cache; ``left`` bytes are what its profiling leaves for one."""
+    over, why = -left, "before any KV cache"
+    if asked.gpu_memory_utilization is not None:
+        share = memory.requested(gpu, asked.gpu_memory_utilization)
+        free = gpu.memory_free - parts.context
+        if share > free:  # v1/worker/utils.py:request_memory raises
+            over, why = share - free, f"to gpu_memory_utilization {asked.gpu_memory_utilization}, with {gib(free)} free"
+        elif asked.kv_cache_memory_bytes:
+            return None  # vLLM takes both as they are given
+    elif asked.kv_cache_memory_bytes:
+        over, why = asked.kv_cache_memory_bytes - left, f"to a KV cache of {gib(asked.kv_cache_memory_bytes)}"
+    if over < 0 or (over == 0 and asked.kv_cache_memory_bytes):
+        return None
+    needs = f"weights {gib(parts.weights)}, activations {gib(parts.activation_peak)}"
+    why = f"{gib(max(over, 1))} of GPU {gpu.index}'s memory are missing {why} ({needs})"
+    return NoFit(layout=layout, why=why, missing=max(over, 1))
+
+
+def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Candidate | NoFit:
+    """Work ``layout`` out on the CPU engine, one worker for each tensor-parallel rank (vLLM binds them to NUMA nodes).
+
+    Unasked, the cache holds ``max_num_seqs`` requests of 2,048 tokens and one of ``max_model_len``, or as many as
+    ``CPU_SHARE`` of the memory allows: a larger one would only be taken from other programs.
+    """
+    problems = parallel.problems(model, run, layout, ())
+    if problems:
+        return NoFit(layout=layout, why="; ".join(problems))
+    workers = layout.tensor * layout.pipeline * layout.data
+    taken = memory.cpu_memory(model, run, layout)
+    left = cpu.memory_available // workers - taken
+    if left <= 0:
+        why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
+        return NoFit(layout=layout, why=why, missing=max(-left, 1))
+    set_bytes = asked.cpu_kv_cache_bytes or asked.kv_cache_memory_bytes
+    if set_bytes and (over := set_bytes - left) > 0:
+        why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
+        return NoFit(layout=layout, why=why, missing=over)
+    most = set_bytes or int(left * CPU_SHARE)
+    found = _with_cache(asked, layout, model, run, left=most, gpu=None)
+    if isinstance(found, NoFit):
+        return found
+    run, cache, useful = found
+    if not set_bytes:
+        wanted = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
+        each = wanted * cache.bytes_per_token // (layout.tensor * layout.pipeline)
+        most = min(most, -(-each // MIB) * MIB)
+        cache = kv.kv_cache(model, run, layout, most, None)
+    held = weights(model, run, layout)
+    parts = Memory(
+        weights=held, activation_peak=0, cuda_graphs=0, non_torch=taken - held, context=0, safety=left - most
+    )
+    return Candidate(
+        layout=layout, gpus=(), run=run, memory=parts, utilization=0.0, kv_bytes=most, kv_cache=cache, useful=useful
+    )
+
+
+def _with_cache(
+    asked: Asked, layout: Layout, model: Model, run: Run, *, left: int, gpu: Gpu | None
+) -> tuple[Run, KvCache, bool] | NoFit:
+    """What ``left`` bytes for the cache hold: ``run`` with a length that fits, the cache, and whether it is useful."""
+    longest = kv.longest_that_fits(model, run, layout, left, gpu)
+    if longest < run.max_model_len:
+        if asked.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
+            needed = kv.bytes_per_request(model, run, layout, run.max_model_len, gpu)
+            missing = max(needed // (layout.tensor * layout.pipeline) - left, 1)
+            what = f"a request of {run.max_model_len:,} tokens; {longest:,} would fit"
+            return NoFit(layout=layout, why=f"{gib(missing)} are missing to {what}", missing=missing, longest=longest)
+        run = msgspec.structs.replace(run, max_model_len=longest)
+    cache = kv.kv_cache(model, run, layout, left, gpu)
+    whole = run.max_model_len == (asked.length or model.max_model_len)
+    enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
+    return run, cache, not cache.bytes_per_token or (whole and enough)
+
+
+def _state_blocks(model: Model, run: Run, layout: Layout, cache: KvCache, gpu: Gpu) -> int | None:
+    """Blocks of the pool where requests keep recurrent states; None where none does, or where it does not matter.
+
+    With full CUDA graphs vLLM refuses more requests than blocks (config/compilation.py, "exceeds available Mamba
+    cache blocks").
+    """
+    if run.enforce_eager or not any(layer.state_shapes for layer in model.layers):
+        return None
+    return cache.bytes // (sum(kv.grouping_of(model, run, layout, gpu).block_bytes) * layout.tensor)
