@@ -60,6 +60,11 @@ FRAGMENTS = 256 * _MIB
 MOST = 0.99
 
 
+def gib(size: int) -> str:
+    """Bytes for people: "14.96 GiB"; below a tenth of one, "96 MiB"."""
+    return f"{size / _MIB:.0f} MiB" if 0 < abs(size) < _GIB / 10 else f"{size / _GIB:.2f} GiB"
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """The engine arguments that change memory, all decided. Names are vLLM's."""
 
