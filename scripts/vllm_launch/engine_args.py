@@ -88,10 +88,19 @@ class _Table(msgspec.Struct, frozen=True):
 
 
 @functools.cache
+def _table() -> _Table:
+    return msgspec.json.decode(Path(__file__).with_suffix(".json").read_bytes(), type=_Table)
+
+
+def pinned_vllm() -> str:
+    """The version of vLLM that the flags here were read from."""
+    return _table().vllm
+
+
+@functools.cache
 def options() -> dict[str, Option]:
     """Every option of the pinned ``vllm serve`` by its dest, in vLLM's order."""
-    table = msgspec.json.decode(Path(__file__).with_suffix(".json").read_bytes(), type=_Table)
-    return {option.dest: option for option in table.options}
+    return {option.dest: option for option in _table().options}
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:

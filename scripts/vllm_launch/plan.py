@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             reason.field: reason.value
             for reason in self.reasons
             if reason.field in DECIDED
-            and reason.source != explain.YOU
+            and not reason.source.startswith(explain.YOU)
             and not (reason.field in PARALLEL and reason.value == 1)
         }
 

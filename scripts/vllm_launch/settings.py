@@ -103,6 +103,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     origin: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads from the environment alone
+    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, as above, there in GiB
 
     @property
     def port(self) -> int:
@@ -110,6 +111,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         port = self.engine.get("port", engine_args.options()["port"].default)
         assert isinstance(port, int)  # noqa: S101 - an int option
         return port
+
+    @property
+    def shutdown_timeout(self) -> int:
+        """Seconds that vLLM may take to finish what it has begun."""
+        given = self.engine.get("shutdown_timeout")
+        return given if isinstance(given, int) else self.launch.drain.shutdown_timeout
 
     @property
     def url(self) -> str:
@@ -166,9 +173,18 @@ def read_settings(
         engine=engine,
         origin=origin,
         long_max_model_len=environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "").strip().lower() in {"1", "true"},
+        cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
     )
     _check(settings, environ)
     return msgspec.structs.replace(settings, warnings=_warnings(settings))
+
+
+def _cpu_kv_cache(gib: str) -> int | None:
+    """As vllm/platforms/cpu.py reads it; 0 leaves it to the plan."""
+    if gib and not (gib.isascii() and gib.isdecimal()):
+        where, what = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
+        raise UsageError(where, what, "write 4 for 4 GiB, or leave it out")
+    return int(gib or 0) << 30 or None
 
 
 # ---- carriers
@@ -296,7 +312,7 @@ def _check(settings: Settings, environ: Mapping[str, str]) -> None:
         )
 
 
-def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C901 - a list of rules, two lines each
+def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C901, PLR0912 - a list of rules, two lines each
     """(Key of ``origin``, what, remedy) of each value that cannot be, or cannot be with another."""
     engine, launch, port = settings.engine, settings.launch, settings.port
     whole = {dest: value for dest, value in engine.items() if isinstance(value, int)}
@@ -313,6 +329,9 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
     if port == launch.health_port:
         where = "launch.health_port" if "launch.health_port" in settings.origin else "port"
         yield where, f"the API and the health endpoints both want port {port}", "change one of them"
+    if whole.get("max_num_batched_tokens", 1 << 30) < whole.get("max_num_seqs", 1):
+        what = f"max_num_seqs {whole['max_num_seqs']} is more than max_num_batched_tokens"
+        yield "max_num_seqs", what, "lower one or raise the other: every request needs a token in a batch"
     if whole.get("shutdown_timeout", 0) < 0:
         yield "shutdown_timeout", f"shutdown_timeout is {whole['shutdown_timeout']}", "give 0 or more seconds"
     for dest in NO_HTTP.keys() & {dest for dest, value in engine.items() if value}:
@@ -344,6 +363,7 @@ def asked(settings: Settings) -> Asked:
     engine = settings.engine
     known = {name: engine[name] for name in Asked.__struct_fields__ if engine.get(name) is not None}
     known["objective"] = settings.launch.objective
+    known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(known, Asked)
 

