@@ -14,7 +14,7 @@ compile = $(uv) pip compile -q pyproject.toml --python-version 3.11 --python-pla
 ##@ Use
 .PHONY: run
 run: $(VENV)/.engine $(if $(MODEL),,var/tiny-chat/config.json)  ## Plan and serve: make run [MODEL=dir-or-hub-id] [ARGS="any vllm flag"]
-	@exec $(bin)/vllm-launch serve $(or $(MODEL),var/tiny-chat --served-model-name tiny-chat) --launch-greet $(ARGS)
+	@$(if $(MODEL),,LAUNCH_CONFIG=scripts/tiny-chat.yaml) exec $(bin)/vllm-launch serve $(MODEL) --launch-greet $(ARGS)
 
 var/tiny-chat/config.json: scripts/generate-tiny-model.py | $(VENV)/.engine
 	@$(bin)/python $< $(@D)

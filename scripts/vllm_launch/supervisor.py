@@ -285,7 +285,8 @@ class _Run:
         else:
             rest = f"{timing.pieces} pieces in {timing.total_s:.2f} s, the first after {timing.first_s:.2f} s"
             self.say(f"answered: {rest}")
-        health = f"http://{options.health_host}:{options.health_port}/readyz"
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.health_host, options.health_host)  # noqa: S104
+        health = f"http://{host}:{options.health_port}/readyz"
         self.say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health}")
         bearer = " -H 'Authorization: Bearer YOUR_KEY'" if key else ""
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})

@@ -25,33 +25,29 @@ def free_port():
 
 
 class Serving:
-    """vLLM under the supervisor, in a folder of its own, and what one can ask of it."""
+    """``vllm-launch serve`` in a folder of its own, and what one can ask of it."""
 
     key = KEY
 
-    def __init__(self, folder, model, *, prefix=(), **options):
-        self.port, self.health_port = free_port(), free_port()
+    def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=30, port=None, environ=()):
+        self.port, self.health_port = port or free_port(), free_port()
         self.url, self.sessions = f"http://127.0.0.1:{self.port}", set()
-        chosen = {
-            "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": self.health_port,
-            "drain_delay": 1, "shutdown_timeout": 30, "exit_margin": 15, "state_dir": str(folder / "state"),
-            "termination_log": str(folder / "termination-log"), "api_keys": [KEY, "second-key"], **options,
-        }  # fmt: skip
-        (folder / "termination-log").touch()
-        self.termination_log = folder / "termination-log"
-        engine = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name",
-            "tiny", "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--shutdown-timeout=30",
-            "--host=127.0.0.1", f"--port={self.port}", "--middleware=vllm_launch.guard.Guard",
+        self.termination_log, self.keys = folder / "termination-log", folder / "keys"
+        self.termination_log.touch()
+        self.keys.write_text(f"{KEY}\nsecond-key\n")
+        self.state = folder / "state"
+        command = [
+            sys.executable, "-m", "vllm_launch", "serve", str(model), "--served-model-name", "tiny", "--enforce-eager",
+            "--max-model-len=512", "--max-num-seqs=8", "--host=127.0.0.1", f"--port={self.port}",
+            "--launch-health-host=127.0.0.1", f"--launch-health-port={self.health_port}",
+            f"--launch-drain-seconds={drain_seconds}", f"--launch-api-key-file={self.keys}",
+            f"--launch-state-dir={self.state}", f"--launch-termination-log={self.termination_log}", *flags,
         ]  # fmt: skip
-        given = {
-            "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"
-        }  # fmt: skip
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, str(HERE / "run_serve.py"), json.dumps(chosen), *engine],
-                env=os.environ | given,
+                [*prefix, *command],
+                env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(environ),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

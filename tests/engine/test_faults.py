@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_a_worker_killed_during_the_start_ends_it_at_once(start):
 def test_a_killed_api_server_takes_its_engine_along(start):
     run = start()
     run.wait_for_title("VLLM::EngineCore")
-    server = next(pid for pid, title in run.processes().items() if "api_server" in title and "run_serve" not in title)
+    server = next(pid for pid, title in run.processes().items() if "openai.api_server" in title)
     os.kill(server, signal.SIGKILL)
     assert run.end(10) == 137
 
@@ -42,19 +43,55 @@ def test_a_killed_launcher_takes_everything_along(start):
         time.sleep(0.2)
 
 
-def test_a_wrong_model_path_is_one_telling_line(start, tmp_path):
+def test_a_wrong_model_path_is_one_line_before_anything_starts(start, tmp_path):
     run = start(model=tmp_path / "not-there")
-    assert run.end(200) != 0
+    assert run.end(30) == 2
+    assert one_line(run).startswith(f"vllm-launch: model {tmp_path}/not-there")
+
+
+def test_a_busy_port_is_one_line_before_anything_starts(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        run = start(port=taken.getsockname()[1])
+        assert run.end(60) == 2
+    assert "the port is in use" in run.log.read_text().splitlines()[-1]
+
+
+def test_a_full_disk_for_caches_is_one_line_before_anything_starts(start, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)], check=True)
+    try:
+        run = start(flags=[f"--launch-cache-dir={full}"])
+        assert run.end(60) == 2
+    finally:
+        subprocess.run(["umount", str(full)], check=True)
+    assert "No space left on device" in one_line(run)
+    assert not list(run.state.iterdir())
+
+
+def one_line(run):
+    text = run.log.read_text()
+    assert text.count("\n") == 1, text
+    return text
+
+
+def test_what_only_vllm_can_refuse_is_one_telling_line(start, tmp_path):
+    run = start(flags=[f"--tokenizer={tmp_path}/no-tokenizer"])
+    assert run.end(200) == 1
     why = run.termination_log.read_text()
-    assert "not-there" in why
+    assert "no-tokenizer" in why
     assert "\n" not in why
 
 
 def test_as_pid_1_it_reaps_and_leaves_nothing(start):
     """In a PID namespace of its own; the second signal comes during the drain."""
-    run = start(prefix=["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"], drain_delay=60)
+    run = start(prefix=["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"], drain_seconds=300)
     run.wait_for("vllm-launch: ready")
-    launcher = next(pid for pid, title in run.processes().items() if "run_serve" in title and "unshare" not in title)
+    launcher = next(
+        pid for pid, title in run.processes().items() if "vllm_launch serve" in title and "unshare" not in title
+    )
     stray = ["nsenter", f"--target={launcher}", "--pid", "--mount", "sh", "-c", "(sleep 0.1 &) ; true"]
     subprocess.run(stray, check=True, start_new_session=True)
     os.kill(launcher, signal.SIGTERM)

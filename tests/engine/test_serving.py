@@ -64,6 +64,7 @@ def test_ctrl_c_lets_a_stream_finish_and_turns_new_requests_away(serving):
     time.sleep(0.2)
     serving.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
+    assert serving.ask("/v1/models")[0] == 200  # load balancers have not noticed yet
     assert serving.health("/readyz")[0] == 503
     assert serving.health("/livez")[0] == 200
     turned_away = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parents[1] / "engine/run_serve.py"
+RUN = Path(__file__).with_name("run_supervisor.py")
 ENGINE_CORE = "(exec -a VLLM::EngineCore sleep 300) & "
 SERVER = """
 import http.server, signal, sys
@@ -40,7 +40,8 @@ class Run:
         self.termination_log = tmp_path / "termination-log"
         chosen = {
             "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": free_port(),
-            "drain_delay": 0.2, "shutdown_timeout": 5, "exit_margin": 5, "state_dir": str(tmp_path / "state"),
+            "drain_delay": 0.2, "shutdown_timeout": 5, "exit_margin": 5, "drain_flag": str(tmp_path / "draining"),
+            "api_url": f"http://127.0.0.1:{self.port}",
             "termination_log": str(self.termination_log), **options,
         }  # fmt: skip
         name, _, value = self.mark.partition("=")
@@ -152,7 +153,7 @@ def test_a_signal_while_serving_drains_and_is_exit_0(tmp_path, number):
     run.process.send_signal(number)
     code, _, err = run.end()
     assert code == 0
-    assert (tmp_path / "state/draining").exists()
+    assert (tmp_path / "draining").exists()
     assert "not ready any more" in err
 
 
@@ -190,15 +191,3 @@ def test_a_program_that_cannot_be_executed_is_one_line(tmp_path):
     code, _, err = Run(tmp_path, [str(tmp_path / "nothing")]).end()
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot be executed: No such file or directory" in err
-
-
-def test_a_state_folder_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    code, _, err = Run(tmp_path, shell("true"), state_dir=str(tmp_path / "file/state")).end()
-    assert (code, err.count("\n")) == (2, 1)
-    assert "cannot be written" in err
-
-
-def test_the_guards_rules_are_for_our_eyes_only(tmp_path):
-    Run(tmp_path, shell("exit 3"), api_keys=["secret"]).end()
-    assert (tmp_path / "state/guard.json").stat().st_mode & 0o777 == 0o600

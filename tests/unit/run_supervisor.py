@@ -1,4 +1,4 @@
-"""Runs the supervisor alone, for the engine tests: ``run_serve.py OPTIONS_JSON COMMAND...``."""
+"""Runs the supervisor alone, without a plan: ``run_supervisor.py OPTIONS_JSON COMMAND...``."""
 
 import asyncio
 import os
