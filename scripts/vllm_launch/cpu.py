@@ -11,11 +11,16 @@ import msgspec
 
 
 class NumaNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One NUMA node. ``cores`` are those of it that we may run on; ``memory_total`` in bytes."""
+    """One NUMA node. ``cores`` are those of it that we may run on; memory in bytes.
+
+    ``memory_available`` is what vLLM's worker holds the KV cache against (vllm/utils/cpu_resource_utils.py:
+    get_memory_node_info), None where nobody has looked.
+    """
 
     index: int
     cores: int
     memory_total: int
+    memory_available: int | None = None
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,14 +135,21 @@ def _memory(version: int, folder: Path) -> tuple[int, int]:
     return min(limit, _NO_LIMIT), max(0, (used or 0) - cache)
 
 
+_NODE_MEMORY = re.compile(r"(\S+):\s+(\d+) kB")
+_FREE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+
+
 def _numa_nodes(root: Path, allowed: frozenset[int]) -> tuple[NumaNode, ...]:
     nodes = []
     for folder in root.glob("sys/devices/system/node/node[0-9]*"):
         cores = len(_cpu_set(_text(folder / "cpulist")) & allowed)
-        total = re.search(r"MemTotal:\s+(\d+) kB", _text(folder / "meminfo"))
-        if cores and total:  # a node without cores is a GPU's or CXL memory
-            index = int(folder.name.removeprefix("node"))
-            nodes.append(NumaNode(index=index, cores=cores, memory_total=int(total[1]) * 1024))
+        memory = {name: int(kilobytes) << 10 for name, kilobytes in _NODE_MEMORY.findall(_text(folder / "meminfo"))}
+        if cores and "MemTotal" in memory:  # a node without cores is a GPU's or CXL memory
+            index, free = int(folder.name.removeprefix("node")), [memory[name] for name in _FREE if name in memory]
+            available = sum(free) if len(free) == len(_FREE) else None
+            nodes.append(
+                NumaNode(index=index, cores=cores, memory_total=memory["MemTotal"], memory_available=available)
+            )
     return tuple(sorted(nodes, key=lambda node: node.index))
 
 

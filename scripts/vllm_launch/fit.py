@@ -214,7 +214,9 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         return NoFit(layout=layout, why="; ".join(problems))
     workers = layout.tensor * layout.pipeline * layout.data
     taken = memory.cpu_memory(model, run, layout)
-    left = cpu.memory_available // workers - taken
+    # A worker is bound to one node, and one of them may be small.
+    nodes = [node.memory_available or node.memory_total for node in cpu.numa_nodes]
+    left = min(cpu.memory_available // workers, *nodes, cpu.memory_available) - taken
     if left <= 0:
         why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))

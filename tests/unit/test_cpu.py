@@ -241,3 +241,15 @@ def test_no_text_in_proc_or_a_cgroup_makes_reading_fail(tmp_path_factory, text):
     files = {"proc/self/cgroup": text, "proc/self/mountinfo": text, "sys/fs/cgroup/memory.max": text}
     assert read_cpu(tree(root, files)) is not None
     assert read_cpu(tree(root, {**v2("/", {"cpu.max": text, "memory.max": text, "memory.stat": text})})) is not None
+
+
+def test_a_nodes_memory_is_available_as_vllm_counts_it(tmp_path):
+    meminfo = """Node 0 MemTotal:       10446624 kB
+Node 0 MemFree:         1000 kB
+Node 0 Active(file):     200 kB
+Node 0 Inactive(file):    30 kB
+Node 0 SReclaimable:       4 kB
+"""
+    nodes = {"sys/devices/system/node/node0/cpulist": "0-3", "sys/devices/system/node/node0/meminfo": meminfo}
+    [node] = read(tmp_path, {**nodes, "proc/self/status": "Cpus_allowed_list:\t0-3\n"}).numa_nodes
+    assert (node.memory_total, node.memory_available) == (10446624 << 10, 1234 << 10)
