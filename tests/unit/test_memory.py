@@ -101,6 +101,9 @@ def test_on_the_cpu_the_batch_grows_with_the_ranks():
         # data-centre Blackwell goes to 1,024: 49 from 256
         ({"max_num_seqs": 1024}, (10, 0), 3 + 31 + 49),
         ({"max_num_seqs": 1024}, (10, 3), 3 + 31 + 49),
+        # a full batch above the ceiling is not captured
+        ({"max_num_seqs": 513}, (9, 0), 51),
+        ({"max_num_seqs": 1025}, (10, 0), 3 + 31 + 49),
         ({"max_num_seqs": 1}, (9, 0), 2),  # 1, 2
         ({"max_num_seqs": 4}, (9, 0), 4),  # 1, 2, 4, 8
         ({"max_num_seqs": 5}, (9, 0), 5),  # 1, 2, 4, 8, and a full batch: 5
@@ -490,7 +493,21 @@ def test_the_cpus_heaviest_stage_counts_and_is_taken_to_sample():
     assert cpu_memory(held, run(), Layout(pipeline=2)) == 34 * MIB + peak(held) + 1536 * MIB
 
 
-def test_memory_is_whole_bytes():
-    found = of_gpu(model(vocab_size=128_257), run(), Layout(tensor=4, pipeline=2), gpu())
-    assert all(isinstance(value, int) for value in msgspec.structs.astuple(found))
+ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate_size=14_335)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        model(intermediate_size=14_335, **POOLING),
+        model(intermediate_size=1, **POOLING),
+        model(vocab_size=1_280_001),
+        model(layers=(MOE,), experts=ODD, **POOLING),
+        model(layers=(MOE,), experts=ODD, quantization=quantized("mxfp4"), **POOLING),
+        model(layers=(LATENT,), mla=DEEPSEEK, heads=127, **POOLING),
+    ],
+)
+def test_memory_is_whole_bytes(made):
+    found = of_gpu(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu())
+    assert [type(value) for value in msgspec.structs.astuple(found)] == [int] * 6
     assert math.isfinite(safe_utilization(found, gpu()))

@@ -193,6 +193,7 @@ def test_both_sides_of_a_block_count_because_down_proj_is_cut_on_the_other_side(
 def test_blocks_asked_for_at_the_start_count_as_those_of_the_checkpoint_do():
     wide = model(intermediate_size=12_352)
     assert len(problems(wide, run(quantization="fp8_per_block"), TP2, ())) == 1
+    assert problems(model(intermediate_size=256), run(quantization="fp8_per_block"), TP2, ()) == []
     assert problems(wide, run(quantization="fp8"), TP2, ()) == []
     assert problems(wide, run(), TP2, ()) == []
 
@@ -207,7 +208,8 @@ def test_a_shard_is_a_whole_number_of_quantisation_groups(method):
     assert problems(grouped, run(), TP8, ()) == [
         "a shard of 3696 of the intermediate size is not a whole number of quantisation groups of 128"
     ]
-    assert problems(grouped, run(), Layout(), ()) == []
+    odd = msgspec.structs.replace(grouped, intermediate_size=29_600)  # as its maker quantised it: nothing is cut
+    assert problems(odd, run(), Layout(), ()) == []
     assert problems(msgspec.structs.replace(grouped, intermediate_size=14_336), run(), TP8, ()) == []
 
 
@@ -328,6 +330,10 @@ def test_quantisation_asked_for_at_the_start_needs_it_too():
     ]
     assert problems(plain, run(quantization="fp8"), Layout(), [T4]) == []
     assert problems(plain, run(quantization="not-in-the-table"), Layout(), [T4]) == []
+
+
+def test_a_gpu_that_does_not_tell_its_capability_runs_what_is_not_quantised():
+    assert problems(model(dtype="float16"), run(), Layout(), [gpu(capability=(0, 0))]) == []
 
 
 def test_every_problem_is_told():
