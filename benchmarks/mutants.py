@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """How many mistakes in the deciding modules their tests notice: `make mutants`, or this file with names of modules.
 
 mutmut changes one place at a time and runs the tests that reach it (settings: pyproject.toml, tool.mutmut). It works
