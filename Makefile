@@ -79,7 +79,8 @@ bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
 ##@ Generate
 .PHONY: generate
 generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
-	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py
+	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py && \
+	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg
 
 .PHONY: help
 help:

@@ -29,13 +29,13 @@ class Serving:
 
     key = KEY
 
-    def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=30, port=None, environ=()):
+    def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=18, port=None, environ=()):
         self.port, self.health_port = port or free_port(), free_port()
         self.url, self.sessions = f"http://127.0.0.1:{self.port}", set()
         self.termination_log, self.keys = folder / "termination-log", folder / "keys"
         self.termination_log.touch()
         self.keys.write_text(f"{KEY}\nsecond-key\n")
-        self.state = folder / "state"
+        self.drain_seconds, self.state = drain_seconds, folder / "state"
         command = [
             sys.executable, "-m", "vllm_launch", "serve", str(model), "--served-model-name", "tiny", "--enforce-eager",
             "--max-model-len=512", "--max-num-seqs=8", "--host=127.0.0.1", f"--port={self.port}",

@@ -6,6 +6,8 @@ import time
 import openai
 import pytest
 
+from vllm_launch.settings import Drain
+
 pytestmark = pytest.mark.timeout(600)
 STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 200, "ignore_eos": True, "stream": True}
 
@@ -56,17 +58,21 @@ def test_the_health_port_says_that_it_is_ready(serving):
     assert [serving.health(route)[0] for route in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
 
 
-def test_ctrl_c_lets_a_stream_finish_and_turns_new_requests_away(serving):
+def test_ctrl_c_lets_streams_finish_and_turns_new_requests_away(serving):
     """Last in this file: it ends the server that the others share."""
-    got = []
-    stream = threading.Thread(target=lambda: got.append(serving.ask("/v1/completions", STREAM)))
-    stream.start()
+    answers = []
+
+    def stream():
+        answers.append(serving.ask("/v1/completions", STREAM))
+
+    early, late = threading.Thread(target=stream), threading.Thread(target=stream)
+    early.start()
     time.sleep(0.2)
     serving.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert serving.ask("/v1/models")[0] == 200  # load balancers have not noticed yet
-    assert serving.health("/readyz")[0] == 503
-    assert serving.health("/livez")[0] == 200
+    serving.wait_for("not ready any more")
+    assert [serving.health(route)[0] for route in ("/readyz", "/livez")] == [503, 200]
+    time.sleep(Drain(serving.drain_seconds).delay - 0.5)
+    late.start()  # load balancers have not noticed yet, so it is served; vLLM's own drain begins in the middle of it
     turned_away = None
     while serving.process.poll() is None and turned_away is None:
         try:
@@ -75,7 +81,12 @@ def test_ctrl_c_lets_a_stream_finish_and_turns_new_requests_away(serving):
             break
         if status == 503:
             turned_away = headers["Retry-After"]
-    stream.join(60)
+    early.join(60)
+    late.join(60)
     assert serving.end(60) == 0
-    assert turned_away == "1"
-    assert got[0][2].rstrip().endswith("data: [DONE]")
+    assert turned_away == "5"
+    assert len(answers) == 2
+    for status, _, body in answers:
+        assert status == 200
+        assert body.count("data: ") >= 50
+        assert body.rstrip().endswith("data: [DONE]")
