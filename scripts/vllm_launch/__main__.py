@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar
 
@@ -59,7 +59,7 @@ def _run(words: list[str]) -> int:
     commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
     command_word, rest = (words[0], words[1:]) if words else ("", [])
     if command_word in {"", "-h", "--help", "help"} or (command_word in commands and {"-h", "--help"} & {*rest}):
-        print(USAGE + _setting_names())
+        print(USAGE + _setting_names(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     if command_word in {"-V", "--version"}:
         from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
@@ -67,9 +67,17 @@ def _run(words: list[str]) -> int:
         print(f"vllm-launch {version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}")
         return 0
     if command_word not in commands:
-        close = engine_args.nearest(command_word, commands, "give serve, plan, gpus or check")
-        raise UsageError(f"command {command_word!r}", "there is no such command", close)
+        raise _no_command(command_word, rest, commands)
     return commands[command_word](rest)
+
+
+def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> UsageError:
+    otherwise = "give serve, plan, gpus or check"
+    if word.startswith("-") or {*rest} & {*commands}:
+        return UsageError(word, "the command comes first", otherwise)
+    if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - a start need not wait for pathlib
+        otherwise = f"write vllm-launch serve {word}"
+    return UsageError(f"command {word!r}", "there is no such command", engine_args.nearest(word, commands, otherwise))
 
 
 def _setting_names() -> str:
@@ -103,6 +111,7 @@ def _text(value: object) -> str | None:
 def _serve(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
     engine = _installed_engine()
+    _refuse(words, "--hardware", "--format")
     settings = read_settings(words, os.environ)
     hardware = _for_engine(engine, _this_machine())
     from vllm_launch import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
@@ -198,6 +207,7 @@ def _gpus(words: list[str]) -> int:
 def _check(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
+    _refuse(words, "--hardware", "--format")
     settings = redacted(read_settings(["--config", *words], os.environ))
     print(f"{words[0]} is right: it serves {settings.model}")
     shown: Mapping[str, object] = settings.engine
@@ -220,12 +230,19 @@ def _take(words: list[str], flag: str) -> str | None:
         if found is not None:
             raise UsageError(flag, "is given twice", "keep one")
         if not equals:
-            value = words.pop(place + 1) if place + 1 < len(words) else ""
+            value = words.pop(place + 1) if words[place + 1 : place + 2] and words[place + 1][0:1] != "-" else ""
         if not value:
             raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
         del words[place]
         found = value
     return found
+
+
+def _refuse(words: Sequence[str], *flags: str) -> None:
+    """What another command takes, before vLLM is said not to have such a flag."""
+    for word in words:
+        if word.partition("=")[0] in flags:
+            raise UsageError(word.partition("=")[0], "is for planning alone", "write vllm-launch plan MODEL …")
 
 
 def _format(words: list[str], formats: Sequence[F]) -> F:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vllm_launch import quantization
 from vllm_launch.config import parse_json, shown
 from vllm_launch.errors import UsageError
 from vllm_launch.model import Tensor
@@ -57,8 +58,13 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return read_folder(folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", quantization.GONE["gguf"])
     if folder.is_file():
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
+    if name.startswith(("http://", "https://")):
+        ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
+        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {ident}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name}", "there is no such folder", "give a folder that exists, or a hub id")
     from vllm_launch.hub import read_hub  # noqa: PLC0415 - slow to import, and folders do not need it
@@ -236,7 +242,8 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, tuple[int, int]]:
         if bits > 2**80:
             break
     if offsets[1] - offsets[0] != (bits + 7) // 8:
-        fault = f"tensor {shown(name)} of {dtype} {shape} takes {offsets[1] - offsets[0]} bytes, which does not match"
+        size = offsets[1] - offsets[0]
+        fault = f"tensor {shown(name)} of {dtype} {shown(shape)} has {size} bytes, which does not match its shape"
         raise UsageError(where, fault, DOWNLOAD)
     return Tensor(name, dtype, tuple(shape)), (offsets[0], offsets[1])
 

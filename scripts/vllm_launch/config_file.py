@@ -30,9 +30,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in types-PyYAML
         if isinstance(event, yaml.AliasEvent):
-            raise _marked(f"aliases (*{event.anchor}) are not taken", event)
+            raise _marked(f"aliases (*{event.anchor}) are not taken", "write the value out", event)
         if event.tag is not None and event.tag != "!":
-            raise _marked(f"tags ({event.tag}) are not taken", event)
+            raise _marked(f"tags ({event.tag}) are not taken", "leave the tag out", event)
         return super().compose_node(parent, index)
 
 
@@ -69,7 +69,8 @@ def read(path: str, read_file: Callable[[Path], str]) -> ConfigFile:
         values = {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
     except yaml.MarkedYAMLError as error:
         place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{place}", error.problem or "is not YAML", "mend the line") from None
+        remedy = error.note or ("indent with spaces" if "\\t" in (error.problem or "") else "mend the line")
+        raise UsageError(f"{path}{place}", error.problem or "is not YAML", remedy) from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(path, f"is not YAML: {str(error).splitlines()[0]}", "mend the file") from None
     except RecursionError:
@@ -86,15 +87,15 @@ def _note(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], 
         return
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-            raise _marked("a key is not plain text", key)
+            raise _marked("a key is not plain text", "write `option: value`", key)
         name = (*above, key.value)
         if name in lines:
             problem = f"{key.value} is said a second time (first on line {lines[name]})"
-            raise _marked(problem, key)
+            raise _marked(problem, "keep one", key)
         lines[name] = key.start_mark.line + 1
         _note(value, name, lines)
 
 
-def _marked(problem: str, at: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
+def _marked(problem: str, remedy: str, at: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
     mark: Any = at.start_mark  # a Mark of PyYAML's or of its C library's: types-PyYAML cannot say which fits
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark, note=remedy)

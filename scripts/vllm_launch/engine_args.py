@@ -158,7 +158,8 @@ def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
             values["model"] = words[0]
     if extra:
         shown = "a word" if SECRETS & values.keys() else repr(extra[0])
-        raise UsageError("command line", f"{shown} belongs to no flag and is not the model", "quote values with spaces")
+        what = f"{shown} belongs to no flag and is not the model"
+        raise UsageError("command line", what, "leave it out, or put quotes around a value with spaces")
     if values.get("model") == "":
         raise UsageError("command line", "the model's name is empty", "give a folder or a name on the hub")
 
@@ -183,7 +184,7 @@ class _Parser(argparse.ArgumentParser):
         argument = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
         if argument is None:
             ambiguous = re.match(r"ambiguous option: (\S+?)(?:=.*)? could match (.*)", message, re.DOTALL)
-            what = f"is short for several flags: {ambiguous[2]}" if ambiguous else "cannot be read"
+            what = f"is short for several flags: {_few(ambiguous[2].split(', '))}" if ambiguous else "cannot be read"
             raise UsageError(ambiguous[1] if ambiguous else "command line", what, "write the flag in full")
         flag = argument[1].split("/")[-1]
         if "ignored explicit" in argument[2]:
@@ -192,6 +193,10 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(
             flag, "its value is missing", f"write {flag}=VALUE (a value may not begin with a dash otherwise)"
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: PLR2004 - on a line
 
 
 @functools.cache
@@ -286,9 +291,10 @@ def _value(option: Option, where: str, given: object) -> object:
             return [_read(option, text) for text in given]
         return _read(option, str(given))
     except (ValueError, RecursionError) as error:
-        shown = "the value" if option.dest in SECRETS else repr(_short(str(given)))
-        reason = str(error) if isinstance(error, _NotAllowedError) else "is nested too deep"
-        raise UsageError(where, f"{shown} {reason}", "mend the value") from None
+        words = " ".join(given) if isinstance(given, list) else str(given)
+        shown = "the value" if option.dest in SECRETS else repr(_short(words))
+        reason = error if isinstance(error, _NotAllowedError) else _NotAllowedError("is nested too deep", "flatten it")
+        raise UsageError(where, f"{shown} {reason}", reason.remedy) from None
 
 
 def _short(text: str) -> str:
@@ -296,7 +302,11 @@ def _short(text: str) -> str:
 
 
 class _NotAllowedError(ValueError):
-    """Its text follows the value in a sentence: "is not a whole number"."""
+    """Its text follows the value in a sentence: "is not a whole number"; ``remedy`` is what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.remedy = remedy
+        super().__init__(what)
 
 
 def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 - one return a kind
@@ -304,9 +314,9 @@ def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 
         return None
     match option.kind:
         case "int":
-            return _chosen(option, _number(int, text, "is not a whole number"))
+            return _chosen(option, _number(int, text, WHOLE))
         case "float":
-            return _number(float, text, "is not a number")
+            return _number(float, text, ("is not a number", "give one such as 0.9"))
         case "human_int_or_auto" if text.strip().lower() in {"-1", "auto"}:
             return -1
         case "human_int" | "human_int_or_auto":
@@ -322,7 +332,7 @@ def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 
         case "config":
             value = _json(_expanded(text))
             if not isinstance(value, dict):
-                raise _NotAllowedError("is not a JSON object")
+                raise _NotAllowedError("is not a JSON object", OBJECT)
             return value
         case "json_or_str" if re.fullmatch(r"\s*{.*}\s*", text, re.DOTALL):
             return _json(text)
@@ -333,26 +343,34 @@ def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 
 def _chosen(option: Option, value: str | float) -> str | float:
     if option.choices and value not in option.choices:
         known = [str(choice) for choice in option.choices]
-        raise _NotAllowedError(f"is not one of {', '.join(known)}")
+        raise _NotAllowedError("is not among the choices", f"give {', '.join(known)}")
     return value
 
 
-def _number(convert: type[N], text: str, complaint: str) -> N:
+WHOLE = ("is not a whole number", "give one such as 8")
+OBJECT = """write an object in single quotes, such as '{"key": 1}'"""
+
+
+def _number(convert: type[N], text: str, complaint: tuple[str, str]) -> N:
     try:
         return convert(text)
     except ValueError:
-        raise _NotAllowedError(complaint) from None
+        raise _NotAllowedError(*complaint) from None
 
 
 def _human_int(text: str) -> int:
     """8192, 25.6k (decimal) or 8K (binary), as vllm/utils/argparse_utils.py:human_readable_int."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", text.strip())
     if not match:
-        return _number(int, text, "is not a whole number such as 8192, 8k or 8K")
+        return _number(int, text, ("is not a whole number", "give one such as 8192, 8k (8000) or 8K (8192)"))
     power = "kmgt".index(match[2].lower()) + 1
     if match[2].islower() and len(match[1]) < 300:  # noqa: PLR2004 - a float's range, far beyond any size
         return int(float(match[1]) * 1000.0**power)
-    return _number(int, match[1], f"has a decimal point before the binary {match[2]}") << 10 * power
+    complaint = (
+        f"has a decimal point before the binary {match[2]}",
+        f"write {match[1]}{match[2].lower()}, or all digits",
+    )
+    return _number(int, match[1], complaint) << 10 * power
 
 
 def _expanded(text: str) -> str:
@@ -367,15 +385,15 @@ def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _NotAllowedError(f"is not JSON: {error}") from None
+        raise _NotAllowedError(f"is not JSON: {error}", OBJECT) from None
 
 
 def _lora(text: str) -> str:
     if "=" in text and "," not in text:
         return text
-    value = _json(text)
+    value = _json(text) if text.lstrip().startswith("{") else None
     if not isinstance(value, dict) or not {"name", "path"} <= value.keys():
-        raise _NotAllowedError('is neither NAME=PATH nor {"name": …, "path": …}')
+        raise _NotAllowedError("names no adapter and its place", 'write NAME=PATH or {"name": …, "path": …}')
     return text
 
 
@@ -408,19 +426,23 @@ def validate_value(option: Option, value: object, where: str) -> object:
     try:
         return _given(option, value)
     except (ValueError, RecursionError) as error:
-        shown = "its value" if option.dest in SECRETS else _short(f"{value!r}")
-        reason = str(error) if isinstance(error, _NotAllowedError) else "is nested too deep"
-        raise UsageError(where, f"{option.dest}: {shown} {reason}", "mend the value") from None
+        shown = "its value" if option.dest in SECRETS or value is None else _short(_as_yaml(value))
+        reason = error if isinstance(error, _NotAllowedError) else _NotAllowedError("is nested too deep", "flatten it")
+        raise UsageError(where, f"{option.dest}: {shown} {reason}", reason.remedy) from None
+
+
+def _as_yaml(value: object) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True, ensure_ascii=False)
 
 
 def _given(option: Option, value: object) -> object:
     if value is None:
         if not option.optional:
-            raise _NotAllowedError("says nothing; leave the key out for vLLM's default")
+            raise _NotAllowedError("is missing", "give one, or leave the key out for vLLM's default")
         return None
     if option.kind in {"flag", "switch"} or (option.nargs == "?" and value is True):
         if not isinstance(value, bool):
-            raise _NotAllowedError("is neither true nor false")
+            raise _NotAllowedError("is neither true nor false", "write true or false without quotes")
         return value
     if option.nargs == "+" or option.append:
         return [_one(option, item) for item in (value if isinstance(value, list) else [value])]
@@ -435,12 +457,14 @@ def _one(option: Option, value: object) -> object:
         if option.kind == "device_ids" and isinstance(value, list):
             return _read(option, ",".join(map(str, value)))
         return (
-            _read(option, _dumped(value)) if option.kind in {"json", "json_or_str", "config", "lora"} else _no(option)
+            _read(option, _dumped(value))
+            if option.kind in {"json", "json_or_str", "config", "lora"}
+            else _no(option, value)
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return _no(option)
+        return _no(option, value)
     if isinstance(value, float) and option.kind != "float":
-        return _no(option)  # as text it might not be what stands in the file: 1.10 would become 1.1
+        return _no(option, value)  # as text it might not be what stands in the file: 1.10 would become 1.1
     return _read(option, str(value))
 
 
@@ -448,17 +472,17 @@ def _dumped(value: object) -> str:
     try:
         return json.dumps(value)
     except TypeError:
-        raise _NotAllowedError("holds what JSON cannot say (a date?); put that in quotes") from None
+        raise _NotAllowedError("holds what JSON cannot say (a date?)", "put that in quotes") from None
 
 
-def _no(option: Option) -> object:
-    kinds = {
-        "int": "a whole number",
-        "float": "a number",
-        "human_int": "a whole number",
-        "human_int_or_auto": "a whole number",
-    }
-    raise _NotAllowedError(f"is not {kinds.get(option.kind, 'text (put it in quotes)')}")
+def _no(option: Option, value: object) -> object:
+    if option.kind in {"int", "human_int", "human_int_or_auto"}:
+        raise _NotAllowedError(*WHOLE)
+    if option.kind == "float":
+        raise _NotAllowedError("is not a number", "give one such as 0.9")
+    if isinstance(value, (dict, list)):
+        raise _NotAllowedError("is not text", "give one word")
+    raise _NotAllowedError("is not text", "put it in quotes")
 
 
 # ---- values → words

@@ -225,8 +225,11 @@ def _chosen(gpus: tuple[Gpu, ...], entry: str) -> int:
 
 
 def _not_visible(gpus: tuple[Gpu, ...], what: str) -> UsageError:
-    have = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none at all"
-    return UsageError("CUDA_VISIBLE_DEVICES", what, f"the GPUs of this machine are {have}")
+    have = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+    remedy = (
+        f"the GPUs of this machine are {have}" if have else "unset it: this machine shows no GPU (vllm-launch gpus)"
+    )
+    return UsageError("CUDA_VISIBLE_DEVICES", what, remedy)
 
 
 def alike(gpus: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], ...]:

@@ -41,7 +41,8 @@ def load_hardware(path: str | Path) -> Hardware:
             hardware = msgspec.convert(layout, Hardware)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
-        raise UsageError(f"{path}: {where.strip('`') or '$'}", what[:1].lower() + what[1:], _REMEDY) from error
+        what = what.removeprefix("Object ").replace("Expected ", "expected ")  # msgspec's own begin so
+        raise UsageError(f"{path}: {where.strip('`') or '$'}", what, _REMEDY) from error
     for where, what in _mistakes(hardware):
         raise UsageError(f"{path}: {where}", what, _REMEDY)
     return msgspec.structs.replace(hardware, source=str(path))
@@ -123,7 +124,7 @@ def _from_record(record: _Record) -> Hardware:
             raise msgspec.ValidationError(f"MIG is enabled and the record has no slices - at `$.gpus[{index}].mig`")
         memory = gpu.mem if isinstance(gpu.mem_v2, str) else gpu.mem_v2
         if isinstance(memory, str):
-            raise msgspec.ValidationError(f"NVML gave no memory ({memory}) - at `$.gpus[{index}].mem_v2`")
+            raise msgspec.ValidationError(f"NVML gave no memory ({gpu.mem_v2}) - at `$.gpus[{index}].mem_v2`")
         gpus.append(
             Gpu(
                 index=index,

@@ -1,4 +1,4 @@
-"""How weights are stored: vLLM 0.32.0's methods, what each needs, and the tensors of one linear layer. Pure."""
+"""How weights are stored: vLLM's methods, what each needs, and the tensors of one linear layer. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_launch.config import Config, shown
+from vllm_launch.engine_args import pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.model import Quantization, Tensor
 
@@ -50,7 +51,7 @@ GONE = {
     "bitsandbytes": "take the unquantised model and add --quantization fp8, or take an AWQ or GPTQ upload",
     "gguf": "take the safetensors upload of the model",
 }
-"""Methods that earlier releases of vLLM or transformers read and vLLM 0.32.0 does not, and what to do instead."""
+"""Methods that earlier releases of vLLM or transformers read and the pinned one does not, and what to do instead."""
 
 MODELOPT = {
     "FP8": "modelopt", "FP8_PER_CHANNEL_PER_TOKEN": "modelopt", "FP8_PB_WO": "modelopt", "NVFP4": "modelopt_fp4",
@@ -68,7 +69,7 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
     """How the checkpoint is quantised, from config.json (or ``hf_quant_config.json``); None where it is not.
 
     Raises:
-        UsageError: vLLM 0.32.0 does not read this method.
+        UsageError: the pinned vLLM does not read this method.
     """
     holders = [part for part in (raw, raw.get("text_config")) if isinstance(part, Mapping)]
     found = [part.get(key) for part in holders for key in ("quantization_config", "compression_config")]
@@ -88,9 +89,9 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
     if method == "":
         return None
     if method in GONE:
-        raise UsageError(f"{where} quant_method {method!r}", "vLLM 0.32.0 no longer reads it", GONE[method])
+        raise UsageError(f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer reads it", GONE[method])
     if method not in MIN_CAPABILITY:
-        raise UsageError(f"{where} quant_method {shown(method)}", "vLLM 0.32.0 does not know it", FOUR_BITS)
+        raise UsageError(f"{where} quant_method {shown(method)}", f"vLLM {pinned_vllm()} does not know it", FOUR_BITS)
     return _read(method, config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -206,7 +206,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], 
         flag = flag.replace("_", "-") if flag.startswith("--") else flag
         denied = flag.startswith("--no-launch-")
         if flag != "--config" and not flag.startswith("--launch-") and not denied:
-            words.append(word)
+            words.append(_for_vllm(word, flag))
             continue
         field = None
         if flag != "--config":
@@ -228,9 +228,19 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], 
     return ours, words, path
 
 
+def _for_vllm(word: str, flag: str) -> str:
+    if flag.startswith("--") and flag[2:].replace("-", "_") in Launch.__struct_fields__:
+        raise UsageError(flag, "is a setting of the launcher, not of vLLM", f"write --launch-{flag[2:]}")
+    return word
+
+
 def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
     field = name.replace("-", "_")
     if field not in Launch.__struct_fields__:
+        if field in engine_args.options() and f"{field}_file" not in Launch.__struct_fields__:
+            flag = engine_args.options()[field].flags[0]
+            remedy = f"write {flag}, or {field} in the config file without launch:"
+            raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
         spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
         close = engine_args.nearest(spelt(field), [spelt(field) for field in Launch.__struct_fields__])
         raise UsageError(where, f"the launcher has no setting {name}", close)
@@ -263,6 +273,8 @@ def _take_file(
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
                 launch[field], origin[f"launch.{field}"] = setting, place
             continue
+        if key.replace("-", "_") in Launch.__struct_fields__:
+            raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
         option = engine_args.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another", "write it all in one")
@@ -291,10 +303,21 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
             given = [route for route in value.replace(",", " ").split() if route]
         try:
             found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
-        except msgspec.ValidationError as error:
-            reason = str(error).partition(" - at")[0].replace("`", "")
-            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", reason) from None
+        except msgspec.ValidationError:
+            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _wanted(kinds[field])) from None
     return msgspec.convert(found, Launch)
+
+
+def _wanted(kind: Any) -> str:
+    """What a setting of this type takes, as a remedy."""
+    if get_origin(kind) is Literal:
+        return f"give {' or '.join(get_args(kind))}"
+    if kind is bool:
+        return "give true or false"
+    if get_origin(kind) is tuple:
+        return "give routes such as /v1/chat, with commas between them"
+    bounds = next((part for part in getattr(kind, "__metadata__", ()) if part.ge is not None), None)
+    return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text, and not nothing"
 
 
 # ---- what cannot work
@@ -302,6 +325,8 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
           "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+EXECUTORS = ("mp", "ray", "uni", "external_launcher")
+"""vllm/v1/executor/abstract.py:Executor.get_class."""
 NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "a Unix socket"}
 
 
@@ -309,12 +334,16 @@ def _check(settings: Settings, environ: Mapping[str, str]) -> None:
     """Refuse now what vLLM would refuse minutes later, and what would run unwatched or unprotected."""
     for dest, what, remedy in _mistakes(settings):
         raise UsageError(settings.origin.get(dest, dest), what, remedy)
-    if "://" in environ.get("VLLM_PORT", ""):
+    port = environ.get("VLLM_PORT", "0")
+    if "://" in port:
         raise UsageError(
             "environment VLLM_PORT",
             "comes from Kubernetes (a link to a Service called vllm), and vLLM would read it as a port",
             "set enableServiceLinks: false in the pod, or give the Service another name",
         )
+    if not (port.isascii() and port.isdecimal()):  # vllm/envs.py:get_vllm_port
+        remedy = "give a whole number, or unset it: it is for vLLM's own processes, and the API's port is --port"
+        raise UsageError("environment VLLM_PORT", f"{port!r} is not a whole number", remedy)
 
 
 def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C901, PLR0912 - a list of rules, two lines each
@@ -339,6 +368,13 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
         yield "max_num_seqs", what, "lower one or raise the other: every request needs a token in a batch"
     if whole.get("shutdown_timeout", 0) < 0:
         yield "shutdown_timeout", f"shutdown_timeout is {whole['shutdown_timeout']}", "give 0 or more seconds"
+    for dest in ("hf_overrides", "speculative_config"):
+        if engine.get(dest) is not None and not isinstance(engine[dest], dict):
+            yield dest, f"{dest} is not a JSON object", engine_args.OBJECT
+    backend = str(engine.get("distributed_executor_backend") or EXECUTORS[0])
+    if backend not in EXECUTORS and "." not in backend:
+        what, known = f"{backend!r} is no way to run workers", ", ".join(EXECUTORS)
+        yield "distributed_executor_backend", what, f"give {known} or the dotted name of a class"
     for dest in NO_HTTP.keys() & {dest for dest, value in engine.items() if value}:
         what = f"vLLM would serve {NO_HTTP[dest]}, and the launcher watches it over HTTP"
         yield dest, what, "start vLLM itself for that"
@@ -348,7 +384,7 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
         yield "api_key", "a key is empty, and vLLM would serve without asking for any", "give a key, or leave it out"
     for route in launch.allowed_routes:
         if not route.startswith("/"):
-            yield "launch.allowed_routes", f"the route {route!r} does not begin with /", "write it as /v1/chat"
+            yield "launch.allowed_routes", f"the route {route!r} does not begin with /", f"write it as /{route}"
 
 
 def _warnings(settings: Settings) -> tuple[str, ...]:
@@ -386,7 +422,7 @@ def read_api_keys(
     """
     given = settings.engine.get("api_key") or [environ.get("VLLM_API_KEY", "")]
     assert isinstance(given, list)  # noqa: S101 - nargs "+"
-    keys = [str(key) for key in given if key]
+    keys = _usable([str(key) for key in given if key], settings.origin.get("api_key", "environment VLLM_API_KEY"))
     if (path := settings.launch.api_key_file) is not None:
         where = f"{settings.origin.get('launch.api_key_file', 'api_key_file')} ({path})"
         from vllm_launch import config_file  # noqa: PLC0415 - as above
@@ -395,9 +431,12 @@ def read_api_keys(
         in_file = [line.strip() for line in text.splitlines() if line.strip()]
         if not in_file:
             raise UsageError(where, "the file holds no key", "write one key a line")
-        keys += in_file
-    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
-        raise UsageError(
-            "API keys", "one holds a space or a character beyond ASCII", "HTTP headers cannot carry it; make another"
-        )
+        keys += _usable(in_file, where)
     return tuple(dict.fromkeys(keys))
+
+
+def _usable(keys: list[str], where: str) -> list[str]:
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        what = "an API key holds a space or a character beyond ASCII, which HTTP headers cannot carry"
+        raise UsageError(where, what, "make another, such as `openssl rand -hex 32` does")
+    return keys

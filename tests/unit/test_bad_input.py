@@ -1,0 +1,510 @@
+"""Whatever a person gets wrong is one line on stderr that names it and says what to do, exit code 2, and nothing done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from huggingface_hub import constants
+
+from vllm_launch.__main__ import main
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 320, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+GPU: dict[str, Any] = {
+    "index": 0, "uuid": "GPU-0", "name": "NVIDIA L4", "memory_total": 23_000_000_000, "memory_free": 22_000_000_000,
+    "compute_capability": [8, 9],
+}  # fmt: skip
+RECORD: dict[str, Any] = {
+    "name": "NVIDIA L4", "uuid": "GPU-0", "cc": [8, 9], "mem_v2": {"total": 24_000_000_000, "free": 22_000_000_000},
+}  # fmt: skip
+
+Content = bytes | str | dict[str, Any] | list[Any]
+"""Of a file; objects and lists are written as JSON."""
+
+
+class Row(NamedTuple):
+    """``words`` are the command line; ``names`` and ``remedy`` must stand in the one line, the first before the other."""
+
+    id: str
+    words: str
+    names: str
+    remedy: str
+    files: Mapping[str, Content] = {}
+    environ: Mapping[str, str] = {}
+
+
+def model(label: str, names: str, remedy: str, config: Content | None = None, /, **keys: Any) -> Row:
+    """A model folder whose config.json has ``keys`` changed (None: left out), or is ``config``."""
+    changed = {key: value for key, value in {**CONFIG, **keys}.items() if value is not None}
+    files = {"m/config.json": changed if config is None else config}
+    return Row(f"config.json {label}", "plan m --hardware H100:8", names, remedy, files)
+
+
+def safetensors(entries: Any, data: int = 0, *, length: int | None = None) -> bytes:
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(data)
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    """An entry of 2 x 3 elements of two bytes; None leaves a key out."""
+    entry = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12], **changes}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def header(label: str, names: str, content: bytes, remedy: str = "hf download") -> Row:
+    return Row(f"safetensors {label}", "plan m --hardware H100:8", names, remedy, {"m/model.safetensors": content})
+
+
+def shards(label: str, names: str, remedy: str, index: Content, **files: Content) -> Row:
+    named = {f"m/{name}.safetensors": content for name, content in files.items()}
+    return Row(
+        f"index {label}", "plan m --hardware H100:8", names, remedy, {"m/model.safetensors.index.json": index, **named}
+    )
+
+
+def yaml(label: str, text: Content, names: str, remedy: str) -> Row:
+    return Row(f"config.yaml {label}", "check config.yaml", names, remedy, {"config.yaml": text})
+
+
+def hardware(label: str, names: str, content: Content, remedy: str = "vllm-launch gpus --format json") -> Row:
+    return Row(f"hardware file {label}", "plan m --hardware h.json", names, remedy, {"h.json": content})
+
+
+def variable(name: str, value: str, names: str, remedy: str, words: str = "plan m --hardware H100:8") -> Row:
+    return Row(f"environment {name}={value}", words, names, remedy, environ={name: value})
+
+
+def flags(words: str, names: str, remedy: str) -> Row:
+    return Row(f"flags {words}", f"plan m --hardware H100:8 {words}", names, remedy)
+
+
+def quantized(method: str, remedy: str, **keys: Any) -> Row:
+    return model(f"quantised by {method}", method, remedy, quantization_config={"quant_method": method, **keys})
+
+
+COMMANDS = [
+    Row("command that does not exist", "frobnicate", "'frobnicate'", "serve, plan, gpus or check"),
+    Row("command misspelt", "sevre m", "'sevre'", "did you mean serve?"),
+    Row("command in capitals", "Plan m", "'Plan'", "did you mean plan?"),
+    Row("model without a command", "Qwen/Qwen3-8B", "'Qwen/Qwen3-8B'", "vllm-launch serve Qwen/Qwen3-8B"),
+    Row("folder without a command", "m --port 8000", "'m'", "vllm-launch serve m"),
+    Row("flag before the command", "--port 8000 serve m", "--port", "serve, plan, gpus or check"),
+    Row("command of vLLM's that we lack", "bench m", "'bench'", "serve, plan, gpus or check"),
+    Row("plan without a model", "plan", "no model", "give a folder or a name on the hub"),
+    Row("plan of an empty name", "plan ''", "model", "give a folder or a name on the hub"),
+    Row("plan of two models", "plan m other", "'other'", "quote"),
+    Row("plan in an unknown format", "plan m --format xml", "--format xml", "table, json, yaml"),
+    Row("plan without the format", "plan m --format", "--format", "--format VALUE"),
+    Row("plan with the format twice", "plan m --format json --format yaml", "--format", "keep one"),
+    Row("plan without the hardware", "plan m --hardware", "--hardware", "--hardware VALUE"),
+    Row("plan with a flag for hardware", "plan m --hardware --format json", "--hardware", "--hardware VALUE"),
+    Row("plan with empty hardware", "plan m --hardware=", "--hardware", "--hardware VALUE"),
+    Row("plan with the hardware twice", "plan m --hardware L4 --hardware H100", "--hardware", "keep one"),
+    Row("serve for other hardware", "serve m --hardware H100:8", "--hardware", "vllm-launch plan"),
+    Row("serve in a format", "serve m --format json", "--format", "vllm-launch plan"),
+    Row("gpus with a word", "gpus all", "'all'", "--format table or json"),
+    Row("gpus of other hardware", "gpus --hardware H100", "'--hardware'", "--format table or json"),
+    Row("gpus in yaml", "gpus --format yaml", "--format yaml", "table, json"),
+    Row("check without a file", "check", "no config file", "vllm-launch check config.yaml"),
+    Row("check with a flag for the file", "check --config config.yaml", "no config file", "check config.yaml"),
+    Row("check of a file that is not there", "check absent.yaml", "absent.yaml", "name a YAML file"),
+    Row("check of a folder", "check m", "m: ", "name a YAML file"),
+    Row(
+        "check of a file without a model",
+        "check config.yaml",
+        "no model",
+        "model: in config.yaml",
+        {"config.yaml": "port: 1"},
+    ),
+    Row(
+        "check in a format",
+        "check config.yaml --format json",
+        "--format",
+        "vllm-launch plan",
+        {"config.yaml": "model: m"},
+    ),
+]
+
+FLAGS = [
+    flags("--tensor-paralel-size 2", "--tensor-paralel-size", "did you mean --tensor-parallel-size?"),
+    flags("--max_modellen 8k", "--max-modellen", "did you mean --max-model-len?"),
+    flags("--gpu-memory-utilisation 0.9", "--gpu-memory-utilisation", "did you mean --gpu-memory-utilization?"),
+    flags("--nothing-like-this", "--nothing-like-this", "docs/config.example.yaml"),
+    flags("--health-port 9000", "--health-port", "write --launch-health-port"),
+    flags("--drain-seconds 30", "--drain-seconds", "write --launch-drain-seconds"),
+    flags("--max 5", "--max", "in full"),
+    flags("--swap-space 4", "--swap-space", "--kv-offloading-size"),
+    flags("--device cuda", "--device", "drop it"),
+    flags("--num-scheduler-steps 8", "--num-scheduler-steps", "--async-scheduling"),
+    flags("--speculative-model other", "--speculative-model", "--speculative-config.model"),
+    flags("--disable-log-requests", "--disable-log-requests", "--enable-log-requests"),
+    flags("--port", "--port", "--port=VALUE"),
+    flags("--port abc", "'abc'", "whole number"),
+    flags("--port 0", "port is 0", "1 to 65535"),
+    flags("--port 70000", "port is 70000", "1 to 65535"),
+    flags("--port 8001", "port 8001", "change one of them"),
+    flags("--port 8000 --port 9000", "--port", "keep one"),
+    flags("-tp 2 --tensor-parallel-size 4", "--tensor-parallel-size", "keep one"),
+    flags("--tensor-parallel-size 0", "tensor_parallel_size is 0", "1 or more"),
+    flags("--tensor-parallel-size=-2", "tensor_parallel_size is -2", "1 or more"),
+    flags("--tensor-parallel-size 2.0", "'2.0'", "whole number"),
+    flags("--tensor-parallel-size two", "'two'", "whole number"),
+    flags("--max-model-len 8Q", "'8Q'", "8k (8000) or 8K (8192)"),
+    flags("--max-model-len 1.5K", "'1.5K'", "decimal point"),
+    flags("--max-model-len 0", "max_model_len is 0", "1 or more, or auto"),
+    flags("--max-num-seqs 100 --max-num-batched-tokens 10", "max_num_seqs 100", "lower one"),
+    flags("--gpu-memory-utilization 90", "gpu_memory_utilization is 90", "above 0, at most 1"),
+    flags("--gpu-memory-utilization nan", "gpu_memory_utilization is nan", "above 0, at most 1"),
+    flags("--gpu-memory-utilization 90%", "'90%'", "number"),
+    flags("--gpu-memory-utilization -0.5", "-0.5", "--flag=VALUE"),
+    flags("--dtype bfloat17", "'bfloat17'", "bfloat16"),
+    flags("--kv-cache-dtype fp9", "'fp9'", "fp8"),
+    flags("--distributed-executor-backend rai", "'rai'", "ray"),
+    flags("--enforce-eager=true", "--enforce-eager", "alone"),
+    flags("--enforce-eager yes", "'yes'", "quote"),
+    flags("--hf-overrides {bad", "--hf-overrides", "an object in single quotes"),
+    flags("--hf-overrides '[1]'", "--hf-overrides", "an object in single quotes"),
+    flags("--compilation-config '{\"mode\": }'", "not JSON", "an object in single quotes"),
+    flags("--speculative-config 5", "--speculative-config", "an object in single quotes"),
+    flags("--compilation-config.mode", "--compilation-config.mode", "=VALUE"),
+    flags("--compilation-config.mode 1 --compilation-config.mode 2", "--compilation-config.mode", "keep one"),
+    flags("--lora-modules sql", "'sql'", "NAME=PATH"),
+    flags("--api-key=", "a key is empty", "give a key"),
+    flags("--shutdown-timeout=-1", "shutdown_timeout is -1", "0 or more seconds"),
+    flags("--headless", "no API at all", "start vLLM itself"),
+    flags("--uds /run/vllm.sock", "Unix socket", "start vLLM itself"),
+    flags("--ssl-keyfile k.pem", "without a certificate", "ssl_certfile"),
+    flags("--config", "--config", "--config VALUE"),
+    flags("--config absent.yaml", "absent.yaml", "name a YAML file"),
+    flags("--config m", "m: ", "name a YAML file"),
+    flags("--config m/config.json/x", "m/config.json/x", "name a YAML file"),
+    flags("--config a.yaml --config b.yaml", "--config", "keep one"),
+    flags("--conf a.yaml", "--config, --config-format", "in full"),
+    flags("--launch-helth-port 1", "helth", "did you mean --launch-health-port?"),
+    flags("--launch-health-port", "--launch-health-port", "VALUE"),
+    flags("--launch-health-port 99999", "'99999'", "1 to 65535"),
+    flags("--launch-health-port 8000", "port 8000", "change one of them"),
+    flags("--launch-drain-seconds soon", "'soon'", "0 to 86400"),
+    flags("--launch-drain-seconds -1", "'-1'", "0 to 86400"),
+    flags("--launch-objective fast", "'fast'", "latency"),
+    flags("--launch-p2p-check maybe", "'maybe'", "auto"),
+    flags("--launch-greet=maybe", "'maybe'", "true or false"),
+    flags("--launch-allowed-routes v1/chat", "'v1/chat'", "/v1/chat"),
+    flags("--launch-cache-dir=", "--launch-cache-dir", "VALUE"),
+    flags("--no-launch-health-port", "--no-launch-health-port", "--launch-health-port"),
+]
+
+YAML = [
+    yaml("key misspelt", "model: m\ntensor_paralel_size: 2", "line 2", "did you mean tensor_parallel_size?"),
+    yaml("key that vLLM dropped", "model: m\nswap-space: 4", "swap-space", "kv-offloading-size"),
+    yaml("key of ours at the top", "model: m\nhealth_port: 8001", "health_port", "launch:"),
+    yaml(
+        "key of vLLM's under launch",
+        "model: m\nlaunch:\n  max_model_len: 8k",
+        "max_model_len is vLLM's",
+        "without launch:",
+    ),
+    yaml("key misspelt under launch", "model: m\nlaunch:\n  helth_port: 1", "line 3", "did you mean health_port?"),
+    yaml("key twice", "model: m\nport: 1\nport: 2", "line 3", "first on line 2"),
+    yaml("key in two spellings", "model: m\nmax-model-len: 1k\nmax_model_len: 2k", "line 3", "keep one of them"),
+    yaml("key that is a number", "model: m\n1: 2", "line 2", "docs/config.example.yaml"),
+    yaml("key that is a list", "model: m\n? [a]\n: 1", "line 2", "plain text"),
+    yaml("merge key", "model: m\n<<: {port: 1}", "line 2", "plain text"),
+    yaml("number as a word", "model: m\nport: eight", "line 2", "whole number"),
+    yaml("number as true", "model: m\nport: true", "line 2", "whole number"),
+    yaml("number with a point", "model: m\nport: 1.5", "line 2", "whole number"),
+    yaml("number out of range", "model: m\nmax_model_len: -5", "line 2", "1 or more"),
+    yaml("switch as a word", "model: m\nenforce_eager: 'yes'", "line 2", "true nor false"),
+    yaml("value missing", "model: m\nport:", "line 2", "leave the key out"),
+    yaml("text as a mapping", "model: m\ntokenizer: {a: b}", "line 2", "text"),
+    yaml("text as a date", "model: m\nrevision: 2026-01-01", "line 2", "in quotes"),
+    yaml("date within JSON", "model: m\nhf_overrides: {a: 2026-01-01}", "line 2", "in quotes"),
+    yaml("model as a number", "model: 5.5", "line 1", "in quotes"),
+    yaml("model as a list", "model: [m]", "line 1", "text"),
+    yaml("model as null", "model: null", "line 1", "leave the key out"),
+    yaml("launch as a number", "model: m\nlaunch: 5", "line 2", "setting: value"),
+    yaml("launch as a list", "model: m\nlaunch: [health_port]", "line 2", "setting: value"),
+    yaml("setting missing", "model: m\nlaunch:\n  health_port:", "line 3", "give a value"),
+    yaml("setting out of range", "model: m\nlaunch:\n  health_port: 0", "line 3", "1 to 65535"),
+    yaml("setting of the wrong kind", "model: m\nlaunch:\n  greet: 3", "line 3", "true or false"),
+    yaml("setting that is a secret", "model: m\nlaunch:\n  api_key: k", "line 3", "api_key_file"),
+    yaml("port taken by ourselves", "model: m\nport: 8001", "line 2", "change one of them"),
+    yaml("another config file", "model: m\nconfig: other.yaml", "line 2", "write it all in one"),
+    yaml("alias", "model: &m m\ntokenizer: *m", "line 2", "aliases"),
+    yaml("tag", "model: m\nport: !!python/object:os.system 3", "line 2", "tags"),
+    yaml("tab", "model: m\n\tport: 1", "line 2", "indent with spaces"),
+    yaml("open bracket", "model: [m", "line 1", "mend the line"),
+    yaml("open quote", "model: 'm", "line 1", "mend the line"),
+    yaml("two documents", "model: m\n---\nport: 1", "line 2", "mend the line"),
+    yaml("list at the top", "- model: m", "config.yaml", "option: value"),
+    yaml("word at the top", "serve", "config.yaml", "option: value"),
+    yaml("JSON cut off", '{"model": "m"', "config.yaml", "mend"),
+    yaml("not text", b"\xff\xfe\x00m", "config.yaml", "UTF-8"),
+    yaml("control characters", b"model: \x01", "config.yaml", "mend"),
+    yaml("nested a thousand deep", "model: " + "[" * 3000, "config.yaml", "mend"),
+    yaml("empty", "", "no model", "model: in config.yaml"),
+    yaml("API key that is empty", "model: m\napi_key: ''", "line 2", "give a key"),
+]
+
+ENVIRONMENT = [
+    variable("LAUNCH_HELTH_PORT", "1", "LAUNCH_HELTH_PORT", "did you mean LAUNCH_HEALTH_PORT?"),
+    variable("LAUNCH_API_KEY", "k", "LAUNCH_API_KEY", "LAUNCH_API_KEY_FILE"),
+    variable("LAUNCH_HEALTH_PORT", "abc", "LAUNCH_HEALTH_PORT", "1 to 65535"),
+    variable("LAUNCH_HEALTH_PORT", "", "LAUNCH_HEALTH_PORT", "1 to 65535"),
+    variable("LAUNCH_HEALTH_PORT", "0", "LAUNCH_HEALTH_PORT", "1 to 65535"),
+    variable("LAUNCH_HEALTH_PORT", "8000", "LAUNCH_HEALTH_PORT", "change one of them"),
+    variable("LAUNCH_DRAIN_SECONDS", "90s", "LAUNCH_DRAIN_SECONDS", "0 to 86400"),
+    variable("LAUNCH_GREET", "maybe", "LAUNCH_GREET", "true or false"),
+    variable("LAUNCH_OBJECTIVE", "speed", "LAUNCH_OBJECTIVE", "throughput"),
+    variable("LAUNCH_ALLOWED_ROUTES", "v1", "LAUNCH_ALLOWED_ROUTES", "/v1"),
+    variable("LAUNCH_MAX_MODEL_LEN", "8k", "LAUNCH_MAX_MODEL_LEN", "--max-model-len"),
+    variable("LAUNCH_CONFIG", "absent.yaml", "absent.yaml", "LAUNCH_CONFIG"),
+    variable("LAUNCH_PORT", "tcp://10.0.0.1:80", "LAUNCH_PORT", "enableServiceLinks: false"),
+    variable("LAUNCH_SERVICE_HOST", "10.0.0.1", "LAUNCH_SERVICE_HOST", "enableServiceLinks: false"),
+    variable("LAUNCH_WEB_SERVICE_PORT_HTTP", "80", "LAUNCH_WEB_SERVICE_PORT_HTTP", "enableServiceLinks: false"),
+    variable("VLLM_PORT", "tcp://10.0.0.1:8000", "VLLM_PORT", "enableServiceLinks: false"),
+    variable("VLLM_PORT", "eight", "VLLM_PORT", "whole number"),
+    variable("VLLM_CPU_KVCACHE_SPACE", "lots", "VLLM_CPU_KVCACHE_SPACE", "4 for 4 GiB"),
+    variable("CUDA_VISIBLE_DEVICES", "99", "'99'", "this machine", "gpus"),
+    variable("CUDA_VISIBLE_DEVICES", "all", "'all'", "this machine", "plan m"),
+    variable("CUDA_VISIBLE_DEVICES", "0;1", "'0;1'", "this machine", "gpus"),
+    variable("CUDA_VISIBLE_DEVICES", "GPU-ffffffff-0000", "'GPU-ffffffff-0000'", "this machine", "gpus --format json"),
+    variable("CUDA_VISIBLE_DEVICES", "MIG-ffffffff-0000", "'MIG-ffffffff-0000'", "this machine", "serve m"),
+]
+
+HARDWARE = [
+    Row("hardware that does not exist", "plan m --hardware H1000:8", "H1000", "H100"),
+    Row("hardware without a name", "plan m --hardware :8", "''", "H100"),
+    Row("hardware of several kinds", "plan m --hardware A100", "'A100'", "A100-80GB"),
+    Row("hardware that nobody knows", "plan m --hardware Voodoo2", "'Voodoo2'", "vllm-launch gpus --format json"),
+    Row("hardware of no GPUs", "plan m --hardware H100:0", "'0'", "1 to 64"),
+    Row("hardware of too many GPUs", "plan m --hardware H100:65", "'65'", "1 to 64"),
+    Row("hardware of minus one GPU", "plan m --hardware H100:-1", "'-1'", "1 to 64"),
+    Row("hardware of some GPUs", "plan m --hardware H100:some", "'some'", "H100:8"),
+    Row("hardware counted twice", "plan m --hardware H100:8:2", "'8:2'", "H100:8"),
+    Row("hardware file that is not there", "plan m --hardware absent.json", "absent.json", "vllm-launch gpus --format json"),
+    Row("hardware file that is a folder", "plan m --hardware m/", "directory", "vllm-launch gpus --format json"),
+    hardware("empty", "h.json", ""),
+    hardware("not JSON", "h.json", "gpus: 8"),
+    hardware("not text", "h.json", b'{"gpus": "\xff"}'),
+    hardware("that is a list", "h.json", [GPU]),
+    hardware("that is a number", "h.json", "8"),
+    hardware("nested deep", "h.json", "[" * 100_000),
+    hardware("without gpus", "gpus", {}),
+    hardware("with gpus that are a number", "$.gpus", {"gpus": 8}),
+    hardware("with an unknown key", "colour", {"gpus": [GPU], "colour": "red"}),
+    hardware("with a GPU's key misspelt", "memory_totl", {"gpus": [{**GPU, "memory_totl": 1}]}),
+    hardware("with memory as text", "$.gpus[0].memory_total", {"gpus": [{**GPU, "memory_total": "80 GiB"}]}),
+    hardware("with no memory", "$.gpus[0].memory_total", {"gpus": [{**GPU, "memory_total": 0}]}),
+    hardware("with too much memory", "$.gpus[0].memory_total", {"gpus": [{**GPU, "memory_total": 1 << 60}]}),
+    hardware("with more free than there is", "$.gpus[0].memory_free", {"gpus": [{**GPU, "memory_free": 24_000_000_000}]}),
+    hardware("with a negative index", "$.gpus[0]: index", {"gpus": [{**GPU, "index": -1}]}),
+    hardware("with one capability number", "$.gpus[0].compute_capability", {"gpus": [{**GPU, "compute_capability": [9]}]}),
+    hardware("with a UUID twice", "$.gpus[1].uuid", {"gpus": [GPU, GPU]}),
+    hardware("with a matrix of another size", "$.nvlink", {"gpus": [GPU], "nvlink": [[False, True]]}),
+    hardware("with a CPU of no cores", "$.cpu", {"gpus": [], "cpu": {"cores": 0, "numa_nodes": [], "memory_total": 1, "memory_limit": None, "memory_available": 1}}),
+    hardware("with neither GPU nor CPU", "neither GPUs nor a CPU", {"gpus": []}, "--hardware"),
+    hardware("of a GPU that is too old", "compute capability 7.0", {"gpus": [{**GPU, "compute_capability": [7, 0]}]}, "newer GPUs"),
+    hardware("recorded with MIG", "mig", {"gpus": [{**RECORD, "mig": [1, 1]}]}),
+    hardware("recorded without memory", "mem_v2", {"gpus": [{**RECORD, "mem_v2": "ERR:NotSupported"}]}),
+]  # fmt: skip
+
+MODELS = [
+    Row("model that is not there", "plan ./absent --hardware H100", "./absent", "a folder that exists"),
+    Row("model with an absolute path that is not there", "plan /no/such/model --hardware H100", "/no/such/model", "a folder that exists"),
+    Row("model that is a file", "plan m/config.json --hardware H100", "m/config.json", "the folder that holds config.json"),
+    Row("model that is a GGUF file", "plan m/q4.gguf --hardware H100", "m/q4.gguf", "safetensors upload", {"m/q4.gguf": b"GGUF"}),
+    Row("model of three words", "plan a/b/c --hardware H100", "a/b/c", "a folder that exists"),
+    Row("model with a space", "plan 'my model' --hardware H100", "my model", "Qwen/Qwen3-8B"),
+    Row("model of an URL", "plan https://huggingface.co/Qwen/Qwen3-8B --hardware H100", "https://huggingface.co/Qwen/Qwen3-8B", "hub id alone: Qwen/Qwen3-8B"),
+    Row("model offline", "plan Qwen/Qwen3-8B --hardware H100", "Qwen/Qwen3-8B", "hf download Qwen/Qwen3-8B"),
+    Row("gated model offline", "plan meta-llama/Llama-3.1-70B-Instruct --hardware H100:8", "meta-llama/Llama-3.1-70B-Instruct", "hf download"),
+    Row("model offline at a revision", "plan Qwen/Qwen3-8B --revision v9 --hardware H100", "'v9'", "hf download"),
+    Row("folder without config.json", "plan e --hardware H100", "config.json", "Hugging Face format", {"e/readme.md": "hello"}),
+    Row("folder of Mistral's own format", "plan e --hardware H100", "params.json", "Hugging Face format", {"e/params.json": "{}"}),
+    Row("folder whose config.json is a folder", "plan e --hardware H100", "config.json", "Hugging Face format", {"e/config.json/x": ""}),
+    Row("folder of pickles", "plan m --hardware H100", "PyTorch pickles", "convert it to safetensors", {"m/pytorch_model.bin": bytes(70_000)}),
+    Row("folder of GGUF", "plan m --hardware H100", "GGUF", "safetensors", {"m/model.gguf": bytes(70_000)}),
+    Row("tokenizer's config that is not JSON", "plan m --hardware H100", "tokenizer_config.json", "download", {"m/tokenizer_config.json": "{"}),
+    model("empty", "config.json", "download it again", ""),
+    model("cut off", "not JSON", "download it again", '{"architectures": ['),
+    model("not text", "not UTF-8", "download it again", b"\xff\xfe{}"),
+    model("that is a list", "a list, not an object", "config.json", [1]),
+    model("that is a page of HTML", "not JSON", "download it again", "<!DOCTYPE html>"),
+    model("of Git LFS", "Git LFS pointer", "git lfs pull", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+    model("nested deep", "not JSON", "download it again", "[" * 100_000),
+    model("without architectures", "'architectures'", "add it", architectures=None),
+    model("with architectures as text", "'architectures'", "correct it", architectures="LlamaForCausalLM"),
+    model("of an unknown architecture", "LamaForCausalLM", "LlamaForCausalLM", architectures=["LamaForCausalLM"]),
+    model("of an architecture that nobody knows", "Xyzzy", "supported models", architectures=["Xyzzy"]),
+    model("without hidden_size", "'hidden_size'", "complete config.json", hidden_size=None),
+    model("with hidden_size as text", "'hidden_size'", "correct it", hidden_size="64"),
+    model("with hidden_size negative", "'hidden_size'", "correct it", hidden_size=-64),
+    model("with hidden_size of half", "'hidden_size'", "correct it", hidden_size=64.5),
+    model("with hidden_size astronomic", "'hidden_size'", "correct it", hidden_size=10**30),
+    model("without vocab_size", "'vocab_size'", "complete config.json", vocab_size=None),
+    model("without layers", "'num_hidden_layers'", "complete config.json", num_hidden_layers=None),
+    model("with layers as true", "'num_hidden_layers'", "correct it", num_hidden_layers=True),
+    model("with a billion layers", "'num_hidden_layers'", "correct it", num_hidden_layers=10**9),
+    model("with heads that KV heads do not divide", "'num_key_value_heads'", "correct it", num_key_value_heads=3),
+    model("with no heads", "'num_attention_heads'", "correct it", num_attention_heads=0),
+    model("with a length as text", "'max_position_embeddings'", "correct it", max_position_embeddings="8k"),
+    model("with scaling as a list", "'rope_scaling'", "correct it", rope_scaling=[8]),
+    model("with a scaling of no type", "rope_scaling", "correct it", rope_scaling={"rope_type": 3, "factor": 2}),
+    model("with a nested config as a number", "'text_config'", "download the file again", text_config=5),
+    model("with tied embeddings as text", "'tie_word_embeddings'", "correct it", tie_word_embeddings="yes"),
+    model("with layer types as a number", "'layer_types'", "correct it", layer_types=3),
+    model("quantised as a list", "'quantization_config'", "correct it", quantization_config=["awq"]),
+    model("quantised by a number", "'quant_method'", "correct it", quantization_config={"quant_method": 4}),
+    quantized("squeezellm", "AWQ"),
+    quantized("aqlm", "AWQ"),
+    quantized("hqq", "AWQ"),
+    quantized("eetq", "--quantization fp8"),
+    quantized("marlin", "GPTQ upload"),
+    quantized("bitsandbytes", "--quantization fp8"),
+    quantized("ptpc_fp8", "fp8_per_channel"),
+    quantized("magic", "AWQ"),
+    model("quantised to five bits", "'bits'", "correct it", quantization_config={"quant_method": "awq", "bits": 5}),
+    model("quantised in blocks of one size", "'weight_block_size'", "correct it", quantization_config={"quant_method": "fp8", "weight_block_size": [128]}),
+]  # fmt: skip
+
+HEADERS = [
+    header("empty", "cut off", b""),
+    header("of seven bytes", "7 bytes", bytes(7)),
+    header("longer than the file", "1000000 bytes", safetensors({}, length=10**6)),
+    header("longer than any file", "18446744073709551615 bytes", safetensors({}, length=2**64 - 1)),
+    header("of no length", "not JSON", safetensors(b"")),
+    header("not JSON", "not JSON", safetensors(b"tensors")),
+    header("not text", "not JSON", safetensors(b'{"\xff": 1}')),
+    header("nested deep", "not JSON", safetensors(b"[" * 100_000)),
+    header("that is a list", "not an object", safetensors([])),
+    header("of Git LFS", "Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    header("with a tensor that is a list", "'w'", safetensors({"w": [1]})),
+    header("with a tensor twice", "twice", safetensors(b'{"w": {}, "w": {}}')),
+    header("with an unknown dtype", "'BF17'", safetensors({"w": tensor(dtype="BF17")}, 12)),
+    header("without a dtype", "dtype", safetensors({"w": tensor(dtype=None)}, 12)),
+    header("with another dtype's size", "does not match", safetensors({"w": tensor(dtype="F32")}, 12)),
+    header("with a shape that does not match", "does not match", safetensors({"w": tensor(shape=[2, 4])}, 12)),
+    header("with a negative shape", "shape", safetensors({"w": tensor(shape=[-2, -3])}, 12)),
+    header("with a shape that overflows", "does not match", safetensors({"w": tensor(shape=[2**62] * 9)}, 12)),
+    header("without a shape", "shape", safetensors({"w": tensor(shape=None)}, 12)),
+    header("without offsets", "offsets", safetensors({"w": tensor(data_offsets=None)}, 12)),
+    header("with one offset", "offsets", safetensors({"w": tensor(data_offsets=[12])}, 12)),
+    header("with negative offsets", "offsets", safetensors({"w": tensor(data_offsets=[-12, 0])}, 12)),
+    header("with reversed offsets", "does not match", safetensors({"w": tensor(data_offsets=[12, 0])}, 12)),
+    header("with overlapping tensors", "overlaps", safetensors({"w": tensor(), "v": tensor(data_offsets=[6, 18])}, 18)),
+    header("with a hole", "hole", safetensors({"w": tensor(), "v": tensor(data_offsets=[20, 32])}, 32)),
+    header("with offsets beyond the file", "12 bytes but it holds 6", safetensors({"w": tensor()}, 6)),
+    header("with more data than tensors", "12 bytes but it holds 90", safetensors({"w": tensor()}, 90)),
+    shards("with a shard missing", "two.safetensors", "hf download", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, one=safetensors({"a": tensor()}, 12)),
+    shards("with every shard missing", "2 of its 2 shards", "hf download", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}),
+    shards("with a tensor in two shards", "one.safetensors", "keep one set", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, one=safetensors({"a": tensor()}, 12), two=safetensors({"a": tensor()}, 12)),
+    shards("not JSON", "model.safetensors.index.json", "download it again", "{"),
+    shards("without a map", "'weight_map'", "hf download", {"metadata": {}}),
+    shards("with an empty map", "'weight_map'", "hf download", {"weight_map": {}}),
+    shards("with a map that is a list", "'weight_map'", "hf download", {"weight_map": ["one.safetensors"]}),
+    shards("naming a file elsewhere", "/etc/x.safetensors", "hf download", {"weight_map": {"a": "/etc/x.safetensors"}}),
+    shards("naming a file above", "../x.safetensors", "hf download", {"weight_map": {"a": "../x.safetensors"}}),
+    shards("naming a number", "7", "hf download", {"weight_map": {"a": 7}}),
+    shards("naming a pickle", "a.bin", "hf download", {"weight_map": {"a": "a.bin"}}),
+]  # fmt: skip
+
+SERVING = [
+    Row("serve without a model", "serve", "no model", "give a folder"),
+    Row("serve a model that is not there", "serve ./absent", "./absent", "a folder that exists"),
+    Row("serve with a flag misspelt", "serve m --max-modellen 8", "--max-modellen", "did you mean --max-model-len?"),
+    Row("key file that is not there", "serve m --launch-api-key-file absent", "absent", "a key a line"),
+    Row("key file that is a folder", "serve m --launch-api-key-file m", "(m)", "a key a line"),
+    Row("key file that is empty", "serve m --launch-api-key-file k", "holds no key", "one key a line", {"k": "\n \n"}),
+    Row("key file that is not text", "serve m --launch-api-key-file k", "UTF-8", "a key a line", {"k": b"\xff\xfe"}),
+    Row("key with a space", "serve m --launch-api-key-file k", "space", "make another", {"k": "two words"}),
+    Row("key beyond ASCII", "serve m --api-key schlüssel", "ASCII", "make another"),
+    Row("key of the environment beyond ASCII", "serve m", "ASCII", "make another", environ={"VLLM_API_KEY": "clé"}),
+    Row("state folder that is a file", "serve m --launch-state-dir k", "--launch-state-dir", "another folder", {"k": ""}),
+    Row("state folder below a file", "serve m", "LAUNCH_STATE_DIR", "another folder", {"k": ""}, {"LAUNCH_STATE_DIR": "k/x"}),
+    Row("cache folder that is a file", "serve m --launch-cache-dir k", "--launch-cache-dir", "another folder", {"k": ""}),
+    Row("cache folder below a file", "serve m --launch-cache-dir k/x/y", "--launch-cache-dir", "another folder", {"k": ""}),
+]  # fmt: skip
+
+ROWS = [*COMMANDS, *FLAGS, *YAML, *ENVIRONMENT, *HARDWARE, *MODELS, *HEADERS, *SERVING]
+
+UNWELCOME = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "socket.connect", "socket.getaddrinfo"}
+"""Audit events of starting a process and of asking a network."""
+
+seen: list[str] | None = None
+"""Where the audit hook, which can never be taken off again, writes events down while a test wants them."""
+
+
+def audit(event: str, _: object) -> None:
+    if seen is not None and event in UNWELCOME:
+        seen.append(event)
+
+
+sys.addaudithook(audit)
+
+
+@pytest.fixture
+def events() -> Iterator[list[str]]:
+    """Processes that were started and connections that were tried."""
+    global seen  # noqa: PLW0603 - the hook outlives the test
+    seen = []
+    yield seen
+    seen = None
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as working directory and HOME, an offline hub, and an environment of no LAUNCH_* or VLLM_*."""
+    for name in ("CUDA_VISIBLE_DEVICES", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith(("LAUNCH_", "VLLM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, files: Mapping[str, Content]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str | bytes) else json.dumps(content)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+def test_bad_input_is_one_line_and_nothing_is_done(
+    row: Row, place: Path, events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(place, {"m/config.json": CONFIG, **row.files})
+    for name, value in row.environ.items():
+        monkeypatch.setenv(name, value)
+    before = contents(place)
+    code = main(shlex.split(row.words))
+    out, err = capsys.readouterr()
+    assert (code, out, events) == (2, "", [])
+    assert err.startswith("vllm-launch: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    _, named, rest = err.partition(row.names)
+    assert named, err
+    assert row.remedy in rest, err
+    assert contents(place) == before
