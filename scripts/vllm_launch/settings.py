@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import msgspec
 
-from vllm_launch import engine_args
+from vllm_launch import engine_args, quantization
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.guard import FILE_VARIABLE
@@ -371,6 +371,10 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
     for dest in ("hf_overrides", "speculative_config"):
         if engine.get(dest) is not None and not isinstance(engine[dest], dict):
             yield dest, f"{dest} is not a JSON object", engine_args.OBJECT
+    method = str(engine.get("quantization") or "").lower()
+    if method in quantization.GONE:
+        what = f"vLLM {engine_args.pinned_vllm()} no longer has the method {method!r}"
+        yield "quantization", what, quantization.GONE[method]
     backend = str(engine.get("distributed_executor_backend") or EXECUTORS[0])
     if backend not in EXECUTORS and "." not in backend:
         what, known = f"{backend!r} is no way to run workers", ", ".join(EXECUTORS)

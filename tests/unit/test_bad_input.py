@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,
     "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 320, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+LARGE = CONFIG | {
+    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "vocab_size": 128_256,
 }  # fmt: skip
 GPU: dict[str, Any] = {
     "index": 0, "uuid": "GPU-0", "name": "NVIDIA L4", "memory_total": 23_000_000_000, "memory_free": 22_000_000_000,
@@ -169,6 +174,8 @@ FLAGS = [
     flags("--gpu-memory-utilization -0.5", "-0.5", "--flag=VALUE"),
     flags("--dtype bfloat17", "'bfloat17'", "bfloat16"),
     flags("--kv-cache-dtype fp9", "'fp9'", "fp8"),
+    flags("--quantization squeezellm", "'squeezellm'", "AWQ"),
+    flags("--quantization bitsandbytes", "'bitsandbytes'", "--quantization fp8"),
     flags("--distributed-executor-backend rai", "'rai'", "ray"),
     flags("--enforce-eager=true", "--enforce-eager", "alone"),
     flags("--enforce-eager yes", "'yes'", "quote"),
@@ -436,7 +443,21 @@ SERVING = [
     Row("cache folder below a file", "serve m --launch-cache-dir k/x/y", "--launch-cache-dir", "another folder", {"k": ""}),
 ]  # fmt: skip
 
-ROWS = [*COMMANDS, *FLAGS, *YAML, *ENVIRONMENT, *HARDWARE, *MODELS, *HEADERS, *SERVING]
+PLANS = [
+    flags("--tensor-parallel-size 3", "TP=3", "plan"),
+    flags("--tensor-parallel-size 16", "more GPUs", "plan"),
+    flags("--pipeline-parallel-size 2", "PP=2", "plan"),
+    flags("--max-model-len 4096", "max_model_len 4096", "lower it"),
+    flags("--gpu-memory-utilization 0.001", "missing", "no --gpu-memory-utilization"),
+    flags("--kv-cache-memory-bytes 1T", "1024.00 GiB", "no --kv-cache-memory-bytes"),
+    flags("--enable-expert-parallel", "expert parallelism", "plan"),
+    flags('--hf-overrides \'{"num_attention_heads": "x"}\'', "'num_attention_heads'", "correct it"),
+    Row("plan of bfloat16 on a T4", "plan m --hardware T4 --dtype bfloat16", "bfloat16", "--dtype half"),
+    Row("plan of a split over MIG slices", "plan m --hardware A100-80GB-3g.40gb:2 -tp 2", "MIG", "plan"),
+    Row("plan of 70B on a T4", "plan large --hardware T4", "missing", "what would fit: ", {"large/config.json": LARGE}),
+]
+
+ROWS = [*COMMANDS, *FLAGS, *YAML, *ENVIRONMENT, *HARDWARE, *MODELS, *HEADERS, *SERVING, *PLANS]
 
 UNWELCOME = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "socket.connect", "socket.getaddrinfo"}
 """Audit events of starting a process and of asking a network."""
@@ -448,6 +469,7 @@ seen: list[str] | None = None
 def audit(event: str, _: object) -> None:
     if seen is not None and event in UNWELCOME:
         seen.append(event)
+        raise PermissionError(event)
 
 
 sys.addaudithook(audit)
@@ -455,7 +477,7 @@ sys.addaudithook(audit)
 
 @pytest.fixture
 def events() -> Iterator[list[str]]:
-    """Processes that were started and connections that were tried."""
+    """Processes that were to be started and connections that were tried; neither comes to be."""
     global seen  # noqa: PLW0603 - the hook outlives the test
     seen = []
     yield seen
@@ -463,18 +485,21 @@ def events() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder as working directory and HOME, an offline hub, and an environment of no LAUNCH_* or VLLM_*."""
+    handler = signal.getsignal(signal.SIGTERM)  # `serve` has its own
     for name in ("CUDA_VISIBLE_DEVICES", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
-    for name in os.environ:
+    for name in list(os.environ):
         if name.startswith(("LAUNCH_", "VLLM_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))  # `serve` sets it where it is not
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
 
 
 def write(folder: Path, files: Mapping[str, Content]) -> None:
@@ -508,3 +533,55 @@ def test_bad_input_is_one_line_and_nothing_is_done(
     assert named, err
     assert row.remedy in rest, err
     assert contents(place) == before
+
+
+GOOD = [
+    # Lines as people give them to `vllm serve`, but for the hardware.
+    "meta-llama--Meta-Llama-3-8B --tensor-parallel-size 2 --gpu-memory-utilization 0.90 --max-model-len 8192 --hardware H100:8",
+    "meta-llama--Meta-Llama-3-70B -tp 4 --max_num_seqs=256 --port=9000 --host 0.0.0.0 --api-key one two --hardware H100:8",
+    "Qwen--Qwen2.5-7B-Instruct --max-model-len 32k --dtype half --enforce-eager --trust-remote-code --hardware T4:4",
+    "Qwen--Qwen3-30B-A3B --enable-expert-parallel --reasoning-parser qwen3 -dp 2 -O3 --hardware H200:4",
+    "deepseek-ai--DeepSeek-V3 -tp=8 --enable-auto-tool-choice --tool-call-parser deepseek_v3 --hardware H200:8",
+    "openai--gpt-oss-20b --async-scheduling --no-enable-prefix-caching --served-model-name gpt other --hardware H100",
+    'google--gemma-3-27b-it --limit-mm-per-prompt \'{"image": 2}\' --kv-cache-dtype fp8 --hardware H100:2',
+    'google--gemma-2-9b --hf-overrides \'{"max_position_embeddings": 4096}\' --seed 7 --hardware L40S:2',
+    "mistralai--Mixtral-8x7B-v0.1 --pipeline-parallel-size 2 --distributed-executor-backend mp --hardware A100-80GB:4",
+    "casperhansen--llama-3-70b-instruct-awq --quantization awq_marlin --max-model-len auto --hardware A100-80GB",
+    "RedHatAI--Meta-Llama-3.1-8B-Instruct-FP8 --compilation-config.mode 3 --compilation-config.cudagraph_mode FULL --hardware L4",
+    "mistralai--Mistral-7B-v0.1 --enable-lora --lora-modules sql=/adapters/sql --max-lora-rank 64 --hardware 'NVIDIA L4:2'",
+    "BAAI--bge-large-en-v1.5 --runner pooling --convert embed --disable-log-stats --hardware L4",
+    'Qwen--Qwen3-Next-80B-A3B-Instruct -tp 4 --speculative-config \'{"method": "mtp", "num_speculative_tokens": 1}\' --hardware H100:4',
+    "meta-llama--Llama-3.1-8B-Instruct --chat-template '{{ messages }}' --ssl-certfile c --ssl-keyfile k --hardware h.json",
+]  # fmt: skip
+MODEL_FOLDERS = Path(__file__).parents[1] / "data" / "models"
+
+
+@pytest.mark.parametrize("words", GOOD)
+def test_a_users_own_line_is_planned(
+    words: str, place: Path, events: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(place, {"h.json": {"gpus": [GPU]}})
+    name, *given = shlex.split(words)
+    code = main(["plan", str(MODEL_FOLDERS / name), *given, "--format", "json"])
+    out, err = capsys.readouterr()
+    assert (code, err, events) == (0, "", [])
+    assert json.loads(out)["argv"]
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("model: m\nlaunch: {health_port: 9001, allowed_routes: [/v1, /health]}", ""),
+        (
+            "model: m\ntensor-parallel-size: 2\nmax_model_len: 32k\nhf_overrides: {rope_scaling: {factor: 2}}",
+            "--port 9000",
+        ),
+        ("served_model_name: [a, b]\napi_key: k\nlora-modules: [{name: a, path: /b}]", "m --launch-greet"),
+        ('{"model": "m", "port": 8080}', "--launch-drain-seconds=0"),
+        ("# only words\n", "m"),
+    ],
+)
+def test_a_right_config_file_is_right(file: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place, {"config.yaml": file})
+    assert main(["check", "config.yaml", *shlex.split(words)]) == 0
+    assert capsys.readouterr().out.startswith("config.yaml is right: it serves m")
