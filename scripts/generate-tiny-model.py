@@ -14,6 +14,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+BABBLE = set("abcdefghijklmnopqrstuvwxyzĠ")
+"""Letters and the space (Ġ in byte-level vocabularies) are all that it says, so that no terminal comes to harm, and an
+answer is as long as was asked for."""
+
 
 def main(out: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer into ``out``."""
@@ -49,7 +53,14 @@ def main(out: Path) -> None:
         eos_token_id=1,
         dtype="bfloat16",
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config)
+    babble = torch.tensor([token in BABBLE for token in vocabulary])
+    with torch.no_grad():
+        # One dimension is the same for every token, and only the rows of babble ask for it.
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight.normal_(std=0.08)
+        model.lm_head.weight[:, 0] = 1.3 * babble.float()
+    model = model.to(torch.bfloat16)
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(out)
     model.save_pretrained(out)

@@ -21,6 +21,8 @@ from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, Settings, read_api_keys
 P2P_TIMEOUT_S = 120.0
 """For importing torch, a CUDA context on each GPU, and copies between all pairs."""
 
+SOCKET_PATH_MAX = 107
+
 PROBE_BYTES = 1 << 20
 """Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
 
@@ -72,6 +74,21 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
             file.flush()
     except OSError as error:
         raise _unwritable(settings, "cache_dir", cache, error) from None
+
+
+def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
+    """Unix sockets of vLLM's processes have names of 36 characters in a folder, and Linux takes 107 in all.
+
+    Source: vllm/utils/network_utils.py:get_open_zmq_ipc_path, unix(7).
+
+    Raises:
+        UsageError: the folder's own name is too long.
+    """
+    folder = env.get("VLLM_RPC_BASE_PATH") or env.get("TMPDIR") or tempfile.gettempdir()
+    if len(folder) + 1 + 36 > SOCKET_PATH_MAX:
+        where = settings.origin.get("launch.state_dir", "TMPDIR")
+        what = f"{folder} is too long a name for the sockets in it: {len(folder)} characters of {SOCKET_PATH_MAX - 37}"
+        raise UsageError(where, what, "name a folder nearer to the root")
 
 
 def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) -> UsageError:
@@ -126,6 +143,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         settings, environ, plan.env, run_dir=folder, writable=writable, vllm_distribution=distribution
     )
     make_caches(settings, environ, base)
+    check_sockets(settings, base)
     options, p2p_env, said = settle_p2p(settings, plan, hardware, Path(base["HOME"], ".cache", "vllm-launch"))
     env = base | p2p_env
     argv = command.engine_command(

@@ -279,7 +279,7 @@ class _Run:
         question = "Hello! Who are you?"
         self.say(f'asking "{question}"')
         try:
-            timing = await asyncio.to_thread(smoke.stream_answer, f"{url}/v1", key, model, question, self.log.say_part)
+            timing = await asyncio.to_thread(smoke.stream_answer, f"{url}/v1", key, model, question, self._say_answer)
         except Exception as error:  # noqa: BLE001 - a greeting that fails is told, whatever it was; serving goes on
             self.say(f"no answer: {' '.join(str(error).split())[:300]}")
         else:
@@ -292,6 +292,12 @@ class _Run:
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
         self.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'")
         self.say("Ctrl-C drains: streams under way finish, new requests are turned away")
+
+    def _say_answer(self, piece: str) -> None:
+        """What a model says is not to move the terminal's cursor."""
+        self.log.say_part(
+            "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in piece)
+        )
 
     async def _obey(self) -> None:
         """Signals, and the drain that the first one begins."""

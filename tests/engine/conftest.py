@@ -128,8 +128,8 @@ def start(tmp_path, tiny_model):
     """Starts one server; ends it by SIGQUIT if the test has not."""
     runs = []
 
-    def begin(model=tiny_model, **options):
-        runs.append(Serving(tmp_path, model, **options))
+    def begin(model=tiny_model, folder=tmp_path, **options):
+        runs.append(Serving(folder, model, **options))
         return runs[-1]
 
     yield begin
