@@ -136,6 +136,7 @@ def engine_environment(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(SLOW_START_S),
+        "VLLM_RPC_BASE_PATH": str(run_dir),  # its sockets, which it leaves behind in TMPDIR
         # For getpass.getuser() in torch and vLLM, which fails where the user id has no name (vllm-project/vllm#44548).
         "USER": "vllm",
         "LOGNAME": "vllm",

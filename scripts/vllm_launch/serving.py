@@ -84,9 +84,9 @@ def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
     Raises:
         UsageError: the folder's own name is too long.
     """
-    folder = env.get("VLLM_RPC_BASE_PATH") or env.get("TMPDIR") or tempfile.gettempdir()
+    folder = env["VLLM_RPC_BASE_PATH"]
     if len(folder) + 1 + 36 > SOCKET_PATH_MAX:
-        where = settings.origin.get("launch.state_dir", "TMPDIR")
+        where = settings.origin.get("launch.state_dir", "VLLM_RPC_BASE_PATH")
         what = f"{folder} is too long a name for the sockets in it: {len(folder)} characters of {SOCKET_PATH_MAX - 37}"
         raise UsageError(where, what, "name a folder nearer to the root")
 
