@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -13,8 +15,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from huggingface_hub import constants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vllm_launch.__main__ import main
+from vllm_launch.engine_args import options
+from vllm_launch.settings import Launch
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,
@@ -585,3 +591,79 @@ def test_a_right_config_file_is_right(file: str, words: str, place: Path, capsys
     write(place, {"config.yaml": file})
     assert main(["check", "config.yaml", *shlex.split(words)]) == 0
     assert capsys.readouterr().out.startswith("config.yaml is right: it serves m")
+
+
+def one_line_or_a_result(words: list[str]) -> None:
+    """Runs ``words``, which may be anything: they are understood, or refused in one line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    if code == 0:
+        assert (bool(out.getvalue()), err.getvalue()) == (True, "")
+    else:
+        assert (code, out.getvalue(), err.getvalue().count("\n")) == (2, "", 1)
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=6)
+ANYTHING = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+VALUES = st.sampled_from(["0", "1", "2", "-1", "8k", "auto", "fp8", "{}", '{"a": 1}', "None", "", "0.5", "a=b", "[1]"])
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUZZ
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([option.flags[0] for option in options().values()]), VALUES | st.text(max_size=5))
+        | st.tuples(st.sampled_from([f"--launch-{field}" for field in Launch.__struct_fields__]), VALUES),
+        max_size=4,
+    )
+)
+def test_any_words_are_planned_or_refused_in_one_line(place: Path, words: list[tuple[str, str]]) -> None:
+    write(place, {"m/config.json": CONFIG})
+    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", *(f"{flag}={value}" for flag, value in words)])
+
+
+@FUZZ
+@given(
+    st.dictionaries(st.sampled_from(list(options())), ANYTHING, max_size=4),
+    st.dictionaries(st.sampled_from(Launch.__struct_fields__), ANYTHING, max_size=2) | ANYTHING,
+)
+def test_any_config_file_is_checked_or_refused_in_one_line(place: Path, engine: dict[str, Any], launch: Any) -> None:
+    write(place, {"config.yaml": json.dumps({**engine, "launch": launch})})
+    one_line_or_a_result(["check", "config.yaml"])
+    one_line_or_a_result(["check", "config.yaml", "m"])
+
+
+SECTIONS = ("quantization_config", "rope_scaling", "text_config", "vision_config", "auto_map")
+KEYS = (*CONFIG, *SECTIONS, "head_dim", "sliding_window", "layer_types", "num_experts", "num_local_experts")
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=2))
+def test_any_config_json_is_planned_or_refused_in_one_line(place: Path, keys: dict[str, Any]) -> None:
+    write(place, {"m/config.json": CONFIG | keys})
+    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", "--format", "json"])
+
+
+@FUZZ
+@given(
+    st.binary(max_size=40)
+    | st.builds(
+        safetensors,
+        st.dictionaries(
+            st.sampled_from(["a", "model.norm.weight", "__metadata__"]),
+            ANYTHING
+            | st.builds(tensor)
+            | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), ANYTHING).map(
+                lambda one: tensor(**one)
+            ),
+            max_size=2,
+        ),
+        st.sampled_from([0, 12]) | st.integers(0, 30),
+    )
+)
+def test_any_safetensors_file_is_planned_or_refused_in_one_line(place: Path, content: bytes) -> None:
+    write(place, {"m/config.json": CONFIG, "m/model.safetensors": content})
+    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", "--format", "yaml"])
