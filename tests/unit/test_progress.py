@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vllm_launch import progress
 from vllm_launch.progress import PHASES, Sample
 
-LOG = Path(__file__).parents[1] / "data/logs/vllm-0.32.0-cpu-start.log"
+(LOG,) = (Path(__file__).parents[1] / "data/logs").glob("vllm-*-cpu-start.log")
 MIB = 1 << 20
 
 
