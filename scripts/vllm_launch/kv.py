@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -171,12 +171,9 @@ def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grou
 
 def _one_type(specs: Sequence[Spec]) -> bool:
     """Whether all layers need the same number of blocks (UniformTypeKVCacheSpecs.is_uniform_type)."""
-    if len({spec.block for spec in specs}) > 1:
-        return False
     if all(spec.kind in {"full", "mla"} for spec in specs):
         return True
-    same: Callable[[Spec], object] = lambda spec: (spec.kind, spec.window, spec.page if spec.kind == "mamba" else 0)  # noqa: E731
-    return len({same(spec) for spec in specs}) == 1
+    return len({(spec.kind, spec.window) for spec in specs}) == 1
 
 
 def _even(specs: Sequence[Spec]) -> list[Spec]:
@@ -186,7 +183,7 @@ def _even(specs: Sequence[Spec]) -> list[Spec]:
         msgspec.structs.replace(
             spec,
             page=largest,
-            block=spec.block if spec.kind == "mamba" or largest % spec.page else spec.block * largest // spec.page,
+            block=spec.block if largest % spec.page else spec.block * largest // spec.page,
         )
         for spec in specs
     ]

@@ -41,6 +41,7 @@ def blocks(layers, length=32_768, layout=ONE, on=H200, **changes):
 def token_bytes(layer, of=None, **changes):
     """Bytes of one token in one layer."""
     (spec,), *_ = layer_specs(of or model(layers=(layer,)), run(**changes), ONE, H200)
+    assert isinstance(spec.page, int)
     return spec.page / spec.block
 
 
@@ -103,6 +104,10 @@ def test_latent_attention_keeps_one_vector_for_all_heads():
 
 
 def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
+    many = msgspec.structs.replace(LATENT, kv_heads=16)
+    assert layer_specs(model(layers=(many,)), run(), ONE, H200) == layer_specs(
+        model(layers=(LATENT,)), run(), ONE, H200
+    )
     for layer, ranks, size in [(FULL, 2, 2 * KIB), (FULL, 8, 512), (FULL, 32, 512), (LATENT, 8, 1152)]:
         (spec,) = layer_specs(model(layers=(layer,)), run(), Layout(tensor=ranks), H200)[0]
         assert spec.page == 16 * size
@@ -143,6 +148,7 @@ def test_a_sliding_window_keeps_itself_and_what_is_in_flight():
     assert blocks((SLIDING,)) == -(-(4095 + 2 * 8192) // 16) + 1
     assert blocks((SLIDING,), length=1000) == 63 + 1
     assert blocks((SLIDING,), max_num_batched_tokens=100) == -(-(4095 + 200) // 16) + 1
+    assert blocks((SLIDING,), max_num_batched_tokens=1) == 257 + 1  # 4,097 tokens
     three = Layout(pipeline=2)  # a batch for each stage and one that is being scheduled
     assert blocks((SLIDING,) * 2, layout=three) == -(-(4095 + 3 * 8192) // 16) + 1
     assert blocks((SLIDING,), on=None) == -(-(4095 + 8192) // 128) + 1  # the CPU engine schedules after it has run
@@ -222,6 +228,11 @@ def test_pages_of_different_sizes_are_made_one_by_longer_blocks():
     assert groups(FULL, wide) == (2, (2 * PAGE,))
     # 32,768 / 32, and the window in blocks of 16
     assert blocks((FULL, wide)) == 1024 + 1281
+
+
+def test_layers_with_the_smaller_page_are_padded_to_the_larger():
+    wide = msgspec.structs.replace(SLIDING, kv_heads=16)
+    assert groups(*[FULL] * 4, *[wide] * 3) == (2, (4 * 2 * PAGE,))
 
 
 def test_pages_that_do_not_divide_are_padded():
@@ -337,6 +348,7 @@ def test_one_block_is_the_null_block_so_one_request_needs_one_more():
 def test_a_replica_counts_the_bytes_of_all_its_gpus_and_copies_of_heads_too():
     found = cache(10 * GIB, layout=Layout(tensor=2))
     assert (found.tokens, found.bytes, found.bytes_per_token) == (2 * 81_920, 20 * GIB, 128 * KIB)
+    assert isinstance(found.bytes, int)
     copies = cache(10 * GIB, layout=Layout(tensor=16))
     assert (copies.tokens, copies.bytes, copies.bytes_per_token) == (8 * 81_920, 160 * GIB, 256 * KIB)
 
@@ -360,10 +372,23 @@ def test_bytes_per_token_are_those_of_a_longest_request_rounded_up():
 
 def test_a_model_without_a_cache_holds_nothing_and_takes_any_length():
     found = cache(GIB, layers=(NONE,) * 4)
-    assert (found.tokens, found.bytes, found.bytes_per_token) == (0, 0, 0)
+    assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (0, 0, 0, "bfloat16")
     made = model(layers=(NONE,) * 4)
     assert longest_that_fits(made, run(), ONE, 0, H200) == 8192
     assert bytes_per_request(made, run(), ONE, 100, H200) == 0
+
+
+def test_a_cache_of_windows_holds_more_than_its_blocks_tokens():
+    """A request of 32,768 tokens takes 1,281 blocks on a GPU and, of 128 tokens, 97 on a CPU."""
+    made, long = model(layers=(SLIDING,)), run(max_model_len=32_768)
+    assert kv_cache(made, long, ONE, 3000 * PAGE, H200).tokens == int(3000 / 1281 * 32_768)
+    assert kv_cache(made, long, ONE, 3000 * PAGE, None).tokens == int(375 / 97 * 32_768)
+    # 1,281 blocks are left beside the null block: the window is full, and no length takes more
+    assert longest_that_fits(made, long, ONE, 1282 * PAGE, H200) == 32_768
+    # with one less, 1,279 blocks of tokens and the one that a window may begin in
+    assert longest_that_fits(made, long, ONE, 1281 * PAGE, H200) == 1279 * 16
+    assert longest_that_fits(made, long, ONE, 98 * 8 * PAGE, None) == 32_768
+    assert longest_that_fits(made, long, ONE, 97 * 8 * PAGE, None) == 95 * 128
 
 
 def test_nothing_left_holds_nothing():

@@ -113,6 +113,8 @@ def test_kv_heads_are_copied_where_there_are_more_ranks_than_heads(name):
     # without KV heads of its own the layer has the model's: eight
     assert held(one, layout=Layout(tensor=16)) == MIB
     assert held(one, layout=Layout(tensor=16), kv_heads=4) == 2 * MIB
+    assert held(mib(f"model.resampler.{name}.weight", 8), layout=Layout(tensor=16)) == MIB
+    assert held(mib(f"{LAYER}self_attn.q_proj.weight", 16), layout=Layout(tensor=16)) == MIB
 
 
 def test_each_layer_is_copied_by_its_own_kv_heads():
@@ -206,6 +208,9 @@ def test_the_vocabulary_is_padded_and_cut():
     assert held(rows, layout=TP8) == MIB // 8
     assert held(tensor("lm_head.weight", 1000, 512), layout=TP8) == MIB // 8
     assert held(tensor("lm_head.weight", 0, 512)) == 0
+    assert held(tensor("lm_head.weight_scale", dtype="F32")) == 512
+    # nor is the output of a layer of 1,000 rows a vocabulary
+    assert held(tensor(LAYER + "attention.output.weight", 1000, 512)) == 1_024_000
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_embeddings_and_heads_are_known_by_their_other_names(name):
 
 def test_tied_embeddings_are_held_once():
     assert held(EMBEDDING, HEAD) == 2 * MIB
-    assert held(EMBEDDING, HEAD, tie_word_embeddings=True) == MIB
+    assert held(EMBEDDING, HEAD, tie_word_embeddings=True) == held(HEAD, EMBEDDING, tie_word_embeddings=True) == MIB
     # "output" of an attention layer is no head
     assert held(EMBEDDING, mib(LAYER + "attention.output.weight"), tie_word_embeddings=True) == 2 * MIB
 
@@ -232,6 +237,8 @@ def test_over_stages_tied_embeddings_are_held_by_the_first_and_the_last():
     assert held(EMBEDDING, HEAD, tie_word_embeddings=True, layout=Layout(pipeline=3)) == (MIB, 0, MIB)
     assert held(EMBEDDING, tie_word_embeddings=True, layout=Layout(pipeline=2, tensor=2)) == (MIB // 2, MIB // 2)
     assert held(mib(LAYER + "mlp.down_proj.weight"), tie_word_embeddings=True, layout=Layout(pipeline=2)) == (MIB, 0)
+    norm = mib("model.norm.weight", 2)
+    assert held(EMBEDDING, norm, tie_word_embeddings=True, layout=Layout(pipeline=2)) == (MIB, 3 * MIB)
 
 
 def test_layers_go_to_their_stages():
@@ -266,6 +273,7 @@ def test_the_last_norm_is_known_by_its_other_names(name):
 )  # fmt: skip
 def test_tables_and_draft_layers_are_not_loaded(name):
     assert held(mib(name)) == 0
+    assert held(mib(name), EMBEDDING) == MIB
 
 
 def test_scales_are_loaded():
@@ -279,7 +287,7 @@ def test_scales_are_loaded():
 )
 def test_a_vision_tower_is_on_the_first_stage_cut_and_can_be_left_out(name):
     assert held(mib(name), layout=Layout(pipeline=2, tensor=2)) == (MIB // 2, 0)
-    assert held(mib(name), batch=run(language_model_only=True)) == 0
+    assert held(mib(name), EMBEDDING, batch=run(language_model_only=True)) == MIB
     assert held(mib(LAYER + "mlp.fc1.weight"), batch=run(language_model_only=True)) == MIB
 
 
@@ -312,7 +320,7 @@ def test_the_dtype_asked_for_counts():
     name = LAYER + "mlp.up_proj.weight"
     assert held(mib(name), dtype="float32") == 2 * MIB
     assert held(mib(name), batch=run(dtype="float32")) == 2 * MIB
-    assert held(mib(name), batch=run(dtype="auto"), dtype="float32") == 2 * MIB
+    assert held(mib(name, dtype="F16"), batch=run(dtype="auto"), dtype="float32") == 2 * MIB
     assert held(mib(name), batch=run(dtype="float16"), dtype="float32") == MIB
 
 
@@ -332,7 +340,7 @@ FP8 = run(quantization="fp8")
     ("method", "size"),
     [
         ("fp8", 8), ("fp8_per_block", 8), ("int8_per_channel_weight_only", 8), ("experts_int8", 8), ("mxfp8", 8),
-        ("bitsandbytes", 4.5),  # four bits, and a float32 absmax for 64 weights
+        ("online", 8), ("bitsandbytes", 4.5),  # four bits, and a float32 absmax for 64 weights
         ("something-else", 16),
     ],
 )  # fmt: skip
@@ -342,6 +350,11 @@ def test_quantising_at_the_start_shrinks_linear_layers(method, size):
     assert held(mib(LAYER + "mlp.up_proj.weight", 16), batch=batch, dtype="float32") == min(size, 32) * MIB * (
         2 if size == 16 else 1
     )
+
+
+def test_the_dtype_asked_for_is_what_is_shrunk():
+    batch = run(quantization="fp8", dtype="float32")
+    assert held(mib(LAYER + "mlp.up_proj.weight", 16), batch=batch) == 8 * MIB
 
 
 def test_embeddings_norms_vectors_and_vision_are_not_quantised():
