@@ -116,8 +116,8 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
     """What each layer keeps on one GPU, in the model's order: nothing, one cache, or attention's and a state.
 
     In a hybrid model attention's pages grow to hold a recurrent state, and states are padded to them; with prefix
-    caching, vLLM's default for these, a request keeps two (platforms/interface.py:_align_hybrid_block_size,
-    MambaSpec.max_memory_usage_bytes).
+    caching, vLLM's default for these, a request keeps two, and one more where a prefill leaves a checkpoint
+    (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
     """
     block = block_size(model, run, gpu)
     width = kv_dtype(model, run)
@@ -131,7 +131,8 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
         token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
         unit = max(block, 128) if model.mla else block
         block = max(block, unit * math.ceil(state / (unit * token)))
-        recurrent = Spec(kind="mamba", block=block, page=block * token, states=2)
+        checkpoints = max(layer.state_checkpoints for layer in model.layers)
+        recurrent = Spec(kind="mamba", block=block, page=block * token, states=2 + checkpoints)
     return [
         (
             *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from vllm_launch.config import Config
 from vllm_launch.model import Layer, Mla
 
@@ -172,18 +174,10 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
     layers = []
     for n, word in enumerate(layer_words(config, count)):
         if word in {"mamba", "hybrid"}:
-            shapes, dtypes = _state(config, dtype)
-            layers.append(Layer(kind="mamba", state_shapes=shapes, state_dtypes=dtypes, moe=moe[n]))
+            layer = _recurrent(config, dtype)
             if word == "hybrid":  # attention beside the recurrent state: two caches, one layer
-                layers[-1] = Layer(
-                    kind="full",
-                    kv_heads=heads,
-                    head_dim=dim,
-                    head_dim_v=dim,
-                    state_shapes=shapes,
-                    state_dtypes=dtypes,
-                    moe=moe[n],
-                )
+                layer = msgspec.structs.replace(layer, kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim)
+            layers.append(msgspec.structs.replace(layer, moe=moe[n]))
         elif word == "none" or n >= shared_from:
             layers.append(Layer(kind="none", moe=moe[n]))
         elif mla is not None:
@@ -201,28 +195,29 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
     return tuple(layers)
 
 
-def _state(config: Config, dtype: str) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
-    """Shapes and dtypes of one request's recurrent state in one layer, the whole of it on one GPU.
+def _recurrent(config: Config, dtype: str) -> Layer:
+    """One request's recurrent state in one layer, the whole of it on one GPU.
 
     The first is the convolution's, (kernel - 1, channels), the second the recurrent one, (heads, ...). Tensor
     parallelism divides the last number of the first and the first of the second; where ``n_groups`` is not a multiple
     of it, Mamba 2's groups are copied (vllm/model_executor/layers/mamba/mamba_utils.py:MambaStateShapeCalculator).
+    Mamba 2 alone keeps a checkpoint of its prefill (mamba_mixer2.py:get_kv_cache_spec).
     """
     model_type = config.text("model_type")
     if model_type in {"lfm2", "lfm2_moe"}:
         channels = config.whole("conv_dim", "hidden_size")
-        return ((config.whole("conv_L_cache", default=3) - 1, channels),), (dtype,)
+        return _kept(((config.whole("conv_L_cache", default=3) - 1, channels),), (dtype,))
     if config.has("linear_num_value_heads"):  # gated delta net
         keys, values = config.whole("linear_num_key_heads"), config.whole("linear_num_value_heads")
         key, value = config.whole("linear_key_head_dim"), config.whole("linear_value_head_dim")
         conv = (config.whole("linear_conv_kernel_dim", default=4) - 1, 2 * key * keys + value * values)
         ssm = SAFETENSORS_DTYPE.get(config.text("mamba_ssm_dtype"), dtype)
-        return (conv, (values, value, key)), (dtype, ssm)
+        return _kept((conv, (values, value, key)), (dtype, ssm))
     if model_type == "kimi_linear":
         linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
         heads, dim = linear.whole("num_heads"), linear.whole("head_dim")
         kernel = linear.whole("short_conv_kernel_size", default=4)
-        return ((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32")
+        return _kept(((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32"))
     hidden = config.whole("hidden_size", "d_model")
     size = config.whole("mamba_d_state", "ssm_state_size", "state_size", default=16)
     kernel = config.whole("mamba_d_conv", "conv_kernel", default=4)
@@ -233,7 +228,7 @@ def _state(config: Config, dtype: str) -> tuple[tuple[tuple[int, ...], ...], tup
             if model_type == "jamba"
             else config.whole("intermediate_size", default=int(expand * hidden))
         )
-        return ((kernel - 1, wide), (wide, size)), (dtype, dtype)
+        return _kept(((kernel - 1, wide), (wide, size)), (dtype, dtype))
     heads = config.whole("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "num_heads")
     wide = config.optional("mamba_d_ssm") or int(expand * hidden)
     computed = config.get("mamba_d_head") == "auto"
@@ -243,4 +238,8 @@ def _state(config: Config, dtype: str) -> tuple[tuple[tuple[int, ...], ...], tup
         wide = heads * dim
     groups = config.whole("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)
     ssm = SAFETENSORS_DTYPE.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
-    return ((kernel - 1, wide + 2 * groups * size), (heads, dim, size)), (dtype, ssm)
+    return _kept(((kernel - 1, wide + 2 * groups * size), (heads, dim, size)), (dtype, ssm), checkpoints=1)
+
+
+def _kept(shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...], checkpoints: int = 0) -> Layer:
+    return Layer(kind="mamba", state_shapes=shapes, state_dtypes=dtypes, state_checkpoints=checkpoints)

@@ -29,6 +29,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None  # tokens, for "sliding" and "chunked"
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
+    state_checkpoints: int = 0  # states that a request keeps for resuming in the middle of a prefill, beside the two
     moe: bool = False
 
 
