@@ -44,7 +44,8 @@ F = TypeVar("F", bound=str)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. 2 is a mistake in what was given, said in one line on stderr."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that is gone is met here, not by the interpreter at its end
     except UsageError as error:
         print(f"vllm-launch: {error}", file=sys.stderr)
         return 2
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vllm-launch plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    return code
 
 
 def _run(words: list[str]) -> int:
