@@ -1,0 +1,88 @@
+"""Batches, captured sizes and stages against vLLM's own rules. No machine here has the GPUs: the platform is simulated."""
+
+# ruff: noqa: TID251 - the engine is what these tests compare with
+
+import random
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+from vllm_launch.gpus import Gpu
+from vllm_launch.memory import Run, capture_sizes, default_batch
+from vllm_launch.parallel import layer_split
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch deprecates what its own import uses
+    from vllm.config import VllmConfig
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.distributed.utils import get_pp_indices
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+
+GIB = 1 << 30
+
+
+def gpu(name="NVIDIA H200", total=140 * GIB, capability=(9, 0)):
+    return Gpu(index=0, uuid="GPU-0", name=name, memory_total=total, memory_free=total, compute_capability=capability)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
+def test_captured_sizes_are_as_many_as_vllms_on_a_simulated_gpu(monkeypatch, capability):
+    monkeypatch.setattr(
+        type(current_platform),
+        "is_device_capability_family",
+        classmethod(lambda _, family: capability[0] == family // 10),
+        raising=False,
+    )
+    rng = random.Random(0)
+    for _ in range(500):
+        seqs, tokens = rng.randint(1, 1100), rng.choice([rng.randint(1, 600), 2048, 8192])
+        asked = rng.choice([None, None, rng.randint(1, 2000)])
+        compilation = SimpleNamespace(
+            cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+            max_cudagraph_capture_size=asked,
+            cudagraph_capture_sizes=None,
+            post_init_cudagraph_sizes=lambda: None,
+        )
+        VllmConfig._set_cudagraph_sizes(
+            SimpleNamespace(
+                model_config=SimpleNamespace(enforce_eager=False),
+                compilation_config=compilation,
+                scheduler_config=SimpleNamespace(max_num_seqs=seqs, max_num_batched_tokens=tokens),
+                uniform_decode_query_len=1,
+                performance_mode="balanced",
+            )
+        )
+        run = Run(
+            max_model_len=8192, max_num_seqs=seqs, max_num_batched_tokens=tokens, max_cudagraph_capture_size=asked
+        )
+        assert capture_sizes(run, gpu(capability=capability)) == len(compilation.cudagraph_capture_sizes), run
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"])
+@pytest.mark.parametrize("total", [22 * GIB, 70 * GIB - 1, 70 * GIB, 80 * GIB, 160 * GIB - 1, 160 * GIB])
+def test_batches_are_vllms_on_a_simulated_gpu(monkeypatch, name, total):
+    platform = type(current_platform)
+    monkeypatch.setattr(platform, "is_cpu", lambda _: False)
+    monkeypatch.setattr(platform, "get_device_total_memory", classmethod(lambda _: total))
+    monkeypatch.setattr(platform, "get_device_name", classmethod(lambda _: name))
+    tokens, seqs = EngineArgs.get_batch_defaults(2)
+    server = UsageContext.OPENAI_API_SERVER
+    assert default_batch(gpu(name, total), 2) == (tokens[server], seqs[server])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_batches_are_vllms_on_the_cpu(world_size):
+    tokens, seqs = EngineArgs.get_batch_defaults(world_size)
+    server = UsageContext.OPENAI_API_SERVER
+    assert default_batch(None, world_size) == (tokens[server], seqs[server])
+
+
+def test_stages_have_vllms_layers(monkeypatch):
+    monkeypatch.delenv("VLLM_PP_LAYER_PARTITION", raising=False)
+    for layers in range(1, 130):
+        for pipeline in range(1, min(layers, 16) + 1):
+            bounds = [get_pp_indices(layers, rank, pipeline) for rank in range(pipeline)]
+            assert layer_split(layers, pipeline) == tuple(end - start for start, end in bounds)
