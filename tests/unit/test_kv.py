@@ -266,6 +266,13 @@ def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_keeps_two()
     assert blocks((STATE, STATE, STATE, FULL)) == 32_768 // 256 + 3 * 2
 
 
+def test_a_checkpoint_of_a_prefill_is_a_state_more():
+    """MambaSpec.max_memory_usage_bytes: 2 + num_prefill_checkpoint_blocks."""
+    kept = msgspec.structs.replace(STATE, state_checkpoints=1)
+    assert blocks((kept, kept, kept, FULL)) == 32_768 // 256 + 3 * 3
+    assert blocks((kept,)) == 1  # without attention there is no prefix cache to keep it for
+
+
 def test_a_state_that_is_a_little_larger_takes_another_16_tokens():
     larger = msgspec.structs.replace(STATE, state_shapes=((64, 64, 128), (1,)), state_dtypes=("BF16", "BF16"))
     (attention,), (state,) = layer_specs(model(layers=(FULL, larger)), run(), ONE, H200)
