@@ -100,6 +100,7 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
         kv_heads=kv_heads(config),
         layers=layers,
         max_model_len=max_model_len(whole, config, checkpoint.files, pooling=architecture.task == "pooling"),
+        rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
         tensors=stored,
         tensors_from="config" if checkpoint.tensors is None else "safetensors",
@@ -222,6 +223,19 @@ def max_model_len(whole: Config, config: Config, files: Mapping[str, Mapping[str
             or length
         )
     return max(1, int(length))
+
+
+def _rope_positions(config: Config) -> int | None:
+    """Rows of both tables of a model that turns local and global layers by different ones (Gemma 3), else None.
+
+    The global one is as long as scaling stretches it, although the model's length is not.
+    Source: model_executor/layers/rotary_embedding/linear_scaling_rope.py.
+    """
+    length = config.optional("max_position_embeddings")
+    if length is None or not config.has("rope_local_base_freq"):
+        return None
+    factors = (rope.number("factor") for rope in _ropes(config) if rope.text("rope_type") == "linear")
+    return int(length * (next(factors, None) or 1)) + length
 
 
 def _ropes(config: Config) -> list[Config]:

@@ -247,7 +247,7 @@ def _rope_cache(model: Model, run: Run) -> int:
         return 0
     width = model.mla.qk_rope_head_dim if model.mla else model.head_dim
     bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
-    return allocated(max(model.max_model_len, run.max_model_len) * width * bits // 8)
+    return allocated(max(model.rope_positions or model.max_model_len, run.max_model_len) * width * bits // 8)
 
 
 def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:

@@ -354,3 +354,12 @@ def test_without_a_stated_dtype_the_weights_tell(words: tuple[str, ...], dtype: 
 def test_a_rope_type_that_is_no_word_is_refused() -> None:
     with pytest.raises(UsageError, match="rope_scaling"):
         made(rope_scaling={"type": 3, "factor": 2.0})
+
+
+def test_tables_of_cosines_are_as_long_as_scaling_stretches_them() -> None:
+    gemma = made(
+        model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], rope_local_base_freq=10000,
+        rope_scaling={"rope_type": "linear", "factor": 8.0}, max_position_embeddings=4096,
+    )  # fmt: skip
+    assert (gemma.max_model_len, gemma.rope_positions) == (4096, 9 * 4096)
+    assert made().rope_positions is None
