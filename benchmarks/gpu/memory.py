@@ -93,6 +93,8 @@ def measure(name: str, out: Path, log: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     listener = Listener()
+    import vllm.logger  # noqa: PLC0415, TID251, F401  it sets the handlers of its logger anew
+
     logging.getLogger("vllm").addHandler(listener)
     shape, knobs = ROWS[name]
     row: dict[str, Any] = {"row": name, "model": shape, "args": {**SERVE, "tensor_parallel_size": 1, **knobs}}
