@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -45,6 +46,7 @@ MACHINES = {
 }
 
 
+@functools.cache
 def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **asked: Any) -> Plan:
     decided = plan(Asked(**asked), MACHINES[machine], read_model(str(model)))
     settings = read_settings(["/models/with space", *shlex.split(words)], {})
