@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Serves a shape of shapes.json with dummy weights by its own plan on the GPUs that are here: planned against real.
 
-``python benchmarks/gpu/serve.py --tokenizer FOLDER SHAPE [any flag of vllm-launch serve]`` needs vLLM, a GPU and a folder
+``python benchmarks/gpu/serve.py --tokenizer FOLDER SHAPE [any flag of vllm-launch serve]`` needs vLLM, GPUs, a folder
 with a tokenizer. Prints what the launcher said, asks for one completion, drains; exit 0 when the KV cache is within 2 %
 of the plan and the drain ended with 0.
 """

@@ -330,14 +330,28 @@ class _Run:
         self.asked_to_end = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child.pid, signal.SIGTERM)
+        servers = [pid for pid, title in self.vital.items() if "::APIServer" in title]
         try:
             async with asyncio.timeout(limit):
-                status = await asyncio.shield(self.exited)
+                status = await self._end_or_idle(servers)
         except TimeoutError:
             raise Ending(1, f"vLLM did not end within {limit:.0f} s of its drain, so all was ended") from None
-        if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM}:
+        if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM, None}:
             raise Ending(0, None)
         raise Ending(progress.exit_code(status), f"vLLM ended its drain with {status}")
+
+    async def _end_or_idle(self, servers: Sequence[int]) -> int | None:
+        """The child's end, or None as soon as all ``servers`` are gone, and with them the last stream.
+
+        With several API servers vLLM then gives each engine the whole shutdown timeout once more, and data-parallel
+        engines use it up (v1/utils.py:shutdown; seen with vLLM 0.32.0, DP=2).
+        """
+        while not self.exited.done():
+            if servers and not any(map(process.is_alive, servers)):
+                self.say("every stream has ended, and so do the engines")
+                return None
+            await asyncio.wait([self.exited], timeout=WATCH_SECONDS)
+        return self.exited.result()
 
 
 def _sample(now: float, alive: Sequence[process.Process], lines: int) -> progress.Sample:

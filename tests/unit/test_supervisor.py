@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -155,6 +156,23 @@ def test_a_signal_while_serving_drains_and_is_exit_0(tmp_path, number):
     assert code == 0
     assert (tmp_path / "draining").exists()
     assert "not ready any more" in err
+
+
+LATE_SERVER = shlex.quote("import time; time.sleep(2)" + SERVER)  # until the watch has seen it
+SEVERAL_SERVERS = f"""
+(exec -a VLLM::APIServer_0 {sys.executable} -c {LATE_SERVER} PORT) &
+trap 'kill $!; wait $!; sleep 300' TERM
+wait
+"""
+
+
+def test_engines_that_dawdle_after_the_last_api_server_are_not_waited_for(tmp_path):
+    run = Run(tmp_path, shell(SEVERAL_SERVERS), shutdown_timeout=60)
+    run.read_until("KV cache")
+    run.process.send_signal(signal.SIGTERM)
+    code, _, err = run.end()
+    assert code == 0
+    assert "every stream has ended" in err
 
 
 def test_a_second_signal_ends_a_drain_at_once(tmp_path):
