@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """How many mistakes in the deciding modules their tests notice: `make mutants`, or this file with names of modules.
 
-mutmut changes one place at a time and runs the tests that reach it (settings: pyproject.toml, tool.mutmut). It works
-in a copy, where the packages lie in src/, the only layout besides the root that it imports from. Survivors that
-mutants-survivors.toml does not explain are listed; explained or not, all of them count as not killed.
+mutmut changes one place at a time and runs the tests that reach it, of those named after a module that may be mutated
+(pyproject.toml, tool.mutmut). It works in a copy, where the packages lie in src/, the only layout besides the root
+that it imports from. Survivors that mutants-survivors.toml does not explain are listed; explained or not, all of them
+count as not killed.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import re
@@ -20,6 +22,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DECIDING = ("plan", "memory", "parallel")
 LEAST = 0.85
 KILLED = {"killed", "timeout", "segfault"}  # a timeout is a loop that no longer ends
 MUTMUT = Path(sysconfig.get_path("scripts")) / "mutmut"
@@ -27,12 +30,17 @@ MUTMUT = Path(sysconfig.get_path("scripts")) / "mutmut"
 
 def main() -> int:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutmut"]
-    modules = sys.argv[1:] or [Path(path).stem for path in settings["only_mutate"]]
+    modules = sys.argv[1:] or list(DECIDING)
+    shared = ["conftest.py", "builders.py", *(f"test_{Path(path).stem}.py" for path in settings["only_mutate"])]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder)
         for package in ("scripts/vllm_launch", "healthcheck/vllm_health"):
             shutil.copytree(ROOT / package, copy / "src" / Path(package).name)
-        shutil.copytree(ROOT / "tests", copy / "tests")
+        shutil.copytree(ROOT / "tests/data", copy / "tests/data")
+        (copy / "tests/unit").mkdir()
+        for file in shared:
+            if (ROOT / "tests/unit" / file).exists():
+                shutil.copy(ROOT / "tests/unit" / file, copy / "tests/unit")
         shutil.copy(ROOT / "pyproject.toml", copy)
         with (copy / "run.log").open("w+b") as log:
             # A test of the copy that fails, or no mutant where names say there are some, ends mutmut with an error.
@@ -55,12 +63,17 @@ def _report(copy: Path, modules: list[str]) -> int:
             meta = json.loads(Path(f"mutants/src/vllm_launch/{module}.py.meta").read_text())
             results = {name: status_by_exit_code[code] for name, code in meta["exit_code_by_key"].items()}
             survivors = [name for name, status in results.items() if status not in KILLED]
+            unreached = collections.Counter(_function(name) for name in survivors if results[name] == "no tests")
+            for function, count in unreached.items():
+                print(f"no test reaches {function}: {count} mutants")
             for name in survivors:
+                function = _function(name)
+                if function in unreached:
+                    continue
                 diff = get_diff_for_mutant(name)
                 was, becomes = (
                     "\n".join(re.findall(rf"^{sign}(?!{sign}) *(.*)$", diff, re.MULTILINE)) for sign in ("-", r"\+")
                 )
-                function = re.sub(r"^vllm_launch\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", name).replace("ǁ", ".")
                 if explained.pop((function, was, becomes), None) is None:
                     print(f"{results[name]}: {function}\n  - {was}\n  + {becomes}")
             killed = 1 - len(survivors) / len(results)
@@ -70,6 +83,11 @@ def _report(copy: Path, modules: list[str]) -> int:
         if function.split(".")[0] in modules:
             print(f"explained, but killed or gone: {function}\n  - {was}\n  + {becomes}")
     return 0 if good else 1
+
+
+def _function(mutant: str) -> str:
+    """ "memory.gib" of "vllm_launch.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
+    return re.sub(r"^vllm_launch\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", mutant).replace("ǁ", ".")
 
 
 def _explained() -> dict[tuple[str, str, str], str]:

@@ -190,8 +190,7 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
         return f"gate_up{shared}.{kind}", _Part("tensor", size, linear)
     if _ROW.search(path):
         return name, _Part("whole" if kind == "bias" else "tensor", size, linear)
-    whole = not tensor.shape or (math.prod(tensor.shape) <= 1)
-    return name, _Part("whole" if whole else "tensor", size, linear)
+    return name, _Part("tensor", size, linear)
 
 
 def _suffix(kind: str) -> str:

@@ -95,7 +95,7 @@ def test_norms_routers_low_rank_projections_and_biases_of_outputs_are_whole_on_e
     assert held(mib(LAYER + name), layout=TP8) == MIB
 
 
-def test_a_number_is_whole_on_every_rank():
+def test_a_number_takes_a_step_of_the_allocator_on_every_rank():
     assert held(tensor(LAYER + "mixer.scalar"), layout=TP8) == 512
     assert held(tensor(LAYER + "mixer.scalar", 1), layout=TP8) == 512
     # 512 and 256 numbers of two bytes: a quarter and an eighth of 1,024 bytes is less than a step of 512
