@@ -41,7 +41,7 @@ def reasons(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -
 
 def _credited(reason: Reason, given: object) -> Reason:
     """``reason``, or the person's own word where they set the value."""
-    if given is None:
+    if given is None or reason.source == YOU:
         return reason
     why = "auto, as you set it: the longest request that fits" if given == AUTO else "as you set it; the rest fits it"
     return msgspec.structs.replace(reason, source=YOU, why=why)
@@ -86,13 +86,14 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             source=HARDWARE,
         )
         if asked.kv_cache_memory_bytes:
-            yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why="", source=YOU)
+            why = "as you set it, on each GPU; vLLM then asks nobody how much is left"
+            yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=YOU)
     else:
         why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
             why = "half of the memory that is left; the rest is the page cache's and other programs'"
         if asked.cpu_kv_cache_bytes:
-            why = "VLLM_CPU_KVCACHE_SPACE says so"
+            why = "as VLLM_CPU_KVCACHE_SPACE says, which vLLM puts above its flag"
         source = YOU if asked.cpu_kv_cache_bytes else RULE
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
     source, why = MODEL, "what the model is made for, and it fits"

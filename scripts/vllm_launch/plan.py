@@ -168,13 +168,20 @@ def _groups(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple
 
 def _ordered(hardware: Hardware, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """The emptiest first, and those that NVLink joins to each other side by side, so that a replica gets them."""
-    rest = sorted(gpus, key=lambda gpu: (-(gpu.memory_free * UNEVEN // gpu.memory_total), gpu.index))
+    taken = dict(zip((gpu.uuid for gpu in gpus), _taken(gpus), strict=True))
+    rest = sorted(gpus, key=lambda gpu: (taken[gpu.uuid], gpu.index))
     ordered: list[Gpu] = []
     while rest:
         mates = [gpu for gpu in rest if gpu == rest[0] or _linked(hardware, (rest[0], gpu))]
         ordered += mates
         rest = [gpu for gpu in rest if gpu not in mates]
     return tuple(ordered)
+
+
+def _taken(gpus: Sequence[Gpu]) -> list[int]:
+    """How much less each GPU has free than the emptiest, in parts of 1 / UNEVEN of its memory, rounded down."""
+    most = max(gpu.memory_free for gpu in gpus)
+    return [(most - gpu.memory_free) * UNEVEN // gpu.memory_total for gpu in gpus]
 
 
 def _linked(hardware: Hardware, gpus: Sequence[Gpu]) -> bool:
@@ -236,8 +243,8 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
 def _grown(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model, found: Candidate) -> Candidate:
     """``found``, or the same number of replicas with more GPUs each where some would be left over, such as 1 of 4."""
     replicas, each = found.layout.data, found.layout.tensor * found.layout.pipeline
-    if replicas < len(group) // each:
-        return found  # some GPUs are too full to help
+    if asked.objective == "latency" or replicas < len(group) // each:
+        return found  # more stages only add to the latency; or some GPUs are too full to help
     for size in range(len(group) // replicas, each, -1):
         for layout in _layouts(asked, hardware, group):
             if (layout.tensor * layout.pipeline, layout.data) == (size, replicas):
@@ -258,8 +265,7 @@ def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, ru
         layout = layout if problems(model, run, whole, group) else whole
     each = layout.tensor * layout.pipeline
     best = on_gpus(asked, layout, group[: each * layout.data], model, run)
-    free = [gpu.memory_free * UNEVEN // gpu.memory_total for gpu in group[: each * layout.data]]
-    if asked.data_parallel_size or max(free) == min(free):
+    if asked.data_parallel_size or not any(_taken(group[: each * layout.data])):
         return best
     for data in range(layout.data - 1, 0, -1):
         found = on_gpus(asked, msgspec.structs.replace(layout, data=data), group[: each * data], model, run)
