@@ -86,7 +86,7 @@ def _report(copy: Path, modules: list[str]) -> int:
 
 
 def _function(mutant: str) -> str:
-    """ "memory.gib" of "vllm_launch.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
+    """Its function: "memory.gib" of "vllm_launch.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
     return re.sub(r"^vllm_launch\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", mutant).replace("ǁ", ".")
 
 
