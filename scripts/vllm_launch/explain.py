@@ -88,6 +88,8 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         if asked.kv_cache_memory_bytes:
             why = "as you set it, on each GPU; vLLM then asks nobody how much is left"
             yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=YOU)
+    elif asked.gpu_memory_utilization is not None and not (asked.kv_cache_memory_bytes or asked.cpu_kv_cache_bytes):
+        yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=RULE)  # the person's
     else:
         why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -221,6 +222,8 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
     set_bytes = asked.cpu_kv_cache_bytes or asked.kv_cache_memory_bytes
+    if asked.gpu_memory_utilization is not None and not set_bytes:
+        set_bytes = max(1, _cpu_share(cpu, asked.gpu_memory_utilization) - taken)
     if set_bytes and (over := set_bytes - left) > 0:
         why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
         return NoFit(layout=layout, why=why, missing=over)
@@ -239,8 +242,21 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         weights=held, activation_peak=0, cuda_graphs=0, non_torch=taken - held, context=0, safety=left - most
     )
     return Candidate(
-        layout=layout, gpus=(), run=run, memory=parts, utilization=0.0, kv_bytes=most, kv_cache=cache, useful=useful
+        layout=layout,
+        gpus=(),
+        run=run,
+        memory=parts,
+        utilization=asked.gpu_memory_utilization or 0.0,
+        kv_bytes=most,
+        kv_cache=cache,
+        useful=useful,
     )
+
+
+def _cpu_share(cpu: Cpu, utilization: float) -> int:
+    """Bytes that a worker may take where the person says which share: of its node (v1/worker/cpu_worker.py)."""
+    limit = min(cpu.memory_total, cpu.memory_limit or cpu.memory_total)
+    return math.ceil(min([limit, *(node.memory_total for node in cpu.numa_nodes)]) * utilization)
 
 
 def _with_cache(

@@ -403,6 +403,20 @@ def test_on_the_cpu_what_the_person_says_of_the_cache_counts():
     assert "are missing to a KV cache of 90.00 GiB" in refusal(Asked(cpu_kv_cache_bytes=90 * GIB), cpu(), sized(2))
 
 
+def test_on_the_cpu_a_share_that_the_person_sets_is_of_the_node_and_left_to_vllm():
+    found = plan(Asked(gpu_memory_utilization=0.5), cpu(), sized(2))
+    taken = found.memory.weights + found.memory.non_torch
+    assert found.kv_cache.bytes == pytest.approx(32 * GIB - taken, rel=0.01)
+    assert found.gpu_memory_utilization == 0.5
+    assert "kv_cache_memory_bytes" not in found.decided
+    assert reason(found, "gpu_memory_utilization").source == "you"
+    assert "to a KV cache" in refusal(
+        Asked(gpu_memory_utilization=1.0),
+        msgspec.structs.replace(cpu(), cpu=msgspec.structs.replace(cpu().cpu, memory_available=20 * GIB)),
+        sized(2),
+    )
+
+
 def test_a_cpu_without_the_memory_is_refused_by_how_much():
     text = refusal(Asked(), cpu(8), sized(16))
     assert re.search(r"on this CPU: [\d.]+ GiB of memory are missing before any KV cache", text)
