@@ -3,6 +3,9 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from vllm_launch import process
 
@@ -77,3 +80,20 @@ input()
     launcher.communicate(timeout=30)
     assert select.select([child], [], [], 30)[0], "the child lives on"
     os.close(child)
+
+
+def test_without_a_shell_for_the_last_will_it_is_an_error_and_no_pipe_is_left(monkeypatch):
+    before = sorted(Path("/proc/self/fd").iterdir())
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError):
+        process.last_will(1)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_tree_of_another_is_ended_from_its_leaves():
+    child = subprocess.Popen(["sh", "-c", "sleep 300 & sleep 300 & echo up; wait"], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"up\n"
+    assert len(process.descendants(child.pid)) == 2
+    assert process.end_all(child.pid, 10.0) == []
+    assert child.wait(30) is not None
+    child.stdout.close()

@@ -289,6 +289,16 @@ class Answer(http.server.BaseHTTPRequestHandler):
         body = b'vllm:cache_config_info{engine="0",kv_cache_size_tokens="900"} 1.0\\n'
         self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.headers["authorization"] != "Bearer s3cret":
+            self.send_error(401)
+            return
+        self.send_response(200); self.send_header("content-type", "text/event-stream"); self.end_headers()
+        for text in ("I am ", "a stand-in\\x1b[2J."):
+            chunk = {"id": "1", "created": 0, "model": "m", "object": "x", "choices": [{"index": 0, "delta": {"content": text}}]}
+            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\\n\\n")
+        self.wfile.write(b"data: [DONE]\\n\\n")
     def log_message(self, *_): pass
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
@@ -355,6 +365,40 @@ def test_a_stand_in_is_planned_started_watched_and_drained_and_nothing_is_left(p
     assert "s3cret" not in json.dumps([out["argv"], out["env"], said, rest])
     assert not [name for name in out["env"] if name == "LAUNCH_STATE_DIR"]
     assert list((place / "state").iterdir()) == []
+
+
+def greeted(place: Path, *words: str) -> str:
+    """What a launch says until it has told how to ask it, and it ends well after that."""
+    (place / "home").mkdir()
+    api, health = free_ports()
+    ours = ["--launch-greet", f"--launch-health-port={health}", "--launch-drain-seconds=6", "--max-model-len=64"]
+    child = launch(place, f"--port={api}", *ours, *words)
+    assert child.stderr
+    said = ""
+    while "Ctrl-C drains" not in said:
+        text = child.stderr.readline()
+        assert text, said
+        said += text
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert f"API http://127.0.0.1:{api}/v1 " in said
+    assert f"health http://127.0.0.1:{health}/readyz" in said
+    return said
+
+
+def test_a_stand_in_that_is_greeted_answers_with_the_key_and_cannot_move_the_cursor(place: Path) -> None:
+    said = greeted(place, "--api-key", "s3cret")
+    assert "I am a stand-in\N{REPLACEMENT CHARACTER}[2J." in said
+    assert "answered: 2 pieces in " in said
+    assert "'Authorization: Bearer YOUR_KEY'" in said
+    assert "s3cret" not in said
+
+
+def test_a_greeting_that_a_stand_in_refuses_is_told_and_serving_goes_on(place: Path) -> None:
+    said = greeted(place)
+    assert "no answer: " in said
+    assert "Bearer" not in said
 
 
 @pytest.mark.parametrize(("which", "flag"), [(0, "--port"), (1, "--launch-health-port")])
