@@ -111,6 +111,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
     ]
     if isinstance(error, UsageError):
         raise error
+    if isinstance(error.__cause__, OfflineModeIsEnabled):  # why the client found nothing, which it does not say itself
+        error = error.__cause__
     transport = type(error).__module__.partition(".")[0] in {"httpx", "httpx2"}
     for kind, what, remedy in rules:
         if isinstance(error, kind) or (transport and kind is OSError):

@@ -340,7 +340,7 @@ MODELS = [
     Row("model of three words", "plan a/b/c --hardware H100", "a/b/c", "a folder that exists"),
     Row("model with a space", "plan 'my model' --hardware H100", "my model", "Qwen/Qwen3-8B"),
     Row("model of an URL", "plan https://huggingface.co/Qwen/Qwen3-8B --hardware H100", "https://huggingface.co/Qwen/Qwen3-8B", "hub id alone: Qwen/Qwen3-8B"),
-    Row("model offline", "plan Qwen/Qwen3-8B --hardware H100", "Qwen/Qwen3-8B", "hf download Qwen/Qwen3-8B"),
+    Row("model offline", "plan Qwen/Qwen3-8B --hardware H100", "HF_HUB_OFFLINE", "hf download Qwen/Qwen3-8B"),
     Row("gated model offline", "plan meta-llama/Llama-3.1-70B-Instruct --hardware H100:8", "meta-llama/Llama-3.1-70B-Instruct", "hf download"),
     Row("model offline at a revision", "plan Qwen/Qwen3-8B --revision v9 --hardware H100", "'v9'", "hf download"),
     Row("folder without config.json", "plan e --hardware H100", "config.json", "Hugging Face format", {"e/readme.md": "hello"}),
