@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,13 +30,14 @@ class Serving:
 
     key = KEY
 
-    def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=18, port=None, environ=()):
+    def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=18, port=None, environ=(), state=None):
         self.port, self.health_port = port or free_port(), free_port()
         self.url, self.sessions = f"http://127.0.0.1:{self.port}", set()
         self.termination_log, self.keys = folder / "termination-log", folder / "keys"
         self.termination_log.touch()
         self.keys.write_text(f"{KEY}\nsecond-key\n")
-        self.drain_seconds, self.state = drain_seconds, folder / "state"
+        self.drain_seconds = drain_seconds
+        self.state = state or Path(tempfile.mkdtemp(prefix="state-"))  # pytest's folders are too long for sockets
         command = [
             sys.executable, "-m", "vllm_launch", "serve", str(model), "--served-model-name", "tiny", "--enforce-eager",
             "--max-model-len=512", "--max-num-seqs=8", "--host=127.0.0.1", f"--port={self.port}",
@@ -67,6 +69,7 @@ class Serving:
             for pid, found in self.processes().items():
                 if found.startswith(title):
                     return pid
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
             time.sleep(0.1)
         raise AssertionError(f"no process {title}")
 
@@ -95,6 +98,8 @@ class Serving:
         """The exit code; no process may be left."""
         code = self.process.wait(timeout)
         assert self.processes() == {}
+        if self.state.exists():
+            self.state.rmdir()  # nothing may be left in it
         return code
 
     def ask(self, path, body=None, key=KEY):

@@ -70,7 +70,6 @@ def test_a_full_disk_for_caches_is_one_line_before_anything_starts(start, tmp_pa
     finally:
         subprocess.run(["umount", str(full)], check=True)
     assert "No space left on device" in one_line(run)
-    assert not list(run.state.iterdir())
 
 
 def one_line(run):
@@ -118,7 +117,7 @@ def test_any_user_id_serves_from_a_read_only_root(start):
     folder = Path(tempfile.mkdtemp(prefix="any-user-"))  # a short name: sockets are below it
     folder.chmod(0o777)
     prefix = ["unshare", "--mount", "sh", "-ec", READ_ONLY_ROOT, "sh", str(folder)]
-    run = start(folder=folder, prefix=prefix, environ={"HOME": "/", "TMPDIR": "/tmp"})
+    run = start(folder=folder, prefix=prefix, environ={"HOME": "/", "TMPDIR": "/tmp"}, state=folder / "state")
     run.termination_log.chmod(0o666)
     run.wait_for("vllm-launch: ready")
     body = {"model": "tiny", "prompt": "hi", "max_tokens": 3, "ignore_eos": True}
@@ -128,7 +127,6 @@ def test_any_user_id_serves_from_a_read_only_root(start):
     assert not os.access(f"/proc/{launcher}/root/tmp", os.W_OK)
     run.process.send_signal(signal.SIGTERM)
     assert run.end(60) == 0
-    assert not list(run.state.iterdir())
     shutil.rmtree(folder)
 
 
