@@ -83,7 +83,7 @@ class Serving:
             if folder.name.isdigit():
                 try:
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except OSError:
                     continue
                 if fields[0] != "Z":
