@@ -1,13 +1,14 @@
 """What NVML says of this machine's GPUs, as plain data. The only importer of pynvml.
 
 The launcher reads the whole machine once (``Nvml.snapshot``); the prober reads single facts again and again
-(``Nvml.ecc``, ``Nvml.remapped_rows``). A fact that a GPU, driver or container does not offer is None, never an error;
-a GPU that fell off the bus is ``GpuLost``; NVML itself missing or broken is ``NvmlUnavailable``.
+(``Nvml.ecc``, ``Nvml.remapped_rows``, ``Nvml.slowdowns``, ``XidEvents``). A fact that a GPU, driver or container does
+not offer is None, never an error; a GPU that fell off the bus is ``GpuLost``; NVML itself missing or broken is
+``NvmlUnavailable``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -40,6 +41,11 @@ _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
 }
 # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
 _GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
+
+
+# nvml.h, nvmlClocksEventReasons: the reasons that an idle GPU, a power cap or an operator's clocks do not give.
+_SLOWDOWNS = {0x8: "hardware", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
+_MOST_XIDS = 100
 
 
 class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle, not a failure of the program
@@ -201,6 +207,36 @@ class Nvml:
             correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failure=bool(failure)
         )
 
+    def slowdowns(self, index: int) -> tuple[str, ...] | None:
+        """Why the GPU runs slower than it could, of what is a fault: heat, power supply. Raises GpuLost."""
+        handle = self._handle(index)
+        mask = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons", handle)  # drivers before 535: the name below
+        mask = self._ask(index, "nvmlDeviceGetCurrentClocksThrottleReasons", handle) if mask is None else mask
+        return None if mask is None else tuple(name for bit, name in _SLOWDOWNS.items() if mask & bit)
+
+    def used(self, index: int) -> int | None:
+        """Bytes of memory in use, whoever uses it; None under MIG. Raises GpuLost."""
+        memory = self._memory(index, self._handle(index))
+        return None if memory is None else memory.used
+
+    def uuid(self, index: int) -> str:
+        """The GPU's own name, "GPU-…"; empty where it is not told. Raises GpuLost."""
+        return self._ask(index, "nvmlDeviceGetUUID", self._handle(index)) or ""
+
+    def xid_events(self, indices: Sequence[int]) -> XidEvents | None:
+        """The driver's Xid errors of these GPUs from now on; None where it tells of none, as on vGPUs."""
+        events = self._ask(None, "nvmlEventSetCreate")
+        if events is None:
+            return None
+        kind, by_uuid = self._binding.nvmlEventTypeXidCriticalError, {}
+        for index in indices:
+            try:
+                self._binding.nvmlDeviceRegisterEvents(self._handle(index), kind, events)
+                by_uuid[self.uuid(index)] = index
+            except (self._binding.NVMLError, GpuLost):
+                continue
+        return XidEvents(self._binding, events, by_uuid) if by_uuid else None
+
     def device(self, index: int) -> Device:
         """Everything of one GPU. Raises GpuLost."""
         handle = self._handle(index)
@@ -294,6 +330,25 @@ class Nvml:
         links = range(self._binding.NVML_NVLINK_MAX_LINKS)
         states = [self._ask(index, "nvmlDeviceGetNvLinkState", handle, link) for link in links]
         return tuple(bool(state) for state in states if state is not None)
+
+
+class XidEvents:
+    """Xid errors as the driver reports them (nvmlEventTypeXidCriticalError), each once."""
+
+    def __init__(self, binding: Any, events: Any, index_by_uuid: Mapping[str, int]) -> None:
+        self._binding, self._events, self._index = binding, events, index_by_uuid
+
+    def new(self) -> list[tuple[int, int]]:
+        """(GPU index, Xid) of those since the last call. Does not wait."""
+        found: list[tuple[int, int]] = []
+        while len(found) < _MOST_XIDS:
+            try:
+                event = self._binding.nvmlEventSetWait_v2(self._events, 0)
+                uuid = self._binding.nvmlDeviceGetUUID(event.device)
+            except self._binding.NVMLError:  # NVML_ERROR_TIMEOUT: no more; or the GPU is lost, which `_handle` tells
+                break
+            found.append((self._index.get(uuid, -1), event.eventData))
+        return found
 
 
 @contextmanager

@@ -1,62 +1,150 @@
-"""The health port: /livez, /readyz and /startupz, each one English sentence. Opens a socket."""
+"""The health port: /livez, /readyz, /startupz, /metrics, and / as a page for people. Opens a socket.
+
+It stays answerable whatever comes: connections beyond MAX_CONNECTIONS push out the oldest, and an answer ends its own.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+import html
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
-State = Literal["starting", "ready", "draining", "stopped"]
+from vllm_health import state
+from vllm_health.limits import Limits
+from vllm_health.metrics import Exposition, Values
+from vllm_health.state import State
+
+MAX_CONNECTIONS: Final = 256
+"""Open at once: kubelet, Prometheus and people need a handful, and each costs some 20 kB."""
+_CLOSE: Final = {"Connection": "close"}
 
 
-class Health(msgspec.Struct):
-    """What the port answers from; whoever knows better sets it."""
-
-    state: State = "starting"
-    reason: str = "vLLM is starting."
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """``ok`` is 200, else 503."""
+class View(msgspec.Struct, frozen=True):
+    """What the port answers from: the state as it is now, the limits it is judged by, our metrics' values."""
 
-    ok: bool
-    sentence: str
-
-
-def judge(route: Literal["/livez", "/readyz", "/startupz"], health: Health) -> Verdict:
-    """What a probe is told. A start or a drain never fails liveness: a restart would only lose what was achieved."""
-    ok = {
-        "/livez": health.state != "stopped",
-        "/readyz": health.state == "ready",
-        "/startupz": health.state in {"ready", "draining"},
-    }[route]
-    return Verdict(ok, health.reason)
+    state: Callable[[], State]
+    limits: Limits
+    values: Callable[[], Values]
 
 
-async def serve(health: Health, host: str, port: int) -> web.AppRunner:
-    """Listen until the runner's ``cleanup``. OSError when the port cannot be had."""
+class Server:
+    """A port that listens until ``close``."""
 
-    async def livez(_: web.Request) -> web.Response:
-        return _response(judge("/livez", health))
+    def __init__(self, runner: web.AppRunner, port: int, close: Callable[[], None]) -> None:
+        self._runner, self.port, self._close = runner, port, close
 
-    async def readyz(_: web.Request) -> web.Response:
-        return _response(judge("/readyz", health))
+    async def close(self) -> None:
+        """Stop listening, end what is open."""
+        self._close()
+        await self._runner.cleanup()
 
-    async def startupz(_: web.Request) -> web.Response:
-        return _response(judge("/startupz", health))
 
+async def serve(view: View, host: str, port: int) -> Server:
+    """Listen on ``host`` ("" is every address) and ``port`` (0: a free one). OSError when it cannot be had."""
     app = web.Application(client_max_size=1024)
-    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/startupz", startupz)])
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    app.add_routes([web.get(route, _probe(view, route)) for route in ("/livez", "/readyz", "/startupz")])
+    app.add_routes([web.get("/metrics", _metrics(view)), web.get("/", _page(view))])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=5.0)
     await runner.setup()
+    protocol = runner.server
+    assert protocol is not None  # noqa: S101 - it is there from setup() on
+
+    def connection() -> asyncio.Protocol:
+        oldest_first = protocol.connections
+        for one in oldest_first[: max(len(oldest_first) + 1 - MAX_CONNECTIONS, 0)]:
+            one.force_close()
+        return protocol()
+
+    loop = asyncio.get_running_loop()
     try:
-        await web.TCPSite(runner, host, port, reuse_address=True).start()
+        listening = await loop.create_server(connection, host or None, port, backlog=MAX_CONNECTIONS)
     except OSError:
         await runner.cleanup()
         raise
-    return runner
+    return Server(runner, listening.sockets[0].getsockname()[1], listening.close)
 
 
-def _response(verdict: Verdict) -> web.Response:
-    return web.Response(status=200 if verdict.ok else 503, text=f"{verdict.sentence}\n")
+def _probe(view: View, route: str) -> Handler:
+    async def answer(_: web.Request) -> web.Response:
+        now = view.state()
+        told = state.verdicts(now, view.limits)
+        good = {"/livez": told.live, "/readyz": told.ready, "/startupz": told.started}[route]
+        return web.Response(status=200 if good else 503, text=f"{now.reason}\n", headers=_CLOSE)
+
+    return answer
+
+
+def _metrics(view: View) -> Handler:
+    exposition = Exposition()
+
+    async def answer(_: web.Request) -> web.Response:
+        exposition.values = view.values()
+        headers = _CLOSE | {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=exposition.text(), headers=headers)
+
+    return answer
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>vLLM: {name}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 46rem; padding: 0 1rem }}
+h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-right: 2em; text-align: left }}
+</style></head><body><h1>vLLM is {name}</h1><p>{reason}</p><p>For {seconds:,.0f} s. {verdicts}</p>{tables}
+<p><a href="/livez">/livez</a> <a href="/readyz">/readyz</a> <a href="/startupz">/startupz</a>
+<a href="/metrics">/metrics</a></p></body></html>
+"""
+_COLORS: Final = {"ready": "#2a2", "saturated": "#2a2", "starting": "#28c", "draining": "#28c", "asleep": "#888"}
+
+
+def _page(view: View) -> Handler:
+    async def answer(_: web.Request) -> web.Response:
+        now = view.state()
+        told = state.verdicts(now, view.limits)
+        said = {"live": told.live, "ready": told.ready, "started": told.started}
+        page = _PAGE.format(
+            name=html.escape(now.name.replace("_", " ")),
+            color=_COLORS.get(now.name, "#c22"),
+            reason=html.escape(now.reason),
+            seconds=time.monotonic() - now.since,
+            verdicts=" ".join(f"{'' if good else 'Not '}{name}.".capitalize() for name, good in said.items()),
+            tables=_phases(now) + _engines(now),
+        )
+        return web.Response(text=page, content_type="text/html", headers=_CLOSE)
+
+    return answer
+
+
+def _engines(now: State) -> str:
+    rows = [
+        (
+            name,
+            f"{one.engine.running:.0f}",
+            f"{one.engine.waiting:.0f}",
+            f"{one.engine.kv_usage:.0%}",
+            f"{one.quiet_s:.0f} s",
+        )
+        for name, one in now.engines.items()
+        if name != state.API_SERVER
+    ]
+    return _table(("engine", "running", "waiting", "KV cache", "last step"), rows)
+
+
+def _phases(now: State) -> str:
+    rows = [(phase, f"{seconds:.0f} s") for phase, seconds in now.phases.items()]
+    return _table(("start", f"{now.start_s:.0f} s"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    cells = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"

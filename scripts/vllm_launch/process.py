@@ -127,6 +127,15 @@ def reap() -> dict[int, int]:
         ended[pid] = os.waitstatus_to_exitcode(status)
 
 
+def has_children() -> bool:
+    """Whether a child is left to be collected, which it can be once its last thread has ended, after it turned "Z"."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def end_all(pid: int, grace: float) -> list[Process]:
     """End every descendant of ``pid``: SIGTERM, at most ``grace`` seconds, then SIGKILL. Returns what would not end.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
+from vllm_health.state import MEBIBYTE, Movement
 
 PHASES: Final = (
     "starting",
@@ -37,7 +37,6 @@ _SIGNS: Final = (
     ("warming up", "init engine (profile, create kv cache, warmup model) took"),  # v1/engine/core.py
 )
 
-_MEBIBYTE: Final = 1 << 20
 _IDLE_CHATTER: Final = re.compile(r"Waiting for .* core engine|No available shared memory broadcast block")
 """What vLLM prints while it waits: a sign that nothing moves, not that something does."""
 
@@ -50,52 +49,30 @@ def phase_after(phase: str, line: str) -> str:
     return phase
 
 
-class Sample(msgspec.Struct, frozen=True):
-    """vLLM's processes at one moment: ``at`` in seconds; ``read``, ``written``, ``resident`` in bytes, summed."""
-
-    at: float
-    lines: int = 0
-    processes: int = 0
-    read: int = 0
-    written: int = 0
-    resident: int = 0
-
-
 def tells_progress(line: str) -> bool:
     """Whether a log line is news, rather than vLLM saying that it waits."""
     return not _IDLE_CHATTER.search(line)
 
 
-def last_movement(mark: Sample, sample: Sample) -> Sample:
-    """``sample`` if something has moved since ``mark``, else ``mark``.
-
-    CPU time does not count: a deadlocked NCCL or message queue spins. A compiler at work shows in the number of
-    processes, their memory and their files, each of which counts from 1 MiB on.
-    """
-    moved = (
-        sample.lines != mark.lines
-        or sample.processes != mark.processes
-        or abs(sample.read - mark.read) >= _MEBIBYTE
-        or abs(sample.written - mark.written) >= _MEBIBYTE
-        or abs(sample.resident - mark.resident) >= _MEBIBYTE
-    )
-    return sample if moved else mark
-
-
-def stall(mark: Sample, now: float, limit_s: float, phase: str) -> str | None:
-    """Why a start whose last movement was ``mark`` is given up at ``now``; None while there is hope. 0 s: never."""
-    still = now - mark.at
-    if limit_s <= 0 or still < limit_s:
-        return None
-    return (
-        f"the start stands still: in phase '{phase}' for {still:.0f} s no log line, no bytes read or written, "
-        "no change of memory"
-    )
-
-
-def downloading(phase: str, before: Sample, sample: Sample) -> bool:
+def downloading(phase: str, before: Movement, now: Movement) -> bool:
     """Whether a download is under way: vLLM logs only its end (weight_utils.py), but much is written."""
-    return phase in {"starting", "downloading"} and sample.written - before.written >= 16 * _MEBIBYTE
+    return phase in {"starting", "downloading"} and now.written - before.written >= 16 * MEBIBYTE
+
+
+def loaded(since: Movement, now: Movement) -> int:
+    """Bytes of weights that have come in since the loading began: read from disk, or seen in memory."""
+    return max(now.read - since.read, now.resident - since.resident, now.gpu - since.gpu, 0)
+
+
+def remaining(usual: Mapping[str, float], taken: Mapping[str, float], phase: str) -> float | None:
+    """Seconds that a start in ``phase`` will still take, if it takes as long as the last one did.
+
+    ``usual`` and ``taken`` are seconds by phase, of that one and of this; None where there was none.
+    """
+    if not usual:
+        return None
+    ahead = sum(seconds for later, seconds in usual.items() if PHASES.index(later) > PHASES.index(phase))
+    return ahead + max(usual.get(phase, 0.0) - taken.get(phase, 0.0), 0.0)
 
 
 def size(count: float) -> str:
@@ -107,13 +84,16 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def sentence(phase: str, elapsed_s: float, read: int, weights_bytes: int | None, *, gpu: bool) -> str:
+def sentence(
+    phase: str, elapsed_s: float, read: int, weights_bytes: int | None, usual: Mapping[str, float], *, gpu: bool
+) -> str:
     """One compact line: phase, bytes of weights, time so far, what is normal."""
     weights = ""
     if phase in {"downloading", "loading weights"} and weights_bytes:
         weights = f", {size(min(read, weights_bytes))} of {size(weights_bytes)} of weights"
     normal = "40-180 s, and minutes for large weights" if gpu else "45-130 s"
-    return f"{phase}{weights}, {elapsed_s:.0f} s so far (normal: {normal})"
+    normal = f"last time: {sum(usual.values()):.0f} s" if usual else f"normal: {normal}"
+    return f"{phase}{weights}, {elapsed_s:.0f} s so far ({normal})"
 
 
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Interrupt|Killed)): (.+)$")

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vllm_launch import command, p2p, report, supervisor
+from vllm_health.limits import Limits
+from vllm_launch import command, p2p, report, start_history, supervisor
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware
 from vllm_launch.plan import Plan
@@ -167,7 +168,8 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     )
     make_caches(settings, environ, base)
     check_sockets(settings, base)
-    options, p2p_env, said = settle_p2p(settings, plan, hardware, Path(base["HOME"], ".cache", "vllm-launch"))
+    cache = Path(base["HOME"], ".cache", "vllm-launch")
+    options, p2p_env, said = settle_p2p(settings, plan, hardware, cache)
     env = base | p2p_env
     argv = command.engine_command(
         plan.decided | options, settings, python=sys.executable, vllm_distribution=distribution
@@ -178,6 +180,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     sys.stderr.flush()
     drain = settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
+    gpus = report.used(plan, hardware)
     watched = supervisor.Options(
         api_host=str(settings.engine.get("host") or ""),
         api_port=settings.port,
@@ -188,11 +191,17 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         drain_delay=drain.delay,
         shutdown_timeout=settings.shutdown_timeout,
         exit_margin=drain.margin,
-        start_stall_seconds=settings.launch.start_stall_seconds,
+        limits=Limits(
+            stall_s=settings.launch.stall_seconds,
+            start_stall_s=settings.launch.start_stall_seconds,
+            gpu_fault_kills=settings.launch.gpu_fault_kills,
+        ),
+        starts=cache / "starts.json",
+        start_key=start_history.key(argv, [gpu.name for gpu in gpus]),
+        gpu_uuids=tuple(gpu.uuid for gpu in gpus),
         termination_log=Path(settings.launch.termination_log),
         planned_kv_tokens=plan.kv_cache.tokens or None,
         weights_bytes=plan.memory.weights * max(plan.gpus * plan.data_parallel_size, 1),
-        gpu=plan.gpus > 0,
         greet=settings.launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),
         api_key=keys[0] if keys else None,

@@ -79,6 +79,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Routes that are served, with all that lies below them; in text separated by commas. None given: every route."""
     start_stall_seconds: Seconds = 600
     """Seconds without any progress after which a start is ended. 0: never."""
+    stall_seconds: Seconds = 300
+    """Seconds from the last step of an engine that hangs until it is ended; 4/5 of it until not ready. 0: never."""
+    gpu_fault_kills: bool = False
+    """End vLLM at a fatal GPU fault (Xid, lost GPU) rather than only take it out of rotation."""
     p2p_check: Literal["auto", "off", "disable"] = "auto"
     """auto: try copies between the GPUs of a replica and believe those; off: believe NVML; disable: use no P2P."""
     greet: bool = False

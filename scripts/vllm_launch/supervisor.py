@@ -20,11 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
-from vllm_health import scrape, server, smoke
-from vllm_launch import process, progress
+from vllm_health import gpu_faults, server, smoke
+from vllm_health.limits import Limits
+from vllm_health.prober import Prober, Surroundings
+from vllm_health.scrape import Target
+from vllm_health.state import Movement, State
+from vllm_launch import process, progress, start_history
 from vllm_launch.errors import UsageError
 from vllm_launch.log import Log
 
@@ -35,6 +38,8 @@ LOST_SECONDS = 3.0
 """How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
 SPEAK_SECONDS = 10.0
 END_GRACE_SECONDS = 2.0
+REAP_SECONDS = 5.0
+"""For the threads of a process that was killed, and with them what it holds of a GPU."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
 _VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
 
@@ -51,12 +56,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     drain_delay: float
     shutdown_timeout: float
     exit_margin: float
-    start_stall_seconds: float = 600.0
+    limits: Limits = Limits()
+    starts: Path | None = None  # where it is kept how long starts take, and this one's name there
+    start_key: str = ""
+    gpu_uuids: tuple[str, ...] = ()
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
     kv_tolerance: float = 0.05
     weights_bytes: int | None = None
-    gpu: bool = False
     greet: bool = False
     served_model_name: str = ""
     api_key: str | None = None
@@ -77,15 +84,17 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
         UsageError: a port that is taken, a program that cannot be executed.
     """
     _check_port(options.api_host, options.api_port, "--port")
-    health = server.Health()
+    run = _Run(options)
+    view = server.View(lambda: run.prober.state, options.limits, run.prober.values)
     try:
-        runner = await server.serve(health, options.health_host, options.health_port)
+        listening = await server.serve(view, options.health_host, options.health_port)
     except OSError as error:
         raise _port_error("--launch-health-port", options.health_port, error) from None
     try:
-        return await _Run(argv, env, options, health).until_the_end()
+        run.start(argv, env)
+        return await run.until_the_end()
     finally:
-        await runner.cleanup()
+        await listening.close()
 
 
 def _port_error(where: str, port: int, error: OSError) -> UsageError:
@@ -108,17 +117,37 @@ def _check_port(host: str, port: int, where: str) -> None:
 class _Run:
     """One life of vLLM."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], options: Options, health: server.Health) -> None:
-        self.options, self.health = options, health
+    child: subprocess.Popen[bytes]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.prober = Prober(
+            Target(url=options.api_url, api_key=options.api_key, model=options.served_model_name or None),
+            options.limits,
+            self._surroundings,
+            on_change=self._changed,
+            on_note=lambda note: self.say(f"warning: {note}"),
+            planned_kv_tokens=options.planned_kv_tokens,
+        )
         self.log = Log()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self.ready = asyncio.Event()
         self.started_at = time.monotonic()
         self.phase = "starting"
-        self._lines = 0
         self.asked_to_end = False
         self.vital: dict[int, str] = {}
+        self._lines = 0
+        self._draining: str | None = None
+        self._ended: str | None = None
+        self._moved = self._loading_from = Movement()
+        self._usual = start_history.usual(options.starts, options.start_key) if options.starts else {}
+        self._gpus = gpu_faults.Watch(options.gpu_uuids) if options.gpu_uuids else None
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start vLLM. Raises UsageError: it cannot be executed."""
         process.become_subreaper()
+        self.started_at = time.monotonic()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self.signals.put_nowait, number)
@@ -146,10 +175,14 @@ class _Run:
 
     async def until_the_end(self) -> int:
         """All duties at once; the first that ends the run decides how."""
-        duties = {asyncio.create_task(duty) for duty in (self._watch(), self._serve(), self._obey(), self._outlive())}
+        duties = {
+            asyncio.create_task(duty)
+            for duty in (self._watch(), self.prober.run(), self._serve(), self._obey(), self._outlive())
+        }
         try:
             done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
             ending = next(error for task in done if (error := task.exception()) is not None)
+            self._ended = str(ending) if isinstance(ending, Ending) and ending.why else None
         finally:
             for duty in duties:
                 duty.cancel()
@@ -170,12 +203,19 @@ class _Run:
             self.exited.set_result(status)
 
     async def _end_everything(self) -> None:
-        self.health.state, self.health.reason = "stopped", "vLLM has ended."
+        self._ended = self._ended or "vLLM has ended."
+        self.prober.judge()
         left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
-        self._reap()
+        os.close(self._will)
         for one in left:
             self.say(f"process {one.pid} ({one.title}) does not end: it hangs in the kernel")
-        os.close(self._will)
+        deadline = time.monotonic() + (0 if left else REAP_SECONDS)
+        while process.has_children() and time.monotonic() < deadline:
+            self._reap()
+            await asyncio.sleep(0.02)
+        self._reap()
+        if self._gpus:
+            self._gpus.close()
         await asyncio.to_thread(self.log.close_streams, 5.0)
 
     def _tell_kubernetes(self, why: str) -> None:
@@ -209,14 +249,11 @@ class _Run:
     async def _watch(self) -> None:
         """Every half a second: are all parts there, and does a start still move?"""
         lost_at: float | None = None
-        mark = before = progress.Sample(at=self.started_at)
-        loading_from: progress.Sample | None = None
-        spoken = self.started_at
-        scanned, found = self.started_at, list[process.Process]()
+        scanned, spoken, found = 0.0, self.started_at, list[process.Process]()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            now = time.monotonic()
-            if self.phase != "ready" or now - scanned >= SCAN_SECONDS:
+            now, starting = time.monotonic(), not self.ready.is_set()
+            if starting or now - scanned >= SCAN_SECONDS:
                 found = await asyncio.to_thread(process.descendants, os.getpid())
                 scanned = now
             alive = [one for one in found if one.state != "Z"]
@@ -227,51 +264,79 @@ class _Run:
                     why = progress.root_cause(list(self.log.last))
                     why = why or "its log gives no cause; perhaps it was killed for want of memory"
                     raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
-            old_phase = self.phase
-            self._read_log()
-            if old_phase == "ready":
+            if not starting:
+                self.log.fresh.clear()
                 continue
-            sample = _sample(now, alive, self._lines)
-            if progress.downloading(self.phase, before, sample):
-                self.phase = "downloading"
-            if self.phase == "loading weights":
-                loading_from = loading_from or before
-            mark, before = progress.last_movement(mark, sample), sample
-            if why_stalled := progress.stall(mark, now, self.options.start_stall_seconds, self.phase):
-                raise Ending(1, f"{why_stalled}; all was ended")
-            if (self.phase != old_phase or now - spoken >= SPEAK_SECONDS) and self.phase != "ready":
+            before = self.phase
+            self._follow_start(alive)
+            if self.phase != before or now - spoken >= SPEAK_SECONDS:
                 spoken = now
-                self._speak(sample, loading_from or sample, now)
+                self.say(self._progress())
 
-    def _speak(self, sample: progress.Sample, since: progress.Sample, now: float) -> None:
-        moved = max(sample.read - since.read, sample.resident - since.resident, 0)
-        weights = self.options.weights_bytes
-        line = progress.sentence(self.phase, now - self.started_at, moved, weights, gpu=self.options.gpu)
-        self.health.reason = f"vLLM is starting: {line}."
-        self.say(line)
-
-    def _read_log(self) -> None:
+    def _follow_start(self, alive: Sequence[process.Process]) -> None:
         while self.log.fresh:
             line = self.log.fresh.popleft()
             self._lines += progress.tells_progress(line)
             self.phase = progress.phase_after(self.phase, line)
+        now = Movement(
+            lines=self._lines,
+            processes=len(alive),
+            read=sum(one.read for one in alive),
+            written=sum(one.written for one in alive),
+            resident=sum(one.resident for one in alive),
+            gpu=self._gpus.report.used if self._gpus and self._gpus.report else 0,
+        )
+        if progress.downloading(self.phase, self._moved, now):
+            self.phase = "downloading"
+        if progress.PHASES.index(self.phase) < progress.PHASES.index("loading weights"):
+            self._loading_from = now
+        self._moved = now
+
+    def _progress(self) -> str:
+        """How far the start has come, in one line."""
+        loaded = progress.loaded(self._loading_from, self._moved)
+        elapsed, gpu = time.monotonic() - self.started_at, bool(self.options.gpu_uuids)
+        return progress.sentence(self.phase, elapsed, loaded, self.options.weights_bytes, self._usual, gpu=gpu)
+
+    def _surroundings(self) -> Surroundings:
+        """What the prober cannot see by itself."""
+        weights = self.options.weights_bytes
+        return Surroundings(
+            movement=self._moved,
+            phase=self.phase,
+            progress=self._progress(),
+            weights_bytes=weights,
+            loaded_bytes=min(progress.loaded(self._loading_from, self._moved), weights) if weights else None,
+            remaining_s=progress.remaining(self._usual, self.prober.state.phases, self.phase),
+            draining=self._draining,
+            ended=self._ended,
+            gpus=self._gpus.report if self._gpus else None,
+        )
+
+    def _changed(self, before: State, now: State) -> None:
+        """The prober has come to another verdict."""
+        if not before.started and now.started:
+            self.phase = "ready"
+            self.say(f"ready after {now.start_s:.0f} s")
+            if self.options.starts:
+                start_history.remember(self.options.starts, self.options.start_key, now.phases)
+            self.ready.set()
+            return
+        if self._ended is not None:
+            return
+        if now.name == "dead":
+            raise Ending(1, f"{now.reason} All was ended.")
+        if {before.name, now.name} != {"ready", "saturated"} and now.name not in {"starting", "draining"}:
+            self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
 
     async def _serve(self) -> None:
-        """From the first 200 of /health on: say so, compare the KV cache with the plan, greet."""
-        url = self.options.api_url
-        async with aiohttp.ClientSession() as session:
-            while (await scrape.get(session, f"{url}/health", 5.0)).status != 200:  # noqa: ASYNC110, PLR2004 - HTTP has no event to await
-                await asyncio.sleep(WATCH_SECONDS)
-            self.phase = "ready"
-            seconds = time.monotonic() - self.started_at
-            self.health.state, self.health.reason = "ready", f"vLLM serves since it was ready after {seconds:.0f} s."
-            self.say(f"ready after {seconds:.0f} s")
-            answer = await scrape.get(session, f"{url}/metrics", 10.0)
-        for engine, tokens in scrape.kv_cache_tokens(answer.body).items():
+        """Once it is ready: compare the KV cache with the plan, greet."""
+        await self.ready.wait()
+        for engine, tokens in self.prober.exposition.kv_cache_tokens.items():
             text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
             self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
         if self.options.greet:
-            await self._greet(url)
+            await self._greet(self.options.api_url)
 
     async def _greet(self, url: str) -> None:
         options = self.options
@@ -302,7 +367,7 @@ class _Run:
     async def _obey(self) -> None:
         """Signals, and the drain that the first one begins."""
         number = await self.signals.get()
-        if self.health.state == "starting" or number == signal.SIGQUIT:
+        if not self.ready.is_set() or number == signal.SIGQUIT:
             raise Ending(128 + number, None)
         drain = asyncio.create_task(self._drain(number))
         again = asyncio.create_task(self.signals.get())
@@ -318,8 +383,8 @@ class _Run:
     async def _drain(self, number: signal.Signals) -> None:
         options = self.options
         limit = options.shutdown_timeout + options.exit_margin
-        self.health.state = "draining"
-        self.health.reason = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
+        self._draining = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
+        self.prober.judge()
         self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
         await asyncio.sleep(options.drain_delay)
         with contextlib.suppress(OSError):  # a full disk must not keep us from draining
@@ -352,14 +417,3 @@ class _Run:
                 return None
             await asyncio.wait([self.exited], timeout=WATCH_SECONDS)
         return self.exited.result()
-
-
-def _sample(now: float, alive: Sequence[process.Process], lines: int) -> progress.Sample:
-    return progress.Sample(
-        at=now,
-        lines=lines,
-        processes=len(alive),
-        read=sum(one.read for one in alive),
-        written=sum(one.written for one in alive),
-        resident=sum(one.resident for one in alive),
-    )

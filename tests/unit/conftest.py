@@ -3,4 +3,16 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parent))
+
+from simulated_nvml import FakePynvml
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """NVML of a machine of four H200s, simulated; break what you like of it."""
+    binding = FakePynvml()
+    monkeypatch.setitem(sys.modules, "pynvml", binding)
+    return binding

@@ -34,6 +34,7 @@ ROOMS = (
     {"settings"},
     {"command", "report"},
     {"process", "progress", "log"},
+    {"start_history"},
     {"supervisor"},
     {"serving"},
     {"__main__"},
@@ -41,9 +42,9 @@ ROOMS = (
 """From what knows nothing to what knows all: a file may import those of its own room and of the rooms before it."""
 
 LIBRARIES = {
-    "aiohttp": {"vllm_launch.supervisor", "vllm_health.scrape", "vllm_health.server"},
+    "aiohttp": {"vllm_health.prober", "vllm_health.scrape", "vllm_health.server"},
     "openai": {"vllm_health.smoke"},
-    "prometheus_client": {"vllm_health.scrape"},
+    "prometheus_client": {"vllm_health.metrics", "vllm_health.scrape"},
     "pynvml": {"vllm_health.nvml"},
     "huggingface_hub": {"vllm_launch.hub"},
     "yaml": {"vllm_launch.config_file", "vllm_launch.report"},

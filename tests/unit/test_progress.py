@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_health.state import MEBIBYTE, Movement
 from vllm_launch import progress
-from vllm_launch.progress import PHASES, Sample
+from vllm_launch.progress import PHASES
 
 (LOG,) = (Path(__file__).parents[1] / "data/logs").glob("vllm-*-cpu-start.log")
-MIB = 1 << 20
 
 
 def phases(lines):
@@ -48,43 +48,6 @@ def test_a_phase_never_goes_back(phase, line):
     assert progress.phase_after("ready", "Starting to load model") == "ready"
 
 
-STILL = Sample(at=10, lines=5, processes=3, read=MIB, written=MIB, resident=MIB)
-
-
-@pytest.mark.parametrize(
-    ("change", "moves"),
-    [
-        ({}, False),
-        ({"lines": 6}, True),
-        ({"processes": 4}, True),
-        ({"read": 2 * MIB}, True),
-        ({"written": 2 * MIB}, True),
-        ({"resident": 0}, True),
-        ({"read": 2 * MIB - 1, "written": 2 * MIB - 1, "resident": 2 * MIB - 1}, False),
-    ],
-)
-def test_lines_processes_and_a_mebibyte_are_movement_and_less_is_not(change, moves):
-    sample = Sample(**{"at": 20, "lines": 5, "processes": 3, "read": MIB, "written": MIB, "resident": MIB, **change})
-    assert progress.last_movement(STILL, sample) is (sample if moves else STILL)
-
-
-def test_small_movements_add_up():
-    mark = STILL
-    for half in range(1, 5):
-        sample = Sample(at=10 + half, lines=5, processes=3, read=MIB + half * MIB // 2, written=MIB, resident=MIB)
-        mark = progress.last_movement(mark, sample)
-    assert mark.at == 14
-
-
-def test_a_start_is_given_up_when_its_limit_is_reached_and_not_before():
-    assert progress.stall(STILL, 69.9, 60, "compiling") is None
-    why = progress.stall(STILL, 70, 60, "compiling")
-    assert why is not None
-    assert "'compiling'" in why
-    assert "60 s" in why
-    assert progress.stall(STILL, 1e9, 0, "compiling") is None
-
-
 def test_vllm_saying_that_it_waits_is_no_progress():
     assert not progress.tells_progress("INFO Waiting for 1 local, 0 remote core engine proc(s) to start.")
     assert not progress.tells_progress("No available shared memory broadcast block found in 60 seconds.")
@@ -92,21 +55,54 @@ def test_vllm_saying_that_it_waits_is_no_progress():
 
 
 def test_much_written_before_weights_load_is_a_download():
-    more = Sample(at=11, written=17 * MIB)
-    assert progress.downloading("starting", STILL, more)
-    assert not progress.downloading("compiling", STILL, more)
-    assert not progress.downloading("starting", STILL, Sample(at=11, written=17 * MIB - 1))
+    before, more = Movement(written=MEBIBYTE), Movement(written=17 * MEBIBYTE)
+    assert progress.downloading("starting", before, more)
+    assert not progress.downloading("compiling", before, more)
+    assert not progress.downloading("starting", before, Movement(written=17 * MEBIBYTE - 1))
 
 
-def test_the_sentence_tells_weights_only_while_they_load():
-    text = progress.sentence("loading weights", 12.4, 3 << 30, 2 << 30, gpu=True)
-    assert text.startswith("loading weights, 2.0 GiB of 2.0 GiB of weights, 12 s so far (normal: 40-180 s")
-    assert progress.sentence("compiling", 12, 5, 10, gpu=False) == "compiling, 12 s so far (normal: 45-130 s)"
-    assert "of weights" not in progress.sentence("loading weights", 12, 5, None, gpu=False)
+def test_weights_come_in_from_disk_or_show_in_memory():
+    before = Movement(read=100, resident=100, gpu=100)
+    assert progress.loaded(before, Movement(read=150, resident=120, gpu=110)) == 50
+    assert progress.loaded(before, Movement(read=100, resident=100, gpu=190)) == 90
+    assert progress.loaded(before, Movement(read=90, resident=90, gpu=90)) == 0
+
+
+USUAL = {"starting": 10.0, "loading weights": 30.0, "compiling": 20.0, "warming up": 5.0}
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * MIB, "5 MiB"), (1 << 40, "1024.0 GiB")]
+    ("phase", "taken", "left"),
+    [
+        ("starting", {}, 65),
+        ("starting", {"starting": 4}, 61),
+        ("loading weights", {"starting": 99, "loading weights": 10}, 45),
+        ("compiling", {"compiling": 50}, 5),
+        ("profiling", {"profiling": 3}, 5),
+        ("ready", {}, 0),
+    ],
+)
+def test_what_a_start_will_still_take_is_what_the_last_one_took(phase, taken, left):
+    assert progress.remaining(USUAL, taken, phase) == left
+
+
+def test_without_an_earlier_start_nobody_knows():
+    assert progress.remaining({}, {}, "compiling") is None
+
+
+def test_the_sentence_tells_weights_only_while_they_load():
+    text = progress.sentence("loading weights", 12.4, 3 << 30, 2 << 30, {}, gpu=True)
+    assert text.startswith("loading weights, 2.0 GiB of 2.0 GiB of weights, 12 s so far (normal: 40-180 s")
+    assert progress.sentence("compiling", 12, 5, 10, {}, gpu=False) == "compiling, 12 s so far (normal: 45-130 s)"
+    assert "of weights" not in progress.sentence("loading weights", 12, 5, None, {}, gpu=False)
+
+
+def test_the_sentence_tells_what_the_last_start_took():
+    assert progress.sentence("compiling", 12, 5, 10, USUAL, gpu=True) == "compiling, 12 s so far (last time: 65 s)"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * MEBIBYTE, "5 MiB"), (1 << 40, "1024.0 GiB")]
 )
 def test_sizes_are_in_binary_units(count, text):
     assert progress.size(count) == text

@@ -29,7 +29,8 @@ def refused(words="m", environ=None, yaml=None):
 def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environment_over_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
-        "greet": ("true", "false", "true"), "allowed_routes": ("/a", "/b,/c", "/d"),
+        "greet": ("true", "false", "true"), "gpu_fault_kills": ("true", "false", "true"),
+        "allowed_routes": ("/a", "/b,/c", "/d"),
     }.get(field, ("11", "12", "13"))  # fmt: skip
     yaml = f"model: m\nlaunch:\n  {field}: '{first}'"
     variable, flag = f"LAUNCH_{field.upper()}", f"--launch-{field.replace('_', '-')}"

@@ -141,7 +141,7 @@ def test_a_signal_during_the_start_ends_it_at_once(tmp_path, number):
 
 
 def test_a_start_in_which_nothing_moves_is_ended_with_the_reason(tmp_path):
-    code, _, err = Run(tmp_path, shell("while :; do :; done"), start_stall_seconds=2).end()
+    code, _, err = Run(tmp_path, shell("while :; do :; done"), limits={"start_stall_s": 2}).end()
     assert code == 1
     assert "stands still" in err
 

@@ -1,0 +1,62 @@
+"""The prober's times, all of them derived from three numbers. Their one owner; the launcher and the sidecar fill it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+STALLED_STRIKES: Final = 2
+DEAD_STRIKES: Final = 3
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long what may last, in seconds.
+
+    From the last step of a stuck engine it takes at most ``dead_after_s`` to the verdict dead, and at most
+    ``unready_after_s`` until it is taken out of rotation, as long as the prober itself gets to run.
+    """
+
+    stall_s: float = 300.0
+    """A hung engine is dead after this, and some samples more. vLLM's own limit, where it has one, is 300 s a step
+    (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS); JIT compilation on live traffic has stalled engines for 30-70 s
+    (ai-dynamo/dynamo#14735). 0: never."""
+    start_stall_s: float = 600.0
+    """A start in which nothing moves is given up after this. 0: never."""
+    gpu_fault_kills: bool = False
+    """Whether a fatal GPU fault fails liveness too: a restart brings no GPU back, but it may move a pod elsewhere."""
+
+    @property
+    def interval_s(self) -> float:
+        """Between two samples."""
+        return min(max(self.stall_s / 30, 0.2), 5.0) if self.stall_s else 5.0
+
+    @property
+    def busy_quiet_s(self) -> float:
+        """Without a step while requests run; then a canary is sent. Far above any JIT compilation, by default 120 s."""
+        return self.stall_s * 0.4
+
+    @property
+    def idle_quiet_s(self) -> float:
+        """Without a step while none runs; then a canary is sent: nothing else would show that an idle engine hangs."""
+        return self.stall_s * 0.2
+
+    @property
+    def canary_s(self) -> float:
+        """That a canary may take; each one that takes longer, while nothing else moves either, is a strike."""
+        return self.stall_s * 0.2
+
+    @property
+    def longest_gap_s(self) -> float:
+        """What a pause between samples counts for at most: a prober that was stopped has seen nothing meanwhile."""
+        return 2 * self.interval_s
+
+    @property
+    def unready_after_s(self) -> float:
+        """Bound from the last step of a stuck engine to not ready; each turn of it is noticed up to a sample late."""
+        return self.busy_quiet_s + STALLED_STRIKES * self.canary_s + (STALLED_STRIKES + 2) * self.interval_s
+
+    @property
+    def dead_after_s(self) -> float:
+        """Bound from the last step of a stuck engine to dead."""
+        return self.busy_quiet_s + DEAD_STRIKES * self.canary_s + (DEAD_STRIKES + 2) * self.interval_s

@@ -1,0 +1,142 @@
+"""GPU faults against NVML simulated at the functions of its Python binding: no machine here has a broken GPU."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pynvml
+import pytest
+from simulated_nvml import LOST, NOT_SUPPORTED
+
+from vllm_health import gpu_faults, metrics, nvml
+
+
+@pytest.fixture
+def opened(fake):
+    del fake
+    with nvml.open_nvml() as found:
+        yield found
+
+
+def test_a_machine_that_is_well_has_no_faults_simulated(opened):
+    report = gpu_faults.Reader(opened).read()
+    assert report == gpu_faults.Report(ecc=dict.fromkeys("0123", 0), slowdowns=dict.fromkeys("0123", ()), used=0)
+    assert report.fatal == ()
+
+
+@pytest.mark.parametrize(
+    ("xid", "fatal"), [(79, True), (48, True), (119, True), (31, False), (94, False), (999, False)]
+)
+def test_an_xid_is_told_of_ever_after_and_is_fatal_or_not_simulated(opened, fake, xid, fatal):
+    reader = gpu_faults.Reader(opened)
+    assert reader.read().faults == ()
+    fake.xids += [(2, xid), (2, xid)]
+    for _ in range(2):
+        report = reader.read()
+        assert [(one.gpu, one.kind, one.fatal) for one in report.faults] == [("2", f"xid {xid}", fatal)]
+        assert report.xids == {("2", str(xid)): 2}
+        assert bool(report.fatal) == fatal
+    assert f"GPU 2: Xid {xid}, " in report.faults[0].sentence
+
+
+def test_a_gpu_that_fell_off_the_bus_is_fatal_and_the_others_are_still_read_simulated(opened, fake):
+    reader = gpu_faults.Reader(opened)
+    fake.broken["handle", 1] = LOST
+    report = reader.read()
+    assert report.fatal == ("GPU 1: GPU is lost: it fell off the bus",)
+    assert set(report.ecc) == {"0", "2", "3"}
+
+
+def test_only_the_gpus_that_vllm_uses_count_simulated(opened, fake):
+    ours = [fake.machine["gpus"][index]["uuid"] for index in (0, 1)]
+    reader = gpu_faults.Reader(opened, ours)
+    fake.xids += [(3, 79)]
+    fake.broken["handle", 3] = LOST
+    assert reader.read().faults == ()
+    fake.broken["handle", 1] = LOST
+    assert [one.gpu for one in reader.read().faults] == ["1", "3"]  # which of the two is ours, NVML no longer says
+
+
+def test_mig_slices_have_the_faults_of_their_gpus_simulated(opened, fake):
+    reader = gpu_faults.Reader(opened, ["MIG-11111111-2222-3333-4444-555555555555"])
+    fake.xids += [(3, 79)]
+    assert [one.gpu for one in reader.read().faults] == ["3"]
+
+
+def test_rows_of_memory_that_wait_or_cannot_be_replaced_are_told_and_not_fatal_simulated(opened, fake):
+    fake.rows = {0: (0, 1, 1, 0), 1: (0, 1, 0, 1)}
+    report = gpu_faults.Reader(opened).read()
+    assert [(one.gpu, one.kind) for one in report.faults] == [("0", "row remap pending"), ("1", "row remap failure")]
+    assert report.fatal == ()
+
+
+def test_ecc_errors_memory_and_slow_clocks_are_shown_simulated(opened, fake):
+    fake.ecc[1, pynvml.NVML_VOLATILE_ECC] = 7
+    fake.slow = {0: 0x1 | 0x4, 2: 0x40 | 0x8}
+    fake.machine["gpus"][3]["mem_v2"]["used"] = 5 << 30
+    report = gpu_faults.Reader(opened).read()
+    assert report.ecc["1"] == 7
+    assert report.slowdowns == {"0": (), "1": (), "2": ("hardware", "heat (hardware)"), "3": ()}
+    assert report.used == 5 << 30
+    values = report.values()
+    assert values["gpu_throttled"] == {("2", "hardware"): 1, ("2", "heat (hardware)"): 1}
+    assert values["gpu_ecc_uncorrected_errors"]["1",] == 7
+    assert values["nvml_up"] == {(): 1}
+
+
+@pytest.mark.parametrize("function", ["event set", "register"])
+def test_a_driver_that_tells_of_no_xids_is_read_all_the_same_simulated(opened, fake, function):
+    for index in (None, 0, 1, 2, 3):
+        fake.broken[function, index] = NOT_SUPPORTED
+    fake.xids += [(0, 79)]
+    assert gpu_faults.Reader(opened).read().faults == ()
+
+
+def test_what_a_gpu_does_not_offer_is_left_out_simulated(opened, fake):
+    for what in ("ecc", "rows", "clocks", "memory", "memory_v2"):
+        fake.broken[what, 0] = NOT_SUPPORTED
+    report = gpu_faults.Reader(opened).read()
+    assert set(report.ecc) == set(report.slowdowns) == {"1", "2", "3"}
+
+
+def test_every_value_is_described():
+    fault = gpu_faults.Fault("0", "xid 79", "GPU 0.", fatal=True)
+    report = gpu_faults.Report(faults=(fault,), ecc={"0": 1}, slowdowns={"0": ("power brake",)}, xids={("0", "79"): 1})
+    exposition = metrics.Exposition()
+    exposition.values = report.values()
+    text = exposition.text().decode()
+    assert 'vllm_health_gpu_faults{fatal="true",gpu="0",kind="xid 79"} 1.0' in text
+    assert 'vllm_health_gpu_xid_errors_total{gpu="0",xid="79"} 1.0' in text
+
+
+def wait_for(watch, good):
+    deadline = time.monotonic() + 30
+    while not (watch.report and good(watch.report)):
+        assert time.monotonic() < deadline, watch.report
+        time.sleep(0.01)
+    return watch.report
+
+
+def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
+    watch = gpu_faults.Watch(seconds=0.01)
+    try:
+        assert wait_for(watch, lambda report: report.ecc).down is None
+        fake.xids += [(0, 79)]
+        assert wait_for(watch, lambda report: report.fatal)
+        fake.broken["count", None] = 999
+        assert "Unknown Error" in wait_for(watch, lambda report: report.down).down
+        assert watch.report.fatal == ()
+        del fake.broken["count", None]
+        wait_for(watch, lambda report: report.ecc)
+    finally:
+        watch.close()
+
+
+def test_a_driver_that_hangs_hangs_nobody_else_simulated(fake, monkeypatch):
+    hangs = threading.Event()
+    monkeypatch.setattr(fake, "nvmlInit", lambda: hangs.wait(30), raising=False)
+    watch = gpu_faults.Watch(seconds=0.01)
+    assert watch.report is None
+    watch.close()
+    hangs.set()

@@ -1,0 +1,228 @@
+"""The prober over a stand-in for vLLM's API; the real engine is in tests/engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from aiohttp import web
+
+from vllm_health import gpu_faults
+from vllm_health.limits import Limits
+from vllm_health.prober import Prober, Surroundings
+from vllm_health.scrape import Target
+from vllm_health.state import Movement
+
+QUICK = Limits(stall_s=2.0, start_stall_s=1.0)
+
+
+class Vllm:
+    """Its API server: what it shows is set by the test. ``engines``: tokens generated, by engine."""
+
+    def __init__(self) -> None:
+        self.engines, self.running, self.health, self.answer = {"0": 0}, 0, 200, "200"
+        self.metrics_wait = 0.0
+        self.asked: list[str | None] = []
+
+    async def on_health(self, _):
+        return web.Response(status=self.health)
+
+    async def on_metrics(self, _):
+        await asyncio.sleep(self.metrics_wait)
+        lines = [
+            f'vllm:num_requests_running{{engine="{name}",model_name="m"}} {self.running}\n'
+            f'vllm:num_requests_waiting{{engine="{name}",model_name="m"}} 2\n'
+            f'vllm:generation_tokens_total{{engine="{name}",model_name="m"}} {tokens}\n'
+            f'vllm:cache_config_info{{engine="{name}",kv_cache_size_tokens="900"}} 1.0\n'
+            for name, tokens in self.engines.items()
+        ]
+        return web.Response(text="".join(lines))
+
+    async def on_completion(self, request):
+        self.asked.append(request.headers.get("X-data-parallel-rank"))
+        if self.answer == "never":
+            await asyncio.sleep(60)
+        return web.Response(status=int(self.answer), text='{"error": {"message": "model"}}')
+
+
+class Watched:
+    """A prober of a ``Vllm``, what it said, and what is around it."""
+
+    def __init__(self, limits=QUICK, *, api=True, **around) -> None:
+        self.limits, self.api, self.around = limits, api, around
+        self.vllm, self.names, self.notes = Vllm(), ["starting"], []
+
+    @contextlib.asynccontextmanager
+    async def run(self):
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/health", self.vllm.on_health),
+                web.get("/metrics", self.vllm.on_metrics),
+                web.post("/v1/completions", self.vllm.on_completion),
+            ]
+        )
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        if not self.api:
+            await site.stop()
+        self.prober = Prober(
+            Target(url=f"http://127.0.0.1:{port}"),
+            self.limits,
+            lambda: Surroundings(**self.around),
+            on_change=lambda _, now: self.names.append(now.name),
+            on_note=self.notes.append,
+            planned_kv_tokens=1000,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self.prober.run())
+                yield
+                watching.cancel()
+        finally:
+            await runner.cleanup()
+
+    async def until(self, good):
+        """Until the state has that name, or ``good()`` is true."""
+        async with asyncio.timeout(30):
+            while not (good() if callable(good) else self.prober.state.name == good):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    def value(self, name, *labels):
+        return self.prober.values()[name][labels]
+
+
+def test_vllm_that_answers_is_ready_with_its_engines_known_at_once():
+    async def course():
+        watched = Watched()
+        async with watched.run():
+            await watched.until("saturated")
+        assert watched.names == ["starting", "saturated"]
+        assert watched.value("kv_cache_tokens", "0") == 900
+        assert watched.value("kv_cache_planned_tokens") == 1000
+        assert watched.value("state", "saturated") == 1
+        assert watched.value("state", "dead") == 0
+        assert watched.value("ready") == 1
+
+    asyncio.run(course())
+
+
+def test_an_idle_engine_is_asked_again_and_again_and_stays_ready():
+    async def course():
+        watched = Watched()
+        async with watched.run():
+            await watched.until(lambda: len(watched.vllm.asked) >= 3)
+            assert watched.names == ["starting", "saturated"]
+        assert set(watched.vllm.asked) == {None}
+        assert watched.value("canaries", "answered") >= 2
+
+    asyncio.run(course())
+
+
+def test_the_stuck_one_of_several_engines_is_asked_by_its_rank_and_found_dead():
+    async def course():
+        watched = Watched()
+        watched.vllm.engines, watched.vllm.running, watched.vllm.answer = {"0": 0, "1": 0}, 3, "never"
+        async with watched.run():
+            while watched.prober.state.name != "dead":
+                watched.vllm.engines["0"] += 1
+                await asyncio.sleep(0.02)
+            assert watched.prober.state.reason.startswith("Engine 1 has made no step")
+            assert watched.value("live") == 0
+            assert watched.value("last_progress_seconds", "1") > watched.value("last_progress_seconds", "0")
+            assert watched.value("canaries", "unanswered") >= 2
+        assert set(watched.vllm.asked) == {"1"}
+        assert watched.names[-3:] == ["suspect", "stalled", "dead"]
+
+    asyncio.run(course())
+
+
+def test_a_refused_canary_is_noted_once():
+    async def course():
+        watched = Watched()
+        watched.vllm.answer = "401"
+        async with watched.run():
+            await watched.until(lambda: watched.notes)
+            await asyncio.sleep(1.0)
+        assert len(watched.vllm.asked) == 1
+        (note,) = watched.notes
+        assert note.endswith("a hang is only suspected, never proved (401 of /v1/completions: model)")
+
+    asyncio.run(course())
+
+
+def test_metrics_slower_than_the_samples_are_waited_for():
+    async def course():
+        watched = Watched(Limits(stall_s=5.0))
+        watched.vllm.metrics_wait, watched.vllm.running = 0.7, 1
+        async with watched.run():
+            await watched.until("saturated")
+            for _ in range(60):
+                watched.vllm.engines["0"] += 1
+                await asyncio.sleep(0.05)
+        assert watched.names in (["starting", "saturated"], ["starting", "ready", "saturated"])
+        assert watched.value("scrapes", "ok") >= 2
+
+    asyncio.run(course())
+
+
+def test_a_start_that_stands_still_is_dead_and_one_that_moves_is_not():
+    async def course():
+        watched = Watched(api=False, movement=Movement(), phase="compiling", remaining_s=7.0, weights_bytes=10)
+        async with watched.run():
+            for lines in range(10):
+                watched.around["movement"] = Movement(lines=lines)
+                await asyncio.sleep(0.2)
+            assert watched.names == ["starting"]
+            assert watched.value("start_remaining_seconds") == 7
+            assert watched.value("start_weights_bytes") == 10
+            assert watched.value("start_phase_seconds", "compiling") > 1
+            await watched.until("dead")
+
+    asyncio.run(course())
+
+
+def test_a_drain_that_begins_is_known_at_once():
+    async def course():
+        watched = Watched()
+        watched.vllm.running = 5
+        async with watched.run():
+            await watched.until("saturated")
+            watched.around["draining"] = "SIGTERM came."
+            watched.prober.judge()
+            assert watched.names[-1] == "draining"
+            assert watched.value("draining") == 1
+            assert watched.value("drain_streams") == 7
+
+    asyncio.run(course())
+
+
+@pytest.mark.parametrize("fatal", [True, False])
+def test_gpu_faults_are_noted_once_and_shown_simulated(fatal):
+    fault = gpu_faults.Fault("3", "xid 79", "GPU 3: Xid 79.", fatal=fatal)
+
+    async def course():
+        watched = Watched(gpus=gpu_faults.Report(faults=(fault,), down="NVML is gone"))
+        async with watched.run():
+            await watched.until("gpu_fault" if fatal else "saturated")
+            await asyncio.sleep(0.5)
+        assert watched.notes == ["GPU 3: Xid 79.", "GPU faults cannot be seen: NVML is gone"]
+        assert watched.value("gpu_faults", "3", "xid 79", str(fatal).lower()) == 1
+        assert watched.value("nvml_up") == 0
+
+    asyncio.run(course())
+
+
+def test_what_a_change_raises_ends_the_watch():
+    async def course():
+        watched = Watched()
+        watched.names = None  # so that writing the change down fails
+        async with watched.run():
+            await asyncio.sleep(30)
+
+    with pytest.RaisesGroup(AttributeError):
+        asyncio.run(course())
