@@ -68,7 +68,11 @@ test-unit: $(VENV)/.dev  ## Pure parts, branch coverage >= 95 %
 
 .PHONY: test-engine
 test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
-	@$(bin)/pytest tests/engine -v --timeout 900
+	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
+
+.PHONY: test-faults
+test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods, clocks (20 min)
+	@$(bin)/pytest tests/engine -v -rP -m long
 
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed

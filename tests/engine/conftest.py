@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE))  # so that tests can import what stands here
 START_SECONDS = 300
 KEY = "first-key"
 
@@ -120,12 +121,32 @@ class Serving:
             return error.code, error.read().decode()
 
 
+def loaded(run, streams, *, leave=0.0, tokens=400):
+    """A process that keeps so many streams running against ``run`` until SIGTERM; then its stdout says what became."""
+    words = [run.url, run.key, str(streams), str(leave), str(tokens)]
+    return subprocess.Popen([sys.executable, str(HERE / "load.py"), *words], stdout=subprocess.PIPE, text=True)
+
+
+def after(condition, limit):
+    """Seconds until ``condition()``; more than ``limit`` is a failure."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit, f"not within {limit} s"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny-chat"
     script = HERE.parents[1] / "scripts/generate-tiny-model.py"
     subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving_class():
+    return Serving
 
 
 @pytest.fixture

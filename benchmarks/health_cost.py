@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""What watching costs while the real engine saturates this machine: memory and CPU of a sidecar, how fast /livez is.
+
+Starts the tiny model on the CPU engine, a sidecar beside it and 64 streams against it; takes about three minutes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 60
+RSS_MIB, CPU_SHARE, P99_MS = 60, 0.01, 5.0
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="cost-") as folder:
+        model = f"{folder}/model"
+        subprocess.run(
+            [sys.executable, str(ROOT / "scripts/generate-tiny-model.py"), model], check=True, capture_output=True
+        )
+        api, health, beside = (_free_port() for _ in range(3))
+        url = f"http://127.0.0.1:{api}"
+        serve = [
+            *(sys.executable, "-m", "vllm_launch", "serve", model, "--served-model-name=tiny", "--enforce-eager"),
+            *("--max-model-len=512", "--max-num-seqs=8", f"--port={api}", f"--launch-health-port={health}"),
+        ]
+        load = [sys.executable, str(ROOT / "tests/engine/load.py"), url, "none", "64", "0.3", "120"]
+        running = [_start(serve)]
+        try:
+            sidecar = _start([sys.executable, "-m", "vllm_health", "serve", "--target", url, f"--port={beside}"])
+            running.append(sidecar)
+            subprocess.run([sys.executable, "-m", "vllm_health", "wait", f"http://127.0.0.1:{beside}"], check=True)
+            running.append(_start(load))
+            time.sleep(5)
+            before, began = _cpu_seconds(sidecar.pid), time.monotonic()
+            latencies: dict[str, list[float]] = {"launcher": [], "sidecar": []}
+            while time.monotonic() - began < SECONDS:
+                for name, port in (("launcher", health), ("sidecar", beside)):
+                    latencies[name].append(_livez(port))
+                time.sleep(0.05)
+            share = (_cpu_seconds(sidecar.pid) - before) / (time.monotonic() - began)
+            asked = len(latencies["sidecar"])
+            share -= asked * _cost_of_a_probe(beside, sidecar.pid) / SECONDS  # what our own asking cost it
+            resident = _resident(sidecar.pid)
+        finally:
+            for process in reversed(running):
+                process.send_signal(signal.SIGTERM if process is not running[0] else signal.SIGQUIT)
+                process.wait(60)
+    print(
+        f"sidecar: {resident / 2**20:.0f} MiB resident (limit {RSS_MIB}), {share:.2%} of a core (limit {CPU_SHARE:.0%})"
+    )
+    good = resident < RSS_MIB << 20 and share < CPU_SHARE
+    for name, seconds in latencies.items():
+        p50, p99 = (statistics.quantiles(seconds, n=100)[place] * 1000 for place in (49, 98))
+        print(
+            f"/livez of the {name} under saturation: p50 {p50:.2f} ms, p99 {p99:.2f} ms (limit {P99_MS:.0f}), "
+            f"{len(seconds)} probes"
+        )
+        good = good and p99 < P99_MS
+    return int(not good)
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    environ = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _livez(port: int) -> float:
+    began = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/livez")
+    status = connection.getresponse().status
+    connection.close()
+    if status != http.HTTPStatus.OK:
+        raise SystemExit(f"/livez said {status}")
+    return time.perf_counter() - began
+
+
+def _cost_of_a_probe(port: int, pid: int) -> float:
+    before = _cpu_seconds(pid)
+    for _ in range(500):
+        _livez(port)
+    return (_cpu_seconds(pid) - before) / 500
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

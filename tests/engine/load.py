@@ -1,0 +1,65 @@
+"""Streams without end against a server, in a process of its own: ``load.py URL KEY STREAMS LEAVE TOKENS``.
+
+Each of STREAMS asks again as soon as its answer has ended; with probability LEAVE it goes away in the middle of one.
+Ends with SIGTERM and prints what became of them as JSON.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import sys
+
+import aiohttp
+
+url, key, streams, leave, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
+counts = {"done": 0, "left": 0, "failed": 0}
+
+
+async def stream(session, chance):
+    body = {
+        "model": "tiny",
+        "prompt": "hi " * chance.randrange(1, 60),
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    leaves_after = chance.randrange(1, tokens) if chance.random() < leave else None
+    try:
+        async with session.post(f"{url}/v1/completions", json=body) as answer:
+            pieces = 0
+            async for line in answer.content:
+                pieces += line.startswith(b"data: ")
+                if leaves_after is not None and pieces >= leaves_after:
+                    counts["left"] += 1
+                    return
+                if line.strip() == b"data: [DONE]":
+                    counts["done"] += 1
+                    return
+        counts["failed"] += 1
+    except (aiohttp.ClientError, OSError):
+        counts["failed"] += 1
+        await asyncio.sleep(0.2)
+
+
+async def main():
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+
+    async def one(seed):
+        chance = random.Random(seed)
+        while True:
+            await stream(session, chance)
+
+    headers = {"Authorization": f"Bearer {key}"}
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=timeout) as session:
+        tasks = [asyncio.create_task(one(seed)) for seed in range(streams)]
+        await ended.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    print(json.dumps(counts))
+
+
+asyncio.run(main())

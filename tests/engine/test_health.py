@@ -1,0 +1,132 @@
+"""Hung, saturated, draining: what the health port says of the real engine, and what is done about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import after, loaded
+
+from vllm_health import smoke
+from vllm_health.limits import Limits
+from vllm_health.metrics import GAUGES
+
+pytestmark = pytest.mark.timeout(600)
+LIMITS = Limits(stall_s=20.0)
+QUICK = ["--launch-stall-seconds=20"]
+STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+
+def ready(run):
+    return run.health("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("load", [0, 4], ids=["idle", "with requests"])
+def test_a_stopped_engine_core_leaves_the_rotation_and_ends_the_run_within_the_bounds(start, load):
+    run = start(flags=QUICK)
+    run.wait_for("vllm-launch: ready")
+    streams = loaded(run, load)
+    if load:
+        after(lambda: "KV cache" in run.health("/readyz")[1] and "0 requests run" not in run.health("/readyz")[1], 60)
+    os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
+    unready = after(lambda: not ready(run), LIMITS.unready_after_s)
+    status, why = run.health("/readyz")
+    assert status == 503
+    assert "one-token requests had no answer: it hangs." in why
+    assert run.health("/livez")[0] == 200
+    began = time.monotonic()
+    assert run.end(LIMITS.dead_after_s) == 1
+    dead = unready + time.monotonic() - began
+    streams.terminate()
+    print(f"not ready after {unready:.1f} s (bound {LIMITS.unready_after_s:.1f}), ended after {dead:.1f} s "
+          f"(bound {LIMITS.dead_after_s:.1f} and the end itself)")  # fmt: skip
+    assert "Engine 0 has made no step for" in run.termination_log.read_text()
+
+
+def test_an_engine_core_that_goes_on_before_the_bound_is_left_alone(start):
+    run = start(flags=QUICK)
+    run.wait_for("vllm-launch: ready")
+    engine = run.wait_for_title("VLLM::EngineCore")
+    for load in (0, 4):
+        streams = loaded(run, load)
+        time.sleep(1.0)
+        os.kill(engine, signal.SIGSTOP)
+        time.sleep(LIMITS.idle_quiet_s + LIMITS.canary_s)  # in the middle of the second canary, or of the first
+        assert ready(run)
+        os.kill(engine, signal.SIGCONT)
+        after(lambda: run.health("/readyz")[1].startswith("vLLM serves"), 20)
+        time.sleep(LIMITS.dead_after_s)
+        assert ready(run)
+        streams.terminate()
+    # A suspension: everything stands still for a minute, the launcher too, then goes on where it was.
+    everything = list(run.processes())
+    for pid in everything:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(60)
+    for pid in everything:
+        os.kill(pid, signal.SIGCONT)
+    until = time.monotonic() + LIMITS.dead_after_s
+    while time.monotonic() < until:
+        assert run.health("/livez")[0] == run.health("/readyz")[0] == 200
+        time.sleep(0.5)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end(60) == 0
+
+
+def test_a_start_in_which_nothing_moves_is_ended(start):
+    run = start(flags=["--launch-start-stall-seconds=15"])
+    worker = run.wait_for_title("VLLM::EngineCore")
+    for pid in [worker, *(pid for pid, title in run.processes().items() if "openai.api_server" in title)]:
+        os.kill(pid, signal.SIGSTOP)
+    assert run.end(60) == 1
+    assert "The start stands still: in phase" in run.termination_log.read_text()
+
+
+def test_a_drain_of_a_hundred_streams_cuts_none_and_turns_newcomers_away(start):
+    run = start(drain_seconds=120)
+    run.wait_for("vllm-launch: ready")
+    body = STREAM | {"max_tokens": 60}
+    with ThreadPoolExecutor(100) as pool:
+        streams = [pool.submit(run.ask, "/v1/completions", body) for _ in range(100)]
+        after(lambda: "requests run" in run.health("/readyz")[1] and "0 wait" not in run.health("/readyz")[1], 30)
+        run.process.send_signal(signal.SIGTERM)
+        run.wait_for("not ready any more")
+        assert run.health("/readyz")[0] == 503
+        run.wait_for("vLLM finishes what it has begun")
+        status, headers, _ = run.ask("/v1/models")
+        assert (status, headers["Retry-After"]) == (503, "5")
+        answers = [stream.result(120) for stream in streams]
+    assert [status for status, _, _ in answers] == [200] * 100
+    assert [text.rstrip().endswith("data: [DONE]") for _, _, text in answers] == [True] * 100
+    assert run.end(120) == 0
+
+
+def test_our_metrics_are_those_that_are_documented(serving):
+    text = serving.health("/metrics")[1]
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    ours = {name for name in names if not name.startswith("vllm_health_process")}
+    gpu = {name for name in GAUGES if "gpu" in name or "nvml" in name}
+    only_sometimes = {"vllm_health_start_remaining_seconds", "vllm_health_drain_streams"}
+    assert ours >= {*GAUGES} - gpu - only_sometimes
+    assert 'vllm_health_kv_cache_tokens{engine="0"}' in text
+    assert 'vllm_health_start_phase_seconds{phase="loading weights"}' in text
+    assert 'vllm_health_state{state="ready"} 1.0' in text
+
+
+def test_the_page_for_people_shows_the_engine(serving):
+    page = serving.health("/")[1]
+    assert "vLLM is ready" in page
+    assert "<td>0</td>" in page
+
+
+def test_the_smoke_client_finds_all_it_tries(start):
+    strict = '--structured-outputs-config={"disable_any_whitespace": true}'  # a random model would fill JSON with it
+    run = start(flags=[strict, "--enable-auto-tool-choice", "--tool-call-parser=hermes"])
+    run.wait_for("vllm-launch: ready")
+    lines = []
+    code = smoke.run(run.url, run.key, None, lines.append)
+    assert [line[:4].strip() for line in lines] == ["ok"] * 6, lines
+    assert code == 0
