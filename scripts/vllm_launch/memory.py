@@ -20,7 +20,8 @@ CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
 NCCL_CONTEXT = 123 * _MIB
-"""NCCL and custom all-reduce before vLLM's first look, on each GPU of a replica of several. H200, TP=2: 0.63 GiB."""
+"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that work together. H200, TP=2: 0.63
+GiB."""
 
 RUNTIME = 270 * _MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
@@ -140,7 +141,7 @@ def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
             activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
             non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
-            context=_context(layout, gpu),
+            context=_context(model, layout, gpu),
             safety=_safety(model, run, layout),
         )
         for rank, (held, count) in enumerate(
@@ -203,10 +204,13 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
         inner.append(3 * tokens * width * model.intermediate_size // tensor)
     if model.experts and model.experts.shared_intermediate_size:
         inner.append(3 * tokens * width * model.experts.shared_intermediate_size // tensor)
-    if model.experts and _mxfp4(model):
-        # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
-        cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
-        inner.append(tokens * model.experts.per_token * width * (4 * cut + 2 * hidden))
+    if model.experts:
+        expanded = 0
+        if _mxfp4(model):
+            # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
+            cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+            expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
+        inner.append(_arriving(model, run, layout) + expanded)
     if model.mla:
         kept = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
         inner.append(kept * model.heads // tensor * (model.mla.qk_nope_head_dim + model.mla.v_head_dim) * width)
@@ -222,6 +226,23 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
     if model.multimodal and not run.language_model_only:
         peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
     return peak
+
+
+def _arriving(model: Model, run: Run, layout: Layout) -> int:
+    """Bytes of hidden states that a rank's experts get from the other replicas, beside its own.
+
+    Without and with expert parallelism vLLM's default gathers every replica's batch before the experts and scatters
+    the sum after them. Source: fused_moe/prepare_finalize/naive_dp_ep.py, device_communicators/all2all.py:
+    AgRsAll2AllManager.
+    """
+    if layout.data == 1:
+        return 0
+    return run.max_num_batched_tokens * layout.data * model.hidden_size * _width(model, run)
+
+
+def _talks(model: Model, layout: Layout) -> bool:
+    """Whether collectives run in every layer: over a replica's GPUs, or over all replicas where they share experts."""
+    return layout.tensor > 1 or (model.experts is not None and layout.data > 1)
 
 
 def _mxfp4(model: Model) -> bool:
@@ -247,14 +268,17 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
     if model.experts:
-        chosen, width = run.max_num_batched_tokens * model.experts.per_token, _width(model, run)
+        # Every replica's tokens pass a rank's experts (_arriving).
+        chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
+        width = _width(model, run)
         cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
         if _mxfp4(model):
             total += chosen * cut * width
         else:
             total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width
-    if layout.tensor > 1:
+    if _talks(model, layout):
         total += COLLECTIVES
+    if layout.tensor > 1:
         message = run.max_num_batched_tokens * model.hidden_size * _width(model, run)
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         total += 0 if run.enforce_eager else 4 * layout.tensor * min(round(limit * _MIB), message)
@@ -263,12 +287,12 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     return total
 
 
-def _context(layout: Layout, gpu: Gpu) -> int:
+def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     capability = gpu.compute_capability
     base = CONTEXT_HOPPER if capability >= (9, 0) else CONTEXT_A100 if capability == (8, 0) else CONTEXT_SMALL
     if gpu.compute_capability[0] == 12:  # noqa: PLR2004 - GeForce and RTX PRO Blackwell
         base = CONTEXT_SMALL
-    return base + (NCCL_CONTEXT if layout.tensor * layout.pipeline > 1 else 0)
+    return base + (NCCL_CONTEXT if _talks(model, layout) or layout.pipeline > 1 else 0)
 
 
 def _safety(model: Model, run: Run, layout: Layout) -> int:

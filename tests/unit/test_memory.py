@@ -193,8 +193,19 @@ def test_mxfp4_experts_hold_every_chosen_experts_gate_and_up_twice():
     # four experts, each with 4 * 2,048 (two rows) and twice its in- and output (two rows)
     assert peak(sparse) == 3 * ROW + 4 * (2 + 2) * ROW
     assert peak(msgspec.structs.replace(sparse, quantization=quantized("gpt_oss_mxfp4"))) == peak(sparse)
-    assert peak(sparse, layout=Layout(tensor=2, data=2)) == 3 * ROW + 4 * (0.5 + 2) * ROW
-    assert peak(sparse, layout=Layout(tensor=2, data=2, expert_parallel=True)) == 3 * ROW + 4 * (2 + 2) * ROW
+    assert peak(sparse, layout=Layout(tensor=4)) == 3 * ROW + 4 * (0.5 + 2) * ROW
+    assert peak(sparse, layout=Layout(tensor=4, expert_parallel=True)) == 3 * ROW + 4 * (2 + 2) * ROW
+    # two replicas: both batches arrive, and their experts run on both
+    assert peak(sparse, layout=Layout(tensor=2, data=2)) == 3 * ROW + 2 * ROW + 2 * 4 * (0.5 + 2) * ROW
+
+
+def test_experts_that_replicas_share_get_every_replicas_batch():
+    """device_communicators/all2all.py:AgRsAll2AllManager.dispatch gathers the hidden states of all of them."""
+    sparse = model(layers=(MOE,), experts=EXPERTS, **POOLING)
+    assert peak(sparse, layout=Layout(tensor=2)) == 3 * ROW + 1.5 * ROW // 2
+    for spread in (False, True):
+        assert peak(sparse, layout=Layout(data=8, expert_parallel=spread)) == 3 * ROW + 8 * ROW
+    assert peak(layout=Layout(data=8)) == peak()  # dense replicas know nothing of each other
 
 
 LATENT_MODEL = model(layers=(LATENT,), mla=DEEPSEEK, heads=128, head_dim=192, kv_heads=128, **TINY_FFN, **POOLING)
@@ -282,9 +293,20 @@ def test_experts_share_a_workspace_for_every_chosen_expert():
     assert non_torch(narrow) == memory.RUNTIME + 8 * (1 + 1) * ROW
     assert non_torch(wide) == memory.RUNTIME + 2 * (2 + 4) * ROW
     assert non_torch(middle) == memory.RUNTIME + 2 * (1 + 1.5) * ROW
-    spread = Layout(data=4)
-    assert non_torch(wide, layout=spread) == memory.RUNTIME + 2 * (1 + 1) * ROW
-    assert non_torch(wide, layout=msgspec.structs.replace(spread, expert_parallel=True)) == non_torch(wide)
+    cut, whole = Layout(tensor=4), Layout(tensor=4, expert_parallel=True)
+    talk = non_torch(model(**POOLING), layout=cut)
+    assert non_torch(wide, layout=cut) == talk + 2 * (1 + 1) * ROW
+    assert non_torch(wide, layout=whole) == talk + 2 * (2 + 4) * ROW
+
+
+def test_the_experts_workspace_holds_the_batches_of_all_replicas():
+    """modular_kernel.py:_allocate_buffers is given the gathered tokens."""
+    wide = model(layers=(MOE,), experts=Experts(count=8, per_token=2, intermediate_size=8192), **POOLING)
+    talk = memory.RUNTIME + memory.COLLECTIVES
+    assert non_torch(wide, layout=Layout(data=4)) == talk + 4 * 2 * (1 + 1) * ROW
+    assert non_torch(wide, layout=Layout(data=4, expert_parallel=True)) == talk + 4 * 2 * (2 + 4) * ROW
+    mxfp4 = msgspec.structs.replace(wide, quantization=quantized("mxfp4"))
+    assert non_torch(mxfp4, layout=Layout(data=4)) == talk + 4 * 2 * 0.5 * ROW
 
 
 def test_the_workspace_of_mxfp4_experts_is_their_width_alone():
@@ -299,6 +321,9 @@ TURING = gpu(capability=(7, 5))
 def test_ranks_of_tensor_parallelism_talk_over_collectives():
     assert non_torch(layout=Layout(tensor=2), on=TURING) == memory.RUNTIME + SAMPLER + memory.COLLECTIVES
     assert non_torch(layout=Layout(data=2), on=TURING) == non_torch(on=TURING)
+    sparse = model(layers=(MOE,), experts=EXPERTS)
+    alone, shared = non_torch(sparse, on=TURING), non_torch(sparse, layout=Layout(data=2), on=TURING)
+    assert shared - alone == memory.COLLECTIVES + 8 * (1 + 1) * ROW  # and the workspace of one more batch
 
 
 @pytest.mark.parametrize(
@@ -367,6 +392,9 @@ def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, bas
     assert of_gpu(model(), run(), Layout(data=2), on).context == base
     for layout in (Layout(tensor=2), Layout(pipeline=2)):
         assert of_gpu(model(), run(), layout, on).context == base + memory.NCCL_CONTEXT
+    sparse = model(layers=(MOE,), experts=EXPERTS)
+    assert of_gpu(sparse, run(), ONE, on).context == base
+    assert of_gpu(sparse, run(), Layout(data=2), on).context == base + memory.NCCL_CONTEXT
 
 
 def safety(of=None, batch=None, layout=ONE):
