@@ -17,6 +17,9 @@ _MODEL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
 
+Room = int | Sequence[int]
+"""Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
+
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """One layer's page on one GPU, as vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` in bytes."""
@@ -33,7 +36,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True):
     """How vLLM shares the pool: groups of layers draw blocks of one size from it.
 
     ``groups`` holds the different specs of each; the one that needs the most blocks counts. ``block_bytes`` is what a
-    block takes on a GPU of each pipeline rank that caches anything.
+    block takes on a GPU of each pipeline rank, 0 on a rank that caches nothing.
     """
 
     groups: tuple[tuple[Spec, ...], ...]
@@ -52,7 +55,7 @@ def kv_dtype(model: Model, run: Run) -> str:
     return run.dtype if run.dtype not in {None, "auto"} else model.dtype
 
 
-def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> KvCache:
+def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> KvCache:
     """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
 
     ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
@@ -62,7 +65,7 @@ def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | N
     dtype = kv_dtype(model, run)
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
-    blocks = min(max(0, kv_bytes) // size for size in grouping.block_bytes)
+    blocks = _pool(grouping, kv_bytes)
     longest = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
     tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
@@ -70,7 +73,7 @@ def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | N
     return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
 
 
-def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> int:
+def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> int:
     """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
 
     One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
@@ -78,7 +81,7 @@ def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu
     grouping = grouping_of(model, run, layout, gpu)
     if not grouping.groups:
         return run.max_model_len
-    usable = min(max(0, kv_bytes - size) // size for size in grouping.block_bytes)
+    usable = _pool(grouping, kv_bytes) - 1
     low, high = 0, run.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -87,6 +90,15 @@ def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu
         else:
             high = middle - 1
     return low
+
+
+def _pool(grouping: Grouping, kv_bytes: Room) -> int:
+    """Blocks that every rank can hold: each has as many as the one that holds the fewest.
+
+    That need not be the rank with the least memory: the first ranks have a layer more (get_kv_cache_configs, step 5).
+    """
+    rooms = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
+    return min(max(0, room) // size for room, size in zip(rooms, grouping.block_bytes, strict=True) if size)
 
 
 def bytes_per_request(model: Model, run: Run, layout: Layout, tokens: int, gpu: Gpu | None = None) -> int:
@@ -166,7 +178,7 @@ def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grou
     ]
     return Grouping(
         groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
-        block_bytes=tuple(size for size in block_bytes if size),
+        block_bytes=tuple(block_bytes),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -128,14 +129,14 @@ def capture_sizes(run: Run, gpu: Gpu) -> int:
     return len([size for size in sizes if size <= min(most, run.max_num_batched_tokens)])
 
 
-def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
-    """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left.
+def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
+    """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
-    ranks = [
+    return tuple(
         Memory(
             weights=held,
             activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
@@ -147,7 +148,16 @@ def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
         for rank, (held, count) in enumerate(
             zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
         )
-    ]
+    )
+
+
+def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
+    """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left."""
+    return fullest(of_ranks(model, run, layout, gpu))
+
+
+def fullest(ranks: Sequence[Memory]) -> Memory:
+    """The rank that leaves the least for the KV cache."""
     return max(ranks, key=_counted)
 
 

@@ -245,6 +245,23 @@ def test_layers_without_a_cache_are_no_part_of_it():
     assert groups(FULL, NONE, FULL, NONE) == (1, (2 * PAGE,))
 
 
+def test_the_stage_that_holds_the_fewest_blocks_decides():
+    """get_kv_cache_configs: every rank has the smallest number of blocks, whatever room it has itself."""
+    made, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
+    for room, least in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
+        found = kv_cache(made, run(max_model_len=16), two, [size * PAGE for size in room], H200)
+        assert found.tokens == least * 16
+        assert found.bytes == least * 3 * PAGE
+        assert longest_that_fits(made, run(), two, [size * PAGE for size in room], H200) == max(0, least - 1) * 16
+    assert kv_cache(made, run(), two, 20 * PAGE, H200) == kv_cache(made, run(), two, [20 * PAGE] * 2, H200)
+
+
+def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
+    assert groups(FULL, NONE, layout=Layout(pipeline=2)) == (1, (PAGE, 0))
+    found = kv_cache(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), [9 * PAGE, 0], H200)
+    assert (found.tokens, found.bytes) == (9 * 16, 9 * PAGE)
+
+
 # --- recurrent states
 
 

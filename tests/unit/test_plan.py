@@ -16,6 +16,8 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Gpu, GpuProcess, Hardware
+from vllm_launch.memory import Run
+from vllm_launch.parallel import Layout
 from vllm_launch.plan import DECIDED, Plan, plan
 
 
@@ -116,6 +118,21 @@ def test_over_pcie_a_replica_is_a_pipeline_and_over_nvlink_it_is_not():
     assert sizes(plan(Asked(objective="latency"), machine(4, linked=False), sized(200))) == (4, 1, 1)
     unknown = msgspec.structs.replace(machine(2), nvlink=(), p2p=())
     assert sizes(plan(Asked(), unknown, sized(100))) == (1, 2, 1)
+
+
+def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
+    """Three layers on two GPUs: the first stage caches two, the last one, and holds a head of 10 GiB."""
+    head = tensor("lm_head.weight", 10 * GIB // 2 // 4096, 4096)
+    layers = sized(3, layers=3)
+    made = msgspec.structs.replace(layers, tensors=(*layers.tensors, head))
+    found = plan(Asked(pipeline_parallel_size=2, gpu_memory_utilization=0.9), machine(2), made)
+    batch = Run(max_model_len=8192, max_num_seqs=1024, max_num_batched_tokens=8192)
+    on = machine(2).gpus[0]
+    first, last = memory.of_ranks(made, batch, Layout(pipeline=2), on)
+    assert found.memory == last
+    page = 16 * 8 * (128 + 128) * 2
+    assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, on, 0.9) // (2 * page))
+    assert memory.kv_bytes(last, on, 0.9) // page > found.kv_cache.tokens // 16
 
 
 def test_replicas_are_made_of_gpus_that_nvlink_joins():
