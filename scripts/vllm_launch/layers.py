@@ -17,6 +17,16 @@ MLA_TYPES = {
 }  # fmt: skip
 """vllm/transformers_utils/model_arch_config_convertor.py:is_deepseek_mla."""
 
+ENCODER_TYPES = {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "openai_privacy_filter"}
+"""Model types that read their whole input at once and keep nothing of it (vllm/model_executor/models:
+EncoderOnlyAttention in bert.py, bert_with_rope.py, modernbert.py and openai_privacy_filter.py)."""
+
+ENCODERS = {
+    "LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification", "VoyageQwen3BidirectionalEmbedModel",
+    "DeepseekV3BidirectionalModel",
+}  # fmt: skip
+"""Architectures that make such an encoder of a decoder (vllm/model_executor/models/config.py sets ``is_causal``)."""
+
 FULL_EVERY = {
     "gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gemma3n": 5, "gemma3n_text": 5, "cohere2": 4, "gpt_oss": 2,
     "exaone4": 4, "olmo3": 4, "llama4": 4, "llama4_text": 4, "gemma4": 6, "gemma4_text": 6,
@@ -40,6 +50,16 @@ def attention_heads(config: Config) -> int:
 def attention_free(config: Config) -> bool:
     """Mamba alone."""
     return config.text("model_type") in {"mamba", "mamba2", "falcon_mamba"}
+
+
+def encoder_only(config: Config) -> bool:
+    """Attention looks both ways, so no keys and values are of use to a later step (models/llama.py: attn_type)."""
+    model_type = config.text("model_type")
+    if model_type in ENCODER_TYPES or not config.flag("is_causal", default=True):
+        return True
+    if model_type == "gemma3_text" and config.flag("use_bidirectional_attention"):
+        return True
+    return bool(ENCODERS & set(config.strings("architectures") or ()))
 
 
 def kv_heads(config: Config) -> int:
@@ -101,6 +121,8 @@ def layer_words(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one
     model_type = config.text("model_type")
     if attention_free(config):
         return ["mamba"] * count
+    if encoder_only(config):
+        return ["none"] * count
     if model_type == "falcon_h1":
         return ["hybrid"] * count
     if model_type == "jamba":

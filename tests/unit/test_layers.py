@@ -51,6 +51,12 @@ def kinds(model_type: str, **changes: Any) -> str:
         ("kimi_linear", {"linear_attn_config": {"num_heads": 4, "head_dim": 16, "kda_layers": [1, 2, 3]},
                          "kv_lora_rank": 32, "qk_rope_head_dim": 16}, "MMML"),
         ("mamba", {"num_attention_heads": None, "num_key_value_heads": None}, "MMMM"),
+        ("bert", {}, "----"),
+        ("modernbert", {"sliding_window": 128}, "----"),
+        ("llama", {"is_causal": False}, "----"),
+        ("llama", {"is_causal": True}, "FFFF"),
+        ("llama", {"architectures": ["LlamaBidirectionalModel"]}, "----"),
+        ("gemma3_text", {"sliding_window": 128, "use_bidirectional_attention": True}, "----"),
     ],
 )  # fmt: skip
 def test_the_kind_of_each_layer(model_type: str, changes: dict[str, Any], expected: str) -> None:
