@@ -136,6 +136,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
+    safety = _safety(model, run, layout, gpu)
     return tuple(
         Memory(
             weights=held,
@@ -143,7 +144,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
             non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
             context=_context(model, layout, gpu),
-            safety=_safety(model, run, layout),
+            safety=safety,
         )
         for rank, (held, count) in enumerate(
             zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
@@ -305,15 +306,22 @@ def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     return base + (NCCL_CONTEXT if _talks(model, layout) or layout.pipeline > 1 else 0)
 
 
-def _safety(model: Model, run: Run, layout: Layout) -> int:
+def _safety(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     """What serving takes beyond the profile: the sampler's extras, block tables, fragments.
 
-    Block tables are two rows of int32 per request (v1/worker/gpu/block_table.py), allocated after the cache is sized.
+    Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
+    the cache is sized; the row of a window is as long as any other.
     """
+    from vllm_launch import kv  # noqa: PLC0415 - it builds the structs above
+
     sampler = 0
     if model.task == "generate":
         sampler = (
             SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
         )
-    tables = 2 * 4 * run.max_num_seqs * math.ceil(run.max_model_len / 16)
+    rows = sum(
+        math.ceil(run.max_model_len / min(spec.block for spec in group))
+        for group in kv.grouping_of(model, run, layout, gpu).groups
+    )
+    tables = 2 * 4 * run.max_num_seqs * rows
     return sampler + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)

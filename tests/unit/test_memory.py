@@ -11,7 +11,7 @@ import math
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, LATENT, MIB, MOE, gpu, model, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, LATENT, MIB, MOE, SLIDING, STATE, gpu, model, quantized, run, tensor
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -27,13 +27,14 @@ from vllm_launch.memory import (
     requested,
     safe_utilization,
 )
-from vllm_launch.model import Experts
+from vllm_launch.model import Experts, Layer
 from vllm_launch.parallel import Layout
 
 ONE = Layout()
 ROW = 64 * MIB
 POOLING = {"task": "pooling"}  # no sampler
 TINY_FFN = {"intermediate_size": 64}
+NONE = Layer(kind="none")
 
 
 def peak(of=None, batch=None, layout=ONE):
@@ -408,6 +409,17 @@ def test_serving_needs_the_samplers_extras_block_tables_and_room_for_fragments()
     assert safety(model(**POOLING)) == tables + memory.FRAGMENTS
     assert safety(batch=run(max_model_len=8193)) - safety() == 2 * 4 * 1024
     assert safety(layout=Layout(tensor=2)) == safety()
+
+
+def test_every_group_of_layers_has_block_tables_of_its_own():
+    """v1/worker/gpu/block_table.py:BlockTables, with rows as kv_cache_interface.py:max_num_blocks_per_req says."""
+    table = 2 * 4 * 1024 * 512
+    sampler = safety(model(layers=4)) - table
+    assert safety(model(layers=(SLIDING,) * 5 + (FULL,))) == sampler + 6 * table
+    assert safety(model(layers=(FULL,) * 4), run(block_size=64)) == sampler + table // 4
+    # a state of 1 MiB makes blocks of 256 tokens: attention's group and three of states
+    assert safety(model(layers=(STATE, STATE, STATE, FULL))) == sampler + 4 * table // 16
+    assert safety(model(layers=(NONE,))) == sampler
 
 
 def test_no_more_requests_are_sampled_than_there_are_tokens():
