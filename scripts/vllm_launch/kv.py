@@ -16,6 +16,8 @@ from vllm_launch.parallel import Layout, layer_split
 _MODEL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
+_PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+"""Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
 
 Room = int | Sequence[int]
 """Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
@@ -119,9 +121,27 @@ def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
         return 16 if model.mla else run.block_size or 128
     if run.block_size is not None:
         return run.block_size
+    if _sparse(model):
+        return 64  # mla/indexer.py, and a multiple of every sparse backend's
     if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
         return 32
     return 16
+
+
+def _sparse(model: Model) -> bool:
+    return any(layer.index_bytes for layer in model.layers)
+
+
+def _stored_dtype(model: Model, run: Run, gpu: Gpu | None) -> str:
+    """``kv_dtype`` as the layers store it: FlashMLA's sparse kernels have a packing of their own for FP8.
+
+    Source: layers/attention/mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype, and the first backend that
+    platforms/cuda.py:_get_backend_priorities lists for the GPU.
+    """
+    dtype = kv_dtype(model, run)
+    if gpu is not None and _sparse(model) and dtype in {"fp8", "fp8_e4m3"} and gpu.compute_capability[0] in {9, 12}:
+        return "fp8_ds_mla"
+    return dtype
 
 
 def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[tuple[Spec, ...]]:
@@ -132,7 +152,7 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
     (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
     """
     block = block_size(model, run, gpu)
-    width = kv_dtype(model, run)
+    width = _stored_dtype(model, run, gpu)
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
@@ -149,6 +169,7 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
         (
             *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),
             *([recurrent] if recurrent and layer.state_shapes else []),
+            *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
         )
         for layer in model.layers
     ]
@@ -257,7 +278,7 @@ def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str
     MLA keeps one latent vector per token, whole on every tensor-parallel rank.
     """
     if layer.kind == "mla":
-        return block * layer.head_dim * _element_bytes(dtype, model_dtype)
+        return block * (_PACKED_LATENT.get(dtype) or layer.head_dim * _element_bytes(dtype, model_dtype))
     heads = max(1, layer.kv_heads // layout.tensor)
     sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
     if dtype.startswith("nvfp4"):

@@ -204,7 +204,8 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             layers.append(Layer(kind="none", moe=moe[n]))
         elif mla is not None:
             wide = mla.kv_lora_rank + mla.qk_rope_head_dim
-            layers.append(Layer(kind="mla", kv_heads=1, head_dim=wide, head_dim_v=0, moe=moe[n]))
+            index = _index_bytes(config) if _has_indexer(config, n) else 0
+            layers.append(Layer(kind="mla", kv_heads=1, head_dim=wide, head_dim_v=0, index_bytes=index, moe=moe[n]))
         elif word == "sliding" and window:
             layers.append(
                 Layer(kind="sliding", kv_heads=heads, head_dim=dim, head_dim_v=dim, window=window, moe=moe[n])
@@ -215,6 +216,26 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         else:
             layers.append(Layer(kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim, moe=moe[n]))
     return tuple(layers)
+
+
+def _has_indexer(config: Config, n: int) -> bool:
+    """Whether layer ``n`` of DeepSeek's sparse attention chooses tokens itself, or takes those of a layer before.
+
+    Source: vllm/model_executor/models/deepseek_v2.py:DeepseekV2MLAAttention.
+    """
+    if not config.has("index_topk"):
+        return False
+    pattern = config.get("index_topk_pattern")
+    if isinstance(pattern, str | list):
+        return not (n < len(pattern) and pattern[n] == "S")
+    offset = config.whole("index_skip_topk_offset", default=2, least=0)
+    return max(n - offset + 1, 0) % config.whole("index_topk_freq", default=1) == 0
+
+
+def _index_bytes(config: Config) -> int:
+    """FP8 values, and a float32 scale for 128 of them (deepseek_v2.py:Indexer)."""
+    wide = config.whole("index_head_dim", default=128)
+    return wide + wide // 128 * 4
 
 
 def _recurrent(config: Config, dtype: str) -> Layer:

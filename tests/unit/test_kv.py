@@ -103,6 +103,32 @@ def test_latent_attention_keeps_one_vector_for_all_heads():
     assert token_bytes(LATENT, kv_cache_dtype="fp8") == 576
 
 
+def test_packed_latent_vectors_have_a_size_of_their_own():
+    """mla_attention.py:MLAAttention.get_kv_cache_spec."""
+    assert token_bytes(LATENT, kv_cache_dtype="fp8_ds_mla") == 656
+    assert token_bytes(LATENT, kv_cache_dtype="nvfp4_ds_mla") == 352
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "size"),
+    [
+        ("auto", (9, 0), 576 * 2),
+        ("fp8", (9, 0), 656),  # FLASHMLA_SPARSE
+        ("fp8_e4m3", (12, 0), 656),
+        ("fp8", (10, 0), 576),  # FLASHINFER_MLA_SPARSE
+    ],
+)
+def test_sparse_attention_keeps_an_index_beside_the_latent_vector(dtype, capability, size):
+    """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64."""
+    indexed = msgspec.structs.replace(LATENT, index_bytes=132)
+    made, on = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
+    (latent, index), (alone,) = layer_specs(made, run(kv_cache_dtype=dtype), ONE, on)
+    assert (latent.block, latent.page, index.block, index.page) == (64, 64 * size, 64, 64 * 132)
+    assert alone == latent
+    assert grouping_of(made, run(kv_cache_dtype=dtype), ONE, on).block_bytes == (64 * (2 * size + 132),)
+    assert kv_cache(made, run(kv_cache_dtype=dtype), ONE, GIB, on).dtype == ("bfloat16" if dtype == "auto" else dtype)
+
+
 def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
     many = msgspec.structs.replace(LATENT, kv_heads=16)
     assert layer_specs(model(layers=(many,)), run(), ONE, H200) == layer_specs(
