@@ -125,6 +125,8 @@ def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
         return 64  # mla/indexer.py, and a multiple of every sparse backend's
     if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
         return 32
+    if model.mla and gpu.compute_capability[0] == 9 and kv_dtype(model, run) in {"fp8", "fp8_e4m3"}:  # noqa: PLR2004
+        return 64  # FLASHMLA: FLASH_ATTN_MLA reads no FP8
     return 16
 
 

@@ -163,6 +163,16 @@ def test_tokens_in_a_block(mla, on, asked, tokens):
     assert block_size(model(mla=mla), run(block_size=asked), on) == tokens
 
 
+def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
+    latent, fp8 = model(mla=DEEPSEEK), run(kv_cache_dtype="fp8")
+    stored = model(mla=DEEPSEEK, quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8"))
+    assert block_size(latent, fp8, gpu()) == block_size(stored, run(), gpu()) == 64
+    assert block_size(latent, fp8, gpu(capability=(10, 0))) == 32
+    assert block_size(latent, fp8, gpu(capability=(8, 9))) == 16  # TRITON_MLA
+    assert block_size(model(), fp8, gpu()) == 16
+    assert block_size(latent, run(kv_cache_dtype="fp8", block_size=128), gpu()) == 128
+
+
 def test_full_attention_keeps_every_token():
     assert blocks((FULL,)) == 32_768 // 16
     assert blocks((FULL,), length=32_769) == 32_768 // 16 + 1
