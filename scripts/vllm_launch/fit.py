@@ -58,6 +58,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
+    enable_lora: bool = False
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
@@ -147,6 +150,7 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
         language_model_only=asked.language_model_only,
         quantization=asked.quantization,
         dtype=dtype,
+        adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
     )
 
 

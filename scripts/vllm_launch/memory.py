@@ -80,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
     dtype: str | None = None
+    adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
 
 
 class KvCache(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,6 +266,7 @@ def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
     if not sizes:
         return 0
     layer = GRAPH_LAYER if layout.tensor == 1 else GRAPH_LAYER_TP
+    sizes *= 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     return round(GRAPH_BASE + layers * layer * sizes / USUAL_SIZES)
 
 

@@ -98,8 +98,13 @@ def by_rank(model: Model, run: Run, layout: Layout) -> tuple[int, ...]:
             for part in fused.parts
             if part.split == "vocab"
         )
+    starts = [sum(counts[:rank]) for rank in range(layout.pipeline)]
     return tuple(
-        size + _rope_cache(model, run) + _absorbed(model, run, layout, counts[rank]) for rank, size in enumerate(sizes)
+        size
+        + _rope_cache(model, run)
+        + _absorbed(model, run, layout, counts[rank])
+        + _adapters(model, run, layout, range(starts[rank], starts[rank] + counts[rank]))
+        for rank, size in enumerate(sizes)
     )
 
 
@@ -259,3 +264,38 @@ def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
     bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
     width = model.mla.kv_lora_rank * model.heads // layout.tensor * bits // 8
     return layers * (allocated(width * model.mla.qk_nope_head_dim) + allocated(width * model.mla.v_head_dim))
+
+
+def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:
+    """LoRA's A and B beside every linear layer of one rank, for as many adapters as may run at once.
+
+    What is cut along its outputs keeps A whole on each GPU, what is cut along its inputs keeps B whole; experts have
+    one of each. Source: vllm/lora/layers (create_lora_weights), whose slots are filled when the model is loaded.
+    """
+    if not run.adapter_ranks:
+        return 0
+    hidden, tensor, mla, experts = model.hidden_size, layout.tensor, model.mla, model.experts
+    queries = model.heads * model.head_dim // tensor
+    keys = max(1, model.kv_heads // tensor) * model.head_dim
+    attention = 3 * hidden + queries + 2 * keys + queries + hidden
+    if mla:
+        heads, rope, nope = model.heads // tensor, mla.qk_rope_head_dim, mla.qk_nope_head_dim
+        down = hidden + mla.q_lora_rank if mla.q_lora_rank else 0
+        query = down + (mla.q_lora_rank or hidden) + heads * (nope + rope)
+        latent = hidden + mla.kv_lora_rank + rope + mla.kv_lora_rank + heads * (nope + mla.v_head_dim)
+        attention = query + latent + heads * mla.v_head_dim + hidden
+    mixture = 0
+    if experts:
+        cut = experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        local = math.ceil(experts.count / expert_ranks(layout)) if layout.expert_parallel else experts.count
+        shared = experts.shared_intermediate_size // tensor
+        mixture = 3 * local * (hidden + cut) + (3 * (hidden + shared) if shared else 0)
+    dense = 3 * (hidden + model.intermediate_size // tensor)
+    total = sum(
+        (attention if layer.kind != "mamba" else 0) + (mixture if layer.moe else dense)
+        for layer in (model.layers[n] for n in layers)
+    )
+    ends = (layers.start == 0) + (layers.stop == len(model.layers))  # the embedding and the head
+    total += ends * (hidden + model.vocab_size)
+    bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    return total * run.adapter_ranks * bits // 8

@@ -136,6 +136,11 @@ def test_graphs_take_a_pool_and_something_for_each_layer_and_size():
     assert graphs(few) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER * 5 / 51)
 
 
+def test_with_adapters_every_batch_size_is_captured_twice():
+    """v1/worker/gpu/lora_utils.py:get_lora_capture_cases."""
+    assert graphs(run(adapter_ranks=16)) - graphs() == round(32 * memory.GRAPH_LAYER)
+
+
 def test_the_graphs_of_a_shard_are_smaller():
     assert graphs(layout=Layout(tensor=2)) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER_TP)
     assert memory.GRAPH_LAYER_TP < memory.GRAPH_LAYER

@@ -299,6 +299,16 @@ def test_auto_is_the_longest_that_fits_without_a_warning_for_a_models_own_length
     assert "max_model_len" not in auto.decided
 
 
+def test_room_for_adapters_is_taken_from_the_cache():
+    one = plan(Asked(enable_lora=True), machine(1), sized(16))
+    many = plan(Asked(enable_lora=True, max_loras=8, max_lora_rank=256), machine(1), sized(16))
+    none = plan(Asked(max_loras=8, max_lora_rank=256), machine(1), sized(16))
+    assert none.memory == plan(Asked(), machine(1), sized(16)).memory
+    each = (one.memory.weights - none.memory.weights) / 16  # vLLM's default rank, of one adapter
+    assert many.memory.weights - none.memory.weights == 8 * 256 * each > 9 * GIB
+    assert many.kv_cache.tokens < one.kv_cache.tokens < none.kv_cache.tokens
+
+
 def test_a_length_that_the_person_sets_is_never_cut():
     text = refusal(Asked(max_model_len=900_000), machine(1), sized(60, max_model_len=1_000_000))
     assert re.search(r"[\d.]+ GiB are missing to a request of 900,000 tokens; [\d,]+ would fit", text)

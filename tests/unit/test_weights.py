@@ -433,6 +433,58 @@ def test_memory_adds_the_weights_of_the_heaviest_stage():
     assert of_gpu(made, run(), Layout(pipeline=2), gpu()).weights == 100 * MIB
 
 
+# --- adapters (vllm/lora/layers: create_lora_weights), in numbers of two bytes for each rank of each adapter
+
+ENDS = 4096 + 128_256  # of the embedding or of the head
+
+
+def adapters(layout=ONE, ranks=1, **changes):
+    made = model(**changes)
+    with_them, without = (by_rank(made, run(adapter_ranks=count), layout) for count in (ranks, 0))
+    found = [(more - less) // 2 for more, less in zip(with_them, without, strict=True)]
+    return found[0] if len(found) == 1 else found
+
+
+def test_adapters_lie_beside_every_linear_layer():
+    # query, key, value and output; then gate, up and down: inputs and outputs of each
+    attention = 3 * 4096 + (4096 + 2 * 1024) + 4096 + 4096
+    dense = 2 * (4096 + 14_336) + (14_336 + 4096)
+    assert adapters() == 32 * (attention + dense) + 2 * ENDS
+    assert adapters(ranks=8 * 256) == 8 * 256 * adapters()
+    assert adapters(dtype="float32") == 2 * adapters()
+    assert adapters(Layout(pipeline=2)) == [16 * (attention + dense) + ENDS] * 2
+
+
+def test_a_shard_has_half_of_an_adapter_whole():
+    # A of what is cut along its outputs, B of what is cut along its inputs; 8 KV heads on 16 ranks are copied
+    attention = 3 * 4096 + (4096 // 16 + 2 * 128) + 4096 // 16 + 4096
+    dense = 2 * (4096 + 896) + (896 + 4096)
+    assert adapters(Layout(tensor=16)) == 32 * (attention + dense) + 2 * ENDS
+
+
+def test_every_expert_has_its_adapter():
+    experts = msgspec.structs.replace(EXPERTS, shared_intermediate_size=2048)
+    sparse = {"layers": (MOE,), "experts": experts}
+    attention = 3 * 4096 + (4096 + 2 * 1024) + 4096 + 4096
+    assert adapters(**sparse) == attention + 64 * 3 * (4096 + 1024) + 3 * (4096 + 2048) + 2 * ENDS
+    cut, whole = (adapters(Layout(tensor=2, expert_parallel=spread), **sparse) for spread in (False, True))
+    assert cut - whole == 64 * 3 * (4096 + 512) - 32 * 3 * (4096 + 1024)
+
+
+def test_latent_attention_has_adapters_on_its_own_projections():
+    latent = {"layers": (LATENT,), "mla": DEEPSEEK, "heads": 16}
+    query = (4096 + 1536) + (1536 + 16 * 192)
+    latents = (4096 + 576) + (512 + 16 * 256) + (16 * 128 + 4096)
+    dense = 3 * (4096 + 14_336)
+    assert adapters(**latent) == query + latents + dense + 2 * ENDS
+    plain = msgspec.structs.replace(DEEPSEEK, q_lora_rank=None)
+    assert adapters(**{**latent, "mla": plain}) == (4096 + 16 * 192) + latents + dense + 2 * ENDS
+
+
+def test_a_recurrent_layer_has_none_but_its_feed_forwards():
+    assert adapters(layers=(STATE,)) == 3 * (4096 + 14_336) + 2 * ENDS
+
+
 # --- properties
 
 NAMES = st.sampled_from(
