@@ -148,7 +148,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
             safety=safety,
         )
         for rank, (held, count) in enumerate(
-            zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
+            zip(by_rank(model, run, layout, gpu), layer_split(len(model.layers), layout.pipeline), strict=True)
         )
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Tensor
 from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
 
@@ -44,16 +45,27 @@ _VOCAB = re.compile(
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.")
 
-_MXFP4_INPUTS = 128
-"""Input channels of an MXFP4 expert are padded to this by the Hopper value layout of the Triton kernels
-(fused_moe/oracle/mxfp4.py, TRITON; triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB,
-of which 0.20 are this padding."""
+_MXFP4_SPLITS = (
+    "mxfp4 gate_up_proj_blocks",
+    "mxfp4 down_proj_blocks",
+    "mxfp4 gate_up_proj_scales",
+    "mxfp4 down_proj_scales",
+)
+"""How the tensors of an MXFP4 expert are cut, by their kind: over ranks like other experts, then padded."""
+
+_MXFP4_TILES = (128, 256)
+"""Marlin, which runs MXFP4 experts before Hopper, and TensorRT-LLM pad their inner channels on one GPU, and the outer
+ones, to multiples of these (fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size)."""
+
+_TRITON_TILE, _TRITON_INPUTS = 64, 128
+"""On Hopper the Triton kernels pad the inner channels to the first, and inputs to the second, for their value layout
+(triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, of which 0.20 are this padding."""
 
 
 class _Part(msgspec.Struct, frozen=True):
     """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
 
-    split: str  # "tensor", "kv", "expert", "vocab" or "whole"
+    split: str  # "tensor", "kv", "expert", one of _MXFP4_SPLITS, "vocab" or "whole"
     size: int
     linear: bool  # a matrix that quantising at the start would shrink
     kv_heads: int = 0
@@ -76,19 +88,24 @@ _FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
 _REMEMBERED = 8
 
 
-def weights(model: Model, run: Run, layout: Layout) -> int:
+def weights(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> int:
     """Bytes of weights on the heaviest GPU, as "Model loading took" counts them: PyTorch's allocated bytes."""
-    return max(by_rank(model, run, layout))
+    return max(by_rank(model, run, layout, gpu))
 
 
-def by_rank(model: Model, run: Run, layout: Layout) -> tuple[int, ...]:
-    """Bytes of weights on a GPU of each pipeline rank."""
+def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> tuple[int, ...]:
+    """Bytes of weights on a GPU of each pipeline rank; which kernels there are decides on padding."""
     counts = layer_split(len(model.layers), layout.pipeline)
     rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
-    shrink = _shrink(model, run)
+    shrink, growth = _shrink(model, run), _growth(model, layout, gpu)
     sizes = [0] * layout.pipeline
     for fused in _fuse(model, run):
-        size = allocated(sum(math.ceil(_share(part, layout) * (shrink if part.linear else 1)) for part in fused.parts))
+        size = allocated(
+            sum(
+                math.ceil(_share(part, layout) * (shrink if part.linear else 1) * growth.get(part.split, 1))
+                for part in fused.parts
+            )
+        )
         sizes[rank_of[fused.place] if fused.place >= 0 else 0 if fused.place == -1 else -1] += size
     if model.tie_word_embeddings and layout.pipeline > 1:
         # The last rank computes logits with a copy of the embedding that the first rank looks tokens up in.
@@ -182,8 +199,8 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
         return name, _Part("vocab", size // rows * padded_vocab(rows) if rows else 0, linear=False)
     if ".experts." in path or re.search(r"\.experts_", path):
         down = re.search(r"\.(?:down_proj|w2|w_out)", path)
-        padded = _mxfp4_padded(model, size, kind)
-        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", _Part("expert", padded, linear or len(tensor.shape) == 3)  # noqa: PLR2004
+        split = f"mxfp4 {kind}" if f"mxfp4 {kind}" in _MXFP4_SPLITS else "expert"
+        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", _Part(split, size, linear or len(tensor.shape) == 3)  # noqa: PLR2004
     if _REPLICATED.search(path):
         return name, _Part("whole", size, linear=bool(linear and "_a_proj" in path))
     if _QKV.search(path):
@@ -206,11 +223,23 @@ def _suffix(kind: str) -> str:
     return "weight"
 
 
-def _mxfp4_padded(model: Model, size: int, kind: str) -> int:
-    if not kind.endswith("_blocks") or model.experts is None:
-        return size
-    inputs = model.experts.intermediate_size if kind.startswith("down") else model.hidden_size
-    return size * (-(-inputs // _MXFP4_INPUTS) * _MXFP4_INPUTS) // inputs
+def _growth(model: Model, layout: Layout, gpu: Gpu | None) -> dict[str, float]:
+    """By how much padding makes the tensors of each of _MXFP4_SPLITS larger."""
+    if model.experts is None or not model.experts.intermediate_size:
+        return {}
+    outer = model.hidden_size
+    inner = max(1, model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout)))
+    if gpu is None or gpu.compute_capability[0] == 9:  # noqa: PLR2004 - Hopper
+        wide = _up(inner, _TRITON_TILE)
+        up, down = wide * _up(outer, _TRITON_INPUTS), _up(wide, _TRITON_INPUTS) * outer
+        sizes = (up, down, wide * outer, wide * outer)
+    else:
+        sizes = (_up(inner, _MXFP4_TILES[0]) * _up(outer, _MXFP4_TILES[1]),) * 4
+    return {split: size / (inner * outer) for split, size in zip(_MXFP4_SPLITS, sizes, strict=True)}
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _layer_kv_heads(model: Model, name: str) -> int:
@@ -226,10 +255,10 @@ def _share(part: _Part, layout: Layout) -> int:
             return math.ceil(part.size / layout.tensor)
         case "kv":
             return math.ceil(part.size / min(layout.tensor, part.kv_heads))
-        case "expert":
-            return math.ceil(part.size / expert_ranks(layout))
-        case _:
+        case "whole":
             return part.size
+        case _:  # experts
+            return math.ceil(part.size / expert_ranks(layout))
 
 
 def _shrink(model: Model, run: Run) -> float:

@@ -197,6 +197,35 @@ def test_gpt_oss_pads_the_inputs_of_its_experts_to_128():
     assert held(blocks[0], hidden_size=2880) == allocated(2 * 5760 * 2880 // 2)  # no experts that we know of
 
 
+def test_mxfp4_experts_are_padded_for_the_kernels_of_the_gpu():
+    """fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size, on one GPU's share of 2,880 channels."""
+    experts = Experts(count=2, per_token=1, intermediate_size=2880)
+    kinds = [("gate_up_proj", 5760), ("down_proj", 2880)]
+    stored = tuple(
+        tensor(f"{LAYER}mlp.experts.{name}_{part}", 2, rows, 90, *last, dtype="U8")
+        for name, rows in kinds
+        for part, last in (("blocks", (16,)), ("scales", ()))
+    )
+    made = model(
+        layers=BARE, tensors=stored, experts=experts, hidden_size=2880, quantization=quantized("gpt_oss_mxfp4")
+    )
+
+    def padded(inner, outer, *, capability, layout):
+        """Of three matrices of two experts: half a byte a number, and a byte for 32 of them."""
+        found = weights(made, run(), layout, gpu(capability=capability))
+        sizes = [count * 2 * inner * outer // part for count in (2, 1) for part in (2, 32)]
+        return found, sum(allocated(size) for size in sizes)
+
+    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
+        for layout, inner in [(ONE, 2944), (TP2, 1536), (Layout(tensor=2, expert_parallel=True), 2944 // 2)]:
+            found, expected = padded(inner, 3072, capability=capability, layout=layout)
+            assert found == expected
+    # Hopper: 1,440 become 1,472, of which down_proj's inputs become 1,536
+    hopper = weights(made, run(), TP2, gpu(capability=(9, 0)))
+    blocks = allocated(2 * 2 * 1472 * 2944 // 2) + allocated(2 * 1536 * 2880 // 2)
+    assert hopper == blocks + allocated(2 * 2 * 1472 * 90) + allocated(2 * 1472 * 90)
+
+
 # --- vocabulary, head and pipelines
 
 EMBEDDING, HEAD = tensor("model.embed_tokens.weight", 1024, 512), tensor("lm_head.weight", 1024, 512)
