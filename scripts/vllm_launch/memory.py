@@ -141,7 +141,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     return tuple(
         Memory(
             weights=held,
-            activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
+            activation_peak=_activation_peak(model, run, layout, gpu, last=rank == layout.pipeline - 1),
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
             non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
             context=_context(model, layout, gpu),
@@ -188,7 +188,7 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
     Weights are loaded whole and never on a device; PyTorch, vLLM and the compiled model take about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
     """
-    peak = _activation_peak(model, run, layout, last=True)
+    peak = _activation_peak(model, run, layout, None, last=True)
     return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
 
 
@@ -201,7 +201,7 @@ def _width(model: Model, run: Run) -> int:
     return _BYTES[run.dtype if run.dtype in _BYTES else model.dtype]
 
 
-def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> int:
+def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
     A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the profile runs
@@ -218,7 +218,7 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
         inner.append(3 * tokens * width * model.experts.shared_intermediate_size // tensor)
     if model.experts:
         expanded = 0
-        if _mxfp4(model):
+        if _in_kernel(model, gpu):
             # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
             cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
             expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
@@ -257,8 +257,14 @@ def _talks(model: Model, layout: Layout) -> bool:
     return layout.tensor > 1 or (model.experts is not None and layout.data > 1)
 
 
-def _mxfp4(model: Model) -> bool:
-    return model.quantization is not None and "mxfp4" in model.quantization.method
+def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
+    """Whether experts allocate their own scratch: the kernels for MXFP4 on Hopper and data-centre Blackwell do.
+
+    Marlin, in their stead on other GPUs, shares a workspace as Triton's other experts do. Source:
+    fused_moe/oracle/mxfp4.py, experts/gpt_oss_triton_kernels_moe.py and marlin_moe.py (workspace_shapes).
+    """
+    mxfp4 = model.quantization is not None and "mxfp4" in model.quantization.method
+    return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
 def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
@@ -285,7 +291,7 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
         chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
         width = _width(model, run)
         cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
-        if _mxfp4(model):
+        if _in_kernel(model, gpu):
             total += chosen * cut * width
         else:
             total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width

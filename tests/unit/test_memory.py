@@ -214,6 +214,16 @@ def test_experts_that_replicas_share_get_every_replicas_batch():
     assert peak(layout=Layout(data=8)) == peak()  # dense replicas know nothing of each other
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (12, 0)])
+def test_where_marlin_runs_mxfp4_experts_they_share_a_workspace(capability):
+    """experts/marlin_moe.py:workspace_shapes, the larger of in- and output twice, as Triton's."""
+    experts = Experts(count=32, per_token=4, intermediate_size=2048)
+    sparse = model(layers=(MOE,), experts=experts, quantization=quantized("mxfp4"), **POOLING)
+    found = of_gpu(sparse, run(), ONE, gpu(capability=capability))
+    assert found.activation_peak == 3 * ROW + 1.5 * ROW
+    assert found.non_torch == memory.RUNTIME + 4 * (1 + 1) * ROW
+
+
 LATENT_MODEL = model(layers=(LATENT,), mla=DEEPSEEK, heads=128, head_dim=192, kv_heads=128, **TINY_FFN, **POOLING)
 
 
