@@ -118,6 +118,14 @@ def test_over_pcie_a_replica_is_a_pipeline_and_over_nvlink_it_is_not():
     assert sizes(plan(Asked(objective="latency"), machine(4, linked=False), sized(200))) == (4, 1, 1)
     unknown = msgspec.structs.replace(machine(2), nvlink=(), p2p=())
     assert sizes(plan(Asked(), unknown, sized(100))) == (1, 2, 1)
+    for found in (plan(Asked(), machine(4, linked=False), sized(200)), plan(Asked(), unknown, sized(100))):
+        assert "NVLink does not join them" in reason(found, "pipeline_parallel_size").why
+
+
+def test_a_pipeline_over_nvlink_says_why_it_is_one():
+    three = plan(Asked(), machine(3), sized(160))
+    assert sizes(three) == (1, 3, 1)
+    assert "TP=3 is not possible: 32 attention heads" in reason(three, "pipeline_parallel_size").why
 
 
 def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
@@ -342,6 +350,26 @@ def test_smaller_batches_are_tried_where_the_usual_one_leaves_no_useful_cache():
     usual = plan(Asked(), machine(1), wide)
     assert (usual.max_num_batched_tokens, usual.max_num_seqs) == (8192, 1024)
     assert reason(usual, "max_num_seqs").source == "vLLM"
+
+
+def test_a_smaller_batch_is_not_blamed_on_states_that_a_model_has_not():
+    """An L4's own batch has as many tokens as the next smaller ones, and more requests."""
+    found = plan(Asked(), machine(1, total=22, capability=(8, 9), name="NVIDIA L4"), sized(15.5, vocab_size=256_000))
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (2048, 64)
+    assert "activations would leave too little" in reason(found, "max_num_seqs").why
+
+
+def test_a_batch_that_vllm_itself_would_take_is_called_its_own():
+    doubled = plan(Asked(performance_mode="throughput"), machine(1), sized(16))
+    assert (doubled.max_num_batched_tokens, doubled.max_num_seqs) == (16384, 2048)
+    short = plan(Asked(max_num_seqs=2, max_model_len=100), machine(1), sized(16))
+    assert short.max_num_batched_tokens == 200
+    whole = plan(Asked(), machine(1), sized(1, task="pooling", max_model_len=32_768))
+    assert whole.max_num_batched_tokens == 32_768
+    for found in (doubled, short, whole):
+        told = reason(found, "max_num_batched_tokens")
+        assert told.source == "vLLM"
+        assert told.why.startswith("what vLLM makes of its default, 8,192")
 
 
 def test_no_more_requests_than_recurrent_states_fit():
