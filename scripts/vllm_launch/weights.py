@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -62,6 +63,22 @@ _TRITON_TILE, _TRITON_INPUTS = 64, 128
 (triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, of which 0.20 are this padding."""
 
 
+_FIRST, _LAST = -1, -2
+
+_HEADS_EVERYWHERE = {
+    "bloom", "chatglm", "dbrx", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2",
+    "gptj", "gpt_oss", "granitemoe", "granitemoehybrid", "granitemoeshared", "internlm2", "jamba", "minicpm", "mixtral",
+    "nemotron_h", "olmoe", "opt", "orion", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "stablelm",
+}  # fmt: skip
+"""Model types that make their head, untied, on every pipeline rank and not on the last alone
+(vllm/model_executor/models: ``lm_head = ParallelLMHead`` without ``is_last_rank`` before it)."""
+
+_EMBEDS_EVERYWHERE = _HEADS_EVERYWHERE | {
+    "cohere", "cohere2", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"
+}  # fmt: skip
+"""The same of their embedding and ``is_first_rank``."""
+
+
 class _Part(msgspec.Struct, frozen=True):
     """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
 
@@ -72,7 +89,7 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class _Fused(msgspec.Struct, frozen=True):
-    """A tensor as vLLM allocates it. ``place`` is a layer's index, -1 for the first rank, -2 for the last."""
+    """A tensor as vLLM allocates it. ``place`` is a layer's index, or _FIRST or _LAST: before or after all of them."""
 
     place: int
     parts: tuple[_Part, ...]
@@ -106,15 +123,8 @@ def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> t
                 for part in fused.parts
             )
         )
-        sizes[rank_of[fused.place] if fused.place >= 0 else 0 if fused.place == -1 else -1] += size
-    if model.tie_word_embeddings and layout.pipeline > 1:
-        # The last rank computes logits with a copy of the embedding that the first rank looks tokens up in.
-        sizes[-1] += sum(
-            allocated(_share(part, layout))
-            for fused in _fuse(model, run)
-            for part in fused.parts
-            if part.split == "vocab"
-        )
+        for rank in _ranks(model, fused, rank_of, layout):
+            sizes[rank] += size
     starts = [sum(counts[:rank]) for rank in range(layout.pipeline)]
     return tuple(
         size
@@ -123,6 +133,23 @@ def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> t
         + _adapters(model, run, layout, range(starts[rank], starts[rank] + counts[rank]))
         for rank, size in enumerate(sizes)
     )
+
+
+def _ranks(model: Model, fused: _Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
+    """The pipeline ranks that hold a tensor.
+
+    With tied embeddings the last one computes logits with a copy of what the first one looks tokens up in.
+    """
+    first, last = 0, layout.pipeline - 1
+    if fused.place >= 0:
+        return (rank_of[fused.place],)
+    if not any(part.split == "vocab" for part in fused.parts):
+        return (first if fused.place == _FIRST else last,)
+    if fused.place == _FIRST:
+        if model.model_type in _EMBEDS_EVERYWHERE:
+            return range(layout.pipeline)
+        return {first, last} if model.tie_word_embeddings else (first,)
+    return range(layout.pipeline) if model.model_type in _HEADS_EVERYWHERE else (last,)
 
 
 def allocated(size: int) -> int:
@@ -163,7 +190,7 @@ def _fuse_names(model: Model, run: Run) -> tuple[_Fused, ...]:
         found = None if vision else _LAYER.search(tensor.name)
         if found and int(found[1]) >= len(model.layers):
             continue  # multi-token prediction layers, loaded only for speculative decoding
-        place = int(found[1]) if found else -2 if _is_last(tensor.name) and not vision else -1
+        place = int(found[1]) if found else _LAST if _is_last(tensor.name) and not vision else _FIRST
         key, part = _classify(model, tensor, bits, vision=vision)
         parts[place, key].append(part)
     return tuple(_Fused(place, _merged(found)) for (place, _), found in parts.items())

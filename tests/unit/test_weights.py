@@ -262,6 +262,17 @@ def test_over_stages_the_first_embeds_and_the_last_has_norm_and_head():
     assert held(norm, layout=Layout(pipeline=2, tensor=2)) == (0, MIB)
 
 
+def test_some_models_make_both_ends_on_every_stage():
+    """models/mixtral.py, qwen3_moe.py, gpt_oss.py and others ask for no rank before they make them."""
+    three = Layout(pipeline=3)
+    for model_type in ("mixtral", "qwen3_moe", "gpt_oss"):
+        assert held(EMBEDDING, HEAD, layout=three, model_type=model_type) == (2 * MIB,) * 3
+    norm = mib("model.norm.weight")
+    assert held(EMBEDDING, norm, layout=three, model_type="gemma2", tie_word_embeddings=True) == (MIB, MIB, 2 * MIB)
+    assert held(EMBEDDING, HEAD, layout=three, model_type="lfm2") == (MIB, MIB, 2 * MIB)  # the head alone asks
+    assert held(EMBEDDING, HEAD, layout=three, model_type="deepseek_v2") == (MIB, 0, MIB)
+
+
 def test_over_stages_tied_embeddings_are_held_by_the_first_and_the_last():
     assert held(EMBEDDING, HEAD, tie_word_embeddings=True, layout=Layout(pipeline=3)) == (MIB, 0, MIB)
     assert held(EMBEDDING, tie_word_embeddings=True, layout=Layout(pipeline=2, tensor=2)) == (MIB // 2, MIB // 2)
