@@ -17,6 +17,7 @@ import msgspec
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Tensor
 from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+from vllm_launch.quantization import is_ignored
 
 if TYPE_CHECKING:
     from vllm_launch.memory import Run  # memory adds these weights up
@@ -311,15 +312,17 @@ def _rope_cache(model: Model, run: Run) -> int:
 
 
 def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
-    """MLA keeps kv_b_proj a second time, as the W_UV and W_UK_T that decoding multiplies by, in the model's dtype.
+    """MLA keeps a quantised kv_b_proj again in the model's dtype: the W_UV and W_UK_T that decoding multiplies by.
 
-    Source: layers/attention/mla_attention.py:process_weights_after_loading.
+    Of one that is not quantised both are views. Source: layers/attention/mla_attention.py:split_kv_b_proj.
     """
-    if model.mla is None:
+    name = "model.layers.0.self_attn.kv_b_proj"
+    stored = model.quantization is not None and not is_ignored(name, model.quantization)
+    if model.mla is None or not (stored or _shrink(model, run) < 1):
         return 0
     bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
-    width = model.mla.kv_lora_rank * model.heads // layout.tensor * bits // 8
-    return layers * (allocated(width * model.mla.qk_nope_head_dim) + allocated(width * model.mla.v_head_dim))
+    width = model.mla.qk_nope_head_dim + model.mla.v_head_dim
+    return layers * allocated(model.mla.kv_lora_rank * model.heads // layout.tensor * width * bits // 8)
 
 
 def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:

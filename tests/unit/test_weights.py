@@ -441,17 +441,26 @@ def test_rotary_positions_are_a_table_of_the_longest_length():
     assert held(layers=(STATE, *BARE)) == 0
 
 
-def test_latent_attention_keeps_its_up_projection_twice():
-    """mla_attention.py:process_weights_after_loading: W_UK_T and W_UV, for each layer, of a rank's own heads."""
+def test_latent_attention_keeps_a_quantised_up_projection_again():
+    """mla_attention.py:split_kv_b_proj: W_UK_T and W_UV of each layer, of a rank's own heads, in one tensor."""
     rope = 8192 * 64 * 2
-    one = 512 * 32 * 128 * 2  # rank, heads, width: 4 MiB each
-    assert held(layers=(LATENT,), mla=DEEPSEEK) == rope + 2 * one
-    assert held(layers=(LATENT,) * 3, mla=DEEPSEEK) == rope + 6 * one
-    assert held(layers=(LATENT,), mla=DEEPSEEK, layout=Layout(tensor=4)) == rope + 2 * one // 4
-    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=run(dtype="float32")) == 2 * (rope + 2 * one)
-    assert held(layers=(LATENT,) * 3, mla=DEEPSEEK, layout=Layout(pipeline=2)) == (rope + 4 * one, rope + 2 * one)
-    uneven = msgspec.structs.replace(DEEPSEEK, qk_nope_head_dim=192, v_head_dim=64)
-    assert held(layers=(LATENT,), mla=uneven) == rope + one * 3 // 2 + one // 2
+    both = 512 * 32 * (128 + 128) * 2  # rank, heads, widths: 8 MiB
+    fp8 = {"mla": DEEPSEEK, "quantization": quantized("fp8", bits=8)}
+    assert held(layers=(LATENT,), **fp8) == rope + both
+    assert held(layers=(LATENT,) * 3, **fp8) == rope + 3 * both
+    assert held(layers=(LATENT,), layout=Layout(tensor=4), **fp8) == rope + both // 4
+    assert held(layers=(LATENT,), batch=run(dtype="float32"), **fp8) == 2 * (rope + both)
+    assert held(layers=(LATENT,) * 3, layout=Layout(pipeline=2), **fp8) == (rope + 2 * both, rope + both)
+    uneven = {**fp8, "mla": msgspec.structs.replace(DEEPSEEK, qk_nope_head_dim=192, v_head_dim=64)}
+    assert held(layers=(LATENT,), **uneven) == rope + both
+    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=run(quantization="fp8")) == rope + both
+
+
+def test_an_up_projection_that_is_not_quantised_is_looked_at_and_not_copied():
+    rope = 8192 * 64 * 2
+    assert held(layers=(LATENT,), mla=DEEPSEEK) == rope
+    left = quantized("compressed-tensors", bits=4, ignored=("re:.*self_attn.*",))
+    assert held(layers=(LATENT,), mla=DEEPSEEK, quantization=left) == rope
 
 
 # --- the memory of fusing
