@@ -120,7 +120,7 @@ def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> t
     for fused in _fuse(model, run):
         size = allocated(
             sum(
-                math.ceil(_share(part, layout) * (shrink if part.linear else 1) * growth.get(part.split, 1))
+                math.ceil(_share(part, layout) * (shrink if _shrinks(part, run) else 1) * growth.get(part.split, 1))
                 for part in fused.parts
             )
         )
@@ -301,6 +301,11 @@ def _shrink(model: Model, run: Run) -> float:
     return 1.0
 
 
+def _shrinks(part: _Part, run: Run) -> bool:
+    """Whether quantising at the start reaches ``part``; experts_int8 leaves all but experts as they are."""
+    return part.linear and (run.quantization != "experts_int8" or part.split == "expert")
+
+
 def _rope_cache(model: Model, run: Run) -> int:
     """Cosines and sines of every position (rotary_embedding/base.py:_compute_cos_sin_cache), once per GPU."""
     kinds = {layer.kind for layer in model.layers}
@@ -318,7 +323,8 @@ def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
     """
     name = "model.layers.0.self_attn.kv_b_proj"
     stored = model.quantization is not None and not is_ignored(name, model.quantization)
-    if model.mla is None or not (stored or _shrink(model, run) < 1):
+    made = _shrink(model, run) < 1 and run.quantization != "experts_int8"
+    if model.mla is None or not (stored or made):
         return 0
     bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
     width = model.mla.qk_nope_head_dim + model.mla.v_head_dim

@@ -379,7 +379,7 @@ FP8 = run(quantization="fp8")
 @pytest.mark.parametrize(
     ("method", "size"),
     [
-        ("fp8", 8), ("fp8_per_block", 8), ("int8_per_channel_weight_only", 8), ("experts_int8", 8), ("mxfp8", 8),
+        ("fp8", 8), ("fp8_per_block", 8), ("int8_per_channel_weight_only", 8), ("mxfp8", 8),
         ("online", 8), ("bitsandbytes", 4.5),  # four bits, and a float32 absmax for 64 weights
         ("something-else", 16),
     ],
@@ -421,6 +421,14 @@ def test_experts_and_low_rank_projections_are():
         mib(LAYER + "self_attn.k_proj.weight", 2, dtype="F16"),
     ):
         assert held(shrunk, batch=FP8) == MIB
+
+
+def test_experts_int8_leaves_all_but_experts():
+    """quantization/experts_int8.py:get_quant_method."""
+    only = run(quantization="experts_int8")
+    assert held(mib(LAYER + "mlp.experts.0.down_proj.weight", 2), batch=only) == MIB
+    assert held(mib(LAYER + "self_attn.o_proj.weight", 2), batch=only) == 2 * MIB
+    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=only) == held(layers=(LATENT,), mla=DEEPSEEK)
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again():
