@@ -141,7 +141,9 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     return tuple(
         Memory(
             weights=held,
-            activation_peak=_activation_peak(model, run, layout, gpu, last=rank == layout.pipeline - 1),
+            activation_peak=_activation_peak(
+                model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1
+            ),
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
             non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
             context=_context(model, layout, gpu),
@@ -188,7 +190,7 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
     Weights are loaded whole and never on a device; PyTorch, vLLM and the compiled model take about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
     """
-    peak = _activation_peak(model, run, layout, None, last=True)
+    peak = _activation_peak(model, run, layout, None, first=True, last=True)
     return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
 
 
@@ -201,7 +203,7 @@ def _width(model: Model, run: Run) -> int:
     return _BYTES[run.dtype if run.dtype in _BYTES else model.dtype]
 
 
-def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, last: bool) -> int:
+def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, first: bool, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
     A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the profile runs
@@ -235,7 +237,7 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
         elif model.model_type in SOFT_CAPPED:
             logits *= 2
         peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * _MIB)
-    if model.multimodal and not run.language_model_only:
+    if first and model.multimodal and not run.language_model_only:
         peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
     return peak
 

@@ -283,6 +283,8 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
     sees = model(multimodal=True)
     assert peak(sees) == peak() + 2 * ROW + 512 * MIB
     assert peak(sees, run(language_model_only=True)) == peak()
+    first, last = memory.of_ranks(sees, run(), Layout(pipeline=2), gpu())  # v1/worker/gpu/model_runner.py:profile_run
+    assert (first.activation_peak, last.activation_peak) == (peak(sees), peak())
 
 
 # --- what stays allocated besides weights
