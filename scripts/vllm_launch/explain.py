@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import msgspec
 
 from vllm_launch import kv, memory
-from vllm_launch.fit import AUTO, USEFUL_REQUESTS, USEFUL_TOKENS, Asked, Candidate, NoFit
+from vllm_launch.fit import AUTO, USEFUL_REQUESTS, USEFUL_TOKENS, Asked, Candidate, NoFit, batch_of
 from vllm_launch.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.memory import gib
 from vllm_launch.model import Model
+from vllm_launch.parallel import problems
 
 YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
 """Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""
@@ -34,7 +35,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
 
 def reasons(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[Reason]:
     """One for each value of the plan, what was asked for included."""
-    found = [*_parallel(asked, hardware, model, chosen), *_memory(asked, model, chosen), *_batch(asked, chosen)]
+    found = [*_parallel(asked, hardware, model, chosen), *_memory(asked, model, chosen), *_batch(asked, model, chosen)]
     given = msgspec.structs.asdict(asked)
     return [_credited(reason, given.get(reason.field)) for reason in found]
 
@@ -64,7 +65,7 @@ def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate)
             why = f"no split here gives a useful KV cache; this one holds the longest requests: {what}"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=RULE)
     if layout.pipeline > 1 or asked.pipeline_parallel_size:
-        why = "more GPUs are needed and NVLink does not join them: stages exchange far less than tensor parallelism"
+        why = _stages(hardware, model, chosen)
         yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=HARDWARE)
     used = len(chosen.gpus)
     why = f"{used} of {len(hardware.gpus)} GPUs by {each} for each replica" if used else "one worker"
@@ -74,6 +75,19 @@ def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate)
     if layout.expert_parallel:
         why = "the experts' width cannot be cut over so many GPUs, so each GPU has whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=MODEL)
+
+
+def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
+    """Why a replica is a pipeline, and not tensor parallelism over as many GPUs."""
+    each = chosen.layout.tensor * chosen.layout.pipeline
+    whole = msgspec.structs.replace(chosen.layout, tensor=each, pipeline=1)
+    refused = problems(model, chosen.run, whole, chosen.gpus)
+    if refused:
+        return f"more GPUs are needed, and TP={each} is not possible: {refused[0]}"
+    rows = [hardware.gpus.index(gpu) for gpu in chosen.gpus[:each]] if hardware.nvlink else []
+    if not all(hardware.nvlink[a][b] for a in rows for b in rows if a != b) or not rows:
+        return "more GPUs are needed and NVLink does not join them: stages exchange far less than tensor parallelism"
+    return f"more GPUs are needed, and stages leave more KV cache on them than TP={each}"
 
 
 def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
@@ -131,25 +145,25 @@ def _utilization(gpu: Gpu, parts: memory.Memory) -> str:
     )
 
 
-def _batch(asked: Asked, chosen: Candidate) -> Iterator[Reason]:
+def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
     world = chosen.layout.tensor * chosen.layout.pipeline
     default = memory.default_batch(chosen.gpus[0] if chosen.gpus else None, world)
     values = chosen.run.max_num_batched_tokens, chosen.run.max_num_seqs
-    for field, value, usual in zip(("max_num_batched_tokens", "max_num_seqs"), values, default, strict=True):
-        if value == usual:
-            source, why = VLLM, "vLLM's own default for this hardware"
-        else:
+    own = batch_of(asked, model, default)
+    states = any(layer.state_shapes for layer in model.layers) and values[0] == own[0]
+    for field, value, vllms, usual in zip(
+        ("max_num_batched_tokens", "max_num_seqs"), values, own, default, strict=True
+    ):
+        source, why = VLLM, "vLLM's own default for this hardware"
+        if value != vllms:
             source, why = (
                 RULE,
-                f"less than vLLM's default, {usual:,}, whose activations would leave too little KV cache",
+                f"less than vLLM's default, {vllms:,}, whose activations would leave too little KV cache",
             )
-        if (
-            field == "max_num_seqs"
-            and value < usual
-            and asked.max_num_batched_tokens is None
-            and values[0] == default[0]
-        ):
-            why = f"less than vLLM's default, {usual:,}: each request keeps a recurrent state, and no more fit"
+            if field == "max_num_seqs" and states:
+                why = f"less than vLLM's default, {vllms:,}: each request keeps a recurrent state, and no more fit"
+        elif value != usual:
+            why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
 
 

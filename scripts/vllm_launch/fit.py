@@ -58,6 +58,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
+    enable_lora: bool = False
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
@@ -147,6 +150,7 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
         language_model_only=asked.language_model_only,
         quantization=asked.quantization,
         dtype=dtype,
+        adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
     )
 
 
@@ -156,13 +160,16 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
     gpu = tightest(gpus)
-    parts = memory.of_gpu(model, run, layout, gpu)
+    ranks = memory.of_ranks(model, run, layout, gpu)
+    parts = memory.fullest(ranks)
     utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, gpu)
     left = memory.kv_bytes(parts, gpu, utilization)
     if refusal := _refusal(asked, layout, parts, gpu, left):
         return refusal
-    left = asked.kv_cache_memory_bytes or left
-    found = _with_cache(asked, layout, model, run, left=left, gpu=gpu)
+    room: kv.Room = [memory.kv_bytes(rank, gpu, utilization) for rank in ranks]
+    if asked.kv_cache_memory_bytes:
+        room = left = asked.kv_cache_memory_bytes
+    found = _with_cache(asked, layout, model, run, room=room, gpu=gpu)
     if isinstance(found, NoFit):
         return found
     run, cache, useful = found
@@ -228,7 +235,7 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
         return NoFit(layout=layout, why=why, missing=over)
     most = set_bytes or int(left * CPU_SHARE)
-    found = _with_cache(asked, layout, model, run, left=most, gpu=None)
+    found = _with_cache(asked, layout, model, run, room=most, gpu=None)
     if isinstance(found, NoFit):
         return found
     run, cache, useful = found
@@ -260,18 +267,19 @@ def _cpu_share(cpu: Cpu, utilization: float) -> int:
 
 
 def _with_cache(
-    asked: Asked, layout: Layout, model: Model, run: Run, *, left: int, gpu: Gpu | None
+    asked: Asked, layout: Layout, model: Model, run: Run, *, room: kv.Room, gpu: Gpu | None
 ) -> tuple[Run, KvCache, bool] | NoFit:
-    """What ``left`` bytes for the cache hold: ``run`` with a length that fits, the cache, and whether it is useful."""
-    longest = kv.longest_that_fits(model, run, layout, left, gpu)
+    """What ``room`` for the cache holds: ``run`` with a length that fits, the cache, and whether it is useful."""
+    longest = kv.longest_that_fits(model, run, layout, room, gpu)
     if longest < run.max_model_len:
         if asked.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
             needed = kv.bytes_per_request(model, run, layout, run.max_model_len, gpu)
+            left = room if isinstance(room, int) else min(room)
             missing = max(needed // (layout.tensor * layout.pipeline) - left, 1)
             what = f"a request of {run.max_model_len:,} tokens; {longest:,} would fit"
             return NoFit(layout=layout, why=f"{gib(missing)} are missing to {what}", missing=missing, longest=longest)
         run = msgspec.structs.replace(run, max_model_len=longest)
-    cache = kv.kv_cache(model, run, layout, left, gpu)
+    cache = kv.kv_cache(model, run, layout, room, gpu)
     whole = run.max_model_len == (asked.length or model.max_model_len)
     enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
     return run, cache, not cache.bytes_per_token or (whole and enough)

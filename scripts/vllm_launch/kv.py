@@ -16,6 +16,11 @@ from vllm_launch.parallel import Layout, layer_split
 _MODEL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
+_PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+"""Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
+
+Room = int | Sequence[int]
+"""Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +38,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True):
     """How vLLM shares the pool: groups of layers draw blocks of one size from it.
 
     ``groups`` holds the different specs of each; the one that needs the most blocks counts. ``block_bytes`` is what a
-    block takes on a GPU of each pipeline rank that caches anything.
+    block takes on a GPU of each pipeline rank, 0 on a rank that caches nothing.
     """
 
     groups: tuple[tuple[Spec, ...], ...]
@@ -52,7 +57,7 @@ def kv_dtype(model: Model, run: Run) -> str:
     return run.dtype if run.dtype not in {None, "auto"} else model.dtype
 
 
-def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> KvCache:
+def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> KvCache:
     """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
 
     ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
@@ -62,7 +67,7 @@ def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | N
     dtype = kv_dtype(model, run)
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
-    blocks = min(max(0, kv_bytes) // size for size in grouping.block_bytes)
+    blocks = _pool(grouping, kv_bytes)
     longest = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
     tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
@@ -70,7 +75,7 @@ def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | N
     return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
 
 
-def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu: Gpu | None = None) -> int:
+def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> int:
     """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
 
     One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
@@ -78,7 +83,7 @@ def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu
     grouping = grouping_of(model, run, layout, gpu)
     if not grouping.groups:
         return run.max_model_len
-    usable = min(max(0, kv_bytes - size) // size for size in grouping.block_bytes)
+    usable = _pool(grouping, kv_bytes) - 1
     low, high = 0, run.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -87,6 +92,15 @@ def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: int, gpu
         else:
             high = middle - 1
     return low
+
+
+def _pool(grouping: Grouping, kv_bytes: Room) -> int:
+    """Blocks that every rank can hold: each has as many as the one that holds the fewest.
+
+    That need not be the rank with the least memory: the first ranks have a layer more (get_kv_cache_configs, step 5).
+    """
+    rooms = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
+    return min(max(0, room) // size for room, size in zip(rooms, grouping.block_bytes, strict=True) if size)
 
 
 def bytes_per_request(model: Model, run: Run, layout: Layout, tokens: int, gpu: Gpu | None = None) -> int:
@@ -107,9 +121,29 @@ def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
         return 16 if model.mla else run.block_size or 128
     if run.block_size is not None:
         return run.block_size
+    if _sparse(model):
+        return 64  # mla/indexer.py, and a multiple of every sparse backend's
     if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
         return 32
+    if model.mla and gpu.compute_capability[0] == 9 and kv_dtype(model, run) in {"fp8", "fp8_e4m3"}:  # noqa: PLR2004
+        return 64  # FLASHMLA: FLASH_ATTN_MLA reads no FP8
     return 16
+
+
+def _sparse(model: Model) -> bool:
+    return any(layer.index_bytes for layer in model.layers)
+
+
+def _stored_dtype(model: Model, run: Run, gpu: Gpu | None) -> str:
+    """``kv_dtype`` as the layers store it: FlashMLA's sparse kernels have a packing of their own for FP8.
+
+    Source: layers/attention/mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype, and the first backend that
+    platforms/cuda.py:_get_backend_priorities lists for the GPU.
+    """
+    dtype = kv_dtype(model, run)
+    if gpu is not None and _sparse(model) and dtype in {"fp8", "fp8_e4m3"} and gpu.compute_capability[0] in {9, 12}:
+        return "fp8_ds_mla"
+    return dtype
 
 
 def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[tuple[Spec, ...]]:
@@ -120,7 +154,7 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
     (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
     """
     block = block_size(model, run, gpu)
-    width = kv_dtype(model, run)
+    width = _stored_dtype(model, run, gpu)
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
@@ -137,6 +171,7 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
         (
             *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),
             *([recurrent] if recurrent and layer.state_shapes else []),
+            *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
         )
         for layer in model.layers
     ]
@@ -166,7 +201,7 @@ def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grou
     ]
     return Grouping(
         groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
-        block_bytes=tuple(size for size in block_bytes if size),
+        block_bytes=tuple(block_bytes),
     )
 
 
@@ -245,7 +280,7 @@ def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str
     MLA keeps one latent vector per token, whole on every tensor-parallel rank.
     """
     if layer.kind == "mla":
-        return block * layer.head_dim * _element_bytes(dtype, model_dtype)
+        return block * (_PACKED_LATENT.get(dtype) or layer.head_dim * _element_bytes(dtype, model_dtype))
     heads = max(1, layer.kv_heads // layout.tensor)
     sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
     if dtype.startswith("nvfp4"):

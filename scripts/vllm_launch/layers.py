@@ -17,6 +17,16 @@ MLA_TYPES = {
 }  # fmt: skip
 """vllm/transformers_utils/model_arch_config_convertor.py:is_deepseek_mla."""
 
+ENCODER_TYPES = {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "openai_privacy_filter"}
+"""Model types that read their whole input at once and keep nothing of it (vllm/model_executor/models:
+EncoderOnlyAttention in bert.py, bert_with_rope.py, modernbert.py and openai_privacy_filter.py)."""
+
+ENCODERS = {
+    "LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification", "VoyageQwen3BidirectionalEmbedModel",
+    "DeepseekV3BidirectionalModel",
+}  # fmt: skip
+"""Architectures that make such an encoder of a decoder (vllm/model_executor/models/config.py sets ``is_causal``)."""
+
 FULL_EVERY = {
     "gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gemma3n": 5, "gemma3n_text": 5, "cohere2": 4, "gpt_oss": 2,
     "exaone4": 4, "olmo3": 4, "llama4": 4, "llama4_text": 4, "gemma4": 6, "gemma4_text": 6,
@@ -40,6 +50,16 @@ def attention_heads(config: Config) -> int:
 def attention_free(config: Config) -> bool:
     """Mamba alone."""
     return config.text("model_type") in {"mamba", "mamba2", "falcon_mamba"}
+
+
+def encoder_only(config: Config) -> bool:
+    """Attention looks both ways, so no keys and values are of use to a later step (models/llama.py: attn_type)."""
+    model_type = config.text("model_type")
+    if model_type in ENCODER_TYPES or not config.flag("is_causal", default=True):
+        return True
+    if model_type == "gemma3_text" and config.flag("use_bidirectional_attention"):
+        return True
+    return bool(ENCODERS & set(config.strings("architectures") or ()))
 
 
 def kv_heads(config: Config) -> int:
@@ -101,6 +121,8 @@ def layer_words(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one
     model_type = config.text("model_type")
     if attention_free(config):
         return ["mamba"] * count
+    if encoder_only(config):
+        return ["none"] * count
     if model_type == "falcon_h1":
         return ["hybrid"] * count
     if model_type == "jamba":
@@ -182,7 +204,8 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             layers.append(Layer(kind="none", moe=moe[n]))
         elif mla is not None:
             wide = mla.kv_lora_rank + mla.qk_rope_head_dim
-            layers.append(Layer(kind="mla", kv_heads=1, head_dim=wide, head_dim_v=0, moe=moe[n]))
+            index = _index_bytes(config) if _has_indexer(config, n) else 0
+            layers.append(Layer(kind="mla", kv_heads=1, head_dim=wide, head_dim_v=0, index_bytes=index, moe=moe[n]))
         elif word == "sliding" and window:
             layers.append(
                 Layer(kind="sliding", kv_heads=heads, head_dim=dim, head_dim_v=dim, window=window, moe=moe[n])
@@ -193,6 +216,26 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         else:
             layers.append(Layer(kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim, moe=moe[n]))
     return tuple(layers)
+
+
+def _has_indexer(config: Config, n: int) -> bool:
+    """Whether layer ``n`` of DeepSeek's sparse attention chooses tokens itself, or takes those of a layer before.
+
+    Source: vllm/model_executor/models/deepseek_v2.py:DeepseekV2MLAAttention.
+    """
+    if not config.has("index_topk"):
+        return False
+    pattern = config.get("index_topk_pattern")
+    if isinstance(pattern, str | list):
+        return not (n < len(pattern) and pattern[n] == "S")
+    offset = config.whole("index_skip_topk_offset", default=2, least=0)
+    return max(n - offset + 1, 0) % config.whole("index_topk_freq", default=1) == 0
+
+
+def _index_bytes(config: Config) -> int:
+    """FP8 values, and a float32 scale for 128 of them (deepseek_v2.py:Indexer)."""
+    wide = config.whole("index_head_dim", default=128)
+    return wide + wide // 128 * 4
 
 
 def _recurrent(config: Config, dtype: str) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +21,8 @@ CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
 NCCL_CONTEXT = 123 * _MIB
-"""NCCL and custom all-reduce before vLLM's first look, on each GPU of a replica of several. H200, TP=2: 0.63 GiB."""
+"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that work together. H200, TP=2: 0.63
+GiB."""
 
 RUNTIME = 270 * _MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
@@ -78,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
     dtype: str | None = None
+    adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
 
 
 class KvCache(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,26 +130,38 @@ def capture_sizes(run: Run, gpu: Gpu) -> int:
     return len([size for size in sizes if size <= min(most, run.max_num_batched_tokens)])
 
 
-def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
-    """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left.
+def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
+    """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
-    ranks = [
+    safety = _safety(model, run, layout, gpu)
+    return tuple(
         Memory(
             weights=held,
-            activation_peak=_activation_peak(model, run, layout, last=rank == layout.pipeline - 1),
+            activation_peak=_activation_peak(
+                model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1
+            ),
             cuda_graphs=_cuda_graphs(run, layout, gpu, count),
             non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
-            context=_context(layout, gpu),
-            safety=_safety(model, run, layout),
+            context=_context(model, layout, gpu),
+            safety=safety,
         )
         for rank, (held, count) in enumerate(
-            zip(by_rank(model, run, layout), layer_split(len(model.layers), layout.pipeline), strict=True)
+            zip(by_rank(model, run, layout, gpu), layer_split(len(model.layers), layout.pipeline), strict=True)
         )
-    ]
+    )
+
+
+def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
+    """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left."""
+    return fullest(of_ranks(model, run, layout, gpu))
+
+
+def fullest(ranks: Sequence[Memory]) -> Memory:
+    """The rank that leaves the least for the KV cache."""
     return max(ranks, key=_counted)
 
 
@@ -175,7 +190,7 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
     Weights are loaded whole and never on a device; PyTorch, vLLM and the compiled model take about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
     """
-    peak = _activation_peak(model, run, layout, last=True)
+    peak = _activation_peak(model, run, layout, None, first=True, last=True)
     return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
 
 
@@ -188,7 +203,7 @@ def _width(model: Model, run: Run) -> int:
     return _BYTES[run.dtype if run.dtype in _BYTES else model.dtype]
 
 
-def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> int:
+def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, first: bool, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
     A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the profile runs
@@ -203,10 +218,13 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
         inner.append(3 * tokens * width * model.intermediate_size // tensor)
     if model.experts and model.experts.shared_intermediate_size:
         inner.append(3 * tokens * width * model.experts.shared_intermediate_size // tensor)
-    if model.experts and _mxfp4(model):
-        # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
-        cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
-        inner.append(tokens * model.experts.per_token * width * (4 * cut + 2 * hidden))
+    if model.experts:
+        expanded = 0
+        if _in_kernel(model, gpu):
+            # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
+            cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+            expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
+        inner.append(_arriving(model, run, layout) + expanded)
     if model.mla:
         kept = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
         inner.append(kept * model.heads // tensor * (model.mla.qk_nope_head_dim + model.mla.v_head_dim) * width)
@@ -219,13 +237,36 @@ def _activation_peak(model: Model, run: Run, layout: Layout, *, last: bool) -> i
         elif model.model_type in SOFT_CAPPED:
             logits *= 2
         peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * _MIB)
-    if model.multimodal and not run.language_model_only:
+    if first and model.multimodal and not run.language_model_only:
         peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
     return peak
 
 
-def _mxfp4(model: Model) -> bool:
-    return model.quantization is not None and "mxfp4" in model.quantization.method
+def _arriving(model: Model, run: Run, layout: Layout) -> int:
+    """Bytes of hidden states that a rank's experts get from the other replicas, beside its own.
+
+    Without and with expert parallelism vLLM's default gathers every replica's batch before the experts and scatters
+    the sum after them. Source: fused_moe/prepare_finalize/naive_dp_ep.py, device_communicators/all2all.py:
+    AgRsAll2AllManager.
+    """
+    if layout.data == 1:
+        return 0
+    return run.max_num_batched_tokens * layout.data * model.hidden_size * _width(model, run)
+
+
+def _talks(model: Model, layout: Layout) -> bool:
+    """Whether collectives run in every layer: over a replica's GPUs, or over all replicas where they share experts."""
+    return layout.tensor > 1 or (model.experts is not None and layout.data > 1)
+
+
+def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
+    """Whether experts allocate their own scratch: the kernels for MXFP4 on Hopper and data-centre Blackwell do.
+
+    Marlin, in their stead on other GPUs, shares a workspace as Triton's other experts do. Source:
+    fused_moe/oracle/mxfp4.py, experts/gpt_oss_triton_kernels_moe.py and marlin_moe.py (workspace_shapes).
+    """
+    mxfp4 = model.quantization is not None and "mxfp4" in model.quantization.method
+    return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
 def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
@@ -233,6 +274,7 @@ def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
     if not sizes:
         return 0
     layer = GRAPH_LAYER if layout.tensor == 1 else GRAPH_LAYER_TP
+    sizes *= 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     return round(GRAPH_BASE + layers * layer * sizes / USUAL_SIZES)
 
 
@@ -247,14 +289,17 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
     if model.experts:
-        chosen, width = run.max_num_batched_tokens * model.experts.per_token, _width(model, run)
+        # Every replica's tokens pass a rank's experts (_arriving).
+        chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
+        width = _width(model, run)
         cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
-        if _mxfp4(model):
+        if _in_kernel(model, gpu):
             total += chosen * cut * width
         else:
             total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width
-    if layout.tensor > 1:
+    if _talks(model, layout):
         total += COLLECTIVES
+    if layout.tensor > 1:
         message = run.max_num_batched_tokens * model.hidden_size * _width(model, run)
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         total += 0 if run.enforce_eager else 4 * layout.tensor * min(round(limit * _MIB), message)
@@ -263,23 +308,30 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     return total
 
 
-def _context(layout: Layout, gpu: Gpu) -> int:
+def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     capability = gpu.compute_capability
     base = CONTEXT_HOPPER if capability >= (9, 0) else CONTEXT_A100 if capability == (8, 0) else CONTEXT_SMALL
     if gpu.compute_capability[0] == 12:  # noqa: PLR2004 - GeForce and RTX PRO Blackwell
         base = CONTEXT_SMALL
-    return base + (NCCL_CONTEXT if layout.tensor * layout.pipeline > 1 else 0)
+    return base + (NCCL_CONTEXT if _talks(model, layout) or layout.pipeline > 1 else 0)
 
 
-def _safety(model: Model, run: Run, layout: Layout) -> int:
+def _safety(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     """What serving takes beyond the profile: the sampler's extras, block tables, fragments.
 
-    Block tables are two rows of int32 per request (v1/worker/gpu/block_table.py), allocated after the cache is sized.
+    Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
+    the cache is sized; the row of a window is as long as any other.
     """
+    from vllm_launch import kv  # noqa: PLC0415 - it builds the structs above
+
     sampler = 0
     if model.task == "generate":
         sampler = (
             SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
         )
-    tables = 2 * 4 * run.max_num_seqs * math.ceil(run.max_model_len / 16)
+    rows = sum(
+        math.ceil(run.max_model_len / min(spec.block for spec in group))
+        for group in kv.grouping_of(model, run, layout, gpu).groups
+    )
+    tables = 2 * 4 * run.max_num_seqs * rows
     return sampler + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)

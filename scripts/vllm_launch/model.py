@@ -27,6 +27,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int = 0  # of keys
     head_dim_v: int = 0  # of values, where it differs from keys; else the same number
     window: int | None = None  # tokens, for "sliding" and "chunked"
+    index_bytes: int = 0  # of a token in the cache of a sparse attention's indexer, beside "mla"
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
     state_checkpoints: int = 0  # states that a request keeps for resuming in the middle of a prefill, beside the two

@@ -15,7 +15,6 @@ from vllm_launch.quantization import MIN_CAPABILITY
 if TYPE_CHECKING:
     from vllm_launch.memory import Run  # memory needs Layout to be split by
 
-_MARLIN_THREAD_N, _MARLIN_THREAD_K = 64, 128  # quantization/utils/marlin_utils.py: GPTQ_MARLIN_MIN_THREAD_N and _K
 _GPTQ = {"gptq", "auto_gptq", "gptq_marlin"}
 _AWQ = {"awq", "auto_awq", "awq_marlin"}
 _GROUPED = {*_GPTQ, *_AWQ, "compressed-tensors", "modelopt_fp4"}
@@ -123,14 +122,13 @@ def _widths(model: Model, layout: Layout) -> Iterator[tuple[str, int, int]]:
 def _group_problems(quantization: Quantization, what: str, shard: int) -> Iterator[str]:
     """The sharded dimension is the input of down_proj and the output of gate and up.
 
-    Source: quantization/utils/marlin_utils.py:verify_marlin_supports_shape, awq.py:AWQLinearMethod.create_weights,
+    A group may not be cut; where a shard is no whole number of a kernel's tiles, Marlin pads it (marlin_padded_nk).
+    Source: kernels/linear/mixed_precision/marlin.py:can_implement, quantization/auto_awq.py:create_weights,
     compressed_tensors/schemes (verify_group_size_divides_partition).
     """
     method, group = quantization.method, quantization.group_size
     if method in _GROUPED and group and group > 0 and shard % group:
         yield f"a shard of {shard} of the {what} size is not a whole number of quantisation groups of {group}"
-    elif method in _GPTQ and (shard % _MARLIN_THREAD_N or shard % _MARLIN_THREAD_K):
-        yield f"a shard of {shard} of the {what} size is not a multiple of {_MARLIN_THREAD_K}, as Marlin kernels need"
 
 
 def _pipeline_problems(model: Model, layout: Layout) -> Iterator[str]:

@@ -109,6 +109,8 @@ def _read(method: str, config: Config) -> Quantization:
         if bits not in {2, 3, 4, 8}:
             raise config.wrong("bits", f"is {bits}, which no kernel reads")
         whole_column = config.get("group_size", "q_group_size") == -1
+        if why := _unread(method, config, bits, whole_column=whole_column):
+            raise UsageError(f"{config.where} of {method}", f"vLLM {pinned_vllm()} no longer reads {why}", FOUR_BITS)
         group = None if whole_column else config.whole("group_size", "q_group_size", default=128)
         return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
     if method == "compressed-tensors":
@@ -125,6 +127,22 @@ def _read(method: str, config: Config) -> Quantization:
         ignored=ignored,
         kv_cache_dtype=_modelopt_cache(config) if method.startswith("modelopt") else None,
     )
+
+
+def _unread(method: str, config: Config, bits: int, *, whole_column: bool) -> str | None:
+    """What vLLM's AWQ and GPTQ, both for Marlin's kernels alone, refuse of a checkpoint; None where they read it.
+
+    Source: quantization/auto_awq.py, auto_gptq.py (TYPE_MAP), utils/gptq_utils.py:normalize_and_validate_gptq_desc_act.
+    """
+    if method.startswith(("awq", "auto_awq")):
+        return None if bits == 4 else f"{bits} bits"  # noqa: PLR2004 - a nibble
+    if not method.startswith(("gptq", "auto_gptq")):
+        return None
+    if bits not in {4, 8}:
+        return f"{bits} bits"
+    if config.flag("desc_act") and not whole_column:
+        return "groups in the order of activations (desc_act)"
+    return None if config.flag("sym", default=True) else "zero points (sym: false)"
 
 
 def _modelopt_cache(config: Config) -> str | None:

@@ -396,12 +396,26 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
 
 
 def _warnings(settings: Settings) -> tuple[str, ...]:
+    return (*_late_stop(settings), *_uncounted(settings))
+
+
+def _late_stop(settings: Settings) -> Iterator[str]:
     timeout, drain = settings.engine.get("shutdown_timeout"), settings.launch.drain
     if isinstance(timeout, int) and timeout + drain.delay > drain.total:
         where = settings.origin["shutdown_timeout"]
         what = f"{timeout} s do not fit into drain_seconds, {drain.total} s with {drain.delay:g} s of delay before"
-        return (f"{where}: {what}; streams will be cut when drain_seconds are over",)
-    return ()
+        yield f"{where}: {what}; streams will be cut when drain_seconds are over"
+
+
+def _uncounted(settings: Settings) -> Iterator[str]:
+    """What the plan cannot know the memory of, so that its KV cache is larger than the one that vLLM will have."""
+    drafts = settings.engine.get("speculative_config")
+    if isinstance(drafts, dict) and "ngram" not in str(drafts.get("method", "")):
+        where = settings.origin["speculative_config"]
+        yield (
+            f"{where}: the memory of what drafts, its weights and its cache, is not in the plan: the KV cache will be "
+            "smaller; set --max-model-len if vLLM then refuses the planned one"
+        )
 
 
 # ---- what others need of it

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Tensor
 from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+from vllm_launch.quantization import is_ignored
 
 if TYPE_CHECKING:
     from vllm_launch.memory import Run  # memory adds these weights up
@@ -44,23 +47,50 @@ _VOCAB = re.compile(
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.")
 
-_MXFP4_INPUTS = 128
-"""Input channels of an MXFP4 expert are padded to this by the Hopper value layout of the Triton kernels
-(fused_moe/oracle/mxfp4.py, TRITON; triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB,
-of which 0.20 are this padding."""
+_MXFP4_SPLITS = (
+    "mxfp4 gate_up_proj_blocks",
+    "mxfp4 down_proj_blocks",
+    "mxfp4 gate_up_proj_scales",
+    "mxfp4 down_proj_scales",
+)
+"""How the tensors of an MXFP4 expert are cut, by their kind: over ranks like other experts, then padded."""
+
+_MXFP4_TILES = (128, 256)
+"""Marlin, which runs MXFP4 experts before Hopper, and TensorRT-LLM pad their inner channels on one GPU, and the outer
+ones, to multiples of these (fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size)."""
+
+_TRITON_TILE, _TRITON_INPUTS = 64, 128
+"""On Hopper the Triton kernels pad the inner channels to the first, and inputs to the second, for their value layout
+(triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, of which 0.20 are this padding."""
+
+
+_FIRST, _LAST = -1, -2
+
+_HEADS_EVERYWHERE = {
+    "bloom", "chatglm", "dbrx", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2",
+    "gptj", "gpt_oss", "granitemoe", "granitemoehybrid", "granitemoeshared", "internlm2", "jamba", "minicpm", "mixtral",
+    "nemotron_h", "olmoe", "opt", "orion", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "stablelm",
+}  # fmt: skip
+"""Model types that make their head, untied, on every pipeline rank and not on the last alone
+(vllm/model_executor/models: ``lm_head = ParallelLMHead`` without ``is_last_rank`` before it)."""
+
+_EMBEDS_EVERYWHERE = _HEADS_EVERYWHERE | {
+    "cohere", "cohere2", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"
+}  # fmt: skip
+"""The same of their embedding and ``is_first_rank``."""
 
 
 class _Part(msgspec.Struct, frozen=True):
     """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
 
-    split: str  # "tensor", "kv", "expert", "vocab" or "whole"
+    split: str  # "tensor", "kv", "expert", one of _MXFP4_SPLITS, "vocab" or "whole"
     size: int
     linear: bool  # a matrix that quantising at the start would shrink
     kv_heads: int = 0
 
 
 class _Fused(msgspec.Struct, frozen=True):
-    """A tensor as vLLM allocates it. ``place`` is a layer's index, -1 for the first rank, -2 for the last."""
+    """A tensor as vLLM allocates it. ``place`` is a layer's index, or _FIRST or _LAST: before or after all of them."""
 
     place: int
     parts: tuple[_Part, ...]
@@ -76,31 +106,51 @@ _FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
 _REMEMBERED = 8
 
 
-def weights(model: Model, run: Run, layout: Layout) -> int:
+def weights(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> int:
     """Bytes of weights on the heaviest GPU, as "Model loading took" counts them: PyTorch's allocated bytes."""
-    return max(by_rank(model, run, layout))
+    return max(by_rank(model, run, layout, gpu))
 
 
-def by_rank(model: Model, run: Run, layout: Layout) -> tuple[int, ...]:
-    """Bytes of weights on a GPU of each pipeline rank."""
+def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> tuple[int, ...]:
+    """Bytes of weights on a GPU of each pipeline rank; which kernels there are decides on padding."""
     counts = layer_split(len(model.layers), layout.pipeline)
     rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
-    shrink = _shrink(model, run)
+    shrink, growth = _shrink(model, run), _growth(model, layout, gpu)
     sizes = [0] * layout.pipeline
     for fused in _fuse(model, run):
-        size = allocated(sum(math.ceil(_share(part, layout) * (shrink if part.linear else 1)) for part in fused.parts))
-        sizes[rank_of[fused.place] if fused.place >= 0 else 0 if fused.place == -1 else -1] += size
-    if model.tie_word_embeddings and layout.pipeline > 1:
-        # The last rank computes logits with a copy of the embedding that the first rank looks tokens up in.
-        sizes[-1] += sum(
-            allocated(_share(part, layout))
-            for fused in _fuse(model, run)
-            for part in fused.parts
-            if part.split == "vocab"
+        size = allocated(
+            sum(
+                math.ceil(_share(part, layout) * (shrink if _shrinks(part, run) else 1) * growth.get(part.split, 1))
+                for part in fused.parts
+            )
         )
+        for rank in _ranks(model, fused, rank_of, layout):
+            sizes[rank] += size
+    starts = [sum(counts[:rank]) for rank in range(layout.pipeline)]
     return tuple(
-        size + _rope_cache(model, run) + _absorbed(model, run, layout, counts[rank]) for rank, size in enumerate(sizes)
+        size
+        + _rope_cache(model, run)
+        + _absorbed(model, run, layout, counts[rank])
+        + _adapters(model, run, layout, range(starts[rank], starts[rank] + counts[rank]))
+        for rank, size in enumerate(sizes)
     )
+
+
+def _ranks(model: Model, fused: _Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
+    """The pipeline ranks that hold a tensor.
+
+    With tied embeddings the last one computes logits with a copy of what the first one looks tokens up in.
+    """
+    first, last = 0, layout.pipeline - 1
+    if fused.place >= 0:
+        return (rank_of[fused.place],)
+    if not any(part.split == "vocab" for part in fused.parts):
+        return (first if fused.place == _FIRST else last,)
+    if fused.place == _FIRST:
+        if model.model_type in _EMBEDS_EVERYWHERE:
+            return range(layout.pipeline)
+        return {first, last} if model.tie_word_embeddings else (first,)
+    return range(layout.pipeline) if model.model_type in _HEADS_EVERYWHERE else (last,)
 
 
 def allocated(size: int) -> int:
@@ -141,7 +191,7 @@ def _fuse_names(model: Model, run: Run) -> tuple[_Fused, ...]:
         found = None if vision else _LAYER.search(tensor.name)
         if found and int(found[1]) >= len(model.layers):
             continue  # multi-token prediction layers, loaded only for speculative decoding
-        place = int(found[1]) if found else -2 if _is_last(tensor.name) and not vision else -1
+        place = int(found[1]) if found else _LAST if _is_last(tensor.name) and not vision else _FIRST
         key, part = _classify(model, tensor, bits, vision=vision)
         parts[place, key].append(part)
     return tuple(_Fused(place, _merged(found)) for (place, _), found in parts.items())
@@ -177,8 +227,8 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
         return name, _Part("vocab", size // rows * padded_vocab(rows) if rows else 0, linear=False)
     if ".experts." in path or re.search(r"\.experts_", path):
         down = re.search(r"\.(?:down_proj|w2|w_out)", path)
-        padded = _mxfp4_padded(model, size, kind)
-        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", _Part("expert", padded, linear or len(tensor.shape) == 3)  # noqa: PLR2004
+        split = f"mxfp4 {kind}" if f"mxfp4 {kind}" in _MXFP4_SPLITS else "expert"
+        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", _Part(split, size, linear or len(tensor.shape) == 3)  # noqa: PLR2004
     if _REPLICATED.search(path):
         return name, _Part("whole", size, linear=bool(linear and "_a_proj" in path))
     if _QKV.search(path):
@@ -201,11 +251,23 @@ def _suffix(kind: str) -> str:
     return "weight"
 
 
-def _mxfp4_padded(model: Model, size: int, kind: str) -> int:
-    if not kind.endswith("_blocks") or model.experts is None:
-        return size
-    inputs = model.experts.intermediate_size if kind.startswith("down") else model.hidden_size
-    return size * (-(-inputs // _MXFP4_INPUTS) * _MXFP4_INPUTS) // inputs
+def _growth(model: Model, layout: Layout, gpu: Gpu | None) -> dict[str, float]:
+    """By how much padding makes the tensors of each of _MXFP4_SPLITS larger."""
+    if model.experts is None or not model.experts.intermediate_size:
+        return {}
+    outer = model.hidden_size
+    inner = max(1, model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout)))
+    if gpu is None or gpu.compute_capability[0] == 9:  # noqa: PLR2004 - Hopper
+        wide = _up(inner, _TRITON_TILE)
+        up, down = wide * _up(outer, _TRITON_INPUTS), _up(wide, _TRITON_INPUTS) * outer
+        sizes = (up, down, wide * outer, wide * outer)
+    else:
+        sizes = (_up(inner, _MXFP4_TILES[0]) * _up(outer, _MXFP4_TILES[1]),) * 4
+    return {split: size / (inner * outer) for split, size in zip(_MXFP4_SPLITS, sizes, strict=True)}
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _layer_kv_heads(model: Model, name: str) -> int:
@@ -221,10 +283,10 @@ def _share(part: _Part, layout: Layout) -> int:
             return math.ceil(part.size / layout.tensor)
         case "kv":
             return math.ceil(part.size / min(layout.tensor, part.kv_heads))
-        case "expert":
-            return math.ceil(part.size / expert_ranks(layout))
-        case _:
+        case "whole":
             return part.size
+        case _:  # experts
+            return math.ceil(part.size / expert_ranks(layout))
 
 
 def _shrink(model: Model, run: Run) -> float:
@@ -239,6 +301,11 @@ def _shrink(model: Model, run: Run) -> float:
     return 1.0
 
 
+def _shrinks(part: _Part, run: Run) -> bool:
+    """Whether quantising at the start reaches ``part``; experts_int8 leaves all but experts as they are."""
+    return part.linear and (run.quantization != "experts_int8" or part.split == "expert")
+
+
 def _rope_cache(model: Model, run: Run) -> int:
     """Cosines and sines of every position (rotary_embedding/base.py:_compute_cos_sin_cache), once per GPU."""
     kinds = {layer.kind for layer in model.layers}
@@ -250,12 +317,50 @@ def _rope_cache(model: Model, run: Run) -> int:
 
 
 def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
-    """MLA keeps kv_b_proj a second time, as the W_UV and W_UK_T that decoding multiplies by, in the model's dtype.
+    """MLA keeps a quantised kv_b_proj again in the model's dtype: the W_UV and W_UK_T that decoding multiplies by.
 
-    Source: layers/attention/mla_attention.py:process_weights_after_loading.
+    Of one that is not quantised both are views. Source: layers/attention/mla_attention.py:split_kv_b_proj.
     """
-    if model.mla is None:
+    name = "model.layers.0.self_attn.kv_b_proj"
+    stored = model.quantization is not None and not is_ignored(name, model.quantization)
+    made = _shrink(model, run) < 1 and run.quantization != "experts_int8"
+    if model.mla is None or not (stored or made):
         return 0
     bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
-    width = model.mla.kv_lora_rank * model.heads // layout.tensor * bits // 8
-    return layers * (allocated(width * model.mla.qk_nope_head_dim) + allocated(width * model.mla.v_head_dim))
+    width = model.mla.qk_nope_head_dim + model.mla.v_head_dim
+    return layers * allocated(model.mla.kv_lora_rank * model.heads // layout.tensor * width * bits // 8)
+
+
+def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:
+    """LoRA's A and B beside every linear layer of one rank, for as many adapters as may run at once.
+
+    What is cut along its outputs keeps A whole on each GPU, what is cut along its inputs keeps B whole; experts have
+    one of each. Source: vllm/lora/layers (create_lora_weights), whose slots are filled when the model is loaded.
+    """
+    if not run.adapter_ranks:
+        return 0
+    hidden, tensor, mla, experts = model.hidden_size, layout.tensor, model.mla, model.experts
+    queries = model.heads * model.head_dim // tensor
+    keys = max(1, model.kv_heads // tensor) * model.head_dim
+    attention = 3 * hidden + queries + 2 * keys + queries + hidden
+    if mla:
+        heads, rope, nope = model.heads // tensor, mla.qk_rope_head_dim, mla.qk_nope_head_dim
+        down = hidden + mla.q_lora_rank if mla.q_lora_rank else 0
+        query = down + (mla.q_lora_rank or hidden) + heads * (nope + rope)
+        latent = hidden + mla.kv_lora_rank + rope + mla.kv_lora_rank + heads * (nope + mla.v_head_dim)
+        attention = query + latent + heads * mla.v_head_dim + hidden
+    mixture = 0
+    if experts:
+        cut = experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        local = math.ceil(experts.count / expert_ranks(layout)) if layout.expert_parallel else experts.count
+        shared = experts.shared_intermediate_size // tensor
+        mixture = 3 * local * (hidden + cut) + (3 * (hidden + shared) if shared else 0)
+    dense = 3 * (hidden + model.intermediate_size // tensor)
+    total = sum(
+        (attention if layer.kind != "mamba" else 0) + (mixture if layer.moe else dense)
+        for layer in (model.layers[n] for n in layers)
+    )
+    ends = (layers.start == 0) + (layers.stop == len(model.layers))  # the embedding and the head
+    total += ends * (hidden + model.vocab_size)
+    bits = _MODEL_BITS[run.dtype if run.dtype in _MODEL_BITS else model.dtype]
+    return total * run.adapter_ranks * bits // 8

@@ -141,10 +141,9 @@ def made_up(rng):
 def test_tokens_and_the_longest_request_are_vllms_to_the_block(seed):
     rng = random.Random(seed)
     model, run, layout = made_up(rng)
-    kv_bytes = rng.randint(GIB // 4, 100 * GIB)
+    available = [rng.randint(GIB // 4, 100 * GIB) for _ in range(layout.pipeline)]
     config = engine_config(model, run, layout)
     ranks = engine_specs(model, run, layout)
-    available = [kv_bytes] * layout.pipeline
     try:
         configs = theirs.get_kv_cache_configs(config, ranks, available)
         tokens, _ = theirs.get_kv_cache_capacity(config, theirs.generate_scheduler_kv_cache_config(configs))
@@ -152,11 +151,11 @@ def test_tokens_and_the_longest_request_are_vllms_to_the_block(seed):
         if "To serve at least one request" not in str(error):
             raise
         tokens = 0
-    assert kv_cache(model, run, layout, kv_bytes, GPU).tokens == tokens
+    assert kv_cache(model, run, layout, available, GPU).tokens == tokens
     groups = theirs.get_kv_cache_groups(config, {name: spec for rank in ranks for name, spec in rank.items()})
     longest = run.max_model_len
     for rank, memory in zip(ranks, available, strict=True):
         projected = theirs._project_kv_cache_groups_to_worker(groups, rank)
         usable = memory - theirs._pool_bytes_per_block(config, projected)
         longest = min(longest, theirs._estimate_max_model_len_from_groups(config, projected, usable))
-    assert longest_that_fits(model, run, layout, kv_bytes, GPU) == longest
+    assert longest_that_fits(model, run, layout, available, GPU) == longest

@@ -103,6 +103,32 @@ def test_latent_attention_keeps_one_vector_for_all_heads():
     assert token_bytes(LATENT, kv_cache_dtype="fp8") == 576
 
 
+def test_packed_latent_vectors_have_a_size_of_their_own():
+    """mla_attention.py:MLAAttention.get_kv_cache_spec."""
+    assert token_bytes(LATENT, kv_cache_dtype="fp8_ds_mla") == 656
+    assert token_bytes(LATENT, kv_cache_dtype="nvfp4_ds_mla") == 352
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "size"),
+    [
+        ("auto", (9, 0), 576 * 2),
+        ("fp8", (9, 0), 656),  # FLASHMLA_SPARSE
+        ("fp8_e4m3", (12, 0), 656),
+        ("fp8", (10, 0), 576),  # FLASHINFER_MLA_SPARSE
+    ],
+)
+def test_sparse_attention_keeps_an_index_beside_the_latent_vector(dtype, capability, size):
+    """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64."""
+    indexed = msgspec.structs.replace(LATENT, index_bytes=132)
+    made, on = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
+    (latent, index), (alone,) = layer_specs(made, run(kv_cache_dtype=dtype), ONE, on)
+    assert (latent.block, latent.page, index.block, index.page) == (64, 64 * size, 64, 64 * 132)
+    assert alone == latent
+    assert grouping_of(made, run(kv_cache_dtype=dtype), ONE, on).block_bytes == (64 * (2 * size + 132),)
+    assert kv_cache(made, run(kv_cache_dtype=dtype), ONE, GIB, on).dtype == ("bfloat16" if dtype == "auto" else dtype)
+
+
 def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
     many = msgspec.structs.replace(LATENT, kv_heads=16)
     assert layer_specs(model(layers=(many,)), run(), ONE, H200) == layer_specs(
@@ -135,6 +161,16 @@ def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors
 )
 def test_tokens_in_a_block(mla, on, asked, tokens):
     assert block_size(model(mla=mla), run(block_size=asked), on) == tokens
+
+
+def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
+    latent, fp8 = model(mla=DEEPSEEK), run(kv_cache_dtype="fp8")
+    stored = model(mla=DEEPSEEK, quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8"))
+    assert block_size(latent, fp8, gpu()) == block_size(stored, run(), gpu()) == 64
+    assert block_size(latent, fp8, gpu(capability=(10, 0))) == 32
+    assert block_size(latent, fp8, gpu(capability=(8, 9))) == 16  # TRITON_MLA
+    assert block_size(model(), fp8, gpu()) == 16
+    assert block_size(latent, run(kv_cache_dtype="fp8", block_size=128), gpu()) == 128
 
 
 def test_full_attention_keeps_every_token():
@@ -243,6 +279,23 @@ def test_pages_that_do_not_divide_are_padded():
 
 def test_layers_without_a_cache_are_no_part_of_it():
     assert groups(FULL, NONE, FULL, NONE) == (1, (2 * PAGE,))
+
+
+def test_the_stage_that_holds_the_fewest_blocks_decides():
+    """get_kv_cache_configs: every rank has the smallest number of blocks, whatever room it has itself."""
+    made, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
+    for room, least in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
+        found = kv_cache(made, run(max_model_len=16), two, [size * PAGE for size in room], H200)
+        assert found.tokens == least * 16
+        assert found.bytes == least * 3 * PAGE
+        assert longest_that_fits(made, run(), two, [size * PAGE for size in room], H200) == max(0, least - 1) * 16
+    assert kv_cache(made, run(), two, 20 * PAGE, H200) == kv_cache(made, run(), two, [20 * PAGE] * 2, H200)
+
+
+def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
+    assert groups(FULL, NONE, layout=Layout(pipeline=2)) == (1, (PAGE, 0))
+    found = kv_cache(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), [9 * PAGE, 0], H200)
+    assert (found.tokens, found.bytes) == (9 * 16, 9 * PAGE)
 
 
 # --- recurrent states

@@ -51,6 +51,12 @@ def kinds(model_type: str, **changes: Any) -> str:
         ("kimi_linear", {"linear_attn_config": {"num_heads": 4, "head_dim": 16, "kda_layers": [1, 2, 3]},
                          "kv_lora_rank": 32, "qk_rope_head_dim": 16}, "MMML"),
         ("mamba", {"num_attention_heads": None, "num_key_value_heads": None}, "MMMM"),
+        ("bert", {}, "----"),
+        ("modernbert", {"sliding_window": 128}, "----"),
+        ("llama", {"is_causal": False}, "----"),
+        ("llama", {"is_causal": True}, "FFFF"),
+        ("llama", {"architectures": ["LlamaBidirectionalModel"]}, "----"),
+        ("gemma3_text", {"sliding_window": 128, "use_bidirectional_attention": True}, "----"),
     ],
 )  # fmt: skip
 def test_the_kind_of_each_layer(model_type: str, changes: dict[str, Any], expected: str) -> None:
@@ -120,3 +126,23 @@ def test_which_layers_have_experts(changes: dict[str, Any], expected: list[bool]
 def test_a_layer_list_that_is_too_short_is_refused() -> None:
     with pytest.raises(UsageError, match=r"layer_types'?: has 1 entries for 4 layers"):
         layers("llama", layer_types=["full_attention"])
+
+
+LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 16, "index_topk": 64, "index_head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "indexed"),
+    [
+        ({}, "1111"),
+        ({"index_topk": None}, "0000"),
+        ({"index_topk_freq": 2}, "1101"),  # from the second layer on, every other
+        ({"index_topk_freq": 3, "index_skip_topk_offset": 0}, "0010"),
+        ({"index_topk_pattern": "FSSF"}, "1001"),
+        ({"index_topk_pattern": "FS"}, "1011"),
+    ],
+)
+def test_sparse_attention_keeps_an_index_where_a_layer_has_an_indexer(changes: dict[str, Any], indexed: str) -> None:
+    """deepseek_v2.py:DeepseekV2MLAAttention, ``_skip_topk``."""
+    found = layers("deepseek_v32", **{**LATENT, **changes})
+    assert [layer.index_bytes for layer in found] == [132 * int(digit) for digit in indexed]

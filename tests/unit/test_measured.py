@@ -7,7 +7,7 @@ import pytest
 
 from vllm_launch.gpus import Gpu
 from vllm_launch.kv import kv_cache
-from vllm_launch.memory import Run, kv_bytes, of_gpu
+from vllm_launch.memory import Run, fullest, kv_bytes, of_ranks
 from vllm_launch.model import read_model
 from vllm_launch.parallel import Layout
 
@@ -31,11 +31,12 @@ ROWS = {
 def planned(row, folder):
     (folder / "config.json").write_text(json.dumps(row["config"]))
     model, args = read_model(str(folder)), dict(row["args"])
-    layout = Layout(tensor=args.pop("tensor_parallel_size"))
+    layout = Layout(tensor=args.pop("tensor_parallel_size"), pipeline=args.pop("pipeline_parallel_size", 1))
     utilization = args.pop("gpu_memory_utilization")
     run = Run(**args)
-    memory = of_gpu(model, run, layout, H200)
-    return memory, kv_cache(model, run, layout, kv_bytes(memory, H200, utilization), H200)
+    ranks = of_ranks(model, run, layout, H200)
+    room = [kv_bytes(rank, H200, utilization) for rank in ranks]
+    return fullest(ranks), kv_cache(model, run, layout, room, H200)
 
 
 @pytest.mark.parametrize("name", ROWS)

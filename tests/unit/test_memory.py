@@ -11,7 +11,7 @@ import math
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, LATENT, MIB, MOE, gpu, model, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, LATENT, MIB, MOE, SLIDING, STATE, gpu, model, quantized, run, tensor
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -27,13 +27,14 @@ from vllm_launch.memory import (
     requested,
     safe_utilization,
 )
-from vllm_launch.model import Experts
+from vllm_launch.model import Experts, Layer
 from vllm_launch.parallel import Layout
 
 ONE = Layout()
 ROW = 64 * MIB
 POOLING = {"task": "pooling"}  # no sampler
 TINY_FFN = {"intermediate_size": 64}
+NONE = Layer(kind="none")
 
 
 def peak(of=None, batch=None, layout=ONE):
@@ -135,6 +136,11 @@ def test_graphs_take_a_pool_and_something_for_each_layer_and_size():
     assert graphs(few) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER * 5 / 51)
 
 
+def test_with_adapters_every_batch_size_is_captured_twice():
+    """v1/worker/gpu/lora_utils.py:get_lora_capture_cases."""
+    assert graphs(run(adapter_ranks=16)) - graphs() == round(32 * memory.GRAPH_LAYER)
+
+
 def test_the_graphs_of_a_shard_are_smaller():
     assert graphs(layout=Layout(tensor=2)) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER_TP)
     assert memory.GRAPH_LAYER_TP < memory.GRAPH_LAYER
@@ -193,8 +199,29 @@ def test_mxfp4_experts_hold_every_chosen_experts_gate_and_up_twice():
     # four experts, each with 4 * 2,048 (two rows) and twice its in- and output (two rows)
     assert peak(sparse) == 3 * ROW + 4 * (2 + 2) * ROW
     assert peak(msgspec.structs.replace(sparse, quantization=quantized("gpt_oss_mxfp4"))) == peak(sparse)
-    assert peak(sparse, layout=Layout(tensor=2, data=2)) == 3 * ROW + 4 * (0.5 + 2) * ROW
-    assert peak(sparse, layout=Layout(tensor=2, data=2, expert_parallel=True)) == 3 * ROW + 4 * (2 + 2) * ROW
+    assert peak(sparse, layout=Layout(tensor=4)) == 3 * ROW + 4 * (0.5 + 2) * ROW
+    assert peak(sparse, layout=Layout(tensor=4, expert_parallel=True)) == 3 * ROW + 4 * (2 + 2) * ROW
+    # two replicas: both batches arrive, and their experts run on both
+    assert peak(sparse, layout=Layout(tensor=2, data=2)) == 3 * ROW + 2 * ROW + 2 * 4 * (0.5 + 2) * ROW
+
+
+def test_experts_that_replicas_share_get_every_replicas_batch():
+    """device_communicators/all2all.py:AgRsAll2AllManager.dispatch gathers the hidden states of all of them."""
+    sparse = model(layers=(MOE,), experts=EXPERTS, **POOLING)
+    assert peak(sparse, layout=Layout(tensor=2)) == 3 * ROW + 1.5 * ROW // 2
+    for spread in (False, True):
+        assert peak(sparse, layout=Layout(data=8, expert_parallel=spread)) == 3 * ROW + 8 * ROW
+    assert peak(layout=Layout(data=8)) == peak()  # dense replicas know nothing of each other
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (12, 0)])
+def test_where_marlin_runs_mxfp4_experts_they_share_a_workspace(capability):
+    """experts/marlin_moe.py:workspace_shapes, the larger of in- and output twice, as Triton's."""
+    experts = Experts(count=32, per_token=4, intermediate_size=2048)
+    sparse = model(layers=(MOE,), experts=experts, quantization=quantized("mxfp4"), **POOLING)
+    found = of_gpu(sparse, run(), ONE, gpu(capability=capability))
+    assert found.activation_peak == 3 * ROW + 1.5 * ROW
+    assert found.non_torch == memory.RUNTIME + 4 * (1 + 1) * ROW
 
 
 LATENT_MODEL = model(layers=(LATENT,), mla=DEEPSEEK, heads=128, head_dim=192, kv_heads=128, **TINY_FFN, **POOLING)
@@ -256,6 +283,8 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
     sees = model(multimodal=True)
     assert peak(sees) == peak() + 2 * ROW + 512 * MIB
     assert peak(sees, run(language_model_only=True)) == peak()
+    first, last = memory.of_ranks(sees, run(), Layout(pipeline=2), gpu())  # v1/worker/gpu/model_runner.py:profile_run
+    assert (first.activation_peak, last.activation_peak) == (peak(sees), peak())
 
 
 # --- what stays allocated besides weights
@@ -282,9 +311,20 @@ def test_experts_share_a_workspace_for_every_chosen_expert():
     assert non_torch(narrow) == memory.RUNTIME + 8 * (1 + 1) * ROW
     assert non_torch(wide) == memory.RUNTIME + 2 * (2 + 4) * ROW
     assert non_torch(middle) == memory.RUNTIME + 2 * (1 + 1.5) * ROW
-    spread = Layout(data=4)
-    assert non_torch(wide, layout=spread) == memory.RUNTIME + 2 * (1 + 1) * ROW
-    assert non_torch(wide, layout=msgspec.structs.replace(spread, expert_parallel=True)) == non_torch(wide)
+    cut, whole = Layout(tensor=4), Layout(tensor=4, expert_parallel=True)
+    talk = non_torch(model(**POOLING), layout=cut)
+    assert non_torch(wide, layout=cut) == talk + 2 * (1 + 1) * ROW
+    assert non_torch(wide, layout=whole) == talk + 2 * (2 + 4) * ROW
+
+
+def test_the_experts_workspace_holds_the_batches_of_all_replicas():
+    """modular_kernel.py:_allocate_buffers is given the gathered tokens."""
+    wide = model(layers=(MOE,), experts=Experts(count=8, per_token=2, intermediate_size=8192), **POOLING)
+    talk = memory.RUNTIME + memory.COLLECTIVES
+    assert non_torch(wide, layout=Layout(data=4)) == talk + 4 * 2 * (1 + 1) * ROW
+    assert non_torch(wide, layout=Layout(data=4, expert_parallel=True)) == talk + 4 * 2 * (2 + 4) * ROW
+    mxfp4 = msgspec.structs.replace(wide, quantization=quantized("mxfp4"))
+    assert non_torch(mxfp4, layout=Layout(data=4)) == talk + 4 * 2 * 0.5 * ROW
 
 
 def test_the_workspace_of_mxfp4_experts_is_their_width_alone():
@@ -299,6 +339,9 @@ TURING = gpu(capability=(7, 5))
 def test_ranks_of_tensor_parallelism_talk_over_collectives():
     assert non_torch(layout=Layout(tensor=2), on=TURING) == memory.RUNTIME + SAMPLER + memory.COLLECTIVES
     assert non_torch(layout=Layout(data=2), on=TURING) == non_torch(on=TURING)
+    sparse = model(layers=(MOE,), experts=EXPERTS)
+    alone, shared = non_torch(sparse, on=TURING), non_torch(sparse, layout=Layout(data=2), on=TURING)
+    assert shared - alone == memory.COLLECTIVES + 8 * (1 + 1) * ROW  # and the workspace of one more batch
 
 
 @pytest.mark.parametrize(
@@ -367,6 +410,9 @@ def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, bas
     assert of_gpu(model(), run(), Layout(data=2), on).context == base
     for layout in (Layout(tensor=2), Layout(pipeline=2)):
         assert of_gpu(model(), run(), layout, on).context == base + memory.NCCL_CONTEXT
+    sparse = model(layers=(MOE,), experts=EXPERTS)
+    assert of_gpu(sparse, run(), ONE, on).context == base
+    assert of_gpu(sparse, run(), Layout(data=2), on).context == base + memory.NCCL_CONTEXT
 
 
 def safety(of=None, batch=None, layout=ONE):
@@ -380,6 +426,17 @@ def test_serving_needs_the_samplers_extras_block_tables_and_room_for_fragments()
     assert safety(model(**POOLING)) == tables + memory.FRAGMENTS
     assert safety(batch=run(max_model_len=8193)) - safety() == 2 * 4 * 1024
     assert safety(layout=Layout(tensor=2)) == safety()
+
+
+def test_every_group_of_layers_has_block_tables_of_its_own():
+    """v1/worker/gpu/block_table.py:BlockTables, with rows as kv_cache_interface.py:max_num_blocks_per_req says."""
+    table = 2 * 4 * 1024 * 512
+    sampler = safety(model(layers=4)) - table
+    assert safety(model(layers=(SLIDING,) * 5 + (FULL,))) == sampler + 6 * table
+    assert safety(model(layers=(FULL,) * 4), run(block_size=64)) == sampler + table // 4
+    # a state of 1 MiB makes blocks of 256 tokens: attention's group and three of states
+    assert safety(model(layers=(STATE, STATE, STATE, FULL))) == sampler + 4 * table // 16
+    assert safety(model(layers=(NONE,))) == sampler
 
 
 def test_no_more_requests_are_sampled_than_there_are_tokens():

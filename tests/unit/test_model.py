@@ -172,6 +172,7 @@ def test_compressed_fp8_halves_the_linear_layers() -> None:
 def test_an_embedding_model_is_for_pooling_in_float16() -> None:
     model = public("BAAI--bge-large-en-v1.5")
     assert (model.task, model.dtype, model.max_model_len) == ("pooling", "float16", 512)
+    assert {layer.kind for layer in model.layers} == {"none"}
 
 
 @pytest.mark.parametrize(

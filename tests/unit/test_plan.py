@@ -16,6 +16,8 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Gpu, GpuProcess, Hardware
+from vllm_launch.memory import Run
+from vllm_launch.parallel import Layout
 from vllm_launch.plan import DECIDED, Plan, plan
 
 
@@ -116,6 +118,29 @@ def test_over_pcie_a_replica_is_a_pipeline_and_over_nvlink_it_is_not():
     assert sizes(plan(Asked(objective="latency"), machine(4, linked=False), sized(200))) == (4, 1, 1)
     unknown = msgspec.structs.replace(machine(2), nvlink=(), p2p=())
     assert sizes(plan(Asked(), unknown, sized(100))) == (1, 2, 1)
+    for found in (plan(Asked(), machine(4, linked=False), sized(200)), plan(Asked(), unknown, sized(100))):
+        assert "NVLink does not join them" in reason(found, "pipeline_parallel_size").why
+
+
+def test_a_pipeline_over_nvlink_says_why_it_is_one():
+    three = plan(Asked(), machine(3), sized(160))
+    assert sizes(three) == (1, 3, 1)
+    assert "TP=3 is not possible: 32 attention heads" in reason(three, "pipeline_parallel_size").why
+
+
+def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
+    """Three layers on two GPUs: the first stage caches two, the last one, and holds a head of 10 GiB."""
+    head = tensor("lm_head.weight", 10 * GIB // 2 // 4096, 4096)
+    layers = sized(3, layers=3)
+    made = msgspec.structs.replace(layers, tensors=(*layers.tensors, head))
+    found = plan(Asked(pipeline_parallel_size=2, gpu_memory_utilization=0.9), machine(2), made)
+    batch = Run(max_model_len=8192, max_num_seqs=1024, max_num_batched_tokens=8192)
+    on = machine(2).gpus[0]
+    first, last = memory.of_ranks(made, batch, Layout(pipeline=2), on)
+    assert found.memory == last
+    page = 16 * 8 * (128 + 128) * 2
+    assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, on, 0.9) // (2 * page))
+    assert memory.kv_bytes(last, on, 0.9) // page > found.kv_cache.tokens // 16
 
 
 def test_replicas_are_made_of_gpus_that_nvlink_joins():
@@ -282,6 +307,16 @@ def test_auto_is_the_longest_that_fits_without_a_warning_for_a_models_own_length
     assert "max_model_len" not in auto.decided
 
 
+def test_room_for_adapters_is_taken_from_the_cache():
+    one = plan(Asked(enable_lora=True), machine(1), sized(16))
+    many = plan(Asked(enable_lora=True, max_loras=8, max_lora_rank=256), machine(1), sized(16))
+    none = plan(Asked(max_loras=8, max_lora_rank=256), machine(1), sized(16))
+    assert none.memory == plan(Asked(), machine(1), sized(16)).memory
+    each = (one.memory.weights - none.memory.weights) / 16  # vLLM's default rank, of one adapter
+    assert many.memory.weights - none.memory.weights == 8 * 256 * each > 9 * GIB
+    assert many.kv_cache.tokens < one.kv_cache.tokens < none.kv_cache.tokens
+
+
 def test_a_length_that_the_person_sets_is_never_cut():
     text = refusal(Asked(max_model_len=900_000), machine(1), sized(60, max_model_len=1_000_000))
     assert re.search(r"[\d.]+ GiB are missing to a request of 900,000 tokens; [\d,]+ would fit", text)
@@ -315,6 +350,26 @@ def test_smaller_batches_are_tried_where_the_usual_one_leaves_no_useful_cache():
     usual = plan(Asked(), machine(1), wide)
     assert (usual.max_num_batched_tokens, usual.max_num_seqs) == (8192, 1024)
     assert reason(usual, "max_num_seqs").source == "vLLM"
+
+
+def test_a_smaller_batch_is_not_blamed_on_states_that_a_model_has_not():
+    """An L4's own batch has as many tokens as the next smaller ones, and more requests."""
+    found = plan(Asked(), machine(1, total=22, capability=(8, 9), name="NVIDIA L4"), sized(15.5, vocab_size=256_000))
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (2048, 64)
+    assert "activations would leave too little" in reason(found, "max_num_seqs").why
+
+
+def test_a_batch_that_vllm_itself_would_take_is_called_its_own():
+    doubled = plan(Asked(performance_mode="throughput"), machine(1), sized(16))
+    assert (doubled.max_num_batched_tokens, doubled.max_num_seqs) == (16384, 2048)
+    short = plan(Asked(max_num_seqs=2, max_model_len=100), machine(1), sized(16))
+    assert short.max_num_batched_tokens == 200
+    whole = plan(Asked(), machine(1), sized(1, task="pooling", max_model_len=32_768))
+    assert whole.max_num_batched_tokens == 32_768
+    for found in (doubled, short, whole):
+        told = reason(found, "max_num_batched_tokens")
+        assert told.source == "vLLM"
+        assert told.why.startswith("what vLLM makes of its default, 8,192")
 
 
 def test_no_more_requests_than_recurrent_states_fit():

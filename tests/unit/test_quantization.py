@@ -105,6 +105,29 @@ def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
     assert error.value.remedy.startswith("take ")
 
 
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}, "desc_act"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False}, "sym"),
+        ({"quant_method": "gptq", "bits": 3}, "3 bits"),
+        ({"quant_method": "auto_gptq", "bits": 2}, "2 bits"),
+        ({"quant_method": "awq", "bits": 8}, "8 bits"),
+    ],
+)
+def test_what_vllms_awq_and_gptq_refuse_is_refused_before_it_starts(section: dict[str, Any], why: str) -> None:
+    """auto_gptq.py and auto_awq.py raise a ValueError while the engine reads its config."""
+    with pytest.raises(UsageError) as error:
+        read(**section)
+    assert why in error.value.what
+    assert error.value.remedy.startswith("take ")
+
+
+def test_one_group_for_all_inputs_has_no_order() -> None:
+    assert read(quant_method="gptq", bits=8, group_size=-1, desc_act=True, sym=True).group_size is None
+    assert read(quant_method="auto-round", bits=2, sym=False, desc_act=True).bits == 2
+
+
 def test_no_method_is_both_gone_and_known() -> None:
     assert not GONE.keys() & MIN_CAPABILITY.keys()
     assert MIN_CAPABILITY.keys() >= DEPRECATED

@@ -243,6 +243,13 @@ def test_a_shutdown_timeout_beyond_the_drain_is_warned_of():
     assert read("m --shutdown-timeout 75").warnings == ()
 
 
+def test_what_drafts_is_told_not_to_be_in_the_plan():
+    for drafts in ("--speculative-config.method mtp", "--speculative-config.model small"):
+        [warning] = read(f"m {drafts} --speculative-config.num_speculative_tokens 1").warnings
+        assert warning.startswith("flag --speculative-config: the memory of what drafts")
+    assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
+
+
 def test_what_the_plan_must_take_is_extracted():
     settings = read("m --max-model-len auto --kv-cache-memory-bytes 2G -tp 2 --port 1 --launch-objective latency")
     taken = asked(settings)

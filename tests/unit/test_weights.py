@@ -197,6 +197,35 @@ def test_gpt_oss_pads_the_inputs_of_its_experts_to_128():
     assert held(blocks[0], hidden_size=2880) == allocated(2 * 5760 * 2880 // 2)  # no experts that we know of
 
 
+def test_mxfp4_experts_are_padded_for_the_kernels_of_the_gpu():
+    """fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size, on one GPU's share of 2,880 channels."""
+    experts = Experts(count=2, per_token=1, intermediate_size=2880)
+    kinds = [("gate_up_proj", 5760), ("down_proj", 2880)]
+    stored = tuple(
+        tensor(f"{LAYER}mlp.experts.{name}_{part}", 2, rows, 90, *last, dtype="U8")
+        for name, rows in kinds
+        for part, last in (("blocks", (16,)), ("scales", ()))
+    )
+    made = model(
+        layers=BARE, tensors=stored, experts=experts, hidden_size=2880, quantization=quantized("gpt_oss_mxfp4")
+    )
+
+    def padded(inner, outer, *, capability, layout):
+        """Of three matrices of two experts: half a byte a number, and a byte for 32 of them."""
+        found = weights(made, run(), layout, gpu(capability=capability))
+        sizes = [count * 2 * inner * outer // part for count in (2, 1) for part in (2, 32)]
+        return found, sum(allocated(size) for size in sizes)
+
+    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
+        for layout, inner in [(ONE, 2944), (TP2, 1536), (Layout(tensor=2, expert_parallel=True), 2944 // 2)]:
+            found, expected = padded(inner, 3072, capability=capability, layout=layout)
+            assert found == expected
+    # Hopper: 1,440 become 1,472, of which down_proj's inputs become 1,536
+    hopper = weights(made, run(), TP2, gpu(capability=(9, 0)))
+    blocks = allocated(2 * 2 * 1472 * 2944 // 2) + allocated(2 * 1536 * 2880 // 2)
+    assert hopper == blocks + allocated(2 * 2 * 1472 * 90) + allocated(2 * 1472 * 90)
+
+
 # --- vocabulary, head and pipelines
 
 EMBEDDING, HEAD = tensor("model.embed_tokens.weight", 1024, 512), tensor("lm_head.weight", 1024, 512)
@@ -231,6 +260,17 @@ def test_over_stages_the_first_embeds_and_the_last_has_norm_and_head():
     norm = mib("model.norm.weight")
     assert held(EMBEDDING, HEAD, norm, layout=Layout(pipeline=3)) == (MIB, 0, 2 * MIB)
     assert held(norm, layout=Layout(pipeline=2, tensor=2)) == (0, MIB)
+
+
+def test_some_models_make_both_ends_on_every_stage():
+    """models/mixtral.py, qwen3_moe.py, gpt_oss.py and others ask for no rank before they make them."""
+    three = Layout(pipeline=3)
+    for model_type in ("mixtral", "qwen3_moe", "gpt_oss"):
+        assert held(EMBEDDING, HEAD, layout=three, model_type=model_type) == (2 * MIB,) * 3
+    norm = mib("model.norm.weight")
+    assert held(EMBEDDING, norm, layout=three, model_type="gemma2", tie_word_embeddings=True) == (MIB, MIB, 2 * MIB)
+    assert held(EMBEDDING, HEAD, layout=three, model_type="lfm2") == (MIB, MIB, 2 * MIB)  # the head alone asks
+    assert held(EMBEDDING, HEAD, layout=three, model_type="deepseek_v2") == (MIB, 0, MIB)
 
 
 def test_over_stages_tied_embeddings_are_held_by_the_first_and_the_last():
@@ -339,7 +379,7 @@ FP8 = run(quantization="fp8")
 @pytest.mark.parametrize(
     ("method", "size"),
     [
-        ("fp8", 8), ("fp8_per_block", 8), ("int8_per_channel_weight_only", 8), ("experts_int8", 8), ("mxfp8", 8),
+        ("fp8", 8), ("fp8_per_block", 8), ("int8_per_channel_weight_only", 8), ("mxfp8", 8),
         ("online", 8), ("bitsandbytes", 4.5),  # four bits, and a float32 absmax for 64 weights
         ("something-else", 16),
     ],
@@ -383,6 +423,14 @@ def test_experts_and_low_rank_projections_are():
         assert held(shrunk, batch=FP8) == MIB
 
 
+def test_experts_int8_leaves_all_but_experts():
+    """quantization/experts_int8.py:get_quant_method."""
+    only = run(quantization="experts_int8")
+    assert held(mib(LAYER + "mlp.experts.0.down_proj.weight", 2), batch=only) == MIB
+    assert held(mib(LAYER + "self_attn.o_proj.weight", 2), batch=only) == 2 * MIB
+    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=only) == held(layers=(LATENT,), mla=DEEPSEEK)
+
+
 def test_a_quantised_checkpoint_is_not_quantised_again():
     assert held(mib(LAYER + "mlp.up_proj.weight"), batch=FP8, quantization=quantized("awq")) == MIB
 
@@ -401,17 +449,26 @@ def test_rotary_positions_are_a_table_of_the_longest_length():
     assert held(layers=(STATE, *BARE)) == 0
 
 
-def test_latent_attention_keeps_its_up_projection_twice():
-    """mla_attention.py:process_weights_after_loading: W_UK_T and W_UV, for each layer, of a rank's own heads."""
+def test_latent_attention_keeps_a_quantised_up_projection_again():
+    """mla_attention.py:split_kv_b_proj: W_UK_T and W_UV of each layer, of a rank's own heads, in one tensor."""
     rope = 8192 * 64 * 2
-    one = 512 * 32 * 128 * 2  # rank, heads, width: 4 MiB each
-    assert held(layers=(LATENT,), mla=DEEPSEEK) == rope + 2 * one
-    assert held(layers=(LATENT,) * 3, mla=DEEPSEEK) == rope + 6 * one
-    assert held(layers=(LATENT,), mla=DEEPSEEK, layout=Layout(tensor=4)) == rope + 2 * one // 4
-    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=run(dtype="float32")) == 2 * (rope + 2 * one)
-    assert held(layers=(LATENT,) * 3, mla=DEEPSEEK, layout=Layout(pipeline=2)) == (rope + 4 * one, rope + 2 * one)
-    uneven = msgspec.structs.replace(DEEPSEEK, qk_nope_head_dim=192, v_head_dim=64)
-    assert held(layers=(LATENT,), mla=uneven) == rope + one * 3 // 2 + one // 2
+    both = 512 * 32 * (128 + 128) * 2  # rank, heads, widths: 8 MiB
+    fp8 = {"mla": DEEPSEEK, "quantization": quantized("fp8", bits=8)}
+    assert held(layers=(LATENT,), **fp8) == rope + both
+    assert held(layers=(LATENT,) * 3, **fp8) == rope + 3 * both
+    assert held(layers=(LATENT,), layout=Layout(tensor=4), **fp8) == rope + both // 4
+    assert held(layers=(LATENT,), batch=run(dtype="float32"), **fp8) == 2 * (rope + both)
+    assert held(layers=(LATENT,) * 3, layout=Layout(pipeline=2), **fp8) == (rope + 2 * both, rope + both)
+    uneven = {**fp8, "mla": msgspec.structs.replace(DEEPSEEK, qk_nope_head_dim=192, v_head_dim=64)}
+    assert held(layers=(LATENT,), **uneven) == rope + both
+    assert held(layers=(LATENT,), mla=DEEPSEEK, batch=run(quantization="fp8")) == rope + both
+
+
+def test_an_up_projection_that_is_not_quantised_is_looked_at_and_not_copied():
+    rope = 8192 * 64 * 2
+    assert held(layers=(LATENT,), mla=DEEPSEEK) == rope
+    left = quantized("compressed-tensors", bits=4, ignored=("re:.*self_attn.*",))
+    assert held(layers=(LATENT,), mla=DEEPSEEK, quantization=left) == rope
 
 
 # --- the memory of fusing
@@ -431,6 +488,58 @@ def test_what_was_fused_of_one_model_is_never_taken_for_another():
 def test_memory_adds_the_weights_of_the_heaviest_stage():
     made = model(layers=BARE, tensors=(mib("model.layers.3.mlp.up_proj.weight", 100),), task="pooling")
     assert of_gpu(made, run(), Layout(pipeline=2), gpu()).weights == 100 * MIB
+
+
+# --- adapters (vllm/lora/layers: create_lora_weights), in numbers of two bytes for each rank of each adapter
+
+ENDS = 4096 + 128_256  # of the embedding or of the head
+
+
+def adapters(layout=ONE, ranks=1, **changes):
+    made = model(**changes)
+    with_them, without = (by_rank(made, run(adapter_ranks=count), layout) for count in (ranks, 0))
+    found = [(more - less) // 2 for more, less in zip(with_them, without, strict=True)]
+    return found[0] if len(found) == 1 else found
+
+
+def test_adapters_lie_beside_every_linear_layer():
+    # query, key, value and output; then gate, up and down: inputs and outputs of each
+    attention = 3 * 4096 + (4096 + 2 * 1024) + 4096 + 4096
+    dense = 2 * (4096 + 14_336) + (14_336 + 4096)
+    assert adapters() == 32 * (attention + dense) + 2 * ENDS
+    assert adapters(ranks=8 * 256) == 8 * 256 * adapters()
+    assert adapters(dtype="float32") == 2 * adapters()
+    assert adapters(Layout(pipeline=2)) == [16 * (attention + dense) + ENDS] * 2
+
+
+def test_a_shard_has_half_of_an_adapter_whole():
+    # A of what is cut along its outputs, B of what is cut along its inputs; 8 KV heads on 16 ranks are copied
+    attention = 3 * 4096 + (4096 // 16 + 2 * 128) + 4096 // 16 + 4096
+    dense = 2 * (4096 + 896) + (896 + 4096)
+    assert adapters(Layout(tensor=16)) == 32 * (attention + dense) + 2 * ENDS
+
+
+def test_every_expert_has_its_adapter():
+    experts = msgspec.structs.replace(EXPERTS, shared_intermediate_size=2048)
+    sparse = {"layers": (MOE,), "experts": experts}
+    attention = 3 * 4096 + (4096 + 2 * 1024) + 4096 + 4096
+    assert adapters(**sparse) == attention + 64 * 3 * (4096 + 1024) + 3 * (4096 + 2048) + 2 * ENDS
+    cut, whole = (adapters(Layout(tensor=2, expert_parallel=spread), **sparse) for spread in (False, True))
+    assert cut - whole == 64 * 3 * (4096 + 512) - 32 * 3 * (4096 + 1024)
+
+
+def test_latent_attention_has_adapters_on_its_own_projections():
+    latent = {"layers": (LATENT,), "mla": DEEPSEEK, "heads": 16}
+    query = (4096 + 1536) + (1536 + 16 * 192)
+    latents = (4096 + 576) + (512 + 16 * 256) + (16 * 128 + 4096)
+    dense = 3 * (4096 + 14_336)
+    assert adapters(**latent) == query + latents + dense + 2 * ENDS
+    plain = msgspec.structs.replace(DEEPSEEK, q_lora_rank=None)
+    assert adapters(**{**latent, "mla": plain}) == (4096 + 16 * 192) + latents + dense + 2 * ENDS
+
+
+def test_a_recurrent_layer_has_none_but_its_feed_forwards():
+    assert adapters(layers=(STATE,)) == 3 * (4096 + 14_336) + 2 * ENDS
 
 
 # --- properties
