@@ -71,7 +71,9 @@ def main() -> int:
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    environ = os.environ | {"HF_HUB_OFFLINE": "1"}
+    # An installed package has its bytecode; the first run writes it where nobody has yet.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environ["HF_HUB_OFFLINE"] = "1"
     return subprocess.Popen(
         command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -103,12 +103,14 @@ class Serving:
             self.state.rmdir()  # nothing may be left in it
         return code
 
-    def ask(self, path, body=None, key=KEY):
+    def ask(self, path, body=None, key=KEY, timeout=60):
         """Status, headers and body of an answer."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url + path, data, headers), timeout=timeout
+            ) as answer:
                 return answer.status, answer.headers, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.headers, error.read().decode()

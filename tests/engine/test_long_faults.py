@@ -262,7 +262,7 @@ def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(servin
 
 def test_a_clock_that_is_set_back_and_forth_ends_nothing(start, tmp_path):
     """The wall clock as every process of the run sees it, by libfaketime; monotonic clocks are what they are."""
-    library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+    library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
     assert library, "this test needs libfaketime: apt-get install faketime (as root)"
     clock = tmp_path / "clock"
     clock.write_text("+0")
