@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -55,12 +56,19 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
     """
     if not name or "\0" in name:
         raise UsageError(f"model {name!r}", "is not a name", "give a folder or a hub id such as Qwen/Qwen3-8B")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return read_folder(folder)
-    if folder.suffix == ".gguf" and folder.is_file():
+    folder = Path(name)
+    try:
+        mode = folder.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return read_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:  # a folder on the way that this user may not enter, a name that is too long
+        remedy = "check the name, and the permissions of the folders on the way"
+        raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
+    if mode and folder.suffix == ".gguf":
         raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", quantization.GONE["gguf"])
-    if folder.is_file():
+    if mode:
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
     if name.startswith(("http://", "https://")):
         ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"

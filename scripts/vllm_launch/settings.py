@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ GUARD_FILE = "guard.json"
 DRAIN_FLAG = "draining"
 """Files in a run's folder: what the guard inside vLLM is told, and the one whose presence says that we are draining."""
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
+PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
+"""Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
 """``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
 
@@ -173,7 +176,7 @@ def read_settings(
             "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
         )
     settings = Settings(
-        model=model,
+        model=os.path.expanduser(model),  # noqa: PTH111 - in a file no shell does it, and vLLM does not
         launch=_launch(launch, origin),
         engine=engine,
         origin=origin,
@@ -301,6 +304,8 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
         given = value
         if field == "allowed_routes" and isinstance(value, str):
             given = [route for route in value.replace(",", " ").split() if route]
+        elif field in PATHS and isinstance(value, str):
+            given = os.path.expanduser(value)  # noqa: PTH111 - as for the model
         try:
             found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
         except msgspec.ValidationError:

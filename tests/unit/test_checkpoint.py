@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,27 @@ def test_a_config_that_is_no_object_is_one_line(tmp_path: Path, content: bytes, 
         read_folder(tmp_path)
     assert says in one_line(error)
     assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("inside", ["", "m"])
+def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path, inside: str) -> None:
+    folder = folder_with(tmp_path)
+    folder.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may enter every folder
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); .*permissions"):
+            open_checkpoint(str(folder / inside))
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/m", "x" * 300, "./" + "x" * 300])
+def test_a_name_that_no_folder_can_have_is_one_line(name: str) -> None:
+    with pytest.raises(UsageError, match=r"no such folder|cannot be read \(File name too long\)"):
+        open_checkpoint(name)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/no-such-model", "a/b/c", "", "a\0b"])
