@@ -90,6 +90,10 @@ def _drop_stdout() -> None:
 
 def _run(words: list[str]) -> int:
     commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
+    for place, word in enumerate(words, 1):
+        if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown
+            remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
+            raise UsageError("command line", f"word {place} is not UTF-8 text", remedy)
     command_word, rest = (words[0], words[1:]) if words else ("", [])
     if command_word in {"", "-h", "--help", "help"} or (command_word in commands and {"-h", "--help"} & {*rest}):
         if not words:

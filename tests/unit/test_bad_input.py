@@ -114,6 +114,8 @@ COMMANDS = [
     Row("plan without a model", "plan", "no model", "give a folder or a name on the hub"),
     Row("plan of an empty name", "plan ''", "model", "give a folder or a name on the hub"),
     Row("plan of two models", "plan m other", "'other'", "quote"),
+    Row("plan of a name that is not UTF-8", "plan m\udcff", "word 2", "UTF-8"),
+    Row("key that is not UTF-8", "plan m --api-key k\udcff", "word 4", "UTF-8"),
     Row("plan in an unknown format", "plan m --format xml", "--format xml", "table, json, yaml"),
     Row("plan without the format", "plan m --format", "--format", "--format VALUE"),
     Row("plan with the format twice", "plan m --format json --format yaml", "--format", "keep one"),
@@ -265,6 +267,7 @@ YAML = [
     yaml("not text", b"\xff\xfe\x00m", "config.yaml", "UTF-8"),
     yaml("control characters", b"model: \x01", "config.yaml", "mend"),
     yaml("nested a thousand deep", "model: " + "[" * 3000, "config.yaml", "mend"),
+    yaml("half of a character", 'model: "\\ud800"', "line 1", "the character itself"),
     yaml("empty", "", "no model", "model: in config.yaml"),
     yaml("API key that is empty", "model: m\napi_key: ''", "line 2", "give a key"),
 ]
