@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ GUARD_FILE = "guard.json"
 DRAIN_FLAG = "draining"
 """Files in a run's folder: what the guard inside vLLM is told, and the one whose presence says that we are draining."""
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
+LARGEST_TEXT = 1 << 24
+"""Characters of a config file or a file of keys; /dev/zero has more."""
 PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
 """Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
@@ -138,8 +141,17 @@ def redacted(settings: Settings) -> Settings:
 
 
 def read_text(path: Path) -> str:
-    """A file's text as UTF-8, with or without a byte order mark."""
-    return path.read_text(encoding="utf-8-sig")
+    """A file's text as UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read, or is far too large for what a person writes.
+        ValueError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(LARGEST_TEXT + 1)
+    if len(text) > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return text
 
 
 def read_settings(
@@ -274,6 +286,8 @@ def _take_file(
                 field = _field(name, place, lambda field: field)
                 if setting is None:
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
+                if (first := origin.get(f"launch.{field}")) is not None:
+                    raise UsageError(place, f"{name} is said twice (first: {first})", "keep one of them")
                 launch[field], origin[f"launch.{field}"] = setting, place
             continue
         if key.replace("-", "_") in Launch.__struct_fields__:
@@ -293,7 +307,10 @@ def _section(value: object, where: str) -> dict[str, object]:
         return {}
     if not isinstance(value, dict):
         raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` a line below it")
-    return {str(name): setting for name, setting in value.items()}
+    for name in value:
+        if not isinstance(name, str):
+            raise UsageError(where, f"launch holds {name!r}, which is no name of a setting", "write `setting: value`")
+    return value
 
 
 def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:

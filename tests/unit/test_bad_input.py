@@ -131,6 +131,7 @@ COMMANDS = [
     Row("check without a file", "check", "no config file", "vllm-launch check config.yaml"),
     Row("check with a flag for the file", "check --config config.yaml", "no config file", "check config.yaml"),
     Row("check of a file that is not there", "check absent.yaml", "absent.yaml", "name a YAML file"),
+    Row("check of a file without an end", "check /dev/zero", "File too large", "name a YAML file"),
     Row("check of a folder", "check m", "m: ", "name a YAML file"),
     Row(
         "check of a file without a model",
@@ -267,6 +268,14 @@ YAML = [
     yaml("not text", b"\xff\xfe\x00m", "config.yaml", "UTF-8"),
     yaml("control characters", b"model: \x01", "config.yaml", "mend"),
     yaml("nested a thousand deep", "model: " + "[" * 3000, "config.yaml", "mend"),
+    yaml("setting without a name", "model: m\nlaunch:\n  null: 1", "line 2: launch holds None", "setting: value"),
+    yaml("setting that YAML takes for true", "model: m\nlaunch: {on: 1}", "launch holds True", "setting: value"),
+    yaml(
+        "setting in two spellings",
+        "model: m\nlaunch:\n  health-port: 1\n  health_port: 2",
+        "line 4",
+        "keep one of them",
+    ),
     yaml("half of a character", 'model: "\\ud800"', "line 1", "the character itself"),
     yaml("empty", "", "no model", "model: in config.yaml"),
     yaml("API key that is empty", "model: m\napi_key: ''", "line 2", "give a key"),
