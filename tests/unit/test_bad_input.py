@@ -432,6 +432,7 @@ HEADERS = [
     header("with offsets beyond the file", "12 bytes but it holds 6", safetensors({"w": tensor()}, 6)),
     header("with more data than tensors", "12 bytes but it holds 90", safetensors({"w": tensor()}, 90)),
     shards("with a shard missing", "two.safetensors", "hf download", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, one=safetensors({"a": tensor()}, 12)),
+    Row("shards without an index, one missing", "plan m --hardware H100:8", "1 of its 3 shards", "hf download", {"m/model-00001-of-00003.safetensors": safetensors({"a": tensor()}, 12), "m/model-00003-of-00003.safetensors": safetensors({"b": tensor()}, 12)}),
     shards("with every shard missing", "2 of its 2 shards", "hf download", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}),
     shards("with a tensor in two shards", "one.safetensors", "keep one set", {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, one=safetensors({"a": tensor()}, 12), two=safetensors({"a": tensor()}, 12)),
     shards("not JSON", "model.safetensors.index.json", "download it again", "{"),

@@ -202,6 +202,23 @@ def test_a_config_that_is_no_object_is_one_line(tmp_path: Path, content: bytes, 
     assert "config.json" in str(error.value)
 
 
+def test_a_link_of_the_hubs_cache_to_nothing_is_a_broken_download(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    (folder / "model.safetensors").symlink_to("../../blobs/0123")
+    with pytest.raises(UsageError, match=r"1 of its 1 shards are not in .*: model\.safetensors; finish"):
+        read_folder(folder)
+
+
+def test_shards_without_an_index_are_counted_by_their_names(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    for place, name in enumerate(("a-1-of-2", "a-2-of-2", "adapter"), 1):
+        write(folder / f"{name}.safetensors", header(**{f"t{place}": entry()}), 12)
+    assert len(read_folder(folder).tensors or ()) == 3
+    (folder / "a-2-of-2.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"1 of its 2 shards are not in .*: a-2-of-2\.safetensors"):
+        read_folder(folder)
+
+
 @pytest.mark.parametrize("inside", ["", "m"])
 def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path, inside: str) -> None:
     folder = folder_with(tmp_path)
