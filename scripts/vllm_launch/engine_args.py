@@ -56,6 +56,13 @@ GONE = {
 """Flags that vLLM once took and the pinned one does not, and what to do instead (vLLM's release notes and
 ``--help=all``; that none of them is in the table is a test)."""
 
+GONE_KEYS = {
+    "full_cuda_graph": "use cudagraph_mode: FULL",
+    "level": "use mode",
+    "use_cudagraph": "use cudagraph_mode",
+}
+"""The same for keys of --compilation-config."""
+
 SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
 """Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
 
@@ -69,7 +76,8 @@ class Option(msgspec.Struct, frozen=True):
     """One option of ``vllm serve``, under its argparse ``dest``.
 
     ``kind``: a flag can only be said, a switch also denied (``--no-…``); ``config`` is a JSON object; ``backend`` is
-    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None.
+    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None. ``keys`` are those of its
+    JSON object, where vLLM takes no others.
     """
 
     dest: str
@@ -79,6 +87,7 @@ class Option(msgspec.Struct, frozen=True):
     nargs: Literal["+", "?"] | None = None
     append: bool = False
     choices: tuple[str | int, ...] = ()
+    keys: tuple[str, ...] = ()
     default: bool | int | float | str | None = None  # None too where the default is no plain value
 
 
@@ -328,16 +337,25 @@ def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 
         case "lora":
             return _lora(text)
         case "json":
-            return _json(text)
+            return _known_keys(option, _json(text))
         case "config":
             value = _json(_expanded(text))
             if not isinstance(value, dict):
                 raise _NotAllowedError("is not a JSON object", OBJECT)
-            return value
+            return _known_keys(option, value)
         case "json_or_str" if re.fullmatch(r"\s*{.*}\s*", text, re.DOTALL):
             return _json(text)
         case _:
             return _chosen(option, text)
+
+
+def _known_keys(option: Option, value: object) -> object:
+    """``value``, whose keys on the first level vLLM knows; what is nested further is left to vLLM."""
+    for key in value if option.keys and isinstance(value, dict) else ():
+        if key not in option.keys and not (option.kind == "json" and key.replace("-", "_") in option.keys):
+            remedy = GONE_KEYS.get(key) or nearest(key, option.keys, f"known are {_few(option.keys)}")
+            raise _NotAllowedError(f"has the key {key!r}, which vLLM does not know", remedy)
+    return value
 
 
 def _chosen(option: Option, value: str | float) -> str | float:
