@@ -159,7 +159,7 @@ REFUSED = [
     "m --gpu-memory-utilization half", "m1 --model m2", "m --headless=1", "m --no-port", "m --no-enforce-eager=1",
     "m --port.x 3", "m --lora-modules {}", "m --disable-log-stats=true",
     *(f"m {flag} 1" for flag in engine_args.GONE),
-    *(f'm --compilation-config {{"{key}":1}}' for key in engine_args.GONE_KEYS),
+    *(f"m --{key.replace('_config', '-config')} 1" for key in engine_args.GONE_KEYS if key.startswith("compilation")),
     *(f'm {o.flags[0]} {{"no_such_key":1}}' for o in engine_args.options().values() if o.kind == "config"),
 ]  # fmt: skip
 
