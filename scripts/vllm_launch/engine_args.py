@@ -141,8 +141,9 @@ def options() -> dict[str, Option]:
 
 def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:
     """A remedy for a name that does not exist: "did you mean X?", or ``otherwise`` where nothing is near."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"did you mean {close[0]}?" if close else otherwise
+    plain = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), plain, 1, 0.6)
+    return f"did you mean {plain[close[0]]}?" if close else otherwise
 
 
 def _flags() -> list[str]:
@@ -457,7 +458,12 @@ def option_of(name: str, where: str) -> Option:
     if flag in GONE:
         raise UsageError(where, f"this vLLM does not have {name} any more", GONE[flag])
     if dest not in options():
-        raise UsageError(where, f"vLLM has no option {name}", nearest(dest, options()))
+        spelt = {
+            flag.replace("-", "_").lstrip("_"): option.dest for option in options().values() for flag in option.flags
+        }
+        close = spelt.get(dest.lstrip("_").casefold())
+        remedy = f"did you mean {close}?" if close else nearest(dest, [*options(), "launch"])
+        raise UsageError(where, f"vLLM has no option {name}", remedy)
     return options()[dest]
 
 

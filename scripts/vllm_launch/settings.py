@@ -290,7 +290,7 @@ def _take_file(
                     raise UsageError(place, f"{name} is said twice (first: {first})", "keep one of them")
                 launch[field], origin[f"launch.{field}"] = setting, place
             continue
-        if key.replace("-", "_") in Launch.__struct_fields__:
+        if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
         option = engine_args.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
