@@ -395,6 +395,7 @@ def _chosen(option: Option, value: str | float) -> str | float:
 
 
 WHOLE = ("is not a whole number", "give one such as 8")
+JSON = """write JSON in single quotes, such as '{"key": 1}' or '["word"]'"""
 OBJECT = """write an object in single quotes, such as '{"key": 1}'"""
 
 
@@ -432,7 +433,11 @@ def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _NotAllowedError(f"is not JSON: {error}", OBJECT) from None
+        if re.fullmatch(r"\w+=\w+(,\w+=\w+)*", text):  # as --limit-mm-per-prompt once was
+            pairs = dict(pair.split("=") for pair in text.split(","))
+            remedy = f"write '{json.dumps({key: _guess(value) for key, value in pairs.items()})}'"
+            raise _NotAllowedError("is not JSON, which vLLM wants now", remedy) from None
+        raise _NotAllowedError(f"is not JSON: {error}", JSON) from None
 
 
 def _lora(text: str) -> str:
