@@ -399,6 +399,8 @@ MODELS = [
     model("without layers", "'num_hidden_layers'", "complete config.json", num_hidden_layers=None),
     model("with layers as true", "'num_hidden_layers'", "correct it", num_hidden_layers=True),
     model("with a billion layers", "'num_hidden_layers'", "correct it", num_hidden_layers=10**9),
+    model("with a billion experts", "1,000,000 tensors", "correct it", num_hidden_layers=10_000, num_experts=100_000),
+    model("with a billion layers in its eyes", "1,000,000 tensors", "correct it", {**CONFIG, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": CONFIG, "vision_config": {"num_hidden_layers": 10**9}}),
     model("with heads that KV heads do not divide", "'num_key_value_heads'", "correct it", num_key_value_heads=3),
     model("with no heads", "'num_attention_heads'", "correct it", num_attention_heads=0),
     model("with a length as text", "'max_position_embeddings'", "correct it", max_position_embeddings="8k"),
