@@ -33,8 +33,9 @@ usage: vllm-launch COMMAND ...
   check CONFIG [MODEL] [flags]
         whether a config file is right, without starting anything
 
-MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml; our own
-settings have three spellings, such as --launch-health-port, LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
+MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml, and
+`vllm serve --help=all` explains them; our own settings have three spellings, such as --launch-health-port,
+LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
 """
 
 Engine = command.Distribution
@@ -95,7 +96,7 @@ def _run(words: list[str]) -> int:
             remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
             raise UsageError("command line", f"word {place} is not UTF-8 text", remedy)
     command_word, rest = (words[0], words[1:]) if words else ("", [])
-    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and {"-h", "--help"} & {*rest}):
+    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and _wants_help(rest)):
         if not words:
             print(USAGE + _setting_names(), file=sys.stderr)
             return 2
@@ -109,6 +110,10 @@ def _run(words: list[str]) -> int:
     if command_word not in commands:
         raise _no_command(command_word, rest, commands)
     return commands[command_word](rest)
+
+
+def _wants_help(words: Sequence[str]) -> bool:
+    return any(word in {"-h", "--help"} or word.startswith("--help=") for word in words)
 
 
 def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> UsageError:

@@ -183,6 +183,8 @@ def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
     """The words that belong to no flag: at most the model."""
     for word in rest:
         flag = word.partition("=")[0]
+        if flag in _flags():
+            raise UsageError(flag, "stands behind a --, after which nothing is a flag", "leave the -- out")
         if word.startswith("-") and word != "--":
             raise UsageError(flag, "vLLM has no such flag", nearest(flag, _flags()))
     words = [word for word in rest if word != "--"]

@@ -188,7 +188,7 @@ def test_a_small_bin_file_is_not_taken_for_weights(tmp_path: Path) -> None:
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[1]", "list"),
-        (b"null", "NoneType"),
+        (b"null", "null"),
         (b"\xff", "UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1", "LFS"),
         (b"[" * 100_000, "not JSON"),

@@ -80,7 +80,8 @@ def test_words_become_values(words, expected):
         ("m -z", "-z", "no such flag"),
         ("m n", "command line", "'n' belongs to no flag"),
         ("m --model n", "command line", "'m' belongs to no flag"),
-        ("m -- --port", "--port", "no such flag"),
+        ("m -- --port", "--port", "behind a --"),
+        ("m -- --prot", "--prot", "no such flag"),
     ],
 )
 def test_words_that_vllm_would_not_take_are_refused_with_a_remedy(words, where, said):

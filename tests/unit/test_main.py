@@ -52,7 +52,16 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "words", [["-h"], ["--help"], ["help"], ["serve", "--help"], ["plan", "m", "-h"], ["gpus", "-h"]]
+    "words",
+    [
+        ["-h"],
+        ["--help"],
+        ["help"],
+        ["serve", "--help"],
+        ["serve", "m", "--help=all"],
+        ["plan", "m", "-h"],
+        ["gpus", "-h"],
+    ],
 )
 def test_help_names_every_command_and_setting(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, *words)
