@@ -404,6 +404,9 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
     for dest in NO_HTTP.keys() & {dest for dest, value in engine.items() if value}:
         what = f"vLLM would serve {NO_HTTP[dest]}, and the launcher watches it over HTTP"
         yield dest, what, "start vLLM itself for that"
+    if isinstance(ids := engine.get("device_ids"), list):
+        what = "the plan chooses among the GPUs that it sees, and these would be counted among its choice"
+        yield "device_ids", what, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead"
     if engine.get("ssl_keyfile") and not engine.get("ssl_certfile"):
         yield "ssl_keyfile", "a key without a certificate is of no use", "set ssl_certfile too"
     if isinstance(keys, list) and not all(keys):

@@ -207,6 +207,7 @@ FLAGS = [
     flags("--shutdown-timeout=-1", "shutdown_timeout is -1", "0 or more seconds"),
     flags("--headless", "no API at all", "start vLLM itself"),
     flags("--uds /run/vllm.sock", "Unix socket", "start vLLM itself"),
+    flags("--device-ids 2,3", "--device-ids", "CUDA_VISIBLE_DEVICES=2,3"),
     flags("--ssl-keyfile k.pem", "without a certificate", "ssl_certfile"),
     flags("--config", "--config", "--config VALUE"),
     flags("--config absent.yaml", "absent.yaml", "name a YAML file"),
