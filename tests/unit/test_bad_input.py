@@ -424,6 +424,7 @@ MODELS = [
     quantized("bitsandbytes", "--quantization fp8"),
     quantized("ptpc_fp8", "fp8_per_channel"),
     quantized("magic", "AWQ"),
+    model("quantised by MLX", "MLX", "AWQ", quantization_config={"group_size": 64, "bits": 4}),
     model("quantised to five bits", "'bits'", "correct it", quantization_config={"quant_method": "awq", "bits": 5}),
     model("quantised in blocks of one size", "'weight_block_size'", "correct it", quantization_config={"quant_method": "fp8", "weight_block_size": [128]}),
 ]  # fmt: skip
