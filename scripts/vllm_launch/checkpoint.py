@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -55,12 +57,19 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
     """
     if not name or "\0" in name:
         raise UsageError(f"model {name!r}", "is not a name", "give a folder or a hub id such as Qwen/Qwen3-8B")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return read_folder(folder)
-    if folder.suffix == ".gguf" and folder.is_file():
+    folder = Path(name)
+    try:
+        mode = folder.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return read_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:  # a folder on the way that this user may not enter, a name that is too long
+        remedy = "check the name, and the permissions of the folders on the way"
+        raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
+    if mode and folder.suffix == ".gguf":
         raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", quantization.GONE["gguf"])
-    if folder.is_file():
+    if mode:
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
     if name.startswith(("http://", "https://")):
         ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
@@ -90,14 +99,13 @@ def read_folder(folder: Path) -> Checkpoint:
     present = sorted(path.name for path in _listing(folder) if path.name.endswith(".safetensors"))
     if index.is_file():
         shards = shard_names(read_json(index), str(index))
-        missing = [name for name in shards if name not in present]
-        if missing:
-            count = f"{len(missing)} of its {len(shards)} shards are not in {folder}: {', '.join(missing[:3])}"
-            raise UsageError(str(index), count, "finish the download (`hf download`)")
+        _all_there(str(index), folder, shards, present)
     else:
         # vllm/model_executor/model_loader/weight_utils.py:filter_duplicate_safetensors_files wants the one set;
         # Mistral's repositories hold the same weights again as consolidated.safetensors.
         shards = [name for name in present if not name.startswith("consolidated")] or present
+        linked = [path.name for path in folder.glob("*.safetensors") if path.is_symlink()]  # to the hub's cache
+        _all_there(f"model {folder}", folder, sorted({*_by_their_numbers(shards), *linked}), present)
     if shards:
         return Checkpoint(folder, files, read_headers([folder / name for name in shards]), ())
     others = sorted({path.suffix[1:] for path in _listing(folder)} & OTHER_WEIGHTS.keys())
@@ -113,6 +121,25 @@ def read_folder(folder: Path) -> Checkpoint:
         )
         raise UsageError(f"model {folder}", f"its weights are {found}, not safetensors", remedy)
     return Checkpoint(folder, files, None, ())
+
+
+def _by_their_numbers(names: Iterable[str]) -> list[str]:
+    """Every shard of the sets that ``names`` are of: "model-00002-of-00003.safetensors" is one of three."""
+    found: dict[str, None] = {}
+    for name in names:
+        numbered = re.fullmatch(r"(.*-)(\d+)(-of-(\d{1,5})\.safetensors)", name)
+        if numbered:
+            start, number, end, count = numbered.groups()
+            found |= {f"{start}{place:0{len(number)}}{end}": None for place in range(1, int(count) + 1)}
+    return list(found)
+
+
+def _all_there(where: str, folder: Path, shards: Sequence[str], present: Sequence[str]) -> None:
+    """Refuse a download that was broken off."""
+    missing = [name for name in shards if name not in present]
+    if missing:
+        count = f"{len(missing)} of its {len(shards)} shards are not in {folder}: {', '.join(missing[:3])}"
+        raise UsageError(where, count, "finish the download (`hf download`)")
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -27,7 +27,9 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(where, f"is not JSON ({str(error)[:120]})", "download it again") from None
     if not isinstance(value, dict):
-        raise UsageError(where, f"holds a {type(value).__name__}, not an object", "give the model's own config.json")
+        kind = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a single value")
+        name = where.rpartition("/")[2]
+        raise UsageError(where, f"holds {kind}, not an object", f"give the model's own {name}")
     return value
 
 

@@ -79,7 +79,9 @@ def read(path: str, read_file: Callable[[Path], str]) -> ConfigFile:
 
 
 def _note(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    """Write down the line of every key; a key must be plain text and stand once."""
+    """Write down the line of every key; a key must be plain text and stand once, and text must be Unicode."""
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise _marked("text has half of a surrogate pair", "write the character itself", node)
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
             _note(item, (*above, f"[{place}]"), lines)
@@ -93,6 +95,7 @@ def _note(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], 
             problem = f"{key.value} is said a second time (first on line {lines[name]})"
             raise _marked(problem, "keep one", key)
         lines[name] = key.start_mark.line + 1
+        _note(key, name, lines)
         _note(value, name, lines)
 
 

@@ -26,35 +26,69 @@ HELP = "see docs/config.example.yaml, or `vllm serve --help=all`"
 
 GONE = {
     "--block-manager-v2": "drop it, there is only one block manager now",
+    "--calculate-kv-scales": "drop it, the scales of an FP8 cache come with the checkpoint",
     "--cuda-graph-sizes": "use --cudagraph-capture-sizes",
     "--device": "drop it, an installed vLLM is built for one device",
     "--disable-async-output-proc": "use --no-async-scheduling",
     "--disable-frontend-multiprocessing": "drop it, the engine always has a process of its own",
     "--disable-log-requests": "drop it, requests are logged only with --enable-log-requests",
+    "--disable-logprobs-during-spec-decoding": "drop it, logprobs are there whoever proposed a token",
+    "--disable-mm-preprocessor-cache": "use --mm-processor-cache-gb 0",
+    "--enable-prompt-adapter": "drop it, LoRA adapters are the only ones: --enable-lora",
     "--enable-reasoning": "drop it, --reasoning-parser alone is enough",
     "--engine-use-ray": "use --distributed-executor-backend ray",
+    "--eplb-log-balancedness": "use --eplb-config.log_balancedness",
+    "--eplb-step-interval": "use --eplb-config.step_interval",
+    "--eplb-window-size": "use --eplb-config.window_size",
     "--guided-decoding-backend": "use --structured-outputs-config.backend",
+    "--guided-decoding-disable-additional-properties": "use --structured-outputs-config.disable_additional_properties",
+    "--guided-decoding-disable-any-whitespace": "use --structured-outputs-config.disable_any_whitespace",
+    "--guided-decoding-disable-fallback": "drop it, a backend that is named never falls back to another",
+    "--long-lora-scaling-factors": "drop it, vLLM has no long-context adapters any more",
+    "--lora-extra-vocab-size": "drop it, adapters cannot add words to the vocabulary any more",
     "--max-context-len-to-capture": "use --max-cudagraph-capture-size",
-    "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
+    "--max-long-partial-prefills": "drop it, the scheduler mixes prefills by itself",
     "--max-num-partial-prefills": "drop it, the scheduler mixes prefills by itself",
     "--max-parallel-prefills": "drop it, the scheduler mixes prefills by itself",
+    "--max-prompt-adapter-token": "drop it, LoRA adapters are the only ones: --enable-lora",
+    "--max-prompt-adapters": "drop it, LoRA adapters are the only ones: --enable-lora",
+    "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
     "--multi-step-stream-outputs": "drop it, there is no multi-step scheduling any more",
     "--ngram-prompt-lookup-max": "use --speculative-config.prompt_lookup_max",
+    "--ngram-prompt-lookup-min": "use --speculative-config.prompt_lookup_min",
     "--num-lookahead-slots": "drop it, --speculative-config decides it",
+    "--num-redundant-experts": "use --eplb-config.num_redundant_experts",
     "--num-scheduler-steps": "drop it, --async-scheduling does what it was for and is on by default",
     "--num-speculative-tokens": "use --speculative-config.num_speculative_tokens",
+    "--override-pooler-config": "use --pooler-config",
     "--preemption-mode": "drop it, a preempted request is always computed again",
+    "--qlora-adapter-name-or-path": "use --lora-modules NAME=PATH",
     "--rope-scaling": "use --hf-overrides with rope_parameters",
     "--rope-theta": "use --hf-overrides with rope_parameters",
     "--scheduler-delay-factor": "drop it, the scheduler has no such delay any more",
+    "--speculative-disable-by-batch-size": "use --speculative-config.num_speculative_tokens_per_batch_size",
+    "--speculative-disable-mqa-scorer": "drop it, there is only one scorer now",
+    "--speculative-draft-tensor-parallel-size": "use --speculative-config.draft_tensor_parallel_size",
+    "--speculative-max-model-len": "use --speculative-config.max_model_len",
     "--speculative-model": "use --speculative-config.model",
     "--swap-space": "use --kv-offloading-size, in GiB, to keep KV blocks in host memory",
     "--task": "use --runner, and --convert for embeddings and classes",
+    "--tokenizer-pool-extra-config": "drop it, every API server has a tokenizer of its own: --api-server-count",
+    "--tokenizer-pool-size": "drop it, every API server has a tokenizer of its own: --api-server-count",
+    "--tokenizer-pool-type": "drop it, every API server has a tokenizer of its own: --api-server-count",
     "--use-v2-block-manager": "drop it, there is only one block manager now",
     "--worker-use-ray": "use --distributed-executor-backend ray",
 }
 """Flags that vLLM once took and the pinned one does not, and what to do instead (vLLM's release notes and
 ``--help=all``; that none of them is in the table is a test)."""
+
+GONE_KEYS = {
+    "compilation_config.full_cuda_graph": "use cudagraph_mode: FULL",
+    "compilation_config.level": "use mode",
+    "compilation_config.use_cudagraph": "use cudagraph_mode",
+    "speculative_config.disable_by_batch_size": "use num_speculative_tokens_per_batch_size",
+}
+"""The same for keys of JSON options."""
 
 SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
 """Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
@@ -69,7 +103,8 @@ class Option(msgspec.Struct, frozen=True):
     """One option of ``vllm serve``, under its argparse ``dest``.
 
     ``kind``: a flag can only be said, a switch also denied (``--no-…``); ``config`` is a JSON object; ``backend`` is
-    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None.
+    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None. ``keys`` are those of its
+    JSON object, where vLLM takes no others.
     """
 
     dest: str
@@ -79,6 +114,7 @@ class Option(msgspec.Struct, frozen=True):
     nargs: Literal["+", "?"] | None = None
     append: bool = False
     choices: tuple[str | int, ...] = ()
+    keys: tuple[str, ...] = ()
     default: bool | int | float | str | None = None  # None too where the default is no plain value
 
 
@@ -105,8 +141,9 @@ def options() -> dict[str, Option]:
 
 def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:
     """A remedy for a name that does not exist: "did you mean X?", or ``otherwise`` where nothing is near."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"did you mean {close[0]}?" if close else otherwise
+    plain = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), plain, 1, 0.6)
+    return f"did you mean {plain[close[0]]}?" if close else otherwise
 
 
 def _flags() -> list[str]:
@@ -146,6 +183,8 @@ def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
     """The words that belong to no flag: at most the model."""
     for word in rest:
         flag = word.partition("=")[0]
+        if flag in _flags():
+            raise UsageError(flag, "stands behind a --, after which nothing is a flag", "leave the -- out")
         if word.startswith("-") and word != "--":
             raise UsageError(flag, "vLLM has no such flag", nearest(flag, _flags()))
     words = [word for word in rest if word != "--"]
@@ -328,16 +367,26 @@ def _read(option: Option, text: str) -> object:  # noqa: PLR0911, PLR0912, C901 
         case "lora":
             return _lora(text)
         case "json":
-            return _json(text)
+            return _known_keys(option, _json(text))
         case "config":
             value = _json(_expanded(text))
             if not isinstance(value, dict):
                 raise _NotAllowedError("is not a JSON object", OBJECT)
-            return value
+            return _known_keys(option, value)
         case "json_or_str" if re.fullmatch(r"\s*{.*}\s*", text, re.DOTALL):
             return _json(text)
         case _:
             return _chosen(option, text)
+
+
+def _known_keys(option: Option, value: object) -> object:
+    """``value``, whose keys on the first level vLLM knows; what is nested further is left to vLLM."""
+    for key in value if option.keys and isinstance(value, dict) else ():
+        if key not in option.keys and not (option.kind == "json" and key.replace("-", "_") in option.keys):
+            close = nearest(key, option.keys, f"known are {_few(option.keys)}")
+            remedy = GONE_KEYS.get(f"{option.dest}.{key}", close)
+            raise _NotAllowedError(f"has the key {key!r}, which vLLM does not know", remedy)
+    return value
 
 
 def _chosen(option: Option, value: str | float) -> str | float:
@@ -348,6 +397,7 @@ def _chosen(option: Option, value: str | float) -> str | float:
 
 
 WHOLE = ("is not a whole number", "give one such as 8")
+JSON = """write JSON in single quotes, such as '{"key": 1}' or '["word"]'"""
 OBJECT = """write an object in single quotes, such as '{"key": 1}'"""
 
 
@@ -385,7 +435,11 @@ def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _NotAllowedError(f"is not JSON: {error}", OBJECT) from None
+        if re.fullmatch(r"\w+=\w+(,\w+=\w+)*", text):  # as --limit-mm-per-prompt once was
+            pairs = dict(pair.split("=") for pair in text.split(","))
+            remedy = f"write '{json.dumps({key: _guess(value) for key, value in pairs.items()})}'"
+            raise _NotAllowedError("is not JSON, which vLLM wants now", remedy) from None
+        raise _NotAllowedError(f"is not JSON: {error}", JSON) from None
 
 
 def _lora(text: str) -> str:
@@ -411,7 +465,12 @@ def option_of(name: str, where: str) -> Option:
     if flag in GONE:
         raise UsageError(where, f"this vLLM does not have {name} any more", GONE[flag])
     if dest not in options():
-        raise UsageError(where, f"vLLM has no option {name}", nearest(dest, options()))
+        spelt = {
+            flag.replace("-", "_").lstrip("_"): option.dest for option in options().values() for flag in option.flags
+        }
+        close = spelt.get(dest.lstrip("_").casefold())
+        remedy = f"did you mean {close}?" if close else nearest(dest, [*options(), "launch"])
+        raise UsageError(where, f"vLLM has no option {name}", remedy)
     return options()[dest]
 
 

@@ -12,4 +12,5 @@ class UsageError(Exception):
 
     def __init__(self, where: str, what: str, remedy: str) -> None:
         self.where, self.what, self.remedy = where, what, remedy
-        super().__init__(" ".join(f"{where}: {what}; {remedy}".split()))
+        text = " ".join(f"{where}: {what}; {remedy}".split())  # and no codes that move a terminal's cursor:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))

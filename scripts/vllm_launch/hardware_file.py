@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vllm_launch.gpus import Gpu, Hardware, cautions
 
 _REMEDY = "write the file with `vllm-launch gpus --format json` on the machine that it describes"
 _LARGEST_FILE = 16 << 20  # bytes; a machine of 64 GPUs needs 40 KB
-_LARGEST_MEMORY = 1 << 44  # bytes on one GPU: 16 TiB, a unit mistaken for another one
+_MEMORIES = range(1 << 30, (1 << 44) + 1)  # bytes on one GPU: outside, a unit was mistaken for another one
 
 
 def dump_hardware(hardware: Hardware) -> bytes:
@@ -66,23 +66,32 @@ def _read(path: Path) -> bytes:
 
 def _mistakes(hardware: Hardware) -> Iterator[tuple[str, str]]:
     """(JSON path, what is wrong) of values that no machine has."""
-    uuids: set[str] = set()
     for place, gpu in enumerate(hardware.gpus):
-        at = f"$.gpus[{place}]"
-        if not 0 < gpu.memory_total <= _LARGEST_MEMORY:
-            yield f"{at}.memory_total", f"{gpu.memory_total} bytes is no GPU's memory"
-        if not 0 <= gpu.memory_free <= gpu.memory_total:
-            yield f"{at}.memory_free", f"{gpu.memory_free} is not between 0 and memory_total ({gpu.memory_total})"
-        if not gpu.uuid or gpu.uuid in uuids:
-            yield f"{at}.uuid", f"{gpu.uuid!r} is {'used twice' if gpu.uuid else 'empty'}"
-        if min(gpu.compute_capability) < 0 or gpu.index < 0:
-            yield at, "index and compute_capability cannot be negative"
-        uuids.add(gpu.uuid)
+        yield from _gpu_mistakes(f"$.gpus[{place}]", gpu, hardware.gpus[:place])
     for name, matrix in (("nvlink", hardware.nvlink), ("p2p", hardware.p2p)):
         if matrix and {len(matrix), *map(len, matrix)} != {len(hardware.gpus)}:
             yield f"$.{name}", f"must have {len(hardware.gpus)} rows and columns, one for each GPU"
-    if hardware.cpu is not None and (hardware.cpu.cores < 1 or hardware.cpu.memory_total < 1):
+    cpu = hardware.cpu
+    if cpu is not None and (cpu.cores < 1 or cpu.memory_total < 1):
         yield "$.cpu", "cores and memory_total must be above 0"
+    if cpu is not None and not 0 <= cpu.memory_available <= cpu.memory_total:
+        yield "$.cpu.memory_available", f"{cpu.memory_available} is not between 0 and memory_total ({cpu.memory_total})"
+
+
+def _gpu_mistakes(at: str, gpu: Gpu, earlier: Sequence[Gpu]) -> Iterator[tuple[str, str]]:
+    """The same of one GPU; the slices of one GPU share its index, whole GPUs share nothing."""
+    if gpu.memory_total not in _MEMORIES:
+        yield f"{at}.memory_total", f"{gpu.memory_total} bytes is no GPU's memory"
+    if not 0 <= gpu.memory_free <= gpu.memory_total:
+        yield f"{at}.memory_free", f"{gpu.memory_free} is not between 0 and memory_total ({gpu.memory_total})"
+    if not gpu.uuid or gpu.uuid in {other.uuid for other in earlier}:
+        yield f"{at}.uuid", f"{gpu.uuid!r} is {'used twice' if gpu.uuid else 'empty'}"
+    if min(gpu.compute_capability) < 0 or gpu.index < 0:
+        yield at, "index and compute_capability cannot be negative"
+    if any(other.index == gpu.index and None in {other.mig_profile, gpu.mig_profile} for other in earlier):
+        yield f"{at}.index", f"{gpu.index} is used twice"
+    if not gpu.name.strip() or not gpu.name.isprintable():
+        yield f"{at}.name", f"{gpu.name!r} is no GPU's name"
 
 
 # The record's layout. A field that NVML did not answer is the string "ERR:<its error>".

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +32,8 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
 
     ``token`` None means huggingface_hub's own: HF_TOKEN or the one that `hf auth login` stored.
     """
+    if "HF_HUB_VERBOSITY" not in os.environ:  # else it tells of each of its tries, and we of what came of them
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
         files = {"config.json": read_json(config)}
@@ -105,6 +110,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
             "is neither a folder nor a hub id",
             "give a folder that exists, or an id such as Qwen/Qwen3-8B",
         ),
+        (UnicodeEncodeError, "the hub's token is not plain ASCII", "check HF_TOKEN, or run `hf auth login` again"),
         (SafetensorsParsingError, f"its safetensors headers on the hub are broken{at}", "choose another revision"),
         (HfHubHTTPError, f"the hub refused ({_status(error)})", f"try again later, set HF_TOKEN, {FOLDER}"),
         (OSError, f"the hub cannot be reached ({type(error).__name__})", f"check the network, {FOLDER}"),
@@ -113,6 +119,9 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
         raise error
     if isinstance(error.__cause__, OfflineModeIsEnabled):  # why the client found nothing, which it does not say itself
         error = error.__cause__
+    if isinstance(error, OSError) and (error.filename or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+        what = f"the hub's cache in {constants.HF_HUB_CACHE} cannot be used ({error.strerror})"
+        raise UsageError(f"model {name}", what, f"set HF_HOME to a folder that this user may write, {FOLDER}") from None
     transport = type(error).__module__.partition(".")[0] in {"httpx", "httpx2"}
     for kind, what, remedy in rules:
         if isinstance(error, kind) or (transport and kind is OSError):

@@ -86,6 +86,9 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
         method = MODELOPT.get(algo, "modelopt_mixed" if "MIXED" in algo else f"modelopt {algo}")
         config = Config({**section, **(inner or {})}, config.where)
     method = {"auto-round": "inc", "intel/auto-round": "inc"}.get(method, method)
+    if method == "" and config.has("bits") and config.has("group_size"):
+        what = "has bits and group_size but no quant_method, as MLX uploads do, and vLLM would take it for unquantised"
+        raise UsageError(f"{where} quantization_config", what, FOUR_BITS)
     if method == "":
         return None
     if method in GONE:

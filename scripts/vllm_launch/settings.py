@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,10 @@ GUARD_FILE = "guard.json"
 DRAIN_FLAG = "draining"
 """Files in a run's folder: what the guard inside vLLM is told, and the one whose presence says that we are draining."""
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
+LARGEST_TEXT = 1 << 24
+"""Characters of a config file or a file of keys; /dev/zero has more."""
+PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
+"""Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
 """``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
 
@@ -139,8 +145,17 @@ def redacted(settings: Settings) -> Settings:
 
 
 def read_text(path: Path) -> str:
-    """A file's text as UTF-8, with or without a byte order mark."""
-    return path.read_text(encoding="utf-8-sig")
+    """A file's text as UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read, or is far too large for what a person writes.
+        ValueError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(LARGEST_TEXT + 1)
+    if len(text) > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return text
 
 
 def read_settings(
@@ -177,7 +192,7 @@ def read_settings(
             "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
         )
     settings = Settings(
-        model=model,
+        model=os.path.expanduser(model),  # noqa: PTH111 - in a file no shell does it, and vLLM does not
         launch=_launch(launch, origin),
         engine=engine,
         origin=origin,
@@ -275,9 +290,11 @@ def _take_file(
                 field = _field(name, place, lambda field: field)
                 if setting is None:
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
+                if (first := origin.get(f"launch.{field}")) is not None:
+                    raise UsageError(place, f"{name} is said twice (first: {first})", "keep one of them")
                 launch[field], origin[f"launch.{field}"] = setting, place
             continue
-        if key.replace("-", "_") in Launch.__struct_fields__:
+        if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
         option = engine_args.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
@@ -294,7 +311,10 @@ def _section(value: object, where: str) -> dict[str, object]:
         return {}
     if not isinstance(value, dict):
         raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` a line below it")
-    return {str(name): setting for name, setting in value.items()}
+    for name in value:
+        if not isinstance(name, str):
+            raise UsageError(where, f"launch holds {name!r}, which is no name of a setting", "write `setting: value`")
+    return value
 
 
 def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
@@ -305,6 +325,8 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
         given = value
         if field == "allowed_routes" and isinstance(value, str):
             given = [route for route in value.replace(",", " ").split() if route]
+        elif field in PATHS and isinstance(value, str):
+            given = os.path.expanduser(value)  # noqa: PTH111 - as for the model
         try:
             found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
         except msgspec.ValidationError:
@@ -386,6 +408,9 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
     for dest in NO_HTTP.keys() & {dest for dest, value in engine.items() if value}:
         what = f"vLLM would serve {NO_HTTP[dest]}, and the launcher watches it over HTTP"
         yield dest, what, "start vLLM itself for that"
+    if isinstance(ids := engine.get("device_ids"), list):
+        what = "the plan chooses among the GPUs that it sees, and these would be counted among its choice"
+        yield "device_ids", what, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead"
     if engine.get("ssl_keyfile") and not engine.get("ssl_certfile"):
         yield "ssl_keyfile", "a key without a certificate is of no use", "set ssl_certfile too"
     if isinstance(keys, list) and not all(keys):

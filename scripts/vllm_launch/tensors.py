@@ -119,7 +119,7 @@ def tensors(
             f"tensors of model type {model_type!r} are guessed as Llama's: download the safetensors for an exact plan"
         )
     root = "language_model." if vision is not None else ""
-    out = TensorList(SAFETENSORS_DTYPE.get(dtype, "BF16"), quantization)
+    out = TensorList(SAFETENSORS_DTYPE.get(dtype, "BF16"), quantization, config.where)
     hidden, vocab = config.whole("hidden_size"), config.whole("vocab_size")
     style = tensors_state.STYLES.get(model_type)
     if style is not None:

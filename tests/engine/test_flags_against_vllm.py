@@ -38,6 +38,7 @@ CONFIGS = {
     "kv_transfer_config": [{"kv_connector": "X", "kv_role": "kv_both", "engine_id": "e"}],
     "ec_transfer_config": [{"engine_id": "e"}],
     "attention_config": [{"backend": "FLASH_ATTN"}],
+    "speculative_config": [{"method": "mtp", "num-speculative-tokens": 1}],
 }
 
 
@@ -158,6 +159,8 @@ REFUSED = [
     "m --gpu-memory-utilization half", "m1 --model m2", "m --headless=1", "m --no-port", "m --no-enforce-eager=1",
     "m --port.x 3", "m --lora-modules {}", "m --disable-log-stats=true",
     *(f"m {flag} 1" for flag in engine_args.GONE),
+    *(f"m --{key.replace('_config', '-config')} 1" for key in engine_args.GONE_KEYS if key.startswith("compilation")),
+    *(f'm {o.flags[0]} {{"no_such_key":1}}' for o in engine_args.options().values() if o.kind == "config"),
 ]  # fmt: skip
 
 

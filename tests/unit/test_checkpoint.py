@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_a_small_bin_file_is_not_taken_for_weights(tmp_path: Path) -> None:
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[1]", "list"),
-        (b"null", "NoneType"),
+        (b"null", "null"),
         (b"\xff", "UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1", "LFS"),
         (b"[" * 100_000, "not JSON"),
@@ -199,6 +200,44 @@ def test_a_config_that_is_no_object_is_one_line(tmp_path: Path, content: bytes, 
         read_folder(tmp_path)
     assert says in one_line(error)
     assert "config.json" in str(error.value)
+
+
+def test_a_link_of_the_hubs_cache_to_nothing_is_a_broken_download(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    (folder / "model.safetensors").symlink_to("../../blobs/0123")
+    with pytest.raises(UsageError, match=r"1 of its 1 shards are not in .*: model\.safetensors; finish"):
+        read_folder(folder)
+
+
+def test_shards_without_an_index_are_counted_by_their_names(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    for place, name in enumerate(("a-1-of-2", "a-2-of-2", "adapter"), 1):
+        write(folder / f"{name}.safetensors", header(**{f"t{place}": entry()}), 12)
+    assert len(read_folder(folder).tensors or ()) == 3
+    (folder / "a-2-of-2.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"1 of its 2 shards are not in .*: a-2-of-2\.safetensors"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("inside", ["", "m"])
+def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path, inside: str) -> None:
+    folder = folder_with(tmp_path)
+    folder.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may enter every folder
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); .*permissions"):
+            open_checkpoint(str(folder / inside))
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/m", "x" * 300, "./" + "x" * 300])
+def test_a_name_that_no_folder_can_have_is_one_line(name: str) -> None:
+    with pytest.raises(UsageError, match=r"no such folder|cannot be read \(File name too long\)"):
+        open_checkpoint(name)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/no-such-model", "a/b/c", "", "a\0b"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_launch import engine_args
-from vllm_launch.engine_args import GONE, UsageError, options, parse, spell, validate_value
+from vllm_launch.engine_args import GONE, GONE_KEYS, UsageError, options, parse, spell, validate_value
 
 FLAGS = [flag for option in options().values() for flag in option.flags]
 
@@ -80,7 +80,8 @@ def test_words_become_values(words, expected):
         ("m -z", "-z", "no such flag"),
         ("m n", "command line", "'n' belongs to no flag"),
         ("m --model n", "command line", "'m' belongs to no flag"),
-        ("m -- --port", "--port", "no such flag"),
+        ("m -- --port", "--port", "behind a --"),
+        ("m -- --prot", "--prot", "no such flag"),
     ],
 )
 def test_words_that_vllm_would_not_take_are_refused_with_a_remedy(words, where, said):
@@ -102,7 +103,19 @@ def test_a_flag_that_vllm_lost_is_named_with_what_replaces_it(flag):
 
 @pytest.mark.parametrize("flag", [word for remedy in GONE.values() for word in remedy.split() if word.startswith("--")])
 def test_what_replaces_a_lost_flag_exists(flag):
-    assert flag.strip(",").partition(".")[0] in FLAGS
+    name, _, key = flag.strip(",").partition(".")
+    assert name in FLAGS
+    assert not key or key in options()[name.removeprefix("--").replace("-", "_")].keys
+
+
+@pytest.mark.parametrize("place", GONE_KEYS)
+def test_a_key_that_vllm_lost_is_named_with_what_replaces_it(place):
+    dest, _, key = place.partition(".")
+    assert key not in options()[dest].keys
+    with pytest.raises(UsageError) as error:
+        parse(["m", f"--{dest.replace('_', '-')}.{key}=1"])
+    assert error.value.remedy == GONE_KEYS[place]
+    assert error.value.remedy.split()[1].strip(":") in options()[dest].keys
 
 
 @pytest.mark.parametrize(

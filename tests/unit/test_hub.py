@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,10 @@ def transport() -> Exception:
         (lambda: errors.SafetensorsParsingError("bad"), r"headers on the hub are broken"),
         (lambda: errors.HFValidationError("bad"), r"neither a folder nor a hub id"),
         (lambda: ConnectionResetError("reset"), r"cannot be reached \(ConnectionResetError\); check the network"),
+        (lambda: UnicodeEncodeError("ascii", "Bearer é", 7, 8, "?"), r"token is not plain ASCII; check HF_TOKEN"),
         (transport, r"cannot be reached \(ConnectError\); check the network"),
+        (lambda: PermissionError(13, "Permission denied", "/hub/x"), r"cache in .* \(Permission denied\); set HF_HOME"),
+        (lambda: OSError(28, "No space left on device"), r"cache in .* \(No space left on device\); set HF_HOME"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -121,6 +125,27 @@ def test_what_the_hub_refuses_becomes_one_line_simulated(
     with pytest.raises(UsageError, match=text) as caught:
         read_model("some/model", revision="v9")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verbosity", [None, "info"])
+def test_the_hubs_client_does_not_tell_of_its_tries_unless_asked(
+    verbosity: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    said = []
+
+    def download(*_: Any, **__: Any) -> str:
+        said.append(client.isEnabledFor(logging.WARNING))
+        raise errors.LocalEntryNotFoundError("gone")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    if verbosity is not None:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", verbosity)
+    logging.getLogger("huggingface_hub").setLevel(logging.INFO)  # as it does when it is imported with this variable
+    with pytest.raises(UsageError):
+        read_model("some/model")
+    assert said == [verbosity is not None]
 
 
 def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,16 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "words", [["-h"], ["--help"], ["help"], ["serve", "--help"], ["plan", "m", "-h"], ["gpus", "-h"]]
+    "words",
+    [
+        ["-h"],
+        ["--help"],
+        ["help"],
+        ["serve", "--help"],
+        ["serve", "m", "--help=all"],
+        ["plan", "m", "-h"],
+        ["gpus", "-h"],
+    ],
 )
 def test_help_names_every_command_and_setting(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, *words)
@@ -268,3 +277,35 @@ def test_a_reader_that_goes_away_is_no_error_worth_a_word(words: list[str]) -> N
     os.close(writing)
     _, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (141, "")
+
+
+ANSWERS = [["plan", LLAMA, "--hardware", "H100:8"], ["gpus"], ["gpus", "--format", "json"], ["-h"], ["--version"]]
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_a_full_disk_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        child = start(*words, stdout=full)
+        _, err = child.communicate(timeout=60)
+    assert (child.returncode, err.count("\n")) == (2, 1)
+    assert err.startswith("vllm-launch: stdout: cannot be written (No space left on device); ")
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_nobody_minds_a_closed_stdout(words: list[str]) -> None:
+    child = start(*words, stdout=None, preexec_fn=lambda: os.close(1))
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["table", "json", "yaml"])
+def test_a_name_is_printed_in_utf8_whatever_the_locale_says(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (tmp_path / "modèle").mkdir()
+    (tmp_path / "modèle" / "config.json").write_bytes(Path(LLAMA, "config.json").read_bytes())
+    child = start("plan", str(tmp_path / "modèle"), "--hardware", "H100", "--format", how, encoding="utf-8")
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, "")
+    assert "modèle" in out

@@ -56,6 +56,14 @@ def test_vllms_options_come_from_the_file_and_from_flags_which_win():
     }  # fmt: skip
 
 
+def test_the_home_folder_is_written_out_because_no_shell_and_not_vllm_does_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = read("", {"LAUNCH_STATE_DIR": "~/run"}, "model: ~/m\nlaunch: {cache_dir: ~/cache, objective: latency}")
+    assert (settings.model, settings.launch.cache_dir) == ("/home/me/m", "/home/me/cache")
+    assert settings.launch.state_dir == "/home/me/run"
+    assert read("~no-such-user/m").model == "~no-such-user/m"
+
+
 def test_the_model_of_the_command_line_wins_over_the_files():
     assert read("other", {}, "model: m").model == "other"
 
