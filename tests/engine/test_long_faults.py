@@ -26,7 +26,7 @@ from vllm_health.limits import Limits
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 SATURATED_SECONDS = 15 * 60
 THROTTLED_SECONDS = 10 * 60
-QUICK = Limits(stall_s=20.0)
+QUICK, QUICKEST = Limits(stall_s=20.0), Limits(stall_s=10.0)
 
 
 class Quota:
@@ -209,7 +209,7 @@ def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(servin
     with (tmp_path / "log").open("wb") as log:
         sidecar = subprocess.Popen(
             [sys.executable, "-m", "vllm_health", "serve", "--target", proxy.own, "--host", "127.0.0.1", "--port", str(port),
-             "--stall-seconds", str(QUICK.stall_s), "--api-key-file", str(serving.keys)],
+             "--stall-seconds", str(QUICKEST.stall_s), "--api-key-file", str(serving.keys)],
             stderr=log,
         )  # fmt: skip
     try:
@@ -229,7 +229,7 @@ def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(servin
         load = loaded(serving, 6, tokens=200)
         for twist in TWISTS:
             proxy.twist = twist
-            time.sleep(QUICK.dead_after_s + 2)
+            time.sleep(QUICKEST.dead_after_s + 2)
         before = resident(sidecar.pid)
         crowd = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(2000)]
         time.sleep(5)
@@ -239,7 +239,7 @@ def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(servin
         load.wait(60)
         for twist in TWISTS:  # and the same with an idle engine
             proxy.twist = twist
-            time.sleep(QUICK.dead_after_s + 2)
+            time.sleep(QUICKEST.dead_after_s + 2)
         time.sleep(5)
         grown = resident(sidecar.pid) - before
         probe.end()
