@@ -80,10 +80,11 @@ def _serving(settings: Settings) -> dict[str, object]:
     }
 
 
-def guard_rules(settings: Settings, keys: Sequence[str], run_dir: Path) -> dict[str, object]:
+def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> dict[str, object]:
     """What the guard inside vLLM reads, as JSON, from ``run_dir / GUARD_FILE``; only this user may read that file."""
     return {
         "keys": list(keys),
+        "probe_key": probe_key,
         "routes": list(settings.launch.allowed_routes),
         "drain_flag": str(run_dir / DRAIN_FLAG),
         "retry_after": 5,

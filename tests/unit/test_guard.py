@@ -167,3 +167,17 @@ def test_no_percent_encoding_makes_another_route_of_a_route(route, data):
         f"%{ord(letter):02x}" if letter != "/" and data.draw(st.booleans()) else letter for letter in route
     )
     assert plain_path(hidden) == route
+
+
+def test_the_launchers_own_key_opens_every_route_and_no_other_does(door):
+    d = door(keys=["right"], routes=["/v1/chat/completions"], probe_key="secret")
+    d.flag.touch()
+    assert status(d.ask("/v1/completions", "secret")) == 200
+    assert status(d.ask("/v1/completions", "secret", scheme="Basic")) == 404
+    assert status(d.ask("/v1/completions", "right")) == 404
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_without_a_key_of_its_own_the_launcher_is_nobody(door, nothing):
+    assert status(door(keys=["right"], probe_key=nothing).ask("/v1/completions")) == 401
+    assert status(door(keys=["right"], probe_key=nothing).ask("/v1/completions", "None")) == 401

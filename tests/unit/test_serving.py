@@ -104,7 +104,7 @@ def test_a_place_where_no_folder_can_be_made_is_named_with_its_setting(tmp_path:
 def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        serving.write_guard_rules(settled("--launch-allowed-routes", "/v1"), ["k1", "k2"], tmp_path)
+        serving.write_guard_rules(settled("--launch-allowed-routes", "/v1"), ["k1", "k2"], "p", tmp_path)
     finally:
         os.umask(old)
     assert mode(tmp_path / "guard.json") == 0o600
@@ -112,7 +112,7 @@ def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path
     assert (rules["keys"], rules["routes"]) == (["k1", "k2"], ["/v1"])
     assert rules["drain_flag"] == str(tmp_path / "draining")
     with pytest.raises(FileExistsError):  # somebody else's file, or a link, in the way
-        serving.write_guard_rules(settled(), ["k"], tmp_path)
+        serving.write_guard_rules(settled(), ["k"], "p", tmp_path)
 
 
 # ---- caches
