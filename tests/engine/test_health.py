@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import after, loaded
+from conftest import after, free_port, loaded
 
 from vllm_health import smoke
 from vllm_health.limits import Limits
@@ -102,6 +105,55 @@ def test_a_drain_of_a_hundred_streams_cuts_none_and_turns_newcomers_away(start):
     assert [status for status, _, _ in answers] == [200] * 100
     assert [text.rstrip().endswith("data: [DONE]") for _, _, text in answers] == [True] * 100
     assert run.end(120) == 0
+
+
+def canaries(run, result):
+    return f'vllm_health_canaries_total{{result="{result}"}}' in run.health("/metrics")[1]
+
+
+def test_a_pooling_model_is_asked_to_pool_whatever_routes_clients_have(start):
+    run = start(
+        flags=[*QUICK, "--runner=pooling", "--convert=embed", "--launch-allowed-routes=/v1/embeddings,/v1/models"]
+    )
+    run.wait_for("vllm-launch: ready")
+    after(lambda: canaries(run, "answered"), LIMITS.dead_after_s)
+    assert run.health("/readyz")[0] == 200
+    assert run.ask("/pooling", {"model": "tiny", "input": "hi"})[0] == 404
+    lines = []
+    assert smoke.run(run.url, run.key, None, lines.append) == 0, lines
+    assert [line.partition(":")[0] for line in lines] == ["ok    models", "ok    embedding"]
+    os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
+    assert run.end(LIMITS.dead_after_s + 10) == 1
+    assert "it hangs" in run.termination_log.read_text()
+
+
+def test_of_two_data_parallel_engines_the_stuck_one_is_named(start):
+    run = start(flags=[*QUICK, "--data-parallel-size=2"])
+    run.wait_for("vllm-launch: ready")
+    load = loaded(run, 2, tokens=60)
+    after(lambda: canaries(run, "answered") or "engine 1" in run.log.read_text(), 60)
+    os.kill(run.wait_for_title("VLLM::EngineCore_DP1"), signal.SIGSTOP)
+    assert run.end(LIMITS.dead_after_s + 10) == 1
+    load.terminate()
+    assert "Engine 1 has made no step" in run.termination_log.read_text()
+
+
+def test_a_sidecar_without_the_key_says_so_once_and_kills_nobody(serving, tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        sidecar = subprocess.Popen(
+            [sys.executable, "-m", "vllm_health", "serve", "--target", serving.url, "--host", "127.0.0.1",
+             "--port", str(port := free_port()), "--stall-seconds", "10"],
+            stderr=log,
+        )  # fmt: skip
+    try:
+        after(lambda: b"401 of /v1/completions: A valid API key is needed." in (tmp_path / "log").read_bytes(), 60)
+        time.sleep(2 * Limits(stall_s=10).dead_after_s)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        sidecar.send_signal(signal.SIGTERM)
+        assert sidecar.wait(30) == 0
+    assert (tmp_path / "log").read_text().count("one-token requests") == 1
 
 
 def test_our_metrics_are_those_that_are_documented(serving):

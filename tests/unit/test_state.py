@@ -122,7 +122,7 @@ def test_a_start_in_which_nothing_moves_is_given_up_and_says_where():
 def test_a_start_that_cannot_be_seen_is_not_judged():
     course = Course()
     course.stays({"starting"}, Sample(health="refused"), 100_000)
-    assert "nobody can see whether it moves" in course.state.reason
+    assert course.state.reason == "vLLM is not ready yet (from here nobody can see whether it moves)."
 
 
 def test_start_stall_0_gives_up_no_start():
@@ -219,19 +219,24 @@ def test_overload_is_saturation_and_fails_nothing(serving):
     assert serving.state.reason == ("vLLM serves as much as it can: 256 requests run, 2000 wait, KV cache 100% full.")
 
 
-def test_of_several_engines_the_stuck_one_is_found():
+@pytest.mark.parametrize("stuck", ["0", "1"])
+def test_of_several_engines_the_stuck_one_is_found(stuck):
     course = Course()
 
     def sample(step):
-        return Sample(health="ok", engines={"0": engine(step, running=1, waiting=1), "1": engine(5, running=1)})
+        engines = {name: engine(5 if name == stuck else step, running=1, waiting=1) for name in "01"}
+        return Sample(health="ok", engines=engines)
 
     course.see(sample(0))
     for step in range(1, 1000):
         course.see(sample(step))
-        assert set(state.canaries(course.state)) <= {"1"}
+        assert set(state.canaries(course.state)) <= {stuck}
         if course.state.name == "dead":
             break
-    assert course.state.reason.startswith("Engine 1 has made no step")
+    assert course.state.reason == (
+        f"Engine {stuck} has made no step for 300 s with 1 requests running and 1 waiting, "
+        "and 3 one-token requests had no answer: it hangs."
+    )
     assert course.now <= LIMITS.dead_after_s
 
 
@@ -275,12 +280,15 @@ def test_without_step_counters_only_the_api_server_is_watched():
     assert "an engine that hangs would not be seen" in course.state.reason
     assert state.canaries(course.state) == {}
     course.until("stalled", Sample(health="unanswered", engines=None))
-    assert course.state.reason.startswith("The API server has answered nothing for")
+    assert course.state.reason == (
+        "The API server has answered nothing for 180 s, and 2 one-token requests had no answer: it hangs."
+    )
 
 
 def test_vllm_that_calls_its_engine_dead_is_believed(serving):
     serving.see(one(6, health="engine dead"))
     assert serving.state.name == "dead"
+    assert serving.state.reason == "vLLM says that its engine is dead (503 of /health)."
 
 
 def test_stall_0_suspects_nobody():
@@ -303,6 +311,34 @@ def test_a_refused_canary_is_the_last_one_and_never_a_strike(serving):
     serving.see(one(6))
     assert serving.state.name == "ready"
     serving.stays({"ready"}, one(6), 10_000)
+
+
+def test_each_canary_has_a_number_of_its_own_so_that_a_late_answer_is_told_apart(serving):
+    numbers = []
+    for canary in (Canary("answered"), Canary("inconclusive", "503"), Canary("paused"), None) * 2:
+        while not state.canaries(serving.state):
+            serving.see(one(5))
+        numbers.append(state.canaries(serving.state)["0"])
+        serving.see(one(5, canary))
+        while state.canaries(serving.state).get("0") == numbers[-1]:
+            serving.see(one(5))
+        serving.see(one(5 if canary else serving.now))
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_strike_is_not_forgotten_for_an_answer_that_tells_nothing(serving):
+    serving.until("suspect", one(5))
+    serving.see(one(5, Canary("inconclusive", "503")))
+    while state.canaries(serving.state):
+        serving.see(one(5))
+    assert serving.until("stalled", one(5)) == LIMITS.idle_quiet_s + LIMITS.canary_s
+
+
+def test_an_engine_that_cannot_be_asked_is_suspected_when_it_would_have_been_asked(serving):
+    serving.until("suspect", one(5, running=1))
+    serving.see(one(5, Canary("refused", "401"), running=1))
+    serving.see(one(6, running=1))
+    assert serving.until("suspect", one(6, running=1)) == LIMITS.busy_quiet_s
 
 
 def test_a_full_front_end_is_a_strike_only_while_the_engine_has_work(serving):
@@ -330,7 +366,9 @@ def test_paused_is_as_it_was_told_to_be(serving):
         serving.see(one(5, paused if asked else None, waiting=3))
         assert serving.told.live
     assert serving.state.name == "asleep"
-    assert "paused" in serving.state.reason
+    assert serving.state.reason == (
+        "vLLM is paused, as it was told to be: it serves nothing until it is told to go on."
+    )
     serving.see(one(6))
     assert serving.state.name == "ready"
 
@@ -339,7 +377,7 @@ def test_asleep_is_not_ready_and_not_asked(serving):
     serving.stays({"asleep"}, one(5, asleep=True), 10_000)
     assert serving.told == state.Verdicts(live=True, ready=False, started=True)
     assert state.canaries(serving.state) == {}
-    assert "asleep" in serving.state.reason
+    assert serving.state.reason.startswith("vLLM is asleep, as it was told to be")
     assert serving.see(one(5)).name == "ready"
 
 
