@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import socket
 import time
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -135,3 +137,27 @@ def test_a_flood_of_silent_connections_neither_shuts_a_probe_out_nor_piles_up():
 
 def test_a_connection_ends_with_its_answer():
     assert Port().ask("/livez")[0][2]["Connection"] == "close"
+
+
+README = (Path(__file__).parents[2] / "healthcheck/README.md").read_text()
+
+
+def test_the_readme_has_every_state_with_the_verdicts_it_gets():
+    rows = {
+        row[1].strip(" `"): [int(cell) for cell in row[2:5]]
+        for row in (line.split("|") for line in README.splitlines())
+        if len(row) == 7 and row[2].strip().isdecimal()
+    }
+    assert set(rows) == set(metrics.STATES)
+    for name, codes in rows.items():
+        shown = msgspec.structs.replace(READY, name=name, started=name != "starting")
+        told = state.verdicts(shown, Limits())
+        assert codes == [200 if good else 503 for good in (told.started, told.ready, told.live)], name
+
+
+def test_the_readme_has_every_metric_and_the_bounds():
+    text = " ".join(README.split())
+    for name in (*metrics.GAUGES, *metrics.COUNTERS):
+        assert re.search(rf"`{name.removeprefix(metrics.PREFIX)}[`{{]", text), name
+    limits = Limits()
+    assert f"within {limits.unready_after_s:.0f} s and ended within {limits.dead_after_s:.0f} s" in text
