@@ -78,9 +78,13 @@ test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: 
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
 	@$(bin)/python benchmarks/mutants.py
 
+.PHONY: soak
+soak: mutants bench  ## What takes longer than CI may: run by hand before a release
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
-	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py
+	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py && \
+	$(bin)/python benchmarks/health_cost.py
 
 ##@ Generate
 .PHONY: generate

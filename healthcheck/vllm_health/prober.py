@@ -133,7 +133,7 @@ class Prober:
         """One at a time, and with much patience: a slow answer is a sign of life too, when it comes."""
         if self._scrape is None:
             patience = max(self.limits.canary_s, self.limits.interval_s)
-            self._scrape = asyncio.create_task(scrape.get(session, f"{self.target.url}/metrics", patience))
+            self._scrape = asyncio.create_task(scrape.get_metrics(session, f"{self.target.url}/metrics", patience))
         if wait:
             await asyncio.wait([self._scrape], timeout=self.limits.interval_s)
 

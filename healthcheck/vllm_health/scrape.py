@@ -16,7 +16,8 @@ from prometheus_client.samples import Sample as Line
 from vllm_health import metrics
 from vllm_health.state import Canary, Engine, Health
 
-MAX_BYTES: Final = 16 << 20
+MAX_BYTES: Final = 1 << 20
+"""Of an answer that is kept. A whole exposition may be 64 times as long: of it only the wanted lines are."""
 _WANTED: Final = re.compile(rf"^(?:{'|'.join(map(re.escape, metrics.WANTED))})[{{ ].*\n", re.MULTILINE)
 _OK, _BAD_REQUEST, _NOT_FOUND, _TOO_MANY, _UNAVAILABLE = 200, 400, 404, 429, 503
 
@@ -58,8 +59,16 @@ def session() -> aiohttp.ClientSession:
 
 
 async def get(session: aiohttp.ClientSession, url: str, timeout_s: float, *, api_key: str | None = None) -> Answer:
-    """GET ``url`` within ``timeout_s``; more than 16 MiB is no answer. Never raises for what the other side does."""
+    """GET ``url`` within ``timeout_s``; one of more than MAX_BYTES is no answer.
+
+    Never raises for what the other side does.
+    """
     return await _ask(session, "GET", url, timeout_s, api_key=api_key)
+
+
+async def get_metrics(session: aiohttp.ClientSession, url: str, timeout_s: float) -> Answer:
+    """As ``get``, of an exposition: only its lines that ``read`` wants are kept, so its size costs no memory."""
+    return await _ask(session, "GET", url, timeout_s, api_key=None, wanted_lines=True)
 
 
 async def _ask(
@@ -71,6 +80,7 @@ async def _ask(
     api_key: str | None,
     headers: Mapping[str, str] | None = None,
     body: object = None,
+    wanted_lines: bool = False,
 ) -> Answer:
     sent = dict(headers or {}) | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     limit = aiohttp.ClientTimeout(total=timeout_s)
@@ -78,12 +88,16 @@ async def _ask(
         async with session.request(
             method, url, json=body, headers=sent, timeout=limit, allow_redirects=False
         ) as answer:
-            read = bytearray()
+            kept, line, total = "", bytearray(), 0
             async for chunk in answer.content.iter_chunked(65536):
-                read += chunk
-                if len(read) > MAX_BYTES:
+                total += len(chunk)
+                line += chunk
+                if wanted_lines and (end := line.rfind(b"\n") + 1):
+                    kept += "".join(_WANTED.findall(line[:end].decode(errors="replace")))
+                    del line[:end]
+                if len(kept) + len(line) > MAX_BYTES or total > 64 * MAX_BYTES:
                     return Answer(0, f"more than {MAX_BYTES >> 20} MiB")
-            return Answer(answer.status, read.decode(errors="replace"))
+            return Answer(answer.status, kept if wanted_lines else line.decode(errors="replace"))
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError)
         return Answer(0, f"{type(error).__name__}: {error}", refused)

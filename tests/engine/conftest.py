@@ -116,17 +116,28 @@ class Serving:
             return error.code, error.headers, error.read().decode()
 
     def health(self, route):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}{route}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        return asked(self.health_port, route)
+
+
+def asked(port, route):
+    """Status and body of what a health port answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def loaded(run, streams, *, leave=0.0, tokens=400):
     """A process that keeps so many streams running against ``run`` until SIGTERM; then its stdout says what became."""
     words = [run.url, run.key, str(streams), str(leave), str(tokens)]
     return subprocess.Popen([sys.executable, str(HERE / "load.py"), *words], stdout=subprocess.PIPE, text=True)
+
+
+def ended(load):
+    """Ends what ``loaded`` began; what became of its streams."""
+    load.terminate()
+    return json.loads(load.communicate(timeout=60)[0])
 
 
 def after(condition, limit):

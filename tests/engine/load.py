@@ -13,7 +13,12 @@ import sys
 import aiohttp
 
 url, key, streams, leave, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
-counts = {"done": 0, "left": 0, "failed": 0}
+counts = {"done": 0, "left": 0, "failed": 0, "why": []}
+
+
+def failed(why):
+    counts["failed"] += 1
+    counts["why"] = [*counts["why"], why][-5:]
 
 
 async def stream(session, chance):
@@ -36,9 +41,9 @@ async def stream(session, chance):
                 if line.strip() == b"data: [DONE]":
                     counts["done"] += 1
                     return
-        counts["failed"] += 1
-    except (aiohttp.ClientError, OSError):
-        counts["failed"] += 1
+        failed("ended without [DONE]")
+    except (aiohttp.ClientError, OSError) as error:
+        failed(repr(error))
         await asyncio.sleep(0.2)
 
 
@@ -52,7 +57,7 @@ async def main():
             await stream(session, chance)
 
     headers = {"Authorization": f"Bearer {key}"}
-    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    connector, timeout = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=timeout) as session:
         tasks = [asyncio.create_task(one(seed)) for seed in range(streams)]
         await ended.wait()

@@ -11,7 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import after, free_port, loaded
+from conftest import after, ended, free_port, loaded
 
 from vllm_health import smoke
 from vllm_health.limits import Limits
@@ -43,7 +43,7 @@ def test_a_stopped_engine_core_leaves_the_rotation_and_ends_the_run_within_the_b
     began = time.monotonic()
     assert run.end(LIMITS.dead_after_s) == 1
     dead = unready + time.monotonic() - began
-    streams.terminate()
+    ended(streams)
     print(f"not ready after {unready:.1f} s (bound {LIMITS.unready_after_s:.1f}), ended after {dead:.1f} s "
           f"(bound {LIMITS.dead_after_s:.1f} and the end itself)")  # fmt: skip
     assert "Engine 0 has made no step for" in run.termination_log.read_text()
@@ -63,7 +63,7 @@ def test_an_engine_core_that_goes_on_before_the_bound_is_left_alone(start):
         after(lambda: run.health("/readyz")[1].startswith("vLLM serves"), 20)
         time.sleep(LIMITS.dead_after_s)
         assert ready(run)
-        streams.terminate()
+        ended(streams)
     # A suspension: everything stands still for a minute, the launcher too, then goes on where it was.
     everything = list(run.processes())
     for pid in everything:
@@ -134,7 +134,7 @@ def test_of_two_data_parallel_engines_the_stuck_one_is_named(start):
     after(lambda: canaries(run, "answered") or "engine 1" in run.log.read_text(), 60)
     os.kill(run.wait_for_title("VLLM::EngineCore_DP1"), signal.SIGSTOP)
     assert run.end(LIMITS.dead_after_s + 10) == 1
-    load.terminate()
+    ended(load)
     assert "Engine 1 has made no step" in run.termination_log.read_text()
 
 

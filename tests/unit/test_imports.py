@@ -195,3 +195,10 @@ def test_what_is_generated_is_of_the_version_that_is_chosen() -> None:
         assert f'"vllm": "{pinned()}"' in (LAUNCH / f"{name}.json").read_text()
     for name in ("cpu", "cuda"):
         assert f"=={pinned()}" in (ROOT / "requirements" / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nobody_reads_the_wall_clock(name: str) -> None:
+    """It is set back and forth; whoever needs a time takes a monotonic clock's."""
+    called = {ast.unparse(node.func) for node in ast.walk(SOURCES[name]) if isinstance(node, ast.Call)}
+    assert not called & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}

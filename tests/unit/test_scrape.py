@@ -152,6 +152,28 @@ def test_a_body_beyond_the_bound_is_no_answer(monkeypatch):
     assert asked(answering(200, "x" * 300_000)).status == 0
 
 
+def exposition(text, monkeypatch):
+    monkeypatch.setattr(scrape, "MAX_BYTES", 100_000)
+
+    async def ask():
+        async with served(web.get("/metrics", answering(200, text))) as (session, url):
+            return await scrape.get_metrics(session, f"{url}/metrics", 10.0)
+
+    return asyncio.run(ask())
+
+
+def test_of_an_exposition_only_wanted_lines_are_kept_however_long_it_is(monkeypatch):
+    filler = "# filler\n" * 30_000
+    text = filler + running(0, 3) + filler + info(0, 7) + filler + running(1, 4).rstrip("\n")
+    assert exposition(text, monkeypatch).body == running(0, 3) + info(0, 7)
+    assert scrape.read(exposition(REAL.read_text(), monkeypatch).body) == scrape.read(REAL.read_text())
+
+
+@pytest.mark.parametrize("text", ["x" * 100_001, "# filler\n" * 800_000, running(0, 3) * 3000])
+def test_an_exposition_beyond_all_bounds_is_no_answer(text, monkeypatch):
+    assert exposition(text, monkeypatch) == scrape.Answer(0, "more than 0 MiB")
+
+
 def test_a_body_that_breaks_off_is_no_answer():
     async def handler(request):
         answer = web.StreamResponse(headers={"Content-Length": "1000"})
