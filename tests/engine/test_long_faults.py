@@ -273,3 +273,34 @@ def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(servin
         assert sidecar.wait(30) == 0
         proxy.shutdown()
         proxy.server_close()
+
+
+# ---- the clock
+
+
+def test_a_clock_that_is_set_back_and_forth_ends_nothing(start, tmp_path):
+    """As every process of the run sees it; the machine's own clock is left alone. Needs a C compiler."""
+    library, clock = tmp_path / "wall_clock.so", tmp_path / "shift"
+    source = Path(__file__).with_name("wall_clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+    clock.write_text("0")
+    shifted = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(clock)}
+    run = start(flags=[f"--launch-stall-seconds={QUICK.stall_s:.0f}"], environ=shifted)
+    run.wait_for("vllm-launch: ready")
+    probe = Probe(run.health_port)
+    probe.start()
+    for streams in (0, 4):
+        load = loaded(run, streams)
+        for shift in (3600, -7200, 0, -86_400_000, 0):
+            clock.write_text(str(shift))
+            shown = subprocess.run(
+                ["date", "+%s"], env=os.environ | shifted, capture_output=True, text=True, check=True
+            )
+            assert abs(int(shown.stdout) - time.time() - shift) < 5
+            time.sleep(QUICK.idle_quiet_s + QUICK.canary_s)
+        time.sleep(QUICK.dead_after_s)
+        assert ended(load)["failed"] == 0
+    assert probe.end().bad == []
+    assert "suspect" not in run.log.read_text()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end(60) == 0

@@ -68,6 +68,15 @@ def test_several_series_of_an_engine_are_summed_and_engines_kept_apart():
     }  # fmt: skip
 
 
+def test_gauges_of_several_api_servers_are_one_engines_together():
+    """As with --api-server-count, where prometheus_client merges what each process wrote."""
+    text = "".join(
+        f'vllm:num_requests_running{{engine="0",model_name="m",pid="{pid}"}} {count}\n'
+        for pid, count in ((7, 2), (8, 3))
+    )
+    assert scrape.read(text).engines["0"].running == 5
+
+
 def test_an_engine_that_is_not_awake_is_asleep():
     line = 'vllm:engine_sleep_state{{engine="0",sleep_state="{}"}} {}\n'
     text = running(0, 0) + line.format("awake", 0.0) + line.format("weights_offloaded", 1.0)

@@ -266,6 +266,13 @@ def test_metrics_that_answer_late_are_a_step(serving):
         assert serving.state.name == "ready"
 
 
+def test_one_hung_api_server_of_several_does_not_hide_the_engines_steps(serving):
+    """A connection may land at it, and then nothing comes back; what the others show is of all of them."""
+    for step in range(1000):
+        serving.see(Sample(health="unanswered") if step % 2 else one(step, running=1))
+        assert serving.state.name == "ready"
+
+
 def test_half_an_exposition_is_no_step(serving):
     half = Sample(health="ok", engines={"0": Engine(steps={KV: 0.0}, running=1)})
     serving.until("suspect", half)
