@@ -14,9 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vllm_health import gpu_faults, prober, scrape, server, smoke
 from vllm_health.limits import Limits
 from vllm_health.state import Movement, State
+
+try:
+    from vllm_health import gpu_faults, prober, scrape, server, smoke
+except ModuleNotFoundError as missing:  # a light install, which plans and does not serve
+    print(f"vllm-health: {missing.name} is not installed; install 'vllm-launch[serve]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 MISTAKE = 2
 """Exit code of a mistake in what was given."""

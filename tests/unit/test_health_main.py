@@ -110,6 +110,13 @@ def test_a_taken_port_is_one_line(vllm):
     assert "Address already in use; end what listens there, or give another --port" in err.splitlines()[-1]
 
 
+def test_a_light_install_says_what_to_install():
+    code = "import runpy, sys; sys.modules['aiohttp'] = None; runpy.run_module('vllm_health', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "vllm-health: aiohttp is not installed; install 'vllm-launch[serve]'\n"
+
+
 def test_help_names_every_command():
     code, out, _ = run("--help")
     assert code == 0
