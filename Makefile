@@ -79,7 +79,7 @@ mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share 
 	@$(bin)/python benchmarks/mutants.py
 
 .PHONY: soak
-soak: mutants bench  ## What takes longer than CI may: run by hand before a release
+soak: test-faults mutants bench  ## What takes longer than CI may: run by hand before a release
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again

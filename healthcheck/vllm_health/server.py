@@ -19,8 +19,10 @@ from vllm_health.limits import Limits
 from vllm_health.metrics import Exposition, Values
 from vllm_health.state import State
 
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = 256
 """Open at once: kubelet, Prometheus and people need a handful, and each costs some 30 kB."""
+_ACCEPTED: Final = MAX_CONNECTIONS // 4
+"""In one turn of the loop: a probe in the middle of a flood is read, and answered, before the flood pushes it out."""
 _CLOSE: Final = {"Connection": "close"}
 
 
@@ -65,7 +67,7 @@ async def serve(view: View, host: str, port: int) -> Server:
 
     loop = asyncio.get_running_loop()
     try:
-        listening = await loop.create_server(connection, host or None, port, backlog=2 * MAX_CONNECTIONS)
+        listening = await loop.create_server(connection, host or None, port, backlog=_ACCEPTED)
     except OSError:
         await runner.cleanup()
         raise
