@@ -1,4 +1,4 @@
-"""The prober's times, all of them derived from three numbers. Their one owner; the launcher and the sidecar fill it."""
+"""The prober's times, all derived from two numbers. Their one owner; the launcher and the sidecar fill it."""
 
 from __future__ import annotations
 
