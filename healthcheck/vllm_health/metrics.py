@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from vllm_health import state
 
 # ---- vLLM's, as its /metrics spells them: counters with "_total", histograms with "_count"
 
@@ -45,17 +47,7 @@ WANTED: Final = (*STEP_SIGNS, REQUESTS_WAITING, SLEEP_STATE, CACHE_CONFIG_INFO)
 
 # ---- ours
 
-STATES: Final = (
-    "starting",
-    "ready",
-    "saturated",
-    "suspect",
-    "stalled",
-    "asleep",
-    "gpu_fault",
-    "draining",
-    "dead",
-)
+STATES: Final[tuple[str, ...]] = get_args(state.Name)
 
 _GAUGES: Final = {
     "state": ("1 for the state that vLLM is in, 0 for the others.", ("state",)),

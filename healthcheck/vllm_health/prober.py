@@ -168,7 +168,7 @@ class Prober:
                 self._counts["canaries"][answer.kind if answer else late] += 1
                 task.cancel()
                 del self._canaries[engine]
-        several = len(wanted) and len(self.state.engines) > 1
+        several = len(self.state.engines) > 1
         for engine, attempt in wanted.items():
             if engine not in self._canaries:
                 one = scrape.canary(

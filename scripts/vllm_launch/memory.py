@@ -9,7 +9,7 @@ import msgspec
 
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model
-from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+from vllm_launch.parallel import Layout, expert_width, layer_split, padded_vocab
 from vllm_launch.weights import by_rank
 
 _MIB = 1 << 20
@@ -222,7 +222,7 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
         expanded = 0
         if _in_kernel(model, gpu):
             # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
-            cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+            cut = expert_width(model.experts, layout)
             expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
         inner.append(_arriving(model, run, layout) + expanded)
     if model.mla:
@@ -292,7 +292,7 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
         # Every replica's tokens pass a rank's experts (_arriving).
         chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
         width = _width(model, run)
-        cut = model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        cut = expert_width(model.experts, layout)
         if _in_kernel(model, gpu):
             total += chosen * cut * width
         else:

@@ -9,7 +9,7 @@ import msgspec
 
 from vllm_launch import architectures
 from vllm_launch.gpus import Gpu
-from vllm_launch.model import Model, Quantization
+from vllm_launch.model import Experts, Model, Quantization
 from vllm_launch.quantization import MIN_CAPABILITY
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def expert_ranks(layout: Layout) -> int:
     Source: fused_moe/config.py:FusedMoEParallelConfig.make.
     """
     return layout.tensor * layout.data
+
+
+def expert_width(experts: Experts, layout: Layout) -> int:
+    """Inner channels of an expert on one GPU: all of them where whole experts are spread, else a cut."""
+    return experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
 
 
 def problems(model: Model, run: Run, layout: Layout, gpus: Sequence[Gpu]) -> list[str]:

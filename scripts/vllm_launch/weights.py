@@ -16,7 +16,7 @@ import msgspec
 
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Tensor
-from vllm_launch.parallel import Layout, expert_ranks, layer_split, padded_vocab
+from vllm_launch.parallel import Layout, expert_ranks, expert_width, layer_split, padded_vocab
 from vllm_launch.quantization import is_ignored
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _growth(model: Model, layout: Layout, gpu: Gpu | None) -> dict[str, float]:
     if model.experts is None or not model.experts.intermediate_size:
         return {}
     outer = model.hidden_size
-    inner = max(1, model.experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout)))
+    inner = max(1, expert_width(model.experts, layout))
     if gpu is None or gpu.compute_capability[0] == 9:  # noqa: PLR2004 - Hopper
         wide = _up(inner, _TRITON_TILE)
         up, down = wide * _up(outer, _TRITON_INPUTS), _up(wide, _TRITON_INPUTS) * outer
@@ -351,7 +351,7 @@ def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:
         attention = query + latent + heads * mla.v_head_dim + hidden
     mixture = 0
     if experts:
-        cut = experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
+        cut = expert_width(experts, layout)
         local = math.ceil(experts.count / expert_ranks(layout)) if layout.expert_parallel else experts.count
         shared = experts.shared_intermediate_size // tensor
         mixture = 3 * local * (hidden + cut) + (3 * (hidden + shared) if shared else 0)
