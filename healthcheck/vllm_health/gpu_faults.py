@@ -155,7 +155,9 @@ class Watch:
                     self._read_on(Reader(opened, self._uuids).read)
             except nvml.NvmlUnavailable as error:
                 self.report = Report(down=error.what)
-                self._ended.wait(self._seconds)
+            except Exception as error:  # noqa: BLE001 - a thread that dies would leave its last report standing for ever
+                self.report = Report(down=f"reading it failed: {error!r}")
+            self._ended.wait(self._seconds)
 
     def _read_on(self, read: Callable[[], Report]) -> None:
         while not self._ended.is_set():

@@ -41,8 +41,8 @@ class Prober:
     """Watches until it is cancelled; ``state`` and ``exposition`` are what it knows.
 
     ``look`` tells what is around and must not block. ``on_change`` is called with the old and the new state when the
-    state's name has changed; what it raises ends the watch. ``on_note`` is given, once each, sentences that somebody
-    should read though no verdict hangs on them.
+    state's name has changed, but not between ready and saturated, which is load and no news; what it raises ends the
+    watch. ``on_note`` is given, once each, sentences that somebody should read though no verdict hangs on them.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Prober:
         )
         before, self.state = self.state, state.advance(self.state, sample, time.monotonic(), self.limits)
         self._note()
-        if before.name != self.state.name:
+        if before.name != self.state.name and {before.name, self.state.name} != {"ready", "saturated"}:
             self._on_change(before, self.state)
 
     def _note(self) -> None:

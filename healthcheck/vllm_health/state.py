@@ -253,8 +253,11 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
         return "asleep", f"vLLM is {how}, as it was told to be: it serves nothing until it is told to go on."
     name, worst = _worst(state)
     if worst.strikes or (worst.asked_s is not None and worst.engine.running):
-        how = f"a one-token request has waited for {worst.asked_s or 0:.0f} s, {worst.strikes} before it had no answer"
-        return "suspect", f"{_quiet(name, worst)}; {how}."
+        asked = [] if worst.asked_s is None else [f"a one-token request has waited for {worst.asked_s:.0f} s"]
+        lost = (
+            ["one before it had no answer" if asked else "a one-token request had no answer"] if worst.strikes else []
+        )
+        return "suspect", f"{_quiet(name, worst)}; {', '.join(asked + lost)}."
     if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s > 0:
         return "suspect", f"{_quiet(name, worst)}, and no one-token request can tell why ({state.canary_off})."
     return None

@@ -159,7 +159,9 @@ class _Run:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C reaches us alone
+                # A terminal's Ctrl-C reaches us alone. No session of its own: to Linux each is a scheduling group
+                # (autogroup), and one full of vLLM's yielding spinners starves the others, us, for seconds.
+                process_group=0,
             )
         except OSError as error:
             raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
@@ -328,7 +330,7 @@ class _Run:
         if now.name == "dead" and not self.vital_lost():  # of a part that is gone its watch knows more
             cause = progress.root_cause(list(self.log.last))
             raise Ending(1, f"{now.reason} All was ended{f': {cause}' if cause else '.'}")
-        if {before.name, now.name} != {"ready", "saturated"} and now.name not in {"starting", "draining"}:
+        if now.name not in {"starting", "draining"}:
             self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
 
     async def _serve(self) -> None:

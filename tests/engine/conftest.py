@@ -33,7 +33,7 @@ class Serving:
 
     def __init__(self, folder, model, *, prefix=(), flags=(), drain_seconds=18, port=None, environ=(), state=None):
         self.port, self.health_port = port or free_port(), free_port()
-        self.url, self.sessions = f"http://127.0.0.1:{self.port}", set()
+        self.url, self.groups = f"http://127.0.0.1:{self.port}", set()
         self.termination_log, self.keys = folder / "termination-log", folder / "keys"
         self.termination_log.touch()
         self.keys.write_text(f"{KEY}\nsecond-key\n")
@@ -53,7 +53,7 @@ class Serving:
                 env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(environ),
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,  # as a shell starts a job: in our session, so that whoever asks is scheduled beside it
             )
 
     def wait_for(self, words):
@@ -75,9 +75,9 @@ class Serving:
         raise AssertionError(f"no process {title}")
 
     def processes(self):
-        """Titles by pid of all that runs in a session which this run has ever had; zombies left out.
+        """Titles by pid of all that runs in a process group which this run has ever had; zombies left out.
 
-        By session, since setproctitle writes over the environment that would otherwise mark them.
+        By group, since setproctitle writes over the environment that would otherwise mark them.
         """
         stats = {}
         for folder in Path("/proc").iterdir():
@@ -88,12 +88,12 @@ class Serving:
                 except OSError:
                     continue
                 if fields[0] != "Z":
-                    stats[int(folder.name)] = int(fields[1]), int(fields[3]), title
+                    stats[int(folder.name)] = int(fields[1]), int(fields[2]), title
         below = {self.process.pid}
         while more := {pid for pid, (parent, _, _) in stats.items() if parent in below} - below:
             below |= more
-        self.sessions |= {stats[pid][1] for pid in below if pid in stats}
-        return {pid: title for pid, (_, session, title) in stats.items() if session in self.sessions}
+        self.groups |= {stats[pid][1] for pid in below if pid in stats}
+        return {pid: title for pid, (_, group, title) in stats.items() if group in self.groups}
 
     def end(self, timeout):
         """The exit code; no process may be left."""

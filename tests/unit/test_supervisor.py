@@ -118,6 +118,14 @@ def test_a_child_killed_by_a_signal_is_told_so(tmp_path):
     assert "SIGKILL" in err
 
 
+def test_vllm_is_out_of_a_terminals_reach_and_scheduled_with_us(tmp_path):
+    """Ctrl-C goes to the foreground's process group; a session of its own would be another scheduling group."""
+    _, out, _ = Run(tmp_path, shell("ps -o pgid=,sid= -p $$,$PPID; exit 3")).end()
+    (our_group, our_session), (its_group, its_session) = (line.split() for line in out.splitlines())
+    assert our_group != its_group
+    assert our_session == its_session
+
+
 @pytest.mark.parametrize("title", ["VLLM::EngineCore", "VLLM::Worker_TP1"])
 def test_a_part_that_dies_while_the_server_lives_on_ends_everything_simulated(tmp_path, title):
     script = f"(exec -a {title} sleep 2) & (exec -a VLLM::Worker_TP0 setsid sleep 300) & sleep 300"
