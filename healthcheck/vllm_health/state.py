@@ -79,6 +79,8 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     asked_s: float | None = None  # since its canary was sent; None: none is out
     attempt: int = 0  # the number of that canary, so that a late answer to another is told apart
     inconclusive: bool = False  # what that canary was answered
+    shown: bool = False  # since it was sent /metrics has shown the whole engine
+    alive: bool = False  # since it was sent /health has been "ok"
     strikes: int = 0
     paused: bool = False
 
@@ -132,7 +134,7 @@ def advance(state: State, sample: Sample, now: float, limits: Limits) -> State:
     """The state at ``now``, after ``sample``."""
     seen_s = min(max(now - state.at, 0.0), limits.longest_gap_s)
     if state.started and sample.health == "refused" and not (sample.draining or sample.ended):
-        after = msgspec.structs.replace(beginning(now), name=state.name, since=state.since)  # it has begun anew
+        after = beginning(now)  # it has begun anew
     elif state.started or sample.health == "ok":
         after = _served(state, sample, seen_s, now, limits)
     else:
@@ -170,7 +172,7 @@ def has_moved(before: Movement | None, after: Movement) -> bool:
 def _served(state: State, sample: Sample, seen_s: float, now: float, limits: Limits) -> State:
     """As vLLM serves, from the first 200 of /health on."""
     if not state.started:
-        state = msgspec.structs.replace(state, started=True, start_s=now - state.began, movement=None)
+        state = msgspec.structs.replace(state, started=True, start_s=now - state.began)
     refusal = next((one.detail for one in sample.canaries.values() if one.kind == "refused"), None)
     off = state.canary_off or refusal
     names = sample.engines or state.engines or {API_SERVER: None}
@@ -185,12 +187,13 @@ def _served(state: State, sample: Sample, seen_s: float, now: float, limits: Lim
             assert seen is not None  # noqa: S101 - `names` are the sample's where the state has none
             engines[name] = Watch(engine=seen)
         else:
-            engines[name] = _watched(watch, seen, sample.canaries.get(name), seen_s, limits, canary=canary)
+            alive = sample.health == "ok"
+            engines[name] = _watched(watch, seen, sample.canaries.get(name), seen_s, limits, canary=canary, alive=alive)
     return msgspec.structs.replace(state, engines=engines, canary_off=off)
 
 
 def _watched(
-    old: Watch, seen: Engine | None, answer: Canary | None, seen_s: float, limits: Limits, *, canary: bool
+    old: Watch, seen: Engine | None, answer: Canary | None, seen_s: float, limits: Limits, *, canary: bool, alive: bool
 ) -> Watch:
     before = old.engine.steps
     stepped = seen is not None and any(before.get(name, value) != value for name, value in seen.steps.items())
@@ -201,19 +204,30 @@ def _watched(
         return Watch(engine=engine, attempt=old.attempt, paused=paused)
     quiet_s = old.quiet_s + seen_s
     if not canary:
-        return Watch(engine=engine, attempt=old.attempt, quiet_s=quiet_s, paused=old.paused)
+        return Watch(engine=engine, quiet_s=quiet_s, paused=old.paused)
     if old.asked_s is None:
         doubt = quiet_s >= (limits.busy_quiet_s if engine.running else limits.idle_quiet_s)
         return msgspec.structs.replace(
             old, engine=engine, quiet_s=quiet_s, asked_s=0.0 if doubt else None, attempt=old.attempt + doubt
         )
-    asked_s, inconclusive = old.asked_s + seen_s, old.inconclusive or kind is not None
+    asked_s = old.asked_s + seen_s
+    watch = msgspec.structs.replace(
+        old,
+        engine=engine,
+        quiet_s=quiet_s,
+        asked_s=asked_s,
+        inconclusive=old.inconclusive or kind is not None,
+        shown=old.shown or (seen is not None and before.keys() <= seen.steps.keys()),
+        alive=old.alive or alive,
+    )
     if asked_s < limits.canary_s:
-        return msgspec.structs.replace(old, engine=engine, quiet_s=quiet_s, asked_s=asked_s, inconclusive=inconclusive)
-    if inconclusive and not (engine.running or engine.waiting):
+        return watch
+    if watch.inconclusive and not (engine.running or engine.waiting):
         # The front end answers for the engine, and nothing says that the engine has anything to do: ask again later.
         return Watch(engine=engine, attempt=old.attempt, strikes=old.strikes)
-    return Watch(engine=engine, quiet_s=quiet_s, asked_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + 1)
+    # Where /health answers and /metrics cannot be read, the canary may only be waiting behind other requests.
+    strike = watch.shown or not watch.alive
+    return Watch(engine=engine, quiet_s=quiet_s, asked_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike)
 
 
 # ---- what it comes to
@@ -253,12 +267,13 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
         return "asleep", f"vLLM is {how}, as it was told to be: it serves nothing until it is told to go on."
     name, worst = _worst(state)
     if worst.strikes or (worst.asked_s is not None and worst.engine.running):
+        unread = [] if worst.shown or not worst.alive else ["/metrics cannot be read meanwhile"]
         asked = [] if worst.asked_s is None else [f"a one-token request has waited for {worst.asked_s:.0f} s"]
         lost = (
             ["one before it had no answer" if asked else "a one-token request had no answer"] if worst.strikes else []
         )
-        return "suspect", f"{_quiet(name, worst)}; {', '.join(asked + lost)}."
-    if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s > 0:
+        return "suspect", f"{_quiet(name, worst)}; {', '.join(asked + lost + unread)}."
+    if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s:
         return "suspect", f"{_quiet(name, worst)}, and no one-token request can tell why ({state.canary_off})."
     return None
 

@@ -91,20 +91,19 @@ asyncio.run(main())
 
 
 class Probe(threading.Thread):
-    """Asks /livez and /readyz ten times a second, as a kubelet would, a connection for each; and a bare responder."""
+    """Asks ``routes`` of ``port`` every so often, as a kubelet would, a connection for each: what failed, and seconds."""
 
-    def __init__(self, port):
+    def __init__(self, port, routes=("/livez", "/readyz"), every=0.1):
         super().__init__(daemon=True)
-        self.port, self.over = port, threading.Event()
-        self.seconds, self.bare_seconds, self.bad = [], [], []
-        self.bare = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, text=True)
-        self.bare_port = int(self.bare.stdout.readline())
+        self.port, self.routes, self.every, self.over = port, routes, every, threading.Event()
+        self.seconds, self.bad = {route: [] for route in routes}, []
+        self.start()
 
     def run(self):
-        while not self.over.wait(0.1):
-            for route, port in (("/livez", self.port), ("/", self.bare_port), ("/readyz", self.port)):
+        while not self.over.wait(self.every):
+            for route in self.routes:
                 began = time.perf_counter()
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
                 try:
                     connection.request("GET", route)
                     answer = connection.getresponse()
@@ -114,19 +113,13 @@ class Probe(threading.Thread):
                     continue
                 finally:
                     connection.close()
-                if port == self.bare_port:
-                    self.bare_seconds.append(time.perf_counter() - began)
-                elif answer.status != 200:
+                self.seconds[route].append(time.perf_counter() - began)
+                if answer.status != 200:
                     self.bad.append((route, answer.status, text))
-                elif route == "/livez":
-                    self.seconds.append(time.perf_counter() - began)
 
     def end(self):
         self.over.set()
         self.join()
-        self.bare.terminate()
-        self.bare.communicate()
-        return self
 
 
 def percentile_ms(seconds, percent):
@@ -143,19 +136,21 @@ class Saturated:
         library, self.clock = folder / "wall_clock.so", folder / "shift"
         source = Path(__file__).with_name("wall_clock.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
-        self.set_clock(0)
+        self.clock.write_bytes(bytes(8))
         self.shifted = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(self.clock)}
         stall = f"--launch-stall-seconds={QUICK.stall_s:.0f}"
         self.run = serving_class(folder, model, flags=[stall], environ=self.shifted)
         self.run.wait_for("vllm-launch: ready")
         self.probe = Probe(self.run.health_port)
-        self.probe.start()
+        self.bare = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, text=True)
+        self.bare_probe = Probe(int(self.bare.stdout.readline()), routes=["/"])
         self.load = loaded(self.run, 64, leave=0.33, tokens=120)
         after(lambda: self.run.health("/readyz")[1].startswith("vLLM serves as much as it can"), 60)
         self.began = time.monotonic()
 
     def set_clock(self, shift):
-        self.clock.write_bytes(struct.pack("q", shift))
+        with self.clock.open("r+b") as file:  # in its place: whoever has mapped a file that is cut short gets a SIGBUS
+            file.write(struct.pack("q", shift))
 
     def now(self):
         """The wall clock as a process of the run reads it."""
@@ -174,6 +169,9 @@ class Saturated:
     def end(self):
         self.relieve()
         self.probe.end()
+        self.bare_probe.end()
+        self.bare.terminate()
+        self.bare.communicate()
         if self.run.process.poll() is None:
             self.run.process.send_signal(signal.SIGQUIT)
             self.run.process.wait(60)
@@ -248,8 +246,7 @@ class Sidecar:
             )  # fmt: skip
         after(lambda: b"answering on port" in self.log.read_bytes(), 60)
         after(lambda: asked(self.port, "/readyz")[0] == 200, 60)
-        self.probe = Probe(self.port)
-        self.probe.start()
+        self.probe = Probe(self.port, every=0.5)
 
     def resident(self):
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -291,6 +288,7 @@ def test_a_clock_that_is_set_back_and_forth_fails_no_probe_of_a_saturated_engine
 def test_strange_metrics_bring_no_wrong_verdict(sidecar, twist):
     sidecar.proxy.twist = twist
     time.sleep(QUICK.dead_after_s + 2)
+    sidecar.proxy.twist = "none"
     assert sidecar.well(), (sidecar.probe.bad, sidecar.log.read_text())
 
 
@@ -308,19 +306,23 @@ def test_a_flood_of_two_thousand_connections_brings_no_wrong_verdict_and_no_grow
 
 
 def test_a_quarter_of_an_hour_of_saturation_fails_no_probe(saturated):
-    time.sleep(max(0.0, saturated.began + SATURATED_SECONDS - time.monotonic()))
-    counts, seconds, bare = saturated.relieve(), list(saturated.probe.seconds), list(saturated.probe.bare_seconds)
-    for name, times in (("/livez", seconds), ("bare responder", bare)):
-        print(
-            f"{name}: {len(times)} probes, p50 {percentile_ms(times, 50):.2f} ms, p99 {percentile_ms(times, 99):.2f} ms"
-        )
+    times = {"/livez": saturated.probe.seconds["/livez"], "bare responder": saturated.bare_probe.seconds["/"]}
+    before = {name: len(seconds) for name, seconds in times.items()}
+    time.sleep(max(60.0, saturated.began + SATURATED_SECONDS - time.monotonic()))
+    counts = saturated.relieve()
+    p99 = {}
+    for name, seconds in times.items():
+        alone = seconds[before[name] :]  # with no other test on these cores
+        p50, p99[name] = percentile_ms(alone, 50), percentile_ms(alone, 99)
+        print(f"{name}: p50 {p50:.2f} ms, p99 {p99[name]:.2f} ms of {len(alone)} answers; "
+              f"p99 of the whole quarter of an hour {percentile_ms(seconds, 99):.2f} ms of {len(seconds)}")  # fmt: skip
     print(counts)
     assert saturated.well(), saturated.probe.bad
     assert counts["done"] > 100
     assert counts["left"] > 100
     assert counts["failed"] == 0, counts["why"]
     # A machine that lets nobody answer within 5 ms is not ours to mend.
-    assert percentile_ms(seconds, 99) < max(5.0, 1.5 * percentile_ms(bare, 99))
+    assert p99["/livez"] < max(5.0, 1.5 * p99["bare responder"])
 
 
 def test_of_an_idle_engine_too_neither_clock_nor_metrics_are_misread(saturated, sidecar):

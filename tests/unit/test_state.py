@@ -51,6 +51,11 @@ class Course:
             self.see(sample)
         return self.now - began
 
+    def until_asked(self, sample):
+        """Until a canary is out."""
+        while not state.canaries(self.state):
+            self.see(sample)
+
     def stays(self, names, sample, seconds):
         began = self.now
         while self.now - began < seconds:
@@ -68,6 +73,15 @@ def serving():
     course.see(one(5))
     assert course.state.name == "ready"
     return course
+
+
+def test_since_is_when_it_came_to_be_so():
+    course = Course(at=7.0)
+    assert course.state.since == 7.0
+    for _ in range(3):
+        course.see(one(course.now))
+    assert course.state.since == 7.0 + TICK
+    assert course.state.start_s == TICK
 
 
 # ---- starts
@@ -165,6 +179,31 @@ def test_a_stuck_engine_leaves_the_rotation_and_then_dies(serving, running, quie
     assert "3 one-token requests had no answer" in serving.state.reason
 
 
+def test_a_sample_more_is_no_second_more():
+    course = Course()
+    course.see(one(5, running=1))
+    while course.state.name != "dead":
+        course.see(one(5, running=1), after=0.25)
+    assert course.now - TICK == LIMITS.busy_quiet_s + 3 * LIMITS.canary_s
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0])
+def test_the_shortest_limits_are_limits_too(seconds):
+    limits = Limits(stall_s=seconds, start_stall_s=seconds)
+    for sample, then in ((one(5), one(5, running=1)), (still(), still())):
+        course = Course(limits)
+        course.see(sample)
+        assert course.until("dead", then) <= limits.dead_after_s
+        assert not course.told.live
+
+
+def test_what_appears_for_the_first_time_is_no_step():
+    course = Course()
+    course.see(Sample(health="ok", engines={"0": Engine(steps={KV: 0.0})}))
+    course.see(one(5))
+    assert course.state.engines["0"].quiet_s == TICK
+
+
 def test_the_documented_bounds_hold_for_the_default_limits():
     assert (LIMITS.unready_after_s, LIMITS.dead_after_s) == (260.0, 325.0)
 
@@ -184,8 +223,26 @@ def test_each_strike_is_a_new_canary(serving):
 def test_the_doubt_is_said(serving):
     serving.until("suspect", one(5, running=2, waiting=1))
     assert serving.told.ready
-    assert "no step for 120 s with 2 requests running and 1 waiting; a one-token request has waited for 0 s" in (
-        serving.state.reason
+    quiet = "Engine 0 has made no step for {} s with {} requests running and 1 waiting; "
+    assert serving.state.reason == quiet.format(120, 2) + "a one-token request has waited for 0 s."
+    serving.see(one(5, running=3, waiting=1))
+    assert serving.state.reason == quiet.format(125, 3) + "a one-token request has waited for 5 s."
+    while not serving.state.engines["0"].strikes:
+        serving.see(one(5, running=3, waiting=1))
+    assert serving.state.reason == (
+        quiet.format(180, 3) + "a one-token request has waited for 0 s, one before it had no answer."
+    )
+
+
+def test_a_strike_is_said_even_when_no_other_canary_is_out(serving):
+    while not serving.state.engines["0"].strikes:
+        serving.see(one(5))
+    serving.see(one(5, Canary("inconclusive", "503")))
+    while state.canaries(serving.state):
+        serving.see(one(5))
+    assert serving.state.name == "suspect"
+    assert serving.state.reason == (
+        "Engine 0 has made no step for 0 s with 0 requests running and 0 waiting; a one-token request had no answer."
     )
 
 
@@ -280,11 +337,42 @@ def test_half_an_exposition_is_no_step(serving):
     assert serving.state.name == "suspect"
 
 
+@pytest.mark.parametrize("engines", [None, {"0": Engine(steps={KV: 0.0}, running=8, waiting=56)}], ids=["none", "half"])
+def test_metrics_that_cannot_be_read_prove_no_hang_while_health_answers(serving, engines):
+    """An engine full to the brim answers no canary in time either: it waits behind the other requests."""
+    serving.see(one(6, running=8, waiting=56))
+    unread = Sample(health="ok", engines=engines)
+    serving.stays({"saturated", "suspect"}, unread, 10_000)
+    assert serving.told.ready
+    assert serving.state.name == "suspect"
+    assert serving.state.reason.endswith(" s, /metrics cannot be read meanwhile.")
+    assert serving.until("dead", one(6, running=8, waiting=56)) <= 4 * LIMITS.canary_s
+    assert "/metrics" not in serving.state.reason
+
+
+def test_one_answer_of_health_is_enough_to_know_that_the_api_server_lives(serving):
+    serving.see(one(6, running=8))
+    samples = [Sample(health="unanswered")] * int(LIMITS.canary_s / TICK - 1) + [Sample(health="ok")]
+    for sample in samples * 20:
+        serving.see(sample)
+        assert serving.told.live
+
+
+def test_one_whole_exposition_is_enough_to_know_that_the_engine_makes_no_step(serving):
+    serving.see(one(6, running=8))
+    samples = [Sample(health="ok")] * int(LIMITS.canary_s / TICK - 1) + [one(6, running=8)]
+    for sample in samples * 20:
+        serving.see(sample)
+    assert serving.state.name == "dead"
+
+
 def test_without_step_counters_only_the_api_server_is_watched():
     course = Course()
     blind = Sample(health="ok", engines={})
     course.stays({"ready"}, blind, 10_000)
-    assert "an engine that hangs would not be seen" in course.state.reason
+    assert course.state.reason == (
+        "vLLM serves; its /metrics shows no engine, so an engine that hangs would not be seen."
+    )
     assert state.canaries(course.state) == {}
     course.until("stalled", Sample(health="unanswered", engines=None))
     assert course.state.reason == (
@@ -313,6 +401,7 @@ def test_a_refused_canary_is_the_last_one_and_never_a_strike(serving):
     serving.stays({"suspect"}, one(5, running=1), 10_000)
     assert serving.told.ready
     assert serving.state.canary_off == "401 of /v1/completions: no key"
+    assert serving.state.reason.startswith("Engine 0 has made no step for 10")
     assert "no one-token request can tell why (401 of /v1/completions: no key)" in serving.state.reason
     assert state.canaries(serving.state) == {}
     serving.see(one(6))
@@ -380,6 +469,25 @@ def test_paused_is_as_it_was_told_to_be(serving):
     assert serving.state.name == "ready"
 
 
+def test_an_answer_tells_that_the_pause_is_over(serving):
+    serving.until_asked(one(5))
+    serving.see(one(5, Canary("paused")))
+    assert serving.state.name == "asleep"
+    serving.see(one(5, Canary("answered")))
+    assert serving.state.name == "ready"
+
+
+def test_a_pause_is_remembered_where_another_engine_switches_the_canary_off():
+    course = Course()
+    both = Sample(health="ok", engines={"0": engine(5), "1": engine(5)})
+    course.see(both)
+    course.until_asked(both)
+    course.see(msgspec.structs.replace(both, canaries={"0": Canary("paused"), "1": Canary("paused")}))
+    assert course.state.name == "asleep"
+    course.see(msgspec.structs.replace(both, canaries={"1": Canary("refused", "401")}))
+    assert course.state.engines["0"].paused
+
+
 def test_asleep_is_not_ready_and_not_asked(serving):
     serving.stays({"asleep"}, one(5, asleep=True), 10_000)
     assert serving.told == state.Verdicts(live=True, ready=False, started=True)
@@ -420,10 +528,14 @@ def test_a_port_that_is_closed_again_is_a_new_start(serving):
 def test_a_fatal_gpu_fault_is_not_ready_and_dead_only_where_asked_for(kills, live):
     course = Course(Limits(gpu_fault_kills=kills))
     course.see(one(5))
-    course.see(one(6, gpu_faults=("GPU 1: Xid 79, the GPU has fallen off the bus",)))
+    course.see(one(6, gpu_faults=("GPU 1: Xid 79, the GPU has fallen off the bus", "GPU 2: lost")))
     assert course.state.name == "gpu_fault"
     assert course.told == state.Verdicts(live=live, ready=False, started=True)
-    assert "GPU 1: Xid 79, the GPU has fallen off the bus: vLLM is out of rotation" in course.state.reason
+    assert course.state.reason == (
+        "GPU 1: Xid 79, the GPU has fallen off the bus; GPU 2: lost: vLLM is out of rotation, and a restart mends no GPU."
+    )
+    course.until("dead", one(6, gpu_faults=("GPU 1",)))
+    assert not course.told.live
 
 
 def test_every_state_has_its_metric():
