@@ -71,7 +71,7 @@ test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
 	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods, clocks (20 min)
+test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods, clocks (18 min)
 	@$(bin)/pytest tests/engine -v -rP -m long
 
 .PHONY: mutants
@@ -79,7 +79,7 @@ mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share 
 	@$(bin)/python benchmarks/mutants.py
 
 .PHONY: soak
-soak: test-faults mutants bench  ## What takes longer than CI may: run by hand before a release
+soak: mutants bench  ## What takes longer than CI may: run by hand before a release
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again

@@ -78,6 +78,8 @@ def serving():
 def test_since_is_when_it_came_to_be_so():
     course = Course(at=7.0)
     assert course.state.since == 7.0
+    course.see(still(), after=0.0)
+    assert course.state.start_s == 0.0
     for _ in range(3):
         course.see(one(course.now))
     assert course.state.since == 7.0 + TICK
