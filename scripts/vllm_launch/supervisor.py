@@ -40,6 +40,8 @@ SPEAK_SECONDS = 10.0
 END_GRACE_SECONDS = 2.0
 REAP_SECONDS = 5.0
 """For the threads of a process that was killed, and with them what it holds of a GPU."""
+ENGINE_NICENESS = 5
+"""Above our own: a third of the weight, which counts only between us and vLLM, in one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
 _VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
 
@@ -165,6 +167,8 @@ class _Run:
             )
         except OSError as error:
             raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
+        # Probes are answered, and signals obeyed, while vLLM takes every core there is.
+        os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + ENGINE_NICENESS)
         self._will = process.last_will(self.child.pid)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):

@@ -118,12 +118,13 @@ def test_a_child_killed_by_a_signal_is_told_so(tmp_path):
     assert "SIGKILL" in err
 
 
-def test_vllm_is_out_of_a_terminals_reach_and_scheduled_with_us(tmp_path):
+def test_vllm_is_out_of_a_terminals_reach_and_scheduled_with_us_and_after_us(tmp_path):
     """Ctrl-C goes to the foreground's process group; a session of its own would be another scheduling group."""
-    _, out, _ = Run(tmp_path, shell("ps -o pgid=,sid= -p $$,$PPID; exit 3")).end()
-    (our_group, our_session), (its_group, its_session) = (line.split() for line in out.splitlines())
-    assert our_group != its_group
-    assert our_session == its_session
+    _, out, _ = Run(tmp_path, shell("ps -o pgid=,sid=,ni= -p $$,$PPID; exit 3")).end()
+    ours, its = (line.split() for line in out.splitlines())
+    assert ours[0] != its[0]
+    assert ours[1] == its[1]
+    assert int(its[2]) == int(ours[2]) + 5
 
 
 @pytest.mark.parametrize("title", ["VLLM::EngineCore", "VLLM::Worker_TP1"])
