@@ -110,7 +110,8 @@ test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: 
 
 .PHONY: test-image
 test-image: $(VENV)/.dev  ## The image on a real Docker: builds it for the CPU, serves from a read-only root, drains, dies, comes back
-	@$(MAKE) -s image TARGET=cpu TAG=test
+	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
+	@$(MAKE) -s image TARGET=cuda TAG=test-cuda
 	@$(bin)/pytest tests/image -v --timeout 900
 
 .PHONY: test-compose

@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-IMAGE = os.environ.get("LAUNCH_IMAGE", "vllm-launch:test")
+IMAGE = "vllm-launch:test-cpu"
 pytestmark = pytest.mark.timeout(900)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -17,7 +16,8 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.append(str(HERE))  # so that tests can import what stands here
-IMAGE = os.environ.get("LAUNCH_IMAGE", "vllm-launch:test")
+IMAGE = "vllm-launch:test-cpu"
+CUDA_IMAGE = "vllm-launch:test-cuda"
 LOCKED_DOWN = ("--read-only", "--user=12345:0", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 START_SECONDS = 300
 
@@ -30,10 +30,10 @@ def docker(*words, check=True, timeout=300):
     return done.stdout.strip()
 
 
-def run_once(*words, flags=()):
+def run_once(*words, flags=(), image=IMAGE):
     """Exit code, stdout and stderr of a container that ends by itself."""
     done = subprocess.run(
-        ["docker", "run", "--rm", *flags, IMAGE, *words], check=False, capture_output=True, text=True, timeout=300
+        ["docker", "run", "--rm", *flags, image, *words], check=False, capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -66,4 +66,4 @@ def test_a_port_that_is_taken(tiny_model):
         assert code == 2
         assert "vllm-launch: --port 8000: the port is in use" in err
     finally:
-        docker("rm", "-f", other)
+        docker("rm", "-f", "-v", other)
