@@ -21,6 +21,14 @@ packages=$(echo $root/lib/python3.*/site-packages)
 echo /opt/vllm-launch/own >"$packages/own.pth"
 find "$packages" -name "*.a" -delete
 rm -f $root/.lock
+if [ "$1" = cuda ]; then  # a toolkit as nvcc's callers know it, of NVIDIA's wheels
+    toolkit=$(echo "$packages"/nvidia/cu1*)
+    ln -s "$toolkit" /opt/vllm-launch/cuda
+    ln -s lib "$toolkit/lib64"
+    for library in "$toolkit"/lib/lib*.so.*; do
+        [ -e "${library%%.so.*}.so" ] || ln -s "$(basename "$library")" "${library%%.so.*}.so"
+    done
+fi
 if [ "$1" = cpu ]; then  # what nothing links to, and only work on a GPU would load
     cd "$packages"
     rm -rf triton triton-*.dist-info

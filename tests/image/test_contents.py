@@ -82,7 +82,7 @@ def test_both_targets_are_configured_alike():
     for key in ("User", "ExposedPorts", "Volumes", "WorkingDir", "Entrypoint", "Cmd", "Healthcheck"):
         assert cpu[key] == cuda[key], key
     assert {word for word in cuda["Env"] if word not in cpu["Env"]} == {
-        "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility", "CUDA_HOME=/opt/vllm-launch/cuda",
     }  # fmt: skip
 
 
@@ -99,3 +99,12 @@ def test_without_a_gpu_the_image_for_gpus_says_so(tiny_model):
     code, _, err = run_once("serve", "/model", flags=[f"-v={tiny_model}:/model:ro", "--tmpfs=/tmp"], image=CUDA_IMAGE)
     assert code == 2
     assert "start the container with its GPUs (--gpus all)" in err
+
+
+def test_kernels_can_be_compiled_in_the_image_for_gpus():
+    """FlashInfer's, by nobody on a root that cannot be written; a compiler needs no GPU."""
+    script = "from flashinfer.jit.norm import gen_norm_module as module; module().build(verbose=False); print('built')"
+    flags = [*LOCKED_DOWN, "--network=none", "--tmpfs=/tmp:exec", "-e=HOME=/tmp", "-e=FLASHINFER_CUDA_ARCH_LIST=9.0a"]
+    code, out, err = run_once("-c", script, flags=[*flags, "--entrypoint=python3"], image=CUDA_IMAGE)
+    assert code == 0, err[-3000:]
+    assert out.split() == ["built"]
