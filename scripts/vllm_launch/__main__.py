@@ -90,6 +90,10 @@ def _drop_stdout() -> None:
 
 
 def _run(words: list[str]) -> int:
+    if words[:1] == ["vllm-health"]:  # `docker run IMAGE vllm-health …`: our entrypoint is the image's
+        from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the others need no HTTP
+
+        return vllm_health(words[1:])
     commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
     for place, word in enumerate(words, 1):
         if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown

@@ -25,6 +25,10 @@ P2P_TIMEOUT_S = 120.0
 
 SOCKET_PATH_MAX = 107
 
+RING_BYTES = 240 << 20
+"""Of a worker's answers: 10 slots of 24 MiB (shm_broadcast.py:MessageQueue)."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - glibc's shm_open has it there
 PROBE_BYTES = 1 << 20
 """Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
 
@@ -115,6 +119,26 @@ def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
         raise UsageError(where, what, "name a folder nearer to the root")
 
 
+def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], free: int) -> None:
+    """Room in /dev/shm, of which ``free`` bytes are, for the rings of messages between an engine and its workers.
+
+    vLLM makes one for each worker and one for all of them, and refuses when there is no room for the one that it makes
+    next (vllm/distributed/device_communicators/shm_broadcast.py); Docker gives a container 64 MiB. On a single GPU the
+    worker is the engine's own process (vllm/v1/executor/uniproc_executor.py).
+
+    Raises:
+        UsageError: there is no room.
+    """
+    if plan.gpus == 1 or (settings.engine.get("distributed_executor_backend") or "mp") != "mp":
+        return
+    chunk = env.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", "")
+    needed = max(RING_BYTES, (10 * int(chunk) << 20) if chunk.isdecimal() else 0)
+    if free <= needed:
+        what = f"{free >> 20} MiB are free, and the engine and its workers talk through rings of {needed >> 20} MiB"
+        remedy = "give the container more: docker run --shm-size=1g, shm_size in Compose, a memory emptyDir in a pod"
+        raise UsageError(str(SHARED_MEMORY), what, remedy)
+
+
 def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) -> UsageError:
     where = settings.origin.get(f"launch.{field}", f"launch.{field}")
     what = f"{folder} cannot be written: {error.strerror or error}"
@@ -170,6 +194,8 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     )
     make_caches(settings, environ, base)
     check_sockets(settings, base)
+    if SHARED_MEMORY.is_dir():
+        check_shared_memory(plan, settings, base, shutil.disk_usage(SHARED_MEMORY).free)
     cache = Path(base["HOME"], ".cache", "vllm-launch")
     options, p2p_env, said = settle_p2p(settings, plan, hardware, cache)
     env = base | p2p_env

@@ -176,8 +176,11 @@ def read_settings(
         from vllm_launch import config_file  # noqa: PLC0415 - as above
 
         _take_file(config_file.read(path, read_file), launch, engine, origin)
+    overridden = []
     for name in sorted(name for name in environ if name.startswith("LAUNCH_") and name not in INTERNAL_VARIABLES):
         field = _field_of_variable(name, environ[name])
+        if (place := origin.get(f"launch.{field}")) is not None:
+            overridden.append(f"environment {name}: {environ[name]} counts, and not what {place} says")
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
     for field, (flag, value) in ours.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
@@ -200,7 +203,7 @@ def read_settings(
         cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
     )
     _check(settings, environ)
-    return msgspec.structs.replace(settings, warnings=_warnings(settings))
+    return msgspec.structs.replace(settings, warnings=(*overridden, *_warnings(settings)))
 
 
 def _cpu_kv_cache(gib: str) -> int | None:

@@ -309,3 +309,12 @@ def test_a_name_is_printed_in_utf8_whatever_the_locale_says(
     out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
     assert "modèle" in out
+
+
+def test_vllm_health_is_reached_through_the_images_entrypoint(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["vllm-health", "wait", "--help"])
+    assert ended.value.code == 0
+    assert "vllm-health wait" in capsys.readouterr().out
+    assert main(["vllm-health", "smoke", "nowhere"]) == 2
+    assert "it is not http:// or https://" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from vllm_launch import command, serving
@@ -202,6 +203,30 @@ def test_a_folder_whose_name_leaves_no_room_for_sockets_is_refused(length: int, 
     ):
         serving.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
     assert fits or line(error).startswith("flag --launch-state-dir: ")
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "environ", "free", "fits"),
+    [
+        (2, (), {}, 64 * MIB, False),
+        (2, (), {}, 240 * MIB, False),  # a slot has some bytes beside its 24 MiB
+        (2, (), {}, 241 * MIB, True),
+        (0, (), {}, 64 * MIB, False),  # the CPU engine's one worker is a process of its own too
+        (1, (), {}, 0, True),
+        (2, ("--distributed-executor-backend", "ray"), {}, 0, True),
+        (2, (), {"VLLM_MQ_MAX_CHUNK_BYTES_MB": "32"}, 300 * MIB, False),
+        (2, (), {"VLLM_MQ_MAX_CHUNK_BYTES_MB": "32"}, 321 * MIB, True),
+        (2, (), {"VLLM_MQ_MAX_CHUNK_BYTES_MB": "1"}, 64 * MIB, False),
+    ],
+)
+def test_workers_want_shared_memory(gpus, words, environ, free, fits) -> None:
+    made = msgspec.structs.replace(pair()[0], gpus=gpus)
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"rings of .*--shm-size=1g") as error:
+        serving.check_shared_memory(made, settled(*words), environ, free)
+    assert fits or line(error).startswith(f"/dev/shm: {free // MIB} MiB are free")
 
 
 def test_a_folder_is_writable_when_files_can_be_made_in_it(tmp_path: Path) -> None:

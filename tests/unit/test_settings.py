@@ -68,6 +68,13 @@ def test_the_model_of_the_command_line_wins_over_the_files():
     assert read("other", {}, "model: m").model == "other"
 
 
+def test_the_environment_says_when_it_wins_over_the_file():
+    found = read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="launch:\n  drain_seconds: 60\n")
+    assert found.launch.drain_seconds == 30
+    assert found.warnings == ("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what c.yaml line 2 says",)
+    assert read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="seed: 1\n").warnings == ()
+
+
 def test_the_config_file_may_be_named_by_the_environment_and_the_flag_wins():
     def read_file(path):
         return f"model: {path}"

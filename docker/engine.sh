@@ -1,0 +1,37 @@
+# engine.sh cpu|cuda [INDEX]: vLLM and what it needs, from the pinned requirements, into /opt/vllm-launch/engine.
+# INDEX is PyTorch's own index of CPU wheels. Where it is not reached the wheel for CUDA serves as well, and its libraries
+# are loaded with it, so they stay, but for those that only a GPU's work would load.
+set -eu
+root=/opt/vllm-launch/engine
+pinned=/mnt/requirements.txt
+export UV_LINK_MODE=copy UV_CACHE_DIR=/mnt/cache PATH="/mnt/bin:$PATH"
+uv venv -q --no-managed-python --python /usr/bin/python3 $root
+install() { uv pip install -q --python $root/bin/python --no-deps --compile-bytecode "$@"; }
+if [ "$1" = cpu ] && [ -n "${2:-}" ]; then
+    torch=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$pinned")
+    # A requirement is a line that begins it and the indented ones below.
+    awk '/^[^ #]/ {drop = /^(torch|triton|nvidia-|cuda-)/} !drop' "$pinned" >/tmp/without-cuda.txt
+    install --require-hashes -r /tmp/without-cuda.txt
+    install --index-url "$2" "torch==$torch+cpu"
+    rm /tmp/without-cuda.txt
+else
+    install --require-hashes -r "$pinned"
+fi
+packages=$(echo $root/lib/python3.*/site-packages)
+echo /opt/vllm-launch/own >"$packages/own.pth"
+find "$packages" -name "*.a" -delete
+rm -f $root/.lock
+if [ "$1" = cuda ]; then  # a toolkit as nvcc's callers know it, of NVIDIA's wheels
+    toolkit=$(echo "$packages"/nvidia/cu1*)
+    ln -s "$toolkit" /opt/vllm-launch/cuda
+    ln -s lib "$toolkit/lib64"
+    for library in "$toolkit"/lib/lib*.so.*; do
+        [ -e "${library%%.so.*}.so" ] || ln -s "$(basename "$library")" "${library%%.so.*}.so"
+    done
+fi
+if [ "$1" = cpu ]; then  # what nothing links to, and only work on a GPU would load
+    cd "$packages"
+    rm -rf triton triton-*.dist-info
+    rm -f nvidia/cudnn/lib/libcudnn_*.so* nvidia/cu13/lib/libnvrtc.alt.so* nvidia/cu13/lib/libcusolverMg.so* \
+        nvidia/cu13/lib/libnvperf_*.so*
+fi

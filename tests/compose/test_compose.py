@@ -1,0 +1,178 @@
+"""The Compose stack on a real Docker: from nothing to metrics and back. Grafana's image is the one that is not here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+IMAGE = "vllm-launch:test-cpu"
+pytestmark = pytest.mark.timeout(900)
+
+
+def compose(*words, files=(), environ=(), project="vllm-launch-test"):
+    """What ``docker compose`` says on stdout."""
+    names = [f"-f={ROOT}/compose/{name}.yaml" for name in ("compose", *files)]
+    done = subprocess.run(
+        ["docker", "compose", f"-p={project}", *names, *words],
+        env=os.environ | {"VLLM_IMAGE": IMAGE} | dict(environ), check=False, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def settled(*files, **environ):
+    """The stack as Compose understands it, all profiles."""
+    return json.loads(compose("--profile=*", "config", "--format=json", files=files, environ=environ))
+
+
+FILES = [
+    [name for name, chosen in zip(("compose.cpu", "compose.keys"), taken, strict=True) if chosen]
+    for taken in itertools.product([False, True], repeat=2)
+]
+
+
+@pytest.mark.parametrize("files", FILES, ids=lambda files: "+".join(files) or "gpu")
+@pytest.mark.parametrize("profile", [(), ("--profile=monitoring",)], ids=["alone", "monitoring"])
+def test_every_combination_is_valid(files, profile):
+    compose(*profile, "config", "-q", files=files, environ={"API_KEY_FILE": "/keys"})
+
+
+def test_the_api_is_this_machines_alone_unless_there_are_keys():
+    (api,) = settled()["services"]["vllm"]["ports"]
+    assert api["host_ip"] == "127.0.0.1"
+    service = settled("compose.keys", API_KEY_FILE="/keys")["services"]["vllm"]
+    (api,) = service["ports"]
+    assert api["host_ip"] == "0.0.0.0"
+    assert service["environment"]["LAUNCH_API_KEY_FILE"] == "/run/secrets/api_keys"
+    assert {secret["source"] for secret in service["secrets"]} == {"hf_token", "api_keys"}
+
+
+def test_every_other_port_is_this_machines_alone():
+    services = settled("compose.keys", API_KEY_FILE="/keys")["services"]
+    ports = [port for name, service in services.items() if name != "vllm" for port in service["ports"]]
+    assert len(ports) == 3
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+
+
+def test_the_grace_period_is_the_drain_number():
+    service = settled(DRAIN_SECONDS="45")["services"]["vllm"]
+    assert service["stop_grace_period"] == "45s"
+    assert service["environment"]["LAUNCH_DRAIN_SECONDS"] == "45"
+
+
+def test_gpus_are_asked_for_unless_there_are_none():
+    (device,) = settled()["services"]["vllm"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}
+    assert "deploy" not in settled("compose.cpu")["services"]["vllm"]
+
+
+def test_every_container_is_locked_down():
+    for name, service in settled()["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges"], name
+
+
+# ---- up, and down
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """vLLM on the CPU with Prometheus and Alertmanager, from nothing; and its ports. Down at the end, volumes too."""
+    for name in ("prometheus", "alertmanager"):
+        subprocess.run(
+            ["docker", "build", "-q", "--network=host", f"--target={name}", f"-t=stand-in-{name}", str(HERE)],
+            env=os.environ | {"DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=600,
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("stack")
+    script = ROOT / "scripts/generate-tiny-model.py"
+    subprocess.run([sys.executable, str(script), str(folder / "models/tiny-chat")], check=True, timeout=300)
+    config = folder / "config.yaml"
+    config.write_text(
+        "model: /models/tiny-chat\nserved-model-name: tiny\nenforce-eager: true\nmax-model-len: 512\nmax-num-seqs: 8\n"
+    )
+    for path in (*folder.rglob("*"), folder, *folder.parents[:2]):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    ports = {name: free_port() for name in ("API_PORT", "PROMETHEUS_PORT", "ALERTMANAGER_PORT")}
+    environ = {
+        "MODELS": str(folder / "models"), "CONFIG": str(config), "PROMETHEUS_IMAGE": "stand-in-prometheus",
+        "ALERTMANAGER_IMAGE": "stand-in-alertmanager", **{name: str(port) for name, port in ports.items()},
+    }  # fmt: skip
+    try:
+        compose("--profile=monitoring", "up", "-d", "--wait", "vllm", "prometheus", "alertmanager",
+                files=["compose.cpu"], environ=environ)  # fmt: skip
+        yield ports
+    finally:
+        log = compose("logs", "--no-color", "vllm", files=["compose.cpu"], environ=environ)
+        compose("--profile=*", "down", "-v", files=["compose.cpu"], environ=environ)
+        print(log[-3000:])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(port, path, body=None):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", body and json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def until(good, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not good():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def test_up_waits_until_the_model_serves_and_every_target_is_scraped(stack):
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 7}
+    assert ask(stack["API_PORT"], "/v1/chat/completions", chat)["usage"]["completion_tokens"] == 7
+
+    def targets():
+        found = ask(stack["PROMETHEUS_PORT"], "/api/v1/targets")["data"]["activeTargets"]
+        return {target["labels"]["job"]: target["health"] for target in found}
+
+    until(lambda: set(targets().values()) == {"up"})
+    assert set(targets()) == {"vllm", "vllm-health", "prometheus", "alertmanager"}
+
+
+def test_a_request_shows_in_prometheus(stack):
+    def tokens():
+        query = urllib.parse.quote("vllm:generation_tokens_total")
+        found = ask(stack["PROMETHEUS_PORT"], f"/api/v1/query?query={query}")["data"]["result"]
+        return float(found[0]["value"][1]) if found else 0.0
+
+    before = tokens()
+    ask(stack["API_PORT"], "/v1/completions", {"model": "tiny", "prompt": "hi", "max_tokens": 11, "ignore_eos": True})
+    until(lambda: tokens() >= before + 11)
+    ready = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=vllm_health_ready")["data"]["result"]
+    assert [one["value"][1] for one in ready] == ["1"]
+
+
+@pytest.mark.usefixtures("stack")
+def test_down_leaves_nothing():
+    """The last of this file: afterwards nothing is up."""
+    compose("--profile=*", "down", "-v", files=["compose.cpu"])
+    for kind in ("container", "volume", "network"):
+        left = subprocess.run(
+            ["docker", kind, "ls", "-q", "--filter=label=com.docker.compose.project=vllm-launch-test"],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        assert left == "", kind

@@ -1,0 +1,110 @@
+"""What is in the image, and what is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import CUDA_IMAGE, IMAGE, LOCKED_DOWN, ROOT, docker, run_once
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(params=[IMAGE, CUDA_IMAGE])
+def image(request):
+    return request.param
+
+
+def look(image, script, *flags):
+    code, out, err = run_once("-c", script, flags=("--entrypoint=bash", "--network=none", *flags), image=image)
+    assert code == 0, err
+    return out.splitlines()
+
+
+def test_no_file_is_setuid_or_writable_by_others(image):
+    assert look(image, r"find / -xdev -type f \( -perm /6000 -o -perm /002 \) -print", "--user=0:0") == []
+
+
+def test_nothing_can_be_written_but_the_volumes(image):
+    found = look(
+        image, "find / -xdev -writable -not -type l -print 2>/dev/null; true", *LOCKED_DOWN, "--tmpfs=/tmp", "-v=/cache"
+    )
+    assert [path for path in found if not path.startswith(("/dev/", "/proc/", "/sys/"))] == ["/tmp", "/cache"]
+    assert look(image, "touch /cache/a /tmp/a && echo both", *LOCKED_DOWN, "--tmpfs=/tmp", "-v=/cache") == ["both"]
+
+
+def test_no_cache_test_or_secret_is_left(image):
+    found = look(
+        image,
+        r"find / -xdev \( -path '*/vllm_launch/*test*' -o -path '*/.cache/*' -o -path '/var/lib/apt/lists/*' "
+        r"-o -name '*.whl' -o -name '.git' -o -name '.netrc' \) -print 2>/dev/null; true",
+        "--user=0:0",
+    )
+    assert found == []
+    environ = json.loads(docker("image", "inspect", "--format", "{{json .Config.Env}}", image))
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert [word for word in ("KEY=", "TOKEN=", "SECRET", "PASSWORD") if word in f"{environ} {history}".upper()] == []
+
+
+def test_our_own_code_is_the_last_layer_and_small(image):
+    layers = docker(
+        "history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", image
+    ).splitlines()
+    size, made_by = next(line.split("\t") for line in layers if not line.startswith("0\t"))
+    assert "own.sh" in made_by
+    assert int(size) < 5_000_000
+
+
+def test_labels_say_what_it_is(image):
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+    assert labels["org.opencontainers.image.version"] == run_once("--version", image=image)[1].split()[1].rstrip(",")
+    assert len(labels["org.opencontainers.image.revision"]) == 40
+
+
+def test_every_command_is_there(image, tiny_model):
+    mounted = [f"-v={tiny_model}:/model:ro"]
+    code, out, err = run_once("plan", "/model", "--hardware=H100:1", "--format=json", flags=mounted, image=image)
+    assert code == 0, err
+    assert json.loads(out)["reasons"]
+    assert run_once("vllm-health", "--help", image=image)[0] == 0
+    code, _, err = run_once(flags=[*LOCKED_DOWN, "--tmpfs=/tmp"], image=image)
+    assert code == 2
+    assert "no model is named" in err
+
+
+def test_both_targets_are_configured_alike():
+    """The Dockerfile has to say it twice."""
+    cpu, cuda = (
+        json.loads(docker("image", "inspect", "--format", "{{json .Config}}", one)) for one in (IMAGE, CUDA_IMAGE)
+    )
+    for key in ("User", "ExposedPorts", "Volumes", "WorkingDir", "Entrypoint", "Cmd", "Healthcheck"):
+        assert cpu[key] == cuda[key], key
+    assert {word for word in cuda["Env"] if word not in cpu["Env"]} == {
+        "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility", "CUDA_HOME=/opt/vllm-launch/cuda",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "name"), [("cpu", IMAGE), ("cuda", CUDA_IMAGE)])
+def test_it_has_not_grown(target, name):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docker/size.py"), name, target], check=False, capture_output=True, text=True
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_a_gpu_the_image_for_gpus_says_so(tiny_model):
+    code, _, err = run_once("serve", "/model", flags=[f"-v={tiny_model}:/model:ro", "--tmpfs=/tmp"], image=CUDA_IMAGE)
+    assert code == 2
+    assert "start the container with its GPUs (--gpus all)" in err
+
+
+def test_kernels_can_be_compiled_in_the_image_for_gpus():
+    """FlashInfer's, by nobody on a root that cannot be written; a compiler needs no GPU."""
+    script = "from flashinfer.jit.norm import gen_norm_module as module; module().build(verbose=False); print('built')"
+    flags = [*LOCKED_DOWN, "--network=none", "--tmpfs=/tmp:exec", "-e=HOME=/tmp", "-e=FLASHINFER_CUDA_ARCH_LIST=9.0a"]
+    code, out, err = run_once("-c", script, flags=[*flags, "--entrypoint=python3"], image=CUDA_IMAGE)
+    assert code == 0, err[-3000:]
+    assert out.split() == ["built"]

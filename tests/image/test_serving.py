@@ -1,0 +1,75 @@
+"""The image serves, drains, dies and comes back, as somebody without a name on a root that nobody can write."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import LOCKED_DOWN, docker, inside
+
+pytestmark = pytest.mark.timeout(900)
+STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 300, "ignore_eos": True, "stream": True}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+
+
+@pytest.mark.parametrize("init", [(), ("--init",)], ids=["as PID 1", "below an init"])
+def test_it_serves_locked_down_and_docker_stop_cuts_no_stream(begin, init):
+    container = begin(*LOCKED_DOWN, *init)
+    container.wait_for("vllm-launch: ready")
+    assert container.ask("/v1/chat/completions", CHAT)[0] == 200
+    for _ in range(20):  # clients that go away in the middle
+        request = urllib.request.Request(
+            f"{container.url}/v1/completions",
+            b'{"model": "tiny", "prompt": "hi", "max_tokens": 400, "ignore_eos": true, "stream": true}',
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.readline()
+    assert [title for _, state, title in container.processes() if state.startswith("Z")] == []
+    with ThreadPoolExecutor(50) as pool:
+        streams = [pool.submit(container.ask, "/v1/completions", STREAM) for _ in range(50)]
+        time.sleep(3)
+        docker("stop", "-t", "180", container.name)
+        answers = [stream.result(10) for stream in streams]
+    assert [status for status, _ in answers] == [200] * 50
+    assert [text.rstrip().endswith("data: [DONE]") for _, text in answers] == [True] * 50
+    assert container.state("State.ExitCode") == 0
+    assert not container.state("State.OOMKilled")
+
+
+def test_without_a_network_the_smoke_client_inside_finds_all_that_is_switched_on(begin):
+    container = begin(*LOCKED_DOWN, "--network=none", serve=["--enable-auto-tool-choice", "--tool-call-parser=hermes"])
+    container.wait_for("vllm-launch: ready")
+    told = inside(container.name, "vllm-health smoke http://127.0.0.1:8000")
+    assert "FAIL" not in told
+    assert [line.split(":")[0].removeprefix("ok").strip() for line in told.splitlines()][:4] == [
+        "models", "completion", "chat", "stream",
+    ]  # fmt: skip
+    cost = inside(
+        container.name,
+        "b=${EPOCHREALTIME/./}; for i in {1..20}; do healthcheck livez >/dev/null; done; echo $(((${EPOCHREALTIME/./} - b) / 20))",
+    )
+    print(f"a health check takes {int(cost) / 1000:.1f} ms")
+    assert int(cost) < 25_000
+    deadline = time.monotonic() + 60
+    while container.state("State.Health.Status") != "healthy":
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    docker("kill", "--signal=QUIT", container.name)
+    assert container.wait(15) == 128 + signal.SIGQUIT
+
+
+def test_a_killed_engine_is_a_failure_that_a_restart_policy_mends(begin):
+    container = begin(*LOCKED_DOWN, "--restart=on-failure")
+    container.wait_for("vllm-launch: ready")
+    os.kill(next(pid for pid, _, title in container.processes() if "VLLM::EngineCore" in title), signal.SIGKILL)
+    container.wait_for("vllm-launch: ready", times=2)
+    assert container.state("RestartCount") == 1
+    assert "VLLM::EngineCore" in container.log()
+    docker("kill", "--signal=HUP", container.name)  # as SIGTERM: drains, and is asked for, so no restart
+    assert container.wait(120) == 0
+    assert container.state("RestartCount") == 1
