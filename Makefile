@@ -109,7 +109,7 @@ test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: 
 	@$(bin)/pytest tests/engine -v -rP -m long
 
 .PHONY: test-image
-test-image: $(VENV)/.dev  ## The image on a real Docker: builds it for the CPU, serves from a read-only root, drains, dies, comes back
+test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
 	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda
 	@$(bin)/pytest tests/image -v --timeout 900

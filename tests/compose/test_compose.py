@@ -18,14 +18,15 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 IMAGE = "vllm-launch:test-cpu"
+PROJECT = "vllm-launch-test"
 pytestmark = pytest.mark.timeout(900)
 
 
-def compose(*words, files=(), environ=(), project="vllm-launch-test"):
+def compose(*words, files=(), environ=()):
     """What ``docker compose`` says on stdout."""
     names = [f"-f={ROOT}/compose/{name}.yaml" for name in ("compose", *files)]
     done = subprocess.run(
-        ["docker", "compose", f"-p={project}", *names, *words],
+        ["docker", "compose", f"-p={PROJECT}", *names, *words],
         env=os.environ | {"VLLM_IMAGE": IMAGE} | dict(environ), check=False, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -172,7 +173,7 @@ def test_down_leaves_nothing():
     compose("--profile=*", "down", "-v", files=["compose.cpu"])
     for kind in ("container", "volume", "network"):
         left = subprocess.run(
-            ["docker", kind, "ls", "-q", "--filter=label=com.docker.compose.project=vllm-launch-test"],
+            ["docker", kind, "ls", "-q", f"--filter=label=com.docker.compose.project={PROJECT}"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         assert left == "", kind
