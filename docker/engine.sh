@@ -28,6 +28,10 @@ if [ "$1" = cuda ]; then  # a toolkit as nvcc's callers know it, of NVIDIA's whe
     for library in "$toolkit"/lib/lib*.so.*; do
         [ -e "${library%%.so.*}.so" ] || ln -s "$(basename "$library")" "${library%%.so.*}.so"
     done
+    mkdir "$toolkit/lib/stubs"  # the driver comes with the container's GPUs; to link to it, its names are enough
+    g++ -E -x c++ "$toolkit/include/cuda.h" | grep -oE '^ *CUresult +cu[A-Z][A-Za-z0-9_]*' | sort -u |
+        awk '{print "extern \"C\" void " $2 "() {}"}' |
+        g++ -shared -fPIC -x c++ - -Wl,-soname,libcuda.so.1 -o "$toolkit/lib/stubs/libcuda.so"
 fi
 if [ "$1" = cpu ]; then  # what nothing links to, and only work on a GPU would load
     cd "$packages"

@@ -1,4 +1,4 @@
-# What the image needs of the system: Python, its headers for compilers, and the compilers named as arguments.
+# What the image needs of the system: Python, its headers for compilers, and the packages named as arguments.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq

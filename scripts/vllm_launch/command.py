@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,19 +93,37 @@ def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir
     }
 
 
-CACHES = {
+SHARED_CACHES = {
     "HF_HOME": "huggingface",  # huggingface_hub/constants.py
+    "VLLM_ASSETS_CACHE": "vllm-assets",  # vllm/envs.py
+    "OUTLINES_CACHE_DIR": "outlines",  # vllm/v1/structured_output/utils.py:get_outlines_cache_path
+}
+"""Variables that say where a library keeps what it fetched, and their folders below XDG_CACHE_HOME."""
+
+COMPILED_CACHES = {
     "VLLM_CACHE_ROOT": "vllm",  # vllm/envs.py: what torch.compile and FlashInfer's autotuning found
-    "VLLM_ASSETS_CACHE": "vllm/assets",  # vllm/envs.py
     "TRITON_HOME": "triton",  # triton/knobs.py: ~/.triton, for what is not in the cache
     "TRITON_CACHE_DIR": "triton/cache",  # triton/knobs.py; torch/_inductor/runtime/cache_dir_utils.py
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",  # torch/_inductor/runtime/cache_dir_utils.py; else below TMPDIR
     "NUMBA_CACHE_DIR": "numba",  # numba/core/config.py; else beside the source
-    "OUTLINES_CACHE_DIR": "outlines",  # vllm/v1/structured_output/utils.py:get_outlines_cache_path
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",  # FlashInfer's installation guide: its .cache lies below this
     "CUDA_CACHE_PATH": "nv",  # CUDA C++ Programming Guide, environment variables; else ~/.nv/ComputeCache
 }
-"""Variables that say where a library writes its cache, and their folders below XDG_CACHE_HOME."""
+"""The same for what was compiled or tuned: their folders are below ``compiled_folder``."""
+
+CACHES = SHARED_CACHES | COMPILED_CACHES
+
+
+def compiled_folder(distributions: Iterable[str], devices: Iterable[str]) -> Path:
+    """Below a cache, where an engine of ``distributions`` ("torch-2.13.0", …) keeps what it compiles for ``devices``.
+
+    A volume may be shared by images and kinds of GPU; what one of them compiled or tuned must not reach another.
+    ``devices`` are names of GPUs or of a CPU.
+    """
+    engine = hashlib.sha256("\n".join(sorted(distributions)).encode()).hexdigest()[:12]
+    names = "+".join(sorted({re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") for device in devices}))
+    return Path("compiled", f"{engine}-{names}"[:200])
+
 
 SLOW_START_S = 86400
 """For VLLM_ENGINE_READY_TIMEOUT_S: vLLM's 600 s also end starts that are slow but well. The launcher ends those in
@@ -117,13 +137,15 @@ def engine_environment(
     *,
     run_dir: Path,
     writable: Callable[[Path], bool],
+    compiled: Path = Path("compiled"),
     vllm_distribution: Distribution = "vllm",
 ) -> dict[str, str]:
     """The child's environment: the person's, what vLLM needs beside it, and the plan's (such as NCCL_P2P_DISABLE).
 
     What the person set stays, but for what would endanger the server. Caches go to ``launch.cache_dir``, or below
     ``run_dir`` (an absolute folder of this run) where HOME cannot be written, as for a user id without a name on a
-    read-only root. ``writable`` says whether this process may make files in a folder. Folders are named, not made.
+    read-only root; what is compiled goes to ``compiled`` below them. ``writable`` says whether this process may make
+    files in a folder. Folders are named, not made.
     """
     env = {name: value for name, value in environ.items() if not name.startswith("LAUNCH_")}
     # An optimised Python drops the assertions with which vLLM checks what users send (CVE-2026-41523).
@@ -153,7 +175,8 @@ def engine_environment(
         defaults["VLLM_CONFIG_ROOT"] = str(config / "vllm")  # vllm/envs.py: usage_stats.json
     if homeless or settings.launch.cache_dir is not None:
         cache = Path(env.setdefault("XDG_CACHE_HOME", str(cache_dir)))
-        defaults |= {name: str(cache / folder) for name, folder in CACHES.items()}
+        defaults |= {name: str(cache / folder) for name, folder in SHARED_CACHES.items()}
+        defaults |= {name: str(cache / compiled / folder) for name, folder in COMPILED_CACHES.items()}
     if not writable(Path(environ.get("TMPDIR") or "/tmp")):  # noqa: S108 - where Python's tempfile looks first
         env["TMPDIR"] = str(run_dir / "tmp")
     return defaults | env | dict(plan_env)

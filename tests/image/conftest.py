@@ -26,7 +26,7 @@ def docker(*words, check=True, timeout=300):
     """What ``docker`` says on stdout, stripped."""
     done = subprocess.run(["docker", *words], check=False, capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
-        raise AssertionError(f"docker {' '.join(words)}: {done.stderr}")
+        raise AssertionError(f"docker {' '.join(words)}: {done.stdout}{done.stderr}")
     return done.stdout.strip()
 
 

@@ -108,3 +108,27 @@ def test_kernels_can_be_compiled_in_the_image_for_gpus():
     code, out, err = run_once("-c", script, flags=[*flags, "--entrypoint=python3"], image=CUDA_IMAGE)
     assert code == 0, err[-3000:]
     assert out.split() == ["built"]
+
+
+def test_the_kernels_of_a_first_start_are_built_ahead():
+    """What FlashInfer takes for an H100 and what it would compile on a GPU that the image was not built for."""
+    script = (
+        "from flashinfer.jit.comm import gen_trtllm_comm_module as comm; from flashinfer.jit.topk import gen_topk_module"
+        " as topk; from flashinfer.jit.sampling import gen_sampling_module as sampling; "
+        "print([module().is_aot for module in (sampling, topk, comm)])"
+    )
+    for generation, built in (("9.0a", [True] * 3), ("7.5", [False] * 3)):
+        flags = ["--network=none", "--entrypoint=python3", "-e=HOME=/tmp", f"-e=FLASHINFER_CUDA_ARCH_LIST={generation}"]
+        code, out, err = run_once("-c", script, flags=flags, image=CUDA_IMAGE)
+        assert code == 0, err[-3000:]
+        assert out.strip() == str(built), generation
+
+
+def test_every_kernel_library_of_vllm_finds_what_it_links_to(image):
+    """But for the driver's, which comes with a container's GPUs."""
+    script = (
+        "cd /opt/vllm-launch/engine/lib/python3.*/site-packages; "
+        'export LD_LIBRARY_PATH=$PWD/torch/lib:$(echo nvidia/*/lib | sed "s|nvidia/|$PWD/nvidia/|g; s| |:|g"); '
+        "ldd vllm/*.so vllm/*/*.so | grep 'not found' | sort -u; true"
+    )
+    assert [line.split()[0] for line in look(image, script)] in ([], ["libcuda.so.1"])

@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_launch.command import engine_command, engine_environment, guard_rules
+from vllm_launch.command import (
+    COMPILED_CACHES,
+    SHARED_CACHES,
+    compiled_folder,
+    engine_command,
+    engine_environment,
+    guard_rules,
+)
 from vllm_launch.settings import UsageError, read_settings
 
 RUN = Path("/run/launch")
@@ -99,7 +106,7 @@ def test_without_a_home_that_can_be_written_everything_goes_to_the_runs_folder(e
 
 def test_a_cache_folder_that_was_asked_for_takes_the_caches_but_not_a_good_home():
     child = env("m --launch-cache-dir /cache")
-    assert (child["HOME"], child["VLLM_CACHE_ROOT"]) == ("/home/me", "/cache/vllm")
+    assert (child["HOME"], child["VLLM_CACHE_ROOT"]) == ("/home/me", "/cache/compiled/vllm")
     assert "XDG_CONFIG_HOME" not in child
 
 
@@ -107,7 +114,29 @@ def test_the_persons_own_folders_stay_and_others_follow_their_xdg():
     child = env(environ={"HF_HOME": "/models", "XDG_CACHE_HOME": "/x", "USER": "me"})
     assert (child["HF_HOME"], child["USER"]) == ("/models", "me")
     child = env("m --launch-cache-dir /cache", {"HF_HOME": "/models", "XDG_CACHE_HOME": "/x"})
-    assert (child["HF_HOME"], child["VLLM_CACHE_ROOT"]) == ("/models", "/x/vllm")
+    assert (child["HF_HOME"], child["VLLM_CACHE_ROOT"]) == ("/models", "/x/compiled/vllm")
+
+
+def test_only_what_is_compiled_lies_apart_for_each_engine_and_kind_of_gpu():
+    child = engine_environment(
+        settings("m --launch-cache-dir /cache"), {"HOME": "/h"}, {}, run_dir=RUN, writable=lambda _: True,
+        compiled=Path("compiled/a"),
+    )  # fmt: skip
+    assert all(child[name].startswith("/cache/compiled/a/") for name in COMPILED_CACHES)
+    assert not any("compiled" in child[name] for name in SHARED_CACHES)
+
+
+def test_another_engine_or_another_gpu_has_another_folder():
+    h100, engine = "NVIDIA H100 80GB HBM3", ["vllm-0.32.0", "torch-2.13.0"]
+    folder = compiled_folder(engine, [h100, h100])
+    assert folder.parent == Path("compiled")
+    assert folder.name.endswith("-nvidia-h100-80gb-hbm3")
+    assert folder == compiled_folder(reversed(engine), [h100])
+    others = [
+        compiled_folder(["vllm-0.32.1", "torch-2.13.0"], [h100]), compiled_folder(engine, ["NVIDIA H200"]),
+        compiled_folder(engine, [h100, "NVIDIA H200"]),
+    ]  # fmt: skip
+    assert len({folder, *others}) == 4
 
 
 def test_temporary_files_move_only_where_they_cannot_be_written():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.cpu import Cpu, NumaNode, _cpu_set, read_cpu
+from vllm_launch.cpu import Cpu, NumaNode, _cpu_set, read_cpu, read_instruction_sets
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       67108864 kB\nMemFree:        10485760 kB\nMemAvailable:   52428800 kB\n"
@@ -253,3 +253,14 @@ Node 0 SReclaimable:       4 kB
     nodes = {"sys/devices/system/node/node0/cpulist": "0-3", "sys/devices/system/node/node0/meminfo": meminfo}
     [node] = read(tmp_path, {**nodes, "proc/self/status": "Cpus_allowed_list:\t0-3\n"}).numa_nodes
     assert (node.memory_total, node.memory_available) == (10446624 << 10, 1234 << 10)
+
+
+def test_machines_that_run_the_same_code_share_a_name(tmp_path):
+    def name(text):
+        return read_instruction_sets(tree(tmp_path / str(abs(hash(text))), {"proc/cpuinfo": text}))
+
+    avx2 = name("model name\t: AMD EPYC\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: fpu avx2\n")
+    assert avx2 == name("model name\t: Intel\nflags\t\t: fpu avx2\n")
+    assert avx2.startswith("cpu-")
+    arm = name("Features\t: fp asimd\n")
+    assert len({avx2, arm, name("flags\t\t: fpu avx2 avx512f\n"), read_instruction_sets(tmp_path)}) == 4

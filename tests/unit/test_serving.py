@@ -139,7 +139,7 @@ def test_what_the_person_named_is_left_to_them(tmp_path: Path) -> None:
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     serving.make_caches(settings, own, env | own)
     assert not (tmp_path / "own").exists()
-    assert (tmp_path / "cache" / "triton").is_dir()
+    assert (tmp_path / "cache" / "compiled" / "triton").is_dir()
 
 
 def test_vllms_cache_is_tried_below_home_where_nothing_else_is_said(tmp_path: Path) -> None:
@@ -183,7 +183,8 @@ def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
     settings, env = caches(tmp_path, "--launch-cache-dir", str(cache))
     with full(cache) as why, pytest.raises(UsageError) as error:
         serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
-    assert line(error).startswith(f"flag --launch-cache-dir: {cache / 'vllm'} cannot be written: {why}")
+    assert line(error).startswith(f"flag --launch-cache-dir: {cache}/compiled/")
+    assert f" cannot be written: {why};" in line(error)
     assert "free space there" in line(error)
 
 
