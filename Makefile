@@ -10,6 +10,7 @@ TARGET ?= cuda
 TAG ?= $(version)$(if $(filter cpu,$(TARGET)),-cpu)
 IMAGE_FLAGS ?=
 TORCH_CPU_INDEX ?=
+KERNELS_FOR ?=
 KEYS ?=
 MONITORING ?=
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -60,17 +61,25 @@ requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes,
 
 ##@ Image
 .PHONY: image
-image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [IMAGE_FLAGS="any flag of docker build"]
+image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [KERNELS_FOR="9.0a …"] [IMAGE_FLAGS="of docker build"]
 	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $(TARGET) -t vllm-launch:$(TAG) $(IMAGE_FLAGS) \
 	--build-arg CUDA_BASE=$(CUDA_BASE) --build-arg CPU_BASE=$(CPU_BASE) --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) \
+	$(if $(KERNELS_FOR),--build-arg KERNELS_FOR="$(KERNELS_FOR)") \
 	--build-arg VERSION=$(version) --build-arg REVISION=$$(git rev-parse HEAD) .
 
 compose = docker compose -f compose/compose.yaml $(if $(filter cpu,$(TARGET)),-f compose/compose.cpu.yaml) \
 	$(if $(KEYS),-f compose/compose.keys.yaml) $(if $(MONITORING),--profile monitoring)
 
 .PHONY: up
+up: $(if $(shell grep -x 'model: /models/tiny-chat' compose/config.yaml),compose/models/tiny-chat/config.json)
 up:  ## Serve what compose/config.yaml says, until `make down`: make up [TARGET=cpu] [KEYS=file] [MONITORING=1]
 	@$(if $(KEYS),API_KEY_FILE=$(abspath $(KEYS))) $(compose) up -d --wait
+
+# The image has what generates it.
+compose/models/tiny-chat/config.json: scripts/generate-tiny-model.py
+	@mkdir -p compose/models && docker run --rm --network none --user $$(id -u):0 --entrypoint python3 \
+	-v "$(CURDIR)/compose/models:/models" -v "$(CURDIR)/$<:/generate.py:ro" \
+	$${VLLM_IMAGE:-vllm-launch:$(TAG)} /generate.py /models/tiny-chat
 
 .PHONY: down
 down:  ## End it, streams first; caches and metrics stay in their volumes (docker volume ls)
@@ -111,7 +120,7 @@ test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: 
 .PHONY: test-image
 test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
 	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
-	@$(MAKE) -s image TARGET=cuda TAG=test-cuda
+	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=9.0a
 	@$(bin)/pytest tests/image -v --timeout 900
 
 .PHONY: test-compose

@@ -21,7 +21,6 @@ os.environ |= {"FLASHINFER_CUDA_ARCH_LIST": ARCHITECTURES, "FLASHINFER_WORKSPACE
 from flashinfer.jit import build_jit_specs, env  # noqa: E402  (reads the variables above)
 from flashinfer.jit.comm import gen_trtllm_comm_module  # noqa: E402
 from flashinfer.jit.sampling import gen_sampling_module  # noqa: E402
-from flashinfer.jit.topk import gen_topk_module  # noqa: E402
 from flashinfer.version import __version__  # noqa: E402
 
 PACKAGE = Path(sysconfig.get_path("purelib")) / "flashinfer_jit_cache"
@@ -40,7 +39,7 @@ def get_jit_cache_providers():
 '''
 
 # What every model needs (top-k and top-p sampling), and what vLLM fuses between GPUs from Hopper on.
-specs = [gen_sampling_module(), gen_topk_module(), gen_trtllm_comm_module()]
+specs = [gen_sampling_module(), gen_trtllm_comm_module()]
 build_jit_specs(specs, verbose=False)
 for spec in specs:
     (PACKAGE / spec.name).mkdir(parents=True)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+from machine import ROOT, free_port, generate_tiny_model, let_anybody_read
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 IMAGE = "vllm-launch:test-cpu"
 PROJECT = "vllm-launch-test"
 pytestmark = pytest.mark.timeout(900)
@@ -98,14 +96,12 @@ def stack(tmp_path_factory):
             env=os.environ | {"DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=600,
         )  # fmt: skip
     folder = tmp_path_factory.mktemp("stack")
-    script = ROOT / "scripts/generate-tiny-model.py"
-    subprocess.run([sys.executable, str(script), str(folder / "models/tiny-chat")], check=True, timeout=300)
+    generate_tiny_model(folder / "models/tiny-chat")
     config = folder / "config.yaml"
     config.write_text(
         "model: /models/tiny-chat\nserved-model-name: tiny\nenforce-eager: true\nmax-model-len: 512\nmax-num-seqs: 8\n"
     )
-    for path in (*folder.rglob("*"), folder, *folder.parents[:2]):
-        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    let_anybody_read(folder)
     ports = {name: free_port() for name in ("API_PORT", "PROMETHEUS_PORT", "ALERTMANAGER_PORT")}
     environ = {
         "MODELS": str(folder / "models"), "CONFIG": str(config), "PROMETHEUS_IMAGE": "stand-in-prometheus",
@@ -119,12 +115,6 @@ def stack(tmp_path_factory):
         log = compose("logs", "--no-color", "vllm", files=["compose.cpu"], environ=environ)
         compose("--profile=*", "down", "-v", files=["compose.cpu"], environ=environ)
         print(log[-3000:])
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(port, path, body=None):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,17 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from machine import free_port
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # so that tests can import what stands here
 START_SECONDS = 300
 KEY = "first-key"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Serving:
@@ -147,14 +141,6 @@ def after(condition, limit):
         assert time.monotonic() - began < limit, f"not within {limit} s"
         time.sleep(0.1)
     return time.monotonic() - began
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
-    script = HERE.parents[1] / "scripts/generate-tiny-model.py"
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import after, asked, ended, free_port, loaded
+from conftest import after, asked, ended, loaded
+from machine import free_port
 
 from vllm_health.limits import Limits
 

@@ -1,116 +1,14 @@
-"""Containers of the image for the CPU on a real Docker; ``make test-image`` builds it before."""
+"""Containers of the images that ``make test-image`` builds before, on a real Docker."""
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.append(str(HERE))  # so that tests can import what stands here
-IMAGE = "vllm-launch:test-cpu"
-CUDA_IMAGE = "vllm-launch:test-cuda"
-LOCKED_DOWN = ("--read-only", "--user=12345:0", "--cap-drop=ALL", "--security-opt=no-new-privileges")
-START_SECONDS = 300
-
-
-def docker(*words, check=True, timeout=300):
-    """What ``docker`` says on stdout, stripped."""
-    done = subprocess.run(["docker", *words], check=False, capture_output=True, text=True, timeout=timeout)
-    if check and done.returncode:
-        raise AssertionError(f"docker {' '.join(words)}: {done.stdout}{done.stderr}")
-    return done.stdout.strip()
-
-
-def run_once(*words, flags=(), image=IMAGE):
-    """Exit code, stdout and stderr of a container that ends by itself."""
-    done = subprocess.run(
-        ["docker", "run", "--rm", *flags, image, *words], check=False, capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def inside(name, script):
-    """What a shell script says that runs in the container ``name``."""
-    return docker("exec", name, "bash", "-c", script)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Container:
-    """One that serves the tiny model; its ports are on 127.0.0.1."""
-
-    def __init__(self, model, *flags, serve=()):
-        self.port, self.health_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.name = docker(
-            "run", "-d", f"-v={model}:/model:ro", "-v=/cache", "--tmpfs=/tmp", "--shm-size=1g", *flags,
-            f"-p=127.0.0.1:{self.port}:8000", f"-p=127.0.0.1:{self.health_port}:8001", IMAGE,
-            "serve", "/model", "--served-model-name=tiny", "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8",
-            *serve,
-        )  # fmt: skip
-
-    def log(self):
-        done = subprocess.run(["docker", "logs", self.name], check=True, capture_output=True, text=True)
-        return done.stdout + done.stderr
-
-    def state(self, field):
-        return json.loads(docker("inspect", "--format", f"{{{{json .{field}}}}}", self.name))
-
-    def wait_for(self, words, times=1):
-        """Until its log says ``words``, so often."""
-        deadline = time.monotonic() + START_SECONDS
-        while self.log().count(words) < times:
-            assert self.state("State.Status") in {"running", "restarting"}, self.log()[-3000:]
-            assert time.monotonic() < deadline, f"no {words!r}: {self.log()[-3000:]}"
-            time.sleep(0.5)
-
-    def wait(self, seconds=120):
-        """Its exit code."""
-        return int(docker("wait", self.name, timeout=seconds))
-
-    def processes(self):
-        """(pid here, state, title) of each."""
-        table = docker("top", self.name, "-eo", "pid,stat,args").splitlines()[1:]
-        return [(int(pid), stat, title) for pid, stat, title in (line.split(None, 2) for line in table)]
-
-    def ask(self, path, body, timeout=170):
-        """Status and body of an answer."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def remove(self):
-        docker("rm", "-f", "-v", self.name, check=False)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
-    script = ROOT / "scripts/generate-tiny-model.py"
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
-    for path in (folder, *folder.parents, *folder.rglob("*")):  # for a user id that is nobody here
-        if path.is_relative_to(tmp_path_factory.getbasetemp()):
-            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-    tmp_path_factory.getbasetemp().parent.chmod(0o755)
-    return folder
+sys.path.append(str(Path(__file__).parent))  # so that tests can import what stands here
+from containers import Container
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import IMAGE, LOCKED_DOWN, docker, run_once
+from containers import CUDA_IMAGE, IMAGE, LOCKED_DOWN, docker, run_once
 
 pytestmark = pytest.mark.timeout(300)
 SERVE = ("serve", "/model", "--max-model-len=512")
@@ -53,6 +53,15 @@ def test_one_thing_said_by_the_environment_and_the_file_is_told(tiny_model, tmp_
     assert code == 0, err
     (line,) = [line for line in (out + err).splitlines() if " counts, and not what " in line]
     assert line.endswith("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what /config.yaml line 3 says")
+
+
+def test_gpus_where_docker_has_no_runtime_for_them_are_refused_by_docker():
+    """Nothing of ours runs then; a machine that has one says what the image for GPUs says of a missing GPU."""
+    code, _, err = run_once("--version", flags=["--gpus=all"], image=CUDA_IMAGE)
+    if code:
+        assert "could not select device driver" in err
+    else:
+        assert "nvidia" in docker("info", "--format={{json .Runtimes}}")
 
 
 def test_a_port_that_is_taken(tiny_model):

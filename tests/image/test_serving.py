@@ -9,7 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import LOCKED_DOWN, docker, inside
+from containers import LOCKED_DOWN, docker, inside
 
 pytestmark = pytest.mark.timeout(900)
 STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 300, "ignore_eos": True, "stream": True}

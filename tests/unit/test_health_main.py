@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from machine import free_port
 
 
 class Vllm(http.server.ThreadingHTTPServer):
@@ -288,12 +289,6 @@ def get(url):
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_sidecar_follows_the_vllm_beside_it_and_ends_when_it_is_told_to(vllm):

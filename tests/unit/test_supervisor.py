@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from machine import free_port
 
 RUN = Path(__file__).with_name("run_supervisor.py")
 ENGINE_CORE = "(exec -a VLLM::EngineCore sleep 300) & "
@@ -26,12 +27,6 @@ def end(*_): sys.exit(0)
 signal.signal(signal.SIGTERM, end)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Run:
