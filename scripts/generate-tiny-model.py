@@ -64,6 +64,8 @@ def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(out)
     model.save_pretrained(out)
+    for path in out.iterdir():
+        path.chmod(0o644)  # safetensors writes for its own user alone, and in a container vLLM is another
 
 
 if __name__ == "__main__":
