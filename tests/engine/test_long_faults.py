@@ -24,8 +24,8 @@ from machine import free_port
 from vllm_health.limits import Limits
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
-SATURATED_SECONDS = 15 * 60
-THROTTLED_SECONDS = 10 * 60
+SATURATED_SECONDS = 60 * float(os.environ.get("SATURATED_MINUTES", "6"))  # `make soak` says 15
+THROTTLED_SECONDS = SATURATED_SECONDS * 2 / 3
 QUICK = Limits(stall_s=30.0)
 
 
@@ -57,7 +57,7 @@ class Quota:
 
 @pytest.fixture(scope="module")
 def throttled(tmp_path_factory, tiny_model, serving_class):
-    """A start that gets so little of a core that it would take longer than ten minutes; it goes on beside other tests."""
+    """A start that gets so little of a core that it would take longer than a quarter of an hour; it goes on beside other tests."""
     quota = Quota(f"vllm-launch-test-{os.getpid()}")
     quota.limit(0.03)
     run = serving_class(
@@ -306,7 +306,7 @@ def test_a_flood_of_two_thousand_connections_brings_no_wrong_verdict_and_no_grow
     assert grown < 8 << 20
 
 
-def test_a_quarter_of_an_hour_of_saturation_fails_no_probe(saturated):
+def test_minutes_of_saturation_fail_no_probe(saturated):
     times = {"/livez": saturated.probe.seconds["/livez"], "bare responder": saturated.bare_probe.seconds["/"]}
     before = {name: len(seconds) for name, seconds in times.items()}
     time.sleep(max(60.0, saturated.began + SATURATED_SECONDS - time.monotonic()))
@@ -316,7 +316,7 @@ def test_a_quarter_of_an_hour_of_saturation_fails_no_probe(saturated):
         alone = seconds[before[name] :]  # with no other test on these cores
         p50, p99[name] = percentile_ms(alone, 50), percentile_ms(alone, 99)
         print(f"{name}: p50 {p50:.2f} ms, p99 {p99[name]:.2f} ms of {len(alone)} answers; "
-              f"p99 of the whole quarter of an hour {percentile_ms(seconds, 99):.2f} ms of {len(seconds)}")  # fmt: skip
+              f"p99 of all of it {percentile_ms(seconds, 99):.2f} ms of {len(seconds)}")  # fmt: skip
     print(counts)
     assert saturated.well(), saturated.probe.bad
     assert counts["done"] > 100
@@ -339,7 +339,7 @@ def test_of_an_idle_engine_too_neither_clock_nor_metrics_are_misread(saturated, 
     assert saturated.run.end(60) == 0
 
 
-def test_a_start_that_moves_survives_ten_minutes(throttled):
+def test_a_start_that_moves_survives_minutes(throttled):
     run, quota = throttled
     while time.monotonic() - run.began < THROTTLED_SECONDS:
         assert run.process.poll() is None, run.log.read_text()[-3000:]
