@@ -73,7 +73,8 @@ compose = docker compose -f compose/compose.yaml $(if $(filter cpu,$(TARGET)),-f
 .PHONY: up
 up: $(if $(shell grep -x 'model: /models/tiny-chat' compose/config.yaml),compose/models/tiny-chat/config.json)
 up:  ## Serve what compose/config.yaml says, until `make down`: make up [TARGET=cpu] [KEYS=file] [MONITORING=1]
-	@$(if $(KEYS),API_KEY_FILE=$(abspath $(KEYS))) $(compose) up -d --wait
+	@$(if $(KEYS),export API_KEY_FILE=$(abspath $(KEYS));) $(compose) up -d --wait || \
+	{ $(compose) logs --no-log-prefix --tail 3 vllm; echo "make up: vLLM does not serve; more in make logs, the end is make down" >&2; exit 2; }
 
 # The image has what generates it.
 compose/models/tiny-chat/config.json: scripts/generate-tiny-model.py

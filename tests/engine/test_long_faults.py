@@ -57,7 +57,7 @@ class Quota:
 
 @pytest.fixture(scope="module")
 def throttled(tmp_path_factory, tiny_model, serving_class):
-    """A start that gets so little of a core that it would take longer than a quarter of an hour; it goes on beside other tests."""
+    """A start that gets so little of a core that it would take a quarter of an hour; it goes on beside other tests."""
     quota = Quota(f"vllm-launch-test-{os.getpid()}")
     quota.limit(0.03)
     run = serving_class(
