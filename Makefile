@@ -94,6 +94,12 @@ logs:  ## What it says, as it says it
 image-size: $(VENV)/.dev  ## What weighs what in vllm-launch:TAG, and whether it has grown
 	@$(bin)/python docker/size.py vllm-launch:$(TAG) $(TARGET)
 
+.PHONY: sbom
+sbom:  ## SPDX of every package in vllm-launch:TAG, Python's and the system's: var/vllm-launch-TAG.spdx.json
+	@command -v syft >/dev/null || \
+	{ echo "make sbom: syft is not here: go install github.com/anchore/syft/cmd/syft@v1.57.0" >&2; exit 2; }
+	@mkdir -p var && syft scan -q docker:vllm-launch:$(TAG) -o spdx-json=var/vllm-launch-$(TAG).spdx.json
+
 ##@ Check
 .PHONY: test
 test: lint test-unit test-engine  ## Everything that needs no GPU: lint, unit tests with coverage, the real CPU engine

@@ -127,13 +127,13 @@ def test_only_what_is_compiled_lies_apart_for_each_engine_and_kind_of_gpu():
 
 
 def test_another_engine_or_another_gpu_has_another_folder():
-    h100, engine = "NVIDIA H100 80GB HBM3", ["vllm-0.32.0", "torch-2.13.0"]
+    h100, engine = "NVIDIA H100 80GB HBM3", ["vllm-1.0", "torch-2.0"]
     folder = compiled_folder(engine, [h100, h100])
     assert folder.parent == Path("compiled")
     assert folder.name.endswith("-nvidia-h100-80gb-hbm3")
     assert folder == compiled_folder(reversed(engine), [h100])
     others = [
-        compiled_folder(["vllm-0.32.1", "torch-2.13.0"], [h100]), compiled_folder(engine, ["NVIDIA H200"]),
+        compiled_folder(["vllm-1.1", "torch-2.0"], [h100]), compiled_folder(engine, ["NVIDIA H200"]),
         compiled_folder(engine, [h100, "NVIDIA H200"]),
     ]  # fmt: skip
     assert len({folder, *others}) == 4
