@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -260,8 +261,13 @@ def test_a_signal_ends_a_command_quietly_with_the_shells_code(
 ) -> None:
     pipe = tmp_path / "config.yaml"  # whoever reads it waits
     os.mkfifo(pipe)
-    child = start(*words, str(pipe))
+    # Who runs the tests in a shell's background has SIGINT ignored, and so would the child.
+    child = start(*words, str(pipe), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     with pipe.open("w"):  # waits in its turn until it is being read
+        # A signal between Python's last look for one and the read itself is seen only after the read.
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+            time.sleep(0.05)
+        time.sleep(0.05)
         child.send_signal(number)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (code, "", "")

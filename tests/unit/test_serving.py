@@ -183,8 +183,7 @@ def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
     settings, env = caches(tmp_path, "--launch-cache-dir", str(cache))
     with full(cache) as why, pytest.raises(UsageError) as error:
         serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
-    assert line(error).startswith(f"flag --launch-cache-dir: {cache}/compiled/")
-    assert f" cannot be written: {why};" in line(error)
+    assert line(error).startswith(f"flag --launch-cache-dir: {cache / 'compiled/vllm'} cannot be written: {why}")
     assert "free space there" in line(error)
 
 
