@@ -124,7 +124,7 @@ def test_any_user_id_serves_from_a_read_only_root(start):
     assert run.ask("/v1/completions", body)[0] == 200
     launcher = next(pid for pid, title in run.processes().items() if "vllm_launch serve" in title)
     assert Path(f"/proc/{launcher}").stat().st_uid == 54321
-    assert not os.access(f"/proc/{launcher}/root/tmp", os.W_OK)
+    assert not os.access(Path("/proc", str(launcher), "root", "tmp"), os.W_OK)
     run.process.send_signal(signal.SIGTERM)
     assert run.end(60) == 0
     shutil.rmtree(folder)
