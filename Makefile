@@ -90,6 +90,10 @@ down:  ## End it, streams first; caches and metrics stay in their volumes (docke
 logs:  ## What it says, as it says it
 	@$(compose) logs -f
 
+.PHONY: bases
+bases:  ## Pin the bases in docker/bases.env by digest, what their tags mean today
+	@$(PYTHON) docker/pin-bases.py docker/bases.env
+
 .PHONY: image-size
 image-size: $(VENV)/.dev  ## What weighs what in vllm-launch:TAG, and whether it has grown
 	@$(bin)/python docker/size.py vllm-launch:$(TAG) $(TARGET)
