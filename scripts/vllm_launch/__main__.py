@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar
 
@@ -32,6 +35,9 @@ usage: vllm-launch COMMAND ...
         what this machine has; the JSON is a hardware file
   check CONFIG [MODEL] [flags]
         whether a config file is right, without starting anything
+  download MODEL [--wait] [the same flags]
+        fetch the model from the hub into the cache that serve uses, going on where an earlier try was ended;
+        --wait: let another process do it, and end when it has
 
 MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml, and
 `vllm serve --help=all` explains them; our own settings have three spellings, such as --launch-health-port,
@@ -41,6 +47,8 @@ LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
 Engine = command.Distribution
 GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", "engine")
 F = TypeVar("F", bound=str)
+WAIT_S = 10.0
+"""Between two looks whether another process has downloaded a model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +102,7 @@ def _run(words: list[str]) -> int:
         from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the others need no HTTP
 
         return vllm_health(words[1:])
-    commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check}
+    commands = {"serve": _serve, "plan": _plan, "gpus": _gpus, "check": _check, "download": _download}
     for place, word in enumerate(words, 1):
         if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown
             remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
@@ -121,7 +129,7 @@ def _wants_help(words: Sequence[str]) -> bool:
 
 
 def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> UsageError:
-    otherwise = "give serve, plan, gpus or check"
+    otherwise = "give serve, plan, gpus, check or download"
     if word.startswith("-") or {*rest} & {*commands}:
         return UsageError(word, "the command comes first", otherwise)
     if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - a start need not wait for pathlib
@@ -163,12 +171,44 @@ def _serve(words: list[str]) -> int:
     _refuse(words, "--hardware", "--format")
     settings = read_settings(words, os.environ)
     hardware = _for_engine(engine, _this_machine())
-    from vllm_launch import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+    with _run_folder(settings) as folder:
+        from vllm_launch import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+
+        return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
+
+
+@contextlib.contextmanager
+def _run_folder(settings: Settings) -> Iterator[Path]:
+    """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
+    from vllm_launch import serving  # noqa: PLC0415 - as above
 
     with serving.run_folder(settings, os.environ) as folder:
         env = command.engine_environment(settings, os.environ, {}, run_dir=folder, writable=serving.writable)
         os.environ.setdefault("HF_HOME", env.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))  # noqa: PTH111
-        return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
+        yield folder
+
+
+def _download(words: list[str]) -> int:
+    signal.signal(signal.SIGTERM, _end)
+    wait = "--wait" in words
+    _refuse(words, "--hardware", "--format")
+    settings = read_settings([word for word in words if word != "--wait"], os.environ)
+    if os.path.isdir(settings.model) or settings.model.startswith(("/", ".")):  # noqa: PTH112
+        raise UsageError(
+            f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
+        )
+    revision = _text(settings.engine.get("revision"))
+    with _run_folder(settings):
+        from vllm_launch import hub  # noqa: PLC0415 - as above
+
+        if wait:
+            while not hub.downloaded(settings.model, revision):
+                _say(f"{settings.model}: waiting until it is downloaded\n")
+                time.sleep(WAIT_S)
+        else:
+            place = hub.download(settings.model, revision=revision, token=_text(settings.engine.get("hf_token")))
+            _say(f"{settings.model} is in {place}\n")
+    return 0
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Reads a model's small files from the Hugging Face hub, or from its cache on this disk."""
+"""Reads a model's small files from the Hugging Face hub or from its cache on this disk; downloads all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -51,6 +51,40 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
     if tensors is None:
         warnings.append(f"{name}: no safetensors were found, so sizes of tensors follow from config.json")
     return Checkpoint(None, files, tensors, warnings)
+
+
+NOT_SERVED = ("original/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+"""The same weights in other forms, which vLLM passes over (model_executor/model_loader/default_loader.py)."""
+
+
+def download(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Everything that vLLM reads of ``name``, into the hub's cache; goes on where an earlier try was ended.
+
+    Returns the snapshot's folder, and leaves word of it for ``downloaded``.
+
+    Raises:
+        UsageError: the hub or the disk does not let us.
+    """
+    try:
+        files = HfApi(token=token).list_repo_files(name, revision=revision)
+        pickled = ("*.bin", "*.pt") if any(file.endswith(".safetensors") for file in files) else ()
+        ignored = [*NOT_SERVED, *pickled]
+        folder = snapshot_download(name, revision=revision, token=token, ignore_patterns=ignored, max_workers=4)
+    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises becomes one line
+        _explain(error, name, revision)
+    word = _word_of(name, revision)
+    word.parent.mkdir(parents=True, exist_ok=True)
+    word.write_text(f"{folder}\n")
+    return Path(folder)
+
+
+def downloaded(name: str, revision: str | None = None) -> bool:
+    """Whether ``download`` has come to its end here, by whichever process."""
+    return _word_of(name, revision).is_file()
+
+
+def _word_of(name: str, revision: str | None) -> Path:
+    return Path(constants.HF_HOME, "downloaded", f"{name.replace('/', '--')}@{(revision or 'main').replace('/', '--')}")
 
 
 def _cached(name: str, snapshot: Path) -> tuple[Tensor, ...] | None:

@@ -1,0 +1,49 @@
+{{/* The only place where names, labels and the image are put together. */}}
+
+{{- define "vllm.name" -}}
+{{- .Values.nameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "vllm.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end -}}
+
+{{/* Of everything that the chart makes. */}}
+{{- define "vllm.labels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{- define "vllm.image" -}}
+{{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "" "-cpu" (gt (int .Values.gpus.count) 0))) -}}
+{{- .Values.image.repository -}}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ $tag }}{{ end -}}
+{{- end -}}
+
+{{/* Its name has what it says in it: pods of the old configuration keep theirs, and a new one rolls the pods. */}}
+{{- define "vllm.configName" -}}
+{{ include "vllm.name" . }}-config-{{ toYaml .Values.config | sha256sum | trunc 8 }}
+{{- end -}}
+
+{{- define "vllm.cacheClaim" -}}
+{{ .Values.cache.existingClaim | default (printf "%s-cache" (include "vllm.name" .)) }}
+{{- end -}}
+
+{{- define "vllm.keysSecret" -}}
+{{- if .Values.apiKeys.existingSecret }}{{ .Values.apiKeys.existingSecret }}
+{{- else if .Values.apiKeys.keys }}{{ include "vllm.name" . }}-keys{{ end -}}
+{{- end -}}
+
+{{- define "vllm.tokenSecret" -}}
+{{- if .Values.hfToken.existingSecret }}{{ .Values.hfToken.existingSecret }}
+{{- else if .Values.hfToken.token }}{{ include "vllm.name" . }}-hub{{ end -}}
+{{- end -}}
+
+{{- define "vllm.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "vllm.name" .) }}
+{{- end -}}
