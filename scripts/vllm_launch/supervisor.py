@@ -54,7 +54,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     api_url: str  # the API as this machine reaches it
     health_host: str
     health_port: int
-    drain_flag: Path  # its presence tells the guard inside vLLM that we are draining
+    drain_flag: Path  # its presence tells the guard inside vLLM that connections are to end
+    refuse_flag: Path  # and this one's, that new requests are turned away
     drain_delay: float
     shutdown_timeout: float
     exit_margin: float
@@ -394,9 +395,11 @@ class _Run:
         self._draining = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
         self.prober.judge()
         self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
-        await asyncio.sleep(options.drain_delay)
         with contextlib.suppress(OSError):  # a full disk must not keep us from draining
             options.drain_flag.touch()
+        await asyncio.sleep(options.drain_delay)
+        with contextlib.suppress(OSError):
+            options.refuse_flag.touch()
         self.say(
             f"vLLM finishes what it has begun, for at most {options.shutdown_timeout:g} s; once more ends it at once"
         )

@@ -257,7 +257,7 @@ def test_out_of_the_pod_there_is_the_hub_only_where_the_model_comes_from_it():
     assert ports(FOLDER) == {53}
 
 
-def test_helm_test_may_reach_what_only_some_may(pod):
+def test_helm_test_may_reach_what_only_some_may():
     policy = render({"networkPolicy": {"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]}})[
         "NetworkPolicy", "llama3"
     ]

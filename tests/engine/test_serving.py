@@ -1,3 +1,5 @@
+import contextlib
+import http.client
 import json
 import signal
 import threading
@@ -65,12 +67,20 @@ def test_ctrl_c_lets_streams_finish_and_turns_new_requests_away(serving):
     def stream():
         answers.append(serving.ask("/v1/completions", STREAM))
 
+    def closes():
+        kept = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
+        kept.request("GET", "/v1/models", headers={"Authorization": f"Bearer {serving.key}"})
+        with contextlib.closing(kept), kept.getresponse() as answer:
+            return answer.status, answer.will_close
+
+    assert closes() == (200, False)
     early, late = threading.Thread(target=stream), threading.Thread(target=stream)
     early.start()
     time.sleep(0.2)
     serving.process.send_signal(signal.SIGINT)
     serving.wait_for("not ready any more")
     assert [serving.health(route)[0] for route in ("/readyz", "/livez")] == [503, 200]
+    assert closes() == (200, True)  # so a client that keeps its connection finds another replica
     time.sleep(Drain(serving.drain_seconds).delay - 0.5)
     late.start()  # load balancers have not noticed yet, so it is served; vLLM's own drain begins in the middle of it
     turned_away = None

@@ -78,7 +78,7 @@ def test_a_model_that_looks_like_a_flag_is_refused():
 def test_the_guard_is_told_keys_routes_and_where_the_drain_shows():
     rules = guard_rules(settings("m --launch-allowed-routes /v1,/tokenize"), ("k",), "p", RUN)
     assert rules == {
-        "keys": ["k"], "probe_key": "p", "routes": ["/v1", "/tokenize"], "drain_flag": "/run/launch/draining", "retry_after": 5,
+        "keys": ["k"], "probe_key": "p", "routes": ["/v1", "/tokenize"], "drain_flag": "/run/launch/draining", "refuse_flag": "/run/launch/refusing", "retry_after": 5,
     }  # fmt: skip
     assert env()["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
 

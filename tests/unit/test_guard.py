@@ -12,9 +12,11 @@ class Door:
     """A guard before an application that says 200 to everything."""
 
     def __init__(self, monkeypatch, tmp_path, **rules):
-        self.flag = tmp_path / "draining"
+        self.draining, self.flag = tmp_path / "draining", tmp_path / "refusing"
         file = tmp_path / "guard.json"
-        file.write_text(json.dumps({"drain_flag": str(self.flag), "retry_after": 7, **rules}))
+        file.write_text(
+            json.dumps({"drain_flag": str(self.draining), "refuse_flag": str(self.flag), "retry_after": 7, **rules})
+        )
         monkeypatch.setenv(FILE_VARIABLE, str(file))
         self.reached = []
 
@@ -127,6 +129,18 @@ def test_a_draining_server_turns_new_requests_away_and_says_when_to_come_back(do
     assert status(sent) == 503
     assert dict(sent[0]["headers"])[b"retry-after"] == b"7"
     assert len(d.reached) == 1
+
+
+def test_while_draining_an_answer_is_the_last_of_its_connection(door):
+    d = door(keys=["right"])
+    assert (b"connection", b"close") not in d.ask("/v1/models", "right")[0]["headers"]
+    d.draining.touch()
+    sent = d.ask("/v1/models", "right")
+    assert status(sent) == 200
+    assert (b"connection", b"close") in sent[0]["headers"]
+    d.flag.touch()
+    sent = d.ask("/v1/models", "right")
+    assert (status(sent), dict(sent[0]["headers"])[b"connection"]) == (503, b"close")
 
 
 def test_a_browser_may_ask_before_it_brings_its_key(door):

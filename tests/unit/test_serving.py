@@ -112,6 +112,7 @@ def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path
     rules = json.loads((tmp_path / "guard.json").read_text())
     assert (rules["keys"], rules["routes"]) == (["k1", "k2"], ["/v1"])
     assert rules["drain_flag"] == str(tmp_path / "draining")
+    assert rules["refuse_flag"] == str(tmp_path / "refusing")
     with pytest.raises(FileExistsError):  # somebody else's file, or a link, in the way
         serving.write_guard_rules(settled(), ["k"], "p", tmp_path)
 

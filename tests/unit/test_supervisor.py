@@ -36,7 +36,7 @@ class Run:
         self.termination_log = tmp_path / "termination-log"
         chosen = {
             "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": free_port(),
-            "drain_delay": 0.2, "shutdown_timeout": 5, "exit_margin": 5, "drain_flag": str(tmp_path / "draining"),
+            "drain_delay": 0.2, "shutdown_timeout": 5, "exit_margin": 5, "drain_flag": str(tmp_path / "draining"), "refuse_flag": str(tmp_path / "refusing"),
             "api_url": f"http://127.0.0.1:{self.port}",
             "termination_log": str(self.termination_log), **options,
         }  # fmt: skip
