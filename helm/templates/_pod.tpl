@@ -75,7 +75,6 @@ spec:
         {{- if $keys }}
         - {name: LAUNCH_API_KEY_FILE, value: /etc/vllm-launch-keys/keys}
         {{- end }}
-        {{- with .Values.env }}{{ toYaml . | nindent 8 }}{{ end }}
       ports:
         - {name: api, containerPort: {{ include "vllm.port" . }}}
         - {name: health, containerPort: {{ include "vllm.healthPort" . }}}
@@ -167,6 +166,9 @@ spec:
 - {name: VLLM_NO_USAGE_STATS, value: "1"}
 {{- if include "vllm.tokenSecret" . }}
 - {name: HF_TOKEN_PATH, value: /etc/vllm-launch-hub/token}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 

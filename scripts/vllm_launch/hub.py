@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn
 
@@ -146,7 +147,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
         ),
         (UnicodeEncodeError, "the hub's token is not plain ASCII", "check HF_TOKEN, or run `hf auth login` again"),
         (SafetensorsParsingError, f"its safetensors headers on the hub are broken{at}", "choose another revision"),
-        (HfHubHTTPError, f"the hub refused ({_status(error)})", f"try again later, set HF_TOKEN, {FOLDER}"),
+        (HfHubHTTPError, *_refused(error)),
         (OSError, f"the hub cannot be reached ({type(error).__name__})", f"check the network, {FOLDER}"),
     ]
     if isinstance(error, UsageError):
@@ -163,6 +164,9 @@ def _explain(error: Exception, name: str, revision: str | None) -> NoReturn:
     raise error
 
 
-def _status(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    return f"HTTP {response.status_code}" if response is not None else type(error).__name__
+def _refused(error: Exception) -> tuple[str, str]:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "the hub does not know the token (HTTP 401)", f"set HF_TOKEN to one that is valid, {FOLDER}"
+    how = type(error).__name__ if status is None else f"HTTP {status}"
+    return f"the hub refused ({how})", f"try again later, set HF_TOKEN, {FOLDER}"

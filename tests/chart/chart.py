@@ -12,11 +12,13 @@ from machine import ROOT
 CHART = ROOT / "helm"
 
 
-def helm(*words, check=True, **more):
+def helm(*words, check=True, timeout=300, **more):
     """Exit code, stdout and stderr of ``helm``."""
     if shutil.which("helm") is None:
         pytest.fail("helm is not here: go install helm.sh/helm/v4/cmd/helm@v4.3.1", pytrace=False)
-    done = subprocess.run(["helm", *map(str, words)], check=False, capture_output=True, text=True, timeout=300, **more)
+    done = subprocess.run(
+        ["helm", *map(str, words)], check=False, capture_output=True, text=True, timeout=timeout, **more
+    )
     if check and done.returncode:
         raise AssertionError(f"helm {words[0]}: {done.stderr}")
     return done

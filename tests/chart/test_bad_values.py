@@ -43,6 +43,8 @@ BY_SCHEMA = [
     ("autoscaling: {by: cpu}", "/autoscaling/by': value must be one of 'keda', 'hpa', 'none'"),
     ("autoscaling: {min: 0}", "/autoscaling/min': minimum: got 0, want 1"),
     ("autoscaling: {prometheus: prometheus}", "/autoscaling/prometheus': 'prometheus' does not match pattern"),
+    ("rollout: {atOnce: 0}", "/rollout/atOnce': minimum: got 0, want 1"),
+    ("rollout: {atOnce: half}", "/rollout/atOnce': 'half' does not match pattern"),
     ("rollout: {startMinutes: 0}", "/rollout/startMinutes': minimum: got 0, want 1"),
     ("apiKeys: {keys: ['a b']}", "/apiKeys/keys/0': 'a b' does not match pattern"),
     ("apiKeys: {keys: secret}", "/apiKeys/keys': got string, want array"),

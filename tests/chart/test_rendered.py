@@ -216,6 +216,20 @@ def test_a_rollout_needs_no_spare_gpu_unless_there_is_one(spare, strategy):
     assert render(values)["Deployment", "llama3"]["spec"]["strategy"]["rollingUpdate"] == strategy
 
 
+def test_a_share_of_the_pods_is_replaced_at_a_time_and_drained_too():
+    manifests = render({"rollout": {"atOnce": "10%"}, "replicas": 20} | SEVERAL)
+    assert manifests["Deployment", "llama3"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == "10%"
+    assert manifests["PodDisruptionBudget", "llama3"]["spec"]["maxUnavailable"] == "10%"
+
+
+def test_variables_reach_the_download_too():
+    manifests = render(merged(HUB, AXES["download"], {"env": [{"name": "HF_ENDPOINT", "value": "https://hub"}]}))
+    (job,) = [one for (kind, _), one in manifests.items() if kind == "Job"]
+    pod = manifests["Deployment", "llama3"]["spec"]["template"]["spec"]
+    for container in (*job["spec"]["template"]["spec"]["containers"], *pod["containers"]):
+        assert {"name": "HF_ENDPOINT", "value": "https://hub"} in container["env"]
+
+
 def test_an_autoscaler_owns_the_number_of_replicas():
     for by, kind in (("keda", "ScaledObject"), ("hpa", "HorizontalPodAutoscaler")):
         manifests = render({"autoscaling": {"by": by}} | SEVERAL)

@@ -58,7 +58,14 @@ class Namespace:
         self.name = name
         self.volumes = []
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-        apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        # On two cores: on Linux 6.18 a busy engine, whose processes yield in a circle while they wait for each other,
+        # leaves a pod that starts beside it 2 % of a core; a limit for each leaves room.
+        limit = {"type": "Container", "default": {"cpu": "800m"}, "defaultRequest": {"cpu": "100m"}}
+        metadata = {"name": "cores", "namespace": name}
+        apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
+            {"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": [limit]}},
+        )
 
     def kubectl(self, *words, **more):
         return kubectl("-n", self.name, *words, **more)
@@ -78,6 +85,7 @@ class Namespace:
                             "persistentVolumeReclaimPolicy": "Delete", "storageClassName": ""}})  # fmt: skip
             spec |= {"storageClassName": "", "volumeName": volume}
             self.volumes.append(volume)
+            open_to_anybody(path["path"])
         metadata = {"name": name, "namespace": self.name}
         apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
 
@@ -87,11 +95,32 @@ class Namespace:
         script = (ROOT / "scripts/generate-tiny-model.py").read_text()
         metadata = {"name": "generate", "namespace": self.name}
         apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"generate.py": script}})
-        pod = yaml.safe_load((HERE / "generate.yaml").read_text())
-        pod["metadata"]["namespace"] = self.name
-        pod["spec"]["containers"][0]["image"] = f"{REPOSITORY}:{TAG}"
-        apply(pod)
+        apply(self._pod("generate", ["python3", "/script/generate.py", "/models/tiny-chat"]))
         self.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/generate", "--timeout=300s", timeout=310)
+
+    def run_hub(self):
+        """hub.py as the Service ``hub``, with the tiny model as some/model."""
+        metadata = {"name": "hub", "namespace": self.name}
+        script = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata,
+            "data": {"hub.py": (HERE / "hub.py").read_text()},
+        }
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata,
+                   "spec": {"selector": {"app": "hub"}, "ports": [{"port": 8080}]}}  # fmt: skip
+        pod = self._pod("hub", ["python3", "/script/hub.py", "/models/tiny-chat"])
+        apply(script, service, pod)
+        self.kubectl("wait", "--for=condition=Ready", "pod/hub", "--timeout=60s")
+
+    def _pod(self, name, command):
+        """A restricted pod with the image, the claim ``models`` and the script of the ConfigMap ``name``."""
+        pod = yaml.safe_load((HERE / "pod.yaml").read_text())
+        pod["metadata"] = {"name": name, "namespace": self.name, "labels": {"app": name}}
+        (container,) = pod["spec"]["containers"]
+        container |= {"image": f"{REPOSITORY}:{TAG}", "command": command}
+        pod["spec"]["volumes"].append({"name": "script", "configMap": {"name": name}})
+        return pod
 
     def delete(self):
         kubectl("delete", "namespace", self.name, "--wait=true", "--timeout=300s", timeout=310)
@@ -99,10 +128,23 @@ class Namespace:
             kubectl("delete", "pv", volume, "--wait=false")
 
 
+def open_to_anybody(path):
+    """A folder of the node, which kubelet makes for root alone; fsGroup is not for hostPath."""
+    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "open", "namespace": "default"}, "spec": {
+        "restartPolicy": "Never",
+        "containers": [{"name": "open", "image": f"{REPOSITORY}:{TAG}", "command": ["chmod", "777", "/folder"],
+                        "securityContext": {"runAsUser": 0}, "volumeMounts": [{"name": "a", "mountPath": "/folder"}]}],
+        "volumes": [{"name": "a", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}]}})  # fmt: skip
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/open", "-n=default", "--timeout=300s", timeout=310)
+    kubectl("delete", "pod", "open", "-n=default")
+
+
 VALUES = {
     "config": {
-        "model": "/models/tiny-chat", "served-model-name": "tiny", "enforce-eager": True, "max-model-len": 4096,
+        "model": "/models/tiny-chat", "served-model-name": "tiny", "enforce-eager": True, "max-model-len": 16384,
         "max-num-seqs": 128, "launch": {"drain_seconds": 300},
+        # The model is random: it would fill with white space what a grammar allows it to.
+        "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
     },
     "gpus": {"count": 0},
     "resources": {"cpu": "100m", "memory": "3Gi"},
@@ -110,6 +152,7 @@ VALUES = {
     "models": {"claim": "models"},
     "cache": {"kind": "emptyDir", "size": "1Gi"},
     "rollout": {"startMinutes": 15},
+    "env": [{"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}],  # the model is random at any length
 }  # fmt: skip
 
 
@@ -128,21 +171,32 @@ class Release:
         self.namespace, self.name = namespace, name
 
     def helm(self, verb, *words, given=None, check=True):
-        done = helm(
+        return helm(
             verb, *([self.name] if verb != "list" else []), *words, f"-n={self.namespace.name}",
             *(["-f-"] if given is not None else []), input=yaml.safe_dump(given) if given is not None else None,
             check=check, timeout=1500,
         )  # fmt: skip
-        return done
 
     def upgrade(self, *words, check=True, **changed):
         return self.helm("upgrade", CHART, "--install", *words, given=values(**changed), check=check)
 
-    def wait(self, seconds=600):
-        """Until every replica of the newest configuration is ready."""
-        self.namespace.kubectl(
-            "rollout", "status", f"deployment/{self.name}", f"--timeout={seconds}s", timeout=seconds + 10
-        )
+    def wait(self, seconds=400):
+        """Until every replica of the newest configuration is ready, and no other is left."""
+
+        def rolled_out():
+            for pod in self.pods():
+                for container in pod["status"].get("containerStatuses", ()):
+                    ended = container["lastState"].get("terminated")
+                    assert not ended, f"{pod['metadata']['name']}: {ended.get('message')}"
+            deployment = self.namespace.get(f"deployment/{self.name}")
+            status, replicas = deployment["status"], deployment["spec"]["replicas"]
+            return (
+                status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+                and status.get("updatedReplicas", 0) == status.get("availableReplicas", 0) == replicas
+                and status.get("replicas", 0) == replicas
+            )
+
+        until(rolled_out, seconds)
 
     def pods(self):
         """Those of the server that are not on their way out."""
@@ -160,7 +214,9 @@ class Release:
     def endpoints(self):
         """Names of the pods that the Service sends requests to."""
         slices = self.namespace.get("endpointslices", "-l", f"kubernetes.io/service-name={self.name}")["items"]
-        return {one["targetRef"]["name"] for part in slices for one in part["endpoints"] or [] if one["conditions"]["ready"]}
+        return {
+            one["targetRef"]["name"] for part in slices for one in part["endpoints"] or [] if one["conditions"]["ready"]
+        }
 
 
 @contextlib.contextmanager

@@ -5,4 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "chart")]  # so that tests can import what stands here
+sys.path += [
+    str(Path(__file__).parent),
+    str(Path(__file__).parents[1] / "chart"),
+]  # so that tests can import what stands here

@@ -15,7 +15,7 @@ import aiohttp
 
 url, key, streams, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 became = {"streams": 0, "cut": [], "requests": 0, "failed": [], "shortest_s": 1e9, "begun": 0}
-ended = asyncio.Event()
+all_begun, ended = asyncio.Event(), asyncio.Event()
 LONG = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
 SHORT = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
 
@@ -30,6 +30,8 @@ async def stream(session):
                 return
             async for line in answer.content:
                 became["begun"] += pieces == 0 and line.startswith(b"data: ")
+                if became["begun"] == streams:
+                    all_begun.set()
                 pieces += line.startswith(b"data: ")
                 done = done or line.strip() == b"data: [DONE]"
     except (aiohttp.ClientError, OSError) as error:
@@ -64,12 +66,13 @@ async def main():
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     forever = aiohttp.ClientTimeout(total=None)
     bearer = {"Authorization": f"Bearer {key}"}
-    new = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=forever, headers=bearer)
+    new = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=forever, headers=bearer
+    )
     kept = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1), timeout=forever, headers=bearer)
     async with new, kept:
         running = [asyncio.create_task(keep_streaming(new)) for _ in range(streams)]
-        while became["begun"] < streams:
-            await asyncio.sleep(0.1)
+        await all_begun.wait()
         print("all streams run", flush=True)
         stdin = asyncio.create_task(reader.read())
         for session, how in itertools.cycle([(new, "new connection"), (kept, "kept connection")]):

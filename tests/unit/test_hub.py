@@ -102,6 +102,7 @@ def transport() -> Exception:
         (lambda: refused(errors.RepositoryNotFoundError, 404), r"no such model on the hub.*spelling"),
         (lambda: refused(errors.RevisionNotFoundError, 404), r"has no revision 'v9'"),
         (lambda: refused(errors.HfHubHTTPError, 503), r"the hub refused \(HTTP 503\)"),
+        (lambda: refused(errors.HfHubHTTPError, 401), r"does not know the token \(HTTP 401\); set HF_TOKEN to one"),
         (lambda: errors.OfflineModeIsEnabled("off"), r"HF_HUB_OFFLINE is set"),
         (lambda: errors.LocalEntryNotFoundError("gone"), r"at revision 'v9' and the hub cannot be reached"),
         (lambda: errors.EntryNotFoundError("gone"), r"has no config\.json"),

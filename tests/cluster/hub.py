@@ -1,0 +1,84 @@
+"""A hub of models at the HTTP boundary of huggingface_hub: ``hub.py FOLDER``, in a pod, on port 8080.
+
+some/model has the files of FOLDER, some/gated is gated, some/other is not there; any token but "right" is refused. There is
+one large file more, which is sent slowly, so that whoever fetches it can be ended in the middle: the hub's client writes
+pieces of 10 MB. What was asked for, with its range, is printed.
+"""
+
+import hashlib
+import http.server
+import json
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+
+FOLDER = Path(sys.argv[1])
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SLOW, PIECES = "large.data", 60  # half a second apart
+FILES = {file.name: file.read_bytes() for file in sorted(FOLDER.iterdir())} | {SLOW: bytes(60_000_000)}
+
+
+REFUSED = {
+    "some/gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}),
+    "some/other": (404, {"X-Error-Code": "RepoNotFound"}),
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path).path
+        print(self.command, path, self.headers.get("Range", ""), flush=True)
+        name = path.rpartition("/")[2]
+        refused = [answer for model, answer in REFUSED.items() if model in path]
+        if self.headers.get("Authorization", "Bearer right") != "Bearer right":
+            self.answer(401, b'{"error": "Invalid credentials in Authorization header"}')
+        elif refused:
+            status, headers = refused[0]
+            self.answer(status, b"{}", headers)
+        elif "/tree/" in path:
+            self.say(
+                [
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
+                    for name, file in files.items()
+                ]
+            )
+        elif path.startswith("/api/models/"):
+            self.say({"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
+        elif name in FILES:
+            self.file(name, FILES[name])
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def say(self, document):
+        self.answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def file(self, name, data):
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        self.answer(206 if begin else 200, data[begin:], headers, slowly=name == SLOW)
+
+    def answer(self, status, body=b"", headers=(), *, slowly=False):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **dict(headers)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        piece = len(body) // (PIECES if slowly else 1) + 1
+        for begin in range(0, len(body), piece):
+            self.wfile.write(body[begin : begin + piece])
+            time.sleep(0.5 if slowly else 0)
+
+    def log_message(self, *_):
+        pass
+
+
+http.server.ThreadingHTTPServer(("", 8080), Hub).serve_forever()

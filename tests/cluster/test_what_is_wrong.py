@@ -1,0 +1,137 @@
+"""What a person sees of a mistake: one useful sentence in `kubectl describe`, and nothing half-done."""
+
+from __future__ import annotations
+
+import pytest
+from cluster import REPOSITORY, Namespace, Release, apply, until
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    """With a hub in it, which is simulated: none is reached from a test."""
+    one = Namespace("vllm-launch-wrong")
+    try:
+        one.generate_model()
+        one.run_hub()
+        yield one
+    finally:
+        one.delete()
+
+
+HUB = {"env": [{"name": "HF_ENDPOINT", "value": "http://hub:8080"}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]}
+SMALL = {
+    "volumes": [{"name": "small", "emptyDir": {"medium": "Memory", "sizeLimit": "512Ki"}}],
+    "volumeMounts": [{"name": "small", "mountPath": "/small"}],
+}
+WRONG = {
+    "missing-model": ({"config": {"model": "/models/nothing"}}, "model /models/nothing: "),
+    "too-long": (
+        {"config": {"model": "/models/tiny-chat", "max-model-len": 99999}, "env": []},
+        "the model itself is made for 2048 tokens and vLLM refuses more; lower it",
+    ),
+    "gated-simulated": ({"config": {"model": "some/gated"}} | HUB, "model some/gated: is gated; accept its licence at"),
+    "no-such-model-simulated": ({"config": {"model": "some/other"}} | HUB, "there is no such model on the hub"),
+    "wrong-token-simulated": (
+        {"config": {"model": "some/model"}, "hfToken": {"token": "hf_wrong"}} | HUB,
+        "model some/model: the hub does not know the token (HTTP 401); set HF_TOKEN to one that is valid",
+    ),
+    "full-volume": (
+        {"config": {"launch": {"cache_dir": "/small/cache"}}} | SMALL,
+        "/small/cache/compiled",
+    ),
+    "no-key-in-the-secret": ({"apiKeys": {"existingSecret": "empty"}}, "the file holds no key; write one key a line"),
+    "no-secret": ({"apiKeys": {"existingSecret": "nowhere"}}, 'secret "nowhere" not found'),
+    "image-that-may-not-be-pulled": ({"image": {"repository": f"{REPOSITORY}-private"}}, "Failed to pull image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_describe_says_what_is_wrong(namespace, mistake):
+    changed, said = WRONG[mistake]
+    if mistake == "no-key-in-the-secret":
+        apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "empty", "namespace": namespace.name},
+                "stringData": {"keys": "\n"},
+            }
+        )
+    release = Release(namespace, "wrong")
+    release.upgrade(**changed)
+    try:
+        described = until(lambda: found(namespace, said), 90)
+    finally:
+        release.helm("uninstall", "--wait", "--timeout=3m")
+    (line,) = {line.strip() for line in described.splitlines() if said in line and "Message:" in line} or {""}
+    if line:  # the launcher's own, and nothing but it
+        assert "Traceback" not in described
+        assert "hf_wrong" not in described
+        assert line.removeprefix("Message:").strip().startswith("vllm-launch: ")
+
+
+def found(namespace, said):
+    described = namespace.kubectl("describe", "pods", "-l", "app.kubernetes.io/component=server")
+    return described if said in described else None
+
+
+def test_helm_test_says_that_nothing_serves(namespace):
+    release = Release(namespace, "wrong")
+    release.upgrade(config={"model": "/models/nothing"})
+    try:
+        assert release.helm("test", "--timeout=2m", check=False).returncode != 0
+        (line,) = namespace.kubectl("logs", "wrong-smoke").splitlines()
+    finally:
+        release.helm("uninstall", "--wait", "--timeout=3m")
+    assert "wrong:8000" in line
+    assert "Traceback" not in line
+
+
+def test_a_download_that_is_ended_goes_on_where_it_was_simulated(namespace):
+    """The Job's pod is killed in the middle of the largest file; serving waits for it all the while."""
+    namespace.claim("cache")
+    release = Release(namespace, "fetched")
+    cache = {"kind": "claim", "existingClaim": "cache"}
+    release.upgrade(
+        config={"model": "some/model"},
+        cache=cache,
+        download={"enabled": True},
+        **HUB | {"env": HUB["env"] + LONG_ENOUGH},
+    )
+    try:
+        until(lambda: ranges(namespace, "model.safetensors"), 60)
+        until(lambda: partial(namespace), 60)
+        pod = namespace.kubectl("get", "pods", "-l", "app.kubernetes.io/component=download", "-o", "name").strip()
+        namespace.kubectl("delete", pod, "--grace-period=0", "--force")
+        until(lambda: any(begin > 0 for begin in ranges(namespace, "model.safetensors")), 90)
+        waiting = namespace.kubectl("logs", "deployment/fetched", "-c", "wait-for-download")
+        assert set(waiting.splitlines()) == {"some/model: waiting until it is downloaded"}
+        release.wait()
+        assert release.helm("test", "--timeout=2m").returncode == 0
+    finally:
+        release.helm("uninstall", "--wait", "--timeout=3m")
+
+
+LONG_ENOUGH = [{"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}]
+
+
+def asked(namespace, name):
+    lines = namespace.kubectl("logs", "hub").splitlines()
+    return [line.split() for line in lines if line.startswith("GET ") and f"/{name}" in line]
+
+
+def ranges(namespace, name):
+    """Where each GET of the file began."""
+    return [
+        int(words[2].removeprefix("bytes=").partition("-")[0]) if words[2:] else 0 for words in asked(namespace, name)
+    ]
+
+
+def partial(namespace):
+    """Whether a part of a file is on the disk, so that there is something to go on with."""
+    pod = namespace.kubectl("get", "pods", "-l", "app.kubernetes.io/component=download", "-o", "name").strip()
+    return namespace.kubectl(
+        "exec", pod, "--", "find", "/cache", "-name", "*.incomplete", "-size", "+100k", check=False
+    )
