@@ -36,7 +36,7 @@ usage: vllm-launch COMMAND ...
   check CONFIG [MODEL] [flags]
         whether a config file is right, without starting anything
   download MODEL [--wait] [the same flags]
-        fetch the model from the hub into the cache that serve uses, going on where an earlier try was ended;
+        fetch the model from the hub into the cache that serve uses, but for files that an earlier try has whole;
         --wait: let another process do it, and end when it has
 
 MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml, and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn
@@ -58,15 +59,23 @@ NOT_SERVED = ("original/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
 """The same weights in other forms, which vLLM passes over (model_executor/model_loader/default_loader.py)."""
 
 
-def download(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Everything that vLLM reads of ``name``, into the hub's cache; goes on where an earlier try was ended.
+LEFT_BEHIND_S = 900.0
+"""A part of a file in which nothing was written for so long belongs to nobody any more."""
 
-    Returns the snapshot's folder, and leaves word of it for ``downloaded``.
+
+def download(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Everything that vLLM reads of ``name``, into the hub's cache, but for files that an earlier try has whole.
+
+    Returns the snapshot's folder, and leaves word of it for ``downloaded``. Parts of files that a killed try left are
+    removed, since the hub's client makes new ones (huggingface_hub/file_download.py:_download_to_tmp_and_move).
 
     Raises:
         UsageError: the hub or the disk does not let us.
     """
     try:
+        for part in Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").glob("blobs/*.incomplete"):
+            if time.time() - part.stat().st_mtime > LEFT_BEHIND_S:
+                part.unlink(missing_ok=True)
         files = HfApi(token=token).list_repo_files(name, revision=revision)
         pickled = ("*.bin", "*.pt") if any(file.endswith(".safetensors") for file in files) else ()
         ignored = [*NOT_SERVED, *pickled]

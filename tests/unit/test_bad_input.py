@@ -104,13 +104,13 @@ def quantized(method: str, remedy: str, **keys: Any) -> Row:
 
 
 COMMANDS = [
-    Row("command that does not exist", "frobnicate", "'frobnicate'", "serve, plan, gpus or check"),
+    Row("command that does not exist", "frobnicate", "'frobnicate'", "serve, plan, gpus, check or download"),
     Row("command misspelt", "sevre m", "'sevre'", "did you mean serve?"),
     Row("command in capitals", "Plan m", "'Plan'", "did you mean plan?"),
     Row("model without a command", "Qwen/Qwen3-8B", "'Qwen/Qwen3-8B'", "vllm-launch serve Qwen/Qwen3-8B"),
     Row("folder without a command", "m --port 8000", "'m'", "vllm-launch serve m"),
-    Row("flag before the command", "--port 8000 serve m", "--port", "serve, plan, gpus or check"),
-    Row("command of vLLM's that we lack", "bench m", "'bench'", "serve, plan, gpus or check"),
+    Row("flag before the command", "--port 8000 serve m", "--port", "serve, plan, gpus, check or download"),
+    Row("command of vLLM's that we lack", "bench m", "'bench'", "serve, plan, gpus, check or download"),
     Row("plan without a model", "plan", "no model", "give a folder or a name on the hub"),
     Row("plan of an empty name", "plan ''", "model", "give a folder or a name on the hub"),
     Row("plan of two models", "plan m other", "'other'", "quote"),
