@@ -13,6 +13,7 @@ TORCH_CPU_INDEX ?=
 KERNELS_FOR ?=
 KEYS ?=
 MONITORING ?=
+IMAGE_REPOSITORY ?= 127.0.0.1:5000/vllm-launch
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 include docker/bases.env
 bin := $(VENV)/bin
@@ -138,6 +139,15 @@ test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves f
 test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the image that `make test-image` builds
 	@$(bin)/pytest tests/compose -v --timeout 900
 
+.PHONY: test-chart
+test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
+	@$(bin)/pytest tests/chart -q
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev  ## The chart on the cluster of KUBECONFIG: rolled, drained, broken under load (pushes vllm-launch:test-cpu)
+	@docker tag vllm-launch:test-cpu $(IMAGE_REPOSITORY):test-cpu && docker push -q $(IMAGE_REPOSITORY):test-cpu >/dev/null
+	@IMAGE_REPOSITORY=$(IMAGE_REPOSITORY) $(bin)/pytest tests/cluster -v -rP -m "not long"
+
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
 	@$(bin)/python benchmarks/mutants.py
@@ -155,7 +165,12 @@ bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
 .PHONY: generate
 generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
 	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py && \
+	$(bin)/python scripts/generate-chart.py && \
 	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg
+
+.PHONY: schemas
+schemas: $(VENV)/.dev  ## Take the schemas that Kubernetes and others publish again (needs Go and a network)
+	@$(bin)/python scripts/generate-kubernetes-schemas.py
 
 .PHONY: help
 help:
