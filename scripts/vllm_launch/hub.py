@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
+import tempfile
 from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn
@@ -73,9 +73,7 @@ def download(name: str, *, revision: str | None = None, token: str | None = None
         UsageError: the hub or the disk does not let us.
     """
     try:
-        for part in Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").glob("blobs/*.incomplete"):
-            if time.time() - part.stat().st_mtime > LEFT_BEHIND_S:
-                part.unlink(missing_ok=True)
+        _clear(Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs"))
         files = HfApi(token=token).list_repo_files(name, revision=revision)
         pickled = ("*.bin", "*.pt") if any(file.endswith(".safetensors") for file in files) else ()
         ignored = [*NOT_SERVED, *pickled]
@@ -86,6 +84,16 @@ def download(name: str, *, revision: str | None = None, token: str | None = None
     word.parent.mkdir(parents=True, exist_ok=True)
     word.write_text(f"{folder}\n")
     return Path(folder)
+
+
+def _clear(blobs: Path) -> None:
+    parts = list(blobs.glob("*.incomplete"))
+    if parts:
+        with tempfile.TemporaryFile(dir=blobs) as probe:  # the disk's own time, which may be another machine's
+            now = os.fstat(probe.fileno()).st_mtime
+        for part in parts:
+            if now - part.stat().st_mtime > LEFT_BEHIND_S:
+                part.unlink(missing_ok=True)
 
 
 def downloaded(name: str, revision: str | None = None) -> bool:
