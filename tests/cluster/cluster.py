@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 REPOSITORY = os.environ.get("IMAGE_REPOSITORY", "127.0.0.1:5000/vllm-launch")
 TAG = os.environ.get("IMAGE_TAG", "test-cpu")
 RELEASE = "llama3"
+SERVER = "app.kubernetes.io/component=server"
 
 
 def kubectl(*words, text=None, check=True, timeout=300):
@@ -181,7 +182,7 @@ class Release:
         return self.helm("upgrade", CHART, "--install", *words, given=values(**changed), check=check)
 
     def wait(self, seconds=400):
-        """Until every replica of the newest configuration is ready, and no other is left."""
+        """Until every replica of the newest configuration is ready, and no other pod is left, not even one that ends."""
 
         def rolled_out():
             for pod in self.pods():
@@ -193,14 +194,14 @@ class Release:
             return (
                 status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
                 and status.get("updatedReplicas", 0) == status.get("availableReplicas", 0) == replicas
-                and status.get("replicas", 0) == replicas
+                and len(self.namespace.get("pods", "-l", SERVER)["items"]) == replicas
             )
 
         until(rolled_out, seconds)
 
     def pods(self):
         """Those of the server that are not on their way out."""
-        items = self.namespace.get("pods", "-l", "app.kubernetes.io/component=server")["items"]
+        items = self.namespace.get("pods", "-l", SERVER)["items"]
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 
     def url(self):
@@ -231,6 +232,6 @@ def traffic(url, streams, tokens, key="none"):
         assert process.stdout.readline() == "all streams run\n"
         yield became
     finally:
-        said, _ = process.communicate("", timeout=900)  # no new ones; those that run may end
+        said, _ = process.communicate("", timeout=300)
         became |= json.loads(said)
         print(f"traffic: {became}")

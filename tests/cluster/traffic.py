@@ -1,8 +1,8 @@
 """Clients of a Service until stdin ends: ``traffic.py URL KEY STREAMS TOKENS``.
 
 STREAMS long streams at a time, each with a connection of its own, asked for again when it has ended; and twice a second
-a short request, in turn on a new connection and on one that is kept. When stdin ends no new ones begin, and those under
-way may end. Prints one line when all streams have begun, and what became of all as JSON in the last.
+a short request, in turn on a new connection and on one that is kept. Ends with stdin, and with it the streams that are
+under way then: whatever could cut them should have come by. Prints one line when all streams have begun, and what became of all as JSON in the last.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import aiohttp
 
 url, key, streams, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 became = {"streams": 0, "cut": [], "requests": 0, "failed": [], "shortest_s": 1e9, "begun": 0}
-all_begun, ended = asyncio.Event(), asyncio.Event()
+all_begun = asyncio.Event()
 LONG = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
 SHORT = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
 
@@ -45,7 +45,7 @@ async def stream(session):
 
 
 async def keep_streaming(session):
-    while not ended.is_set():
+    while True:
         await stream(session)
 
 
@@ -71,7 +71,8 @@ async def main():
     )
     kept = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1), timeout=forever, headers=bearer)
     async with new, kept:
-        running = [asyncio.create_task(keep_streaming(new)) for _ in range(streams)]
+        long = [asyncio.create_task(keep_streaming(new)) for _ in range(streams)]
+        running = []
         await all_begun.wait()
         print("all streams run", flush=True)
         stdin = asyncio.create_task(reader.read())
@@ -80,7 +81,8 @@ async def main():
                 break
             running.append(asyncio.create_task(short(session, how)))
             await asyncio.sleep(0.5)
-        ended.set()
+        for task in long:
+            task.cancel()
         await asyncio.gather(*running)
     became["failed"], became["failures"] = became["failed"][:5], len(became["failed"])
     became["cut"], became["cuts"] = became["cut"][:5], len(became["cut"])
