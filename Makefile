@@ -148,13 +148,18 @@ test-cluster: $(VENV)/.dev  ## The chart on the cluster of KUBECONFIG: rolled, d
 	@docker tag vllm-launch:test-cpu $(IMAGE_REPOSITORY):test-cpu && docker push -q $(IMAGE_REPOSITORY):test-cpu >/dev/null
 	@IMAGE_REPOSITORY=$(IMAGE_REPOSITORY) $(bin)/pytest tests/cluster -v -rP -m "not long"
 
+.PHONY: test-fleet
+test-fleet: $(VENV)/.dev  ## KEDA scales a release, and 2,000 replicas roll on 1,000 simulated nodes, on the cluster of KUBECONFIG
+	@IMAGE_REPOSITORY=$(IMAGE_REPOSITORY) $(bin)/pytest tests/cluster -v -rP -m long
+	@FLEET=1000 $(bin)/pytest tests/cluster/test_scheduling.py -v -rP
+
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
 	@$(bin)/python benchmarks/mutants.py
 
 .PHONY: soak
 soak: export SATURATED_MINUTES = 15
-soak: mutants bench test-faults  ## What takes longer than CI may, its faults too: run by hand before a release
+soak: mutants bench test-faults test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ class Namespace:
     """One that enforces ``restricted``, with the tiny model in the claim ``models``."""
 
     def __init__(self, name):
-        self.name = name
+        self.name = name = f"{name}-{secrets.token_hex(2)}"
         self.volumes = []
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
         # On two cores: on Linux 6.18 a busy engine, whose processes yield in a circle while they wait for each other,
@@ -187,8 +188,10 @@ class Release:
         def rolled_out():
             for pod in self.pods():
                 for container in pod["status"].get("containerStatuses", ()):
-                    ended = container["lastState"].get("terminated")
-                    assert not ended, f"{pod['metadata']['name']}: {ended.get('message')}"
+                    again = container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff"
+                    assert not again, (
+                        f"{pod['metadata']['name']}: {container['lastState']['terminated'].get('message')}"
+                    )
             deployment = self.namespace.get(f"deployment/{self.name}")
             status, replicas = deployment["status"], deployment["spec"]["replicas"]
             return (

@@ -19,11 +19,11 @@ import pytest
 from cluster import Namespace, Release, kubectl, traffic, until
 
 pytestmark = pytest.mark.timeout(1500)
-LONG, SHORT = 2600, 400
+LONG, SHORT = 3400, 400
 """Tokens of a stream: above a minute with a hundred of them at a time on two cores, and some seconds."""
 KEY = "key-of-a-client"
 WRONG, WHY = {"model": "/models/missing"}, "model /models/missing: "
-STOP_ENGINE = "for p in /proc/[0-9]*; do grep -aq VLLM::EngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
+STOP_ENGINE = "for p in /proc/[0-9]*; do grep -aq VLLM::[E]ngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ def test_a_pod_that_is_deleted_finishes_its_streams(release, namespace):
     nothing_lost(became, 20)
 
 
+@pytest.mark.long
 def test_a_node_that_is_drained_keeps_a_replica_until_the_other_is_back(release):
     node = release.pods()[0]["spec"]["nodeName"]
     names = {pod["metadata"]["name"] for pod in release.pods()}
@@ -133,6 +134,7 @@ def test_a_node_that_is_drained_keeps_a_replica_until_the_other_is_back(release)
             assert draining.poll() is None or draining.returncode == 0
         finally:
             draining.kill()
+            draining.communicate()
             kubectl("uncordon", node)
         release.wait()
     nothing_lost(became, 20)
@@ -153,6 +155,7 @@ def test_a_configuration_that_cannot_start_is_rolled_back_in_time_and_says_why(r
     assert names & {pod["metadata"]["name"] for pod in release.pods()}
 
 
+@pytest.mark.long
 def test_an_old_pod_that_dies_during_a_failing_upgrade_comes_back_as_it_was(release, upgrade):
     """Its container finds its own configuration, although the release has another by now."""
     names = {pod["metadata"]["name"] for pod in release.pods()}
@@ -165,6 +168,7 @@ def test_an_old_pod_that_dies_during_a_failing_upgrade_comes_back_as_it_was(rele
     release.wait()
 
 
+@pytest.mark.long
 def test_an_engine_that_hangs_is_out_of_the_endpoints_and_comes_back(release, upgrade):
     upgrade(config={"launch": {"drain_seconds": 60, "stall_seconds": 20}})
     release.wait()
@@ -172,7 +176,7 @@ def test_an_engine_that_hangs_is_out_of_the_endpoints_and_comes_back(release, up
     name = pod["metadata"]["name"]
     # The title is that of the process: kubectl's shell is in the same PID namespace.
     release.inside(
-        name, "for p in /proc/[0-9]*; do grep -aq VLLM::EngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
+        name, "for p in /proc/[0-9]*; do grep -aq VLLM::[E]ngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
     )
     began = time.monotonic()
     until(lambda: name not in release.endpoints(), 60)
@@ -194,6 +198,7 @@ def restarts(release, name):
     )
 
 
+@pytest.mark.long
 def test_a_pod_that_kubelet_evicts_is_replaced(release, namespace):
     """For what it wrote: more than its cache may hold."""
     (pod, other) = release.pods()
@@ -206,6 +211,7 @@ def test_a_pod_that_kubelet_evicts_is_replaced(release, namespace):
     release.wait()
 
 
+@pytest.mark.long
 def test_without_an_api_server_it_serves_on(release):
     """The process is stopped for a minute, on the machine that runs it."""
     found = subprocess.run(
@@ -225,6 +231,7 @@ def test_without_an_api_server_it_serves_on(release):
     assert len(release.endpoints()) == 2
 
 
+@pytest.mark.long
 def test_replicas_that_go_finish_their_streams(release, upgrade):
     upgrade(replicas=3)
     release.wait()
