@@ -150,7 +150,7 @@ VALUES = {
     },
     "gpus": {"count": 0},
     "resources": {"cpu": "100m", "memory": "3Gi"},
-    "image": {"repository": REPOSITORY, "tag": TAG},
+    "image": {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "Always"},
     "models": {"claim": "models"},
     "cache": {"kind": "emptyDir", "size": "1Gi"},
     "rollout": {"startMinutes": 15},
