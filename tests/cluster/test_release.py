@@ -19,7 +19,7 @@ import pytest
 from cluster import Namespace, Release, kubectl, traffic, until
 
 pytestmark = pytest.mark.timeout(1500)
-LONG, SHORT = 3400, 400
+LONG, SHORT = 2400, 400
 """Tokens of a stream: above a minute with a hundred of them at a time on two cores, and some seconds."""
 KEY = "key-of-a-client"
 WRONG, WHY = {"model": "/models/missing"}, "model /models/missing: "
