@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from cluster import Namespace, Release, apply, kubectl, until
+from cluster import HERE, Namespace, Release, apply, kubectl, until
 
 pytestmark = pytest.mark.timeout(3000)
 FLEET = int(os.environ.get("FLEET", "50"))
@@ -22,8 +22,8 @@ def kwok():
     if shutil.which("kwok") is None:
         pytest.fail("kwok is not here: go install sigs.k8s.io/kwok/cmd/kwok@v0.8.0", pytrace=False)
     process = subprocess.Popen(
-        ["kwok", f"--kubeconfig={os.environ['KUBECONFIG']}", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-         "--node-ip=198.18.0.1", "--server-address=127.0.0.1:0"],
+        ["kwok", f"--kubeconfig={os.environ['KUBECONFIG']}", f"--config={HERE / 'stages.yaml'}", "--node-lease-duration-seconds=40",
+         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     yield process
@@ -77,6 +77,7 @@ def test_a_pod_of_four_gpus_lands_where_four_are_simulated(nodes, release):
     assert sorted(map(str, scheduled(release).values())) == ["None", "four-gpus"]
     waiting = next(pod for pod, node in scheduled(release).items() if node is None)
     assert f"Insufficient {GPUS}" in release.namespace.kubectl("describe", "pod", waiting)
+    release.helm("uninstall", "--wait", "--timeout=2m")
     release.upgrade(gpus={"count": 2}, replicas=3, **HUB)
     until(lambda: sorted(map(str, scheduled(release).values())) == ["four-gpus", "four-gpus", "two-gpus"], 120)
     for pod in release.pods():
@@ -107,7 +108,7 @@ def test_a_fleet_rolls_within_its_budget_simulated(nodes, release):
 
     def rolled():
         now = status(release)
-        seen.append((now.get("availableReplicas", 0), now.get("replicas", 0)))
+        seen.extend([(now.get("availableReplicas", 0), now["replicas"])] if now else [])
         return now.get("updatedReplicas") == now.get("availableReplicas") == replicas == now.get("replicas")
 
     until(rolled, 2400, every=0.5)
@@ -123,7 +124,10 @@ def test_a_fleet_rolls_within_its_budget_simulated(nodes, release):
 
 
 def status(release):
-    return release.namespace.get(f"deployment/{release.name}")["status"]
+    """Of the Deployment; none while the controller has not seen its newest generation."""
+    deployment = release.namespace.get(f"deployment/{release.name}")
+    seen = deployment["status"].get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    return deployment["status"] if seen else {}
 
 
 def evict(release, pod):
