@@ -85,6 +85,9 @@ def run(url: str, api_key: str | None, model: str | None, write: Callable[[str],
         try:
             names = [one.id for one in client.models.list()]
             model = model or next(iter(names))
+        except openai.APIConnectionError as error:
+            write(f"FAIL  models: {url} cannot be reached ({_line(error.__cause__ or error)})")
+            return 1
         except (openai.OpenAIError, StopIteration) as error:
             write(f"FAIL  models: {_line(error)}")
             return 1

@@ -82,6 +82,7 @@ BY_RULE = [
     ("config: {api-key: [a]}", "config.api-key: a secret does not belong into a ConfigMap; write apiKeys.keys"),
     ("config: {hf_token: a}", "config.hf_token: a secret does not belong into a ConfigMap"),
     ("config: {launch: {api_key_file: /a}}", "config.launch.api_key_file: the chart mounts the keys itself"),
+    ("config: {launch: {cache-dir: /a}}", "config.launch.cache-dir: the chart mounts the cache itself, at /cache; say"),
     (
         "config: {model: /models/a}",
         "config.model: /models/a lies below /models, where nothing is mounted; name a claim",
