@@ -127,7 +127,7 @@ def _checks(client: openai.OpenAI, model: str) -> list[tuple[str, Check]]:
     ]
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

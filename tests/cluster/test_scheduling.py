@@ -93,6 +93,7 @@ def test_without_a_gpu_node_the_notes_say_so_simulated(release):
     assert f"No node has 1 {GPUS}" in said
 
 
+@pytest.mark.long
 def test_a_fleet_rolls_within_its_budget_simulated(nodes, release):
     """Never fewer that serve, nor more pods, than said; and no more evictions at a time."""
     replicas, share = 2 * FLEET, 0.1
