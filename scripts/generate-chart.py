@@ -57,9 +57,8 @@ def rows(text: str) -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 def schema() -> Schema:
     """The whole of values.schema.json."""
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    limits = yaml.safe_load((CHART / "schema.yaml").read_text())
     text = (CHART / "values.yaml").read_text()
+    values, limits = yaml.safe_load(text), yaml.safe_load((CHART / "schema.yaml").read_text())
     comments = {".".join(path): comment for _, path, comment in rows(text)}
     unknown = sorted(set(limits) - set(comments))
     if unknown:
@@ -68,7 +67,7 @@ def schema() -> Schema:
     # Helm adds global where the chart is a part of another.
     built["properties"] |= {"config": _config(), "global": {"type": "object"}}
     definitions: Schema = {}
-    _publish(built, definitions)
+    _publish(built, json.loads(PUBLISHED.read_text())["definitions"], definitions)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Values of vllm-launch"}
     return head | _named(built) | {"$defs": dict(sorted(definitions.items()))}
 
@@ -122,23 +121,22 @@ def _launch_kinds() -> list[Schema]:
     return [{k: v for k, v in described[field].items() if k != "default"} for field in Launch.__struct_fields__]
 
 
-def _publish(node: object, definitions: Schema) -> None:
-    """Put Kubernetes' published types where ``of`` names them, and what those need into ``definitions``."""
+def _publish(node: object, published: Schema, definitions: Schema) -> None:
+    """Put Kubernetes' ``published`` types where ``of`` names them, and what those need into ``definitions``."""
     if isinstance(node, list):
         for item in node:
-            _publish(item, definitions)
+            _publish(item, published, definitions)
     if not isinstance(node, dict):
         return
     if "of" in node and isinstance(node["of"], (str, list)):
         name = node.pop("of")
-        reference = _reference(name[0] if isinstance(name, list) else name, definitions)
+        reference = _reference(name[0] if isinstance(name, list) else name, published, definitions)
         node |= {"items": reference} if isinstance(name, list) else reference
     for value in node.values():
-        _publish(value, definitions)
+        _publish(value, published, definitions)
 
 
-def _reference(name: str, definitions: Schema) -> Schema:
-    published = json.loads(PUBLISHED.read_text())["definitions"]
+def _reference(name: str, published: Schema, definitions: Schema) -> Schema:
     full = next(key for key in published if key.rsplit(".", 1)[-1] == name)
 
     def take(key: str) -> None:

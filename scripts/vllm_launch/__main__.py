@@ -194,7 +194,7 @@ def _download(words: list[str]) -> int:
     wait = "--wait" in words
     _refuse(words, "--hardware", "--format")
     settings = read_settings([word for word in words if word != "--wait"], os.environ)
-    if os.path.isdir(settings.model) or settings.model.startswith(("/", ".")):  # noqa: PTH112
+    if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
             f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
         )

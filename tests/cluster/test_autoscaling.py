@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from cluster import Namespace, Release, kubectl, traffic, until
+from cluster import SERVER, Namespace, Release, kubectl, traffic, until
 from machine import ROOT, free_port
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.long]
@@ -51,11 +51,7 @@ def prometheus(tmp_path, namespace):
 
     def discover():
         while not ended.wait(3):
-            pods = [
-                pod
-                for pod in namespace.get("pods", "-l", "app.kubernetes.io/component=server")["items"]
-                if pod["status"].get("podIP")
-            ]
+            pods = [pod for pod in namespace.get("pods", "-l", SERVER)["items"] if pod["status"].get("podIP")]
             found = [{"targets": [f"{pod['status']['podIP']}:8000"],
                       "labels": {"namespace": namespace.name, "pod": pod["metadata"]["name"]}} for pod in pods]  # fmt: skip
             (tmp_path / "pods.json").write_text(json.dumps(found))

@@ -16,7 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from cluster import Namespace, Release, kubectl, traffic, until
+from cluster import SERVER, Namespace, Release, kubectl, traffic, until
 
 pytestmark = pytest.mark.timeout(1500)
 LONG, SHORT = 2400, 400
@@ -24,6 +24,7 @@ LONG, SHORT = 2400, 400
 KEY = "key-of-a-client"
 WRONG, WHY = {"model": "/models/missing"}, "model /models/missing: "
 STOP_ENGINE = "for p in /proc/[0-9]*; do grep -aq VLLM::[E]ngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
+"""The brackets keep the pattern from finding the shell that runs this."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_a_configuration_that_cannot_start_is_rolled_back_in_time_and_says_why(r
     with traffic(release.url(), 20, SHORT, KEY) as became, ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
         upgrading = pool.submit(upgrade, "--rollback-on-failure", "--timeout=60s", check=False, config=WRONG)
-        until(lambda: WHY in namespace.kubectl("describe", "pods", "-l", "app.kubernetes.io/component=server"), 60)
+        until(lambda: WHY in namespace.kubectl("describe", "pods", "-l", SERVER), 60)
         assert upgrading.result().returncode != 0
         took = time.monotonic() - began
         release.wait()
@@ -174,10 +175,7 @@ def test_an_engine_that_hangs_is_out_of_the_endpoints_and_comes_back(release, up
     release.wait()
     (pod, *_) = release.pods()
     name = pod["metadata"]["name"]
-    # The title is that of the process: kubectl's shell is in the same PID namespace.
-    release.inside(
-        name, "for p in /proc/[0-9]*; do grep -aq VLLM::[E]ngineCore $p/cmdline && kill -STOP ${p#/proc/}; done; true"
-    )
+    release.inside(name, STOP_ENGINE)
     began = time.monotonic()
     until(lambda: name not in release.endpoints(), 60)
     print(f"out of the endpoints after {time.monotonic() - began:.0f} s")

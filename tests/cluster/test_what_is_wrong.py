@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from cluster import REPOSITORY, Namespace, Release, apply, until
+from cluster import REPOSITORY, SERVER, Namespace, Release, apply, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -76,7 +76,7 @@ def test_describe_says_what_is_wrong(namespace, mistake):
 
 
 def found(namespace, said):
-    described = namespace.kubectl("describe", "pods", "-l", "app.kubernetes.io/component=server")
+    described = namespace.kubectl("describe", "pods", "-l", SERVER)
     return described if said in described else None
 
 
