@@ -158,7 +158,9 @@ async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) ->
 
     watch = prober.Prober(target, limits, look, on_change=changed, on_note=say)
     try:
-        listening = await server.serve(server.View(lambda: watch.state, limits, watch.values), host, port)
+        listening = await server.serve(
+            server.View(lambda: watch.state, limits, watch.values, lambda: watch.model), host, port
+        )
     except OSError as error:
         what = f"cannot listen: {os.strerror(error.errno or 0)}"
         raise _Mistake(f"--port {port}: {what}; end what listens there, or give another --port") from None

@@ -1,4 +1,4 @@
-"""GPU faults, as NVML tells of them: Xid errors, ECC, row remapping, lost GPUs, slow clocks. Reads in its own thread.
+"""GPU faults and load, as NVML tells: Xid errors, ECC, row remapping, lost GPUs, slow clocks. Reads in its own thread.
 
 Meanings and remedies of Xids: docs.nvidia.com/deploy/xid-errors. NVML that fails is a warning, never a death: it stops
 answering in containers whose engine works on (NVIDIA/nvidia-container-toolkit#48).
@@ -7,6 +7,7 @@ answering in containers whose engine works on (NVIDIA/nvidia-container-toolkit#4
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -35,6 +36,15 @@ APPLICATION_XIDS: Final = {
 }
 """These end the process that met them; the GPU is well."""
 READ_SECONDS: Final = 5.0
+HANG_SECONDS: Final = 60.0
+"""A look takes milliseconds, and a second while a GPU wakes up; one that takes this long will not end."""
+
+
+_LOAD: Final[dict[str, Callable[[nvml.Load], float | None]]] = {
+    "gpu_utilization": lambda load: load.utilization,
+    "gpu_power_watts": lambda load: load.power,
+    "gpu_temperature_celsius": lambda load: load.temperature,
+}
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -50,11 +60,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the GPUs; by GPU, which is NVML's index as text. ``down``: why NVML does not answer."""
 
     faults: tuple[Fault, ...] = ()
+    names: dict[str, metrics.Labels] = {}  # UUID and product
+    memory: dict[str, nvml.Memory] = {}
+    load: dict[str, nvml.Load] = {}
     ecc: dict[str, int] = {}
     slowdowns: dict[str, tuple[str, ...]] = {}
     xids: dict[metrics.Labels, int] = {}
-    used: int = 0  # bytes of memory, all GPUs together
     down: str | None = None
+
+    @property
+    def used(self) -> int:
+        """Bytes of memory in use, all GPUs together."""
+        return sum(memory.used for memory in self.memory.values())
 
     @property
     def fatal(self) -> tuple[str, ...]:
@@ -66,21 +83,34 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return {
             "nvml_up": {(): float(self.down is None)},
             "gpu_faults": {(one.gpu, one.kind, str(one.fatal).lower()): 1.0 for one in self.faults},
+            "gpu_info": {(gpu, *names): 1.0 for gpu, names in self.names.items()},
+            "gpu_memory_used_bytes": {(gpu,): float(memory.used) for gpu, memory in self.memory.items()},
+            "gpu_memory_total_bytes": {(gpu,): float(memory.total) for gpu, memory in self.memory.items()},
+            **{
+                name: {(gpu,): value for gpu, load in self.load.items() if (value := of(load)) is not None}
+                for name, of in _LOAD.items()
+            },
             "gpu_ecc_uncorrected_errors": {(gpu,): float(count) for gpu, count in self.ecc.items()},
-            "gpu_throttled": {(gpu, why): 1.0 for gpu, reasons in self.slowdowns.items() for why in reasons},
+            "gpu_throttled": {
+                (gpu, why): float(why in reasons)
+                for gpu, reasons in self.slowdowns.items()
+                for why in nvml.SLOWDOWNS.values()
+            },
             "gpu_xid_errors": {labels: float(count) for labels, count in self.xids.items()},
         }
 
 
 class Reader:
-    """Reads the GPUs with these UUIDs, or all that NVML shows; remembers Xids, since NVML tells of each but once.
+    """Reads the GPUs with these UUIDs, or all that NVML shows; counts Xids in ``xids``, as NVML tells of each but once.
 
     MIG slices have no faults of their own: where ``uuids`` are theirs, every GPU that NVML shows is read.
     """
 
-    def __init__(self, nvml: nvml.Nvml, uuids: Sequence[str] = ()) -> None:
+    def __init__(
+        self, nvml: nvml.Nvml, uuids: Sequence[str] = (), xids: Counter[tuple[int, int]] | None = None
+    ) -> None:
         self._nvml, self._uuids = nvml, {uuid for uuid in uuids if not uuid.startswith("MIG-")}
-        self._xids: Counter[tuple[int, int]] = Counter()
+        self._xids: Counter[tuple[int, int]] = Counter() if xids is None else xids
         self._events = nvml.xid_events(self._indices()[0])
 
     def _indices(self) -> tuple[list[int], list[Fault]]:
@@ -100,16 +130,21 @@ class Reader:
         """One look. Raises nvml.NvmlUnavailable."""
         indices, faults = self._indices()
         self._xids.update(self._events.new() if self._events else ())
-        faults += [_xid(index, xid) for index, xid in sorted(self._xids)]
-        ecc, slowdowns, used = {}, {}, 0
+        faults += _faults(self._xids)
+        names: dict[str, metrics.Labels] = {}
+        memory, load, ecc, slowdowns = {}, {}, {}, {}
         for index in indices:
             gpu = str(index)
             try:
                 errors, rows = self._nvml.ecc(index).volatile, self._nvml.remapped_rows(index)
-                slow, used = self._nvml.slowdowns(index), used + (self._nvml.used(index) or 0)
+                slow, space = self._nvml.slowdowns(index), self._nvml.memory(index)
+                names[gpu] = self._nvml.uuid(index), self._nvml.name(index)
+                load[gpu] = self._nvml.load(index)
             except nvml.GpuLost as error:
                 faults.append(_lost(error))
                 continue
+            if space is not None:
+                memory[gpu] = space
             if errors is not None:
                 ecc[gpu] = errors
             if slow is not None:
@@ -120,14 +155,27 @@ class Reader:
             if rows and rows.pending:
                 what = f"GPU {gpu}: a memory row is to be replaced by a spare one: reset the GPU when it is idle"
                 faults.append(Fault(gpu, "row remap pending", what))
-        counts: dict[metrics.Labels, int] = {
-            (str(index), str(xid)): count for (index, xid), count in self._xids.items()
-        }
-        return Report(faults=tuple(faults), ecc=ecc, slowdowns=slowdowns, xids=counts, used=used)
+        return Report(
+            faults=tuple(faults),
+            names=names,
+            memory=memory,
+            load=load,
+            ecc=ecc,
+            slowdowns=slowdowns,
+            xids=_counts(self._xids),
+        )
 
 
 def _lost(error: nvml.GpuLost) -> Fault:
     return Fault(str(error.index), "lost", str(error), fatal=True)
+
+
+def _faults(xids: Counter[tuple[int, int]]) -> list[Fault]:
+    return [_xid(index, xid) for index, xid in sorted(xids)]
+
+
+def _counts(xids: Counter[tuple[int, int]]) -> dict[metrics.Labels, int]:
+    return {(str(index), str(xid)): count for (index, xid), count in xids.items()}
 
 
 def _xid(index: int, xid: int) -> Fault:
@@ -136,13 +184,29 @@ def _xid(index: int, xid: int) -> Fault:
 
 
 class Watch:
-    """Reads again and again in a thread of its own: a driver that hangs blocks whoever asks it, and nobody else."""
+    """Reads again and again in a thread of its own: a driver that hangs blocks whoever asks it, and nobody else.
 
-    def __init__(self, uuids: Sequence[str] = (), seconds: float = READ_SECONDS) -> None:
-        self.report: Report | None = None
-        self._uuids, self._seconds, self._ended = uuids, seconds, threading.Event()
+    Xids are remembered whatever becomes of NVML: a GPU that met a fatal one serves nobody, seen or not.
+    """
+
+    def __init__(
+        self, uuids: Sequence[str] = (), seconds: float = READ_SECONDS, hang_seconds: float = HANG_SECONDS
+    ) -> None:
+        self._report: Report | None = None
+        self._read_at = time.monotonic()
+        self._xids: Counter[tuple[int, int]] = Counter()
+        self._uuids, self._seconds, self._hang_seconds = uuids, seconds, hang_seconds
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="GPU faults", daemon=True)
         self._thread.start()
+
+    @property
+    def report(self) -> Report | None:
+        """The last look; None before the first."""
+        silent = time.monotonic() - self._read_at
+        if silent > self._hang_seconds:
+            return self._blind(f"NVML has not answered for {silent:.0f} s: look for hung processes and Xids in dmesg")
+        return self._report
 
     def close(self) -> None:
         """No more looks; one that hangs is left to hang."""
@@ -152,14 +216,20 @@ class Watch:
         while not self._ended.is_set():
             try:
                 with nvml.open_nvml() as opened:
-                    self._read_on(Reader(opened, self._uuids).read)
+                    self._read_on(Reader(opened, self._uuids, self._xids).read)
             except nvml.NvmlUnavailable as error:
-                self.report = Report(down=error.what)
+                self._keep(self._blind(error.what))
             except Exception as error:  # noqa: BLE001 - a thread that dies would leave its last report standing for ever
-                self.report = Report(down=f"reading it failed: {error!r}")
+                self._keep(self._blind(f"reading it failed: {error!r}"))
             self._ended.wait(self._seconds)
 
     def _read_on(self, read: Callable[[], Report]) -> None:
         while not self._ended.is_set():
-            self.report = read()
+            self._keep(read())
             self._ended.wait(self._seconds)
+
+    def _keep(self, report: Report) -> None:
+        self._report, self._read_at = report, time.monotonic()
+
+    def _blind(self, why: str) -> Report:
+        return Report(faults=tuple(_faults(self._xids)), xids=_counts(self._xids), down=why)

@@ -23,8 +23,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     (ai-dynamo/dynamo#14735). 0: never."""
     start_stall_s: float = 600.0
     """A start in which nothing moves is given up after this. 0: never."""
+    drain_s: float = 0.0
+    """A drain has this long; what runs then is cut. 0: not known, as to a sidecar. No verdict hangs on it."""
     gpu_fault_kills: bool = False
-    """Whether a fatal GPU fault fails liveness too: a restart brings no GPU back, but it may move a pod elsewhere."""
+    """Whether a fatal GPU fault fails liveness too: a restart mends no GPU, but whoever restarts may move elsewhere."""
 
     @property
     def interval_s(self) -> float:

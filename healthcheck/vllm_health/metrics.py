@@ -27,13 +27,53 @@ KV_CACHE_USAGE: Final = "vllm:kv_cache_usage_perc"
 SLEEP_STATE: Final = "vllm:engine_sleep_state"
 SLEEP_LABEL: Final = "sleep_state"
 AWAKE: Final = "awake"
+GENERATION_TOKENS: Final = "vllm:generation_tokens_total"
+PROMPT_TOKENS: Final = "vllm:prompt_tokens_total"
+PROMPT_TOKENS_BY_SOURCE: Final = "vllm:prompt_tokens_by_source_total"
+REQUEST_SUCCESS: Final = "vllm:request_success_total"
+"""By finished_reason. An aborted request is not counted before vLLM's next step (vllm-project/vllm#31503)."""
+PREEMPTIONS: Final = "vllm:num_preemptions_total"
+PREFIX_CACHE_QUERIES: Final = "vllm:prefix_cache_queries_total"
+PREFIX_CACHE_HITS: Final = "vllm:prefix_cache_hits_total"
+WAITING_BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
+ADMISSION_REJECTIONS: Final = "vllm:admission_rejections_total"
+
+# Histograms: the name before _bucket, _sum and _count.
+ITERATION_TOKENS: Final = "vllm:iteration_tokens_total"
+TIME_TO_FIRST_TOKEN: Final = "vllm:time_to_first_token_seconds"
+INTER_TOKEN_LATENCY: Final = "vllm:inter_token_latency_seconds"
+TIME_PER_OUTPUT_TOKEN: Final = "vllm:request_time_per_output_token_seconds"
+"""Of each finished request, the mean of its tokens but the first."""
+E2E_LATENCY: Final = "vllm:e2e_request_latency_seconds"
+QUEUE_TIME: Final = "vllm:request_queue_time_seconds"
+PREFILL_TIME: Final = "vllm:request_prefill_time_seconds"
+DECODE_TIME: Final = "vllm:request_decode_time_seconds"
+REQUEST_PROMPT_TOKENS: Final = "vllm:request_prompt_tokens"
+REQUEST_GENERATION_TOKENS: Final = "vllm:request_generation_tokens"
+HISTOGRAMS: Final = (
+    ITERATION_TOKENS, TIME_TO_FIRST_TOKEN, INTER_TOKEN_LATENCY, TIME_PER_OUTPUT_TOKEN, E2E_LATENCY, QUEUE_TIME,
+    PREFILL_TIME, DECODE_TIME, REQUEST_PROMPT_TOKENS, REQUEST_GENERATION_TOKENS,
+)  # fmt: skip
+BUCKETS: Final = {
+    TIME_TO_FIRST_TOKEN: (
+        0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+        160.0, 640.0, 2560.0,
+    ),
+    TIME_PER_OUTPUT_TOKEN: (
+        0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    ),
+}  # fmt: skip
+"""Upper bounds, seconds: only at one of them is it known how many requests were faster."""
+
+HTTP_REQUESTS: Final = "http_requests_total"
+"""Of the API server, by handler, method and status ("2xx"); it has no model_name, and no health route is in it."""
 
 STEP_SIGNS: Final = (
-    "vllm:generation_tokens_total",
-    "vllm:prompt_tokens_total",
-    "vllm:iteration_tokens_total_count",
-    "vllm:request_success_total",
-    "vllm:num_preemptions_total",
+    GENERATION_TOKENS,
+    PROMPT_TOKENS,
+    f"{ITERATION_TOKENS}_count",
+    REQUEST_SUCCESS,
+    PREEMPTIONS,
     KV_CACHE_USAGE,
     REQUESTS_RUNNING,
 )
@@ -43,7 +83,35 @@ Not among them: REQUESTS_WAITING, which moves as requests arrive at an engine th
 (vllm-project/vllm#45388), and prefix_cache_queries, which a request that is retried for ever keeps ticking."""
 
 WANTED: Final = (*STEP_SIGNS, REQUESTS_WAITING, SLEEP_STATE, CACHE_CONFIG_INFO)
-"""All that we read of vLLM's /metrics."""
+"""All that the prober reads of vLLM's /metrics."""
+
+ALWAYS_SHOWN: Final = (
+    *WANTED, PROMPT_TOKENS_BY_SOURCE, PREFIX_CACHE_QUERIES, PREFIX_CACHE_HITS, WAITING_BY_REASON, ADMISSION_REJECTIONS,
+    *(f"{name}_count" for name in HISTOGRAMS if name != ITERATION_TOKENS),
+)  # fmt: skip
+"""What dashboards and alerts read too; an engine shows all of it from its start on, before any request."""
+
+# ---- other exporters', which dashboards and alerts read
+
+ALERTS: Final = "ALERTS"
+"""Prometheus' own: alertname, alertstate and the alert's labels."""
+KUBE_HPA_DESIRED: Final = "kube_horizontalpodautoscaler_status_desired_replicas"
+KUBE_HPA_MAX: Final = "kube_horizontalpodautoscaler_spec_max_replicas"
+KUBE_HPA_INFO: Final = "kube_horizontalpodautoscaler_info"
+KUBE_RESTARTS: Final = "kube_pod_container_status_restarts_total"
+"""kube-state-metrics' (its docs/metrics/workload): by namespace and horizontalpodautoscaler, the info by the
+Deployment's name too (scaletargetref_name); restarts by namespace, pod and container."""
+DCGM_UTILIZATION: Final = "DCGM_FI_DEV_GPU_UTIL"
+DCGM_MEMORY_USED: Final = "DCGM_FI_DEV_FB_USED"
+DCGM_MEMORY_FREE: Final = "DCGM_FI_DEV_FB_FREE"
+DCGM_POWER: Final = "DCGM_FI_DEV_POWER_USAGE"
+DCGM_TEMPERATURE: Final = "DCGM_FI_DEV_GPU_TEMP"
+DCGM_TENSOR_ACTIVE: Final = "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"
+DCGM_DRAM_ACTIVE: Final = "DCGM_FI_PROF_DRAM_ACTIVE"
+DCGM_NVLINK: Final = "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"
+DCGM_XID: Final = "DCGM_FI_DEV_XID_ERRORS"
+"""dcgm-exporter's (its etc/default-counters.csv): by gpu, UUID, modelName, Hostname, and the pod that uses it. Memory
+in MiB, power in W, temperature in degrees Celsius, activity as shares of 1, utilisation in percent."""
 
 # ---- ours
 
@@ -57,6 +125,8 @@ _GAUGES: Final = {
     "last_progress_seconds": ("Observed time since an engine's last step, or a start's last movement.", (ENGINE,)),
     "kv_cache_tokens": ("Tokens that an engine's KV cache holds, as vLLM reports.", (ENGINE,)),
     "kv_cache_planned_tokens": ("Tokens that an engine's KV cache was planned to hold.", ()),
+    "planned_gpus": ("GPUs that the plan uses.", ()),
+    "limit_seconds": ("How long what may last before it is ended: stall, start_stall, drain.", ("limit",)),
     "start_seconds": ("How long the start took, or has taken so far.", ()),
     "start_phase_seconds": ("How long each phase of the start took, or has taken so far.", ("phase",)),
     "start_remaining_seconds": ("How long the start will still take, by what it took before.", ()),
@@ -66,7 +136,13 @@ _GAUGES: Final = {
     "drain_streams": ("Requests that a drain still waits for.", ()),
     "gpu_faults": ("GPU faults at present, by kind; fatal ones take vLLM out of rotation.", ("gpu", "kind", "fatal")),
     "gpu_ecc_uncorrected_errors": ("Uncorrectable ECC errors since the driver was loaded.", ("gpu",)),
-    "gpu_throttled": ("1 while the GPU is slowed down, by reason.", ("gpu", "reason")),
+    "gpu_throttled": ("Whether the GPU is slowed down, by reason.", ("gpu", "reason")),
+    "gpu_info": ("1 for each GPU that is read.", ("gpu", "uuid", "name")),
+    "gpu_memory_used_bytes": ("Memory in use on the GPU, whoever uses it.", ("gpu",)),
+    "gpu_memory_total_bytes": ("Memory of the GPU.", ("gpu",)),
+    "gpu_utilization": ("Share of time, 0 to 1, in which the GPU ran any kernel: not how well it is used.", ("gpu",)),
+    "gpu_power_watts": ("Power that the GPU draws.", ("gpu",)),
+    "gpu_temperature_celsius": ("Temperature of the GPU's core.", ("gpu",)),
     "nvml_up": ("Whether NVML answers; where there is no GPU it does not.", ()),
 }  # fmt: skip
 _COUNTERS: Final = {
@@ -74,6 +150,11 @@ _COUNTERS: Final = {
     "scrapes": ("Looks at vLLM's /metrics, by result.", ("result",)),
     "gpu_xid_errors": ("Xid errors that the driver has reported since the prober started.", ("gpu", "xid")),
 }
+RESULTS: Final = {
+    "canaries": (*get_args(state.CanaryKind), "unanswered", "not needed"),
+    "scrapes": ("ok", "failed"),
+}
+"""Counted from 0 on, since a rate does not see a counter's first value."""
 PREFIX: Final = "vllm_health_"
 GAUGES: Final = tuple(PREFIX + name for name in _GAUGES)
 COUNTERS: Final = tuple(f"{PREFIX}{name}_total" for name in _COUNTERS)
@@ -85,10 +166,14 @@ Values = Mapping[str, Mapping[Labels, float]]
 
 
 class Exposition(Collector):
-    """Our /metrics, from whatever ``values`` holds when it is asked."""
+    """Our /metrics, from whatever ``values`` holds when it is asked.
+
+    Every sample has ``model_name``, as vLLM's own have: so a rule needs no join to say which model it speaks of.
+    """
 
     def __init__(self) -> None:
         self.values: Values = {}
+        self.model = ""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(namespace="vllm_health", registry=self._registry)
@@ -99,12 +184,12 @@ class Exposition(Collector):
             family: GaugeMetricFamily | CounterMetricFamily
             if name in _COUNTERS:
                 text, labels = _COUNTERS[name]
-                family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+                family = CounterMetricFamily(PREFIX + name, text, labels=(MODEL_NAME, *labels))
             else:
                 text, labels = _GAUGES[name]
-                family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
+                family = GaugeMetricFamily(PREFIX + name, text, labels=(MODEL_NAME, *labels))
             for values, value in sorted(samples.items()):
-                family.add_metric(values, value)
+                family.add_metric((self.model, *values), value)
             yield family
 
     def text(self) -> bytes:

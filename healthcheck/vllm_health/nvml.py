@@ -1,9 +1,9 @@
 """What NVML says of this machine's GPUs, as plain data. The only importer of pynvml.
 
 The launcher reads the whole machine once (``Nvml.snapshot``); the prober reads single facts again and again
-(``Nvml.ecc``, ``Nvml.remapped_rows``, ``Nvml.slowdowns``, ``XidEvents``). A fact that a GPU, driver or container does
-not offer is None, never an error; a GPU that fell off the bus is ``GpuLost``; NVML itself missing or broken is
-``NvmlUnavailable``.
+(``Nvml.ecc``, ``Nvml.remapped_rows``, ``Nvml.slowdowns``, ``Nvml.load``, ``XidEvents``). A fact that a GPU, driver or
+container does not offer is None, never an error; a GPU that fell off the bus is ``GpuLost``; NVML itself missing or
+broken is ``NvmlUnavailable``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
 
 
 # nvml.h, nvmlClocksEventReasons: the reasons that an idle GPU, a power cap or an operator's clocks do not give.
-_SLOWDOWNS = {0x8: "hardware", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
+SLOWDOWNS = {0x8: "hardware", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 _MOST_XIDS = 100
 
 
@@ -145,6 +145,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     lost: tuple[tuple[int, str], ...]  # (NVML index, why) of GPUs that cannot be reached
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU at this moment: a share of time with any kernel at work, watts, degrees Celsius."""
+
+    utilization: float | None
+    power: float | None
+    temperature: float | None
+
+
 class Nvml:
     """An open NVML. Indices are NVML's, in PCI bus order, whatever CUDA_VISIBLE_DEVICES says."""
 
@@ -212,12 +220,27 @@ class Nvml:
         handle = self._handle(index)
         mask = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons", handle)  # drivers before 535: the name below
         mask = self._ask(index, "nvmlDeviceGetCurrentClocksThrottleReasons", handle) if mask is None else mask
-        return None if mask is None else tuple(name for bit, name in _SLOWDOWNS.items() if mask & bit)
+        return None if mask is None else tuple(name for bit, name in SLOWDOWNS.items() if mask & bit)
 
-    def used(self, index: int) -> int | None:
-        """Bytes of memory in use, whoever uses it; None under MIG. Raises GpuLost."""
-        memory = self._memory(index, self._handle(index))
-        return None if memory is None else memory.used
+    def memory(self, index: int) -> Memory | None:
+        """Of a GPU, whoever uses it; None under MIG. Raises GpuLost."""
+        return self._memory(index, self._handle(index))
+
+    def load(self, index: int) -> Load:
+        """How busy, hungry and hot a GPU is. Raises GpuLost."""
+        handle = self._handle(index)
+        rates = self._ask(index, "nvmlDeviceGetUtilizationRates", handle)
+        milliwatts = self._ask(index, "nvmlDeviceGetPowerUsage", handle)
+        degrees = self._ask(index, "nvmlDeviceGetTemperature", handle, self._binding.NVML_TEMPERATURE_GPU)
+        return Load(
+            utilization=None if rates is None else rates.gpu / 100,
+            power=None if milliwatts is None else milliwatts / 1000,
+            temperature=None if degrees is None else float(degrees),
+        )
+
+    def name(self, index: int) -> str:
+        """NVIDIA's name of the product. Raises GpuLost."""
+        return self._ask(index, "nvmlDeviceGetName", self._handle(index)) or "unknown GPU"
 
     def uuid(self, index: int) -> str:
         """The GPU's own name, "GPU-…"; empty where it is not told. Raises GpuLost."""
@@ -246,7 +269,7 @@ class Nvml:
         return Device(
             index=index,
             uuid=self._ask(index, "nvmlDeviceGetUUID", handle) or "",
-            name=self._ask(index, "nvmlDeviceGetName", handle) or "unknown GPU",
+            name=self.name(index),
             pci_bus_id=None if pci is None else _text(pci.busId),
             memory=self._memory(index, handle),
             compute_capability=self._ask(index, "nvmlDeviceGetCudaComputeCapability", handle),

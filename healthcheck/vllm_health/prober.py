@@ -54,18 +54,21 @@ class Prober:
         on_change: Callable[[State, State], None],
         on_note: Callable[[str], None],
         planned_kv_tokens: int | None = None,
+        planned_gpus: int | None = None,
     ) -> None:
         self.target, self.limits = target, limits
         self.state = state.beginning(time.monotonic())
         self.exposition = scrape.Exposition()
         self._around = Surroundings()
         self._look, self._on_change, self._on_note = look, on_change, on_note
-        self._planned = planned_kv_tokens
+        self._planned = {"kv_cache_planned_tokens": planned_kv_tokens, "planned_gpus": planned_gpus}
+        bounds = {"stall": limits.stall_s, "start_stall": limits.start_stall_s, "drain": limits.drain_s}
+        self._bounds = {name: seconds for name, seconds in bounds.items() if seconds}
         self._health: state.Health = "unanswered"
         self._noted: set[str] = set()
         self._scrape: asyncio.Task[scrape.Answer] | None = None
         self._canaries: dict[str, tuple[int, asyncio.Task[Canary | None]]] = {}
-        self._counts: dict[str, Counter[str]] = {"canaries": Counter(), "scrapes": Counter()}
+        self._counts = {name: Counter(dict.fromkeys(results, 0)) for name, results in metrics.RESULTS.items()}
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -176,6 +179,11 @@ class Prober:
                 )
                 self._canaries[engine] = attempt, asyncio.create_task(one)
 
+    @property
+    def model(self) -> str:
+        """The served model's name; empty until somebody has said it."""
+        return self.target.model or self.exposition.model or ""
+
     def values(self) -> metrics.Values:
         """Our own metrics, as they are now."""
         now, known, around = time.monotonic(), self.state, self._around
@@ -189,7 +197,7 @@ class Prober:
             "start_remaining_seconds": None if known.started else around.remaining_s,
             "start_weights_bytes": around.weights_bytes,
             "start_weights_loaded_bytes": around.loaded_bytes,
-            "kv_cache_planned_tokens": self._planned,
+            **self._planned,
             "draining": draining,
             "drain_streams": self.streams() if draining else None,
         }
@@ -199,6 +207,7 @@ class Prober:
             or {state.API_SERVER: known.still_s},
             "kv_cache_tokens": {**self.exposition.kv_cache_tokens},
             "start_phase_seconds": dict(known.phases),
+            "limit_seconds": self._bounds,
             **{name: dict(counts) for name, counts in self._counts.items()},
         }
         values: dict[str, Mapping[metrics.Labels, float]] = {

@@ -35,6 +35,7 @@ class View(msgspec.Struct, frozen=True):
     state: Callable[[], State]
     limits: Limits
     values: Callable[[], Values]
+    model: Callable[[], str] = str
 
 
 class Server:
@@ -88,7 +89,7 @@ def _metrics(view: View) -> Handler:
     exposition = Exposition()
 
     async def answer(_: web.Request) -> web.Response:
-        exposition.values = view.values()
+        exposition.values, exposition.model = view.values(), view.model()
         headers = _CLOSE | {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=exposition.text(), headers=headers)
 

@@ -46,6 +46,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     asleep: bool = False
 
 
+CanaryKind = Literal["answered", "refused", "inconclusive", "paused"]
+
+
 class Canary(msgspec.Struct, frozen=True):
     """What became of a one-token request.
 
@@ -53,7 +56,7 @@ class Canary(msgspec.Struct, frozen=True):
     end that is full. "paused": the engine was told to pause. No answer is no Canary.
     """
 
-    kind: Literal["answered", "refused", "inconclusive", "paused"]
+    kind: CanaryKind
     detail: str = ""
 
 

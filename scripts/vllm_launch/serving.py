@@ -235,6 +235,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         limits=Limits(
             stall_s=settings.launch.stall_seconds,
             start_stall_s=settings.launch.start_stall_seconds,
+            drain_s=drain.delay + settings.shutdown_timeout,
             gpu_fault_kills=settings.launch.gpu_fault_kills,
         ),
         starts=cache / "starts.json",
@@ -242,6 +243,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         gpu_uuids=tuple(gpu.uuid for gpu in gpus),
         termination_log=Path(settings.launch.termination_log),
         planned_kv_tokens=plan.kv_cache.tokens or None,
+        planned_gpus=len(gpus),
         weights_bytes=plan.memory.weights * max(plan.gpus * plan.data_parallel_size, 1),
         greet=settings.launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),

@@ -65,6 +65,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     gpu_uuids: tuple[str, ...] = ()
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
+    planned_gpus: int | None = None
     kv_tolerance: float = 0.05
     weights_bytes: int | None = None
     greet: bool = False
@@ -89,7 +90,7 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
     """
     _check_port(options.api_host, options.api_port, "--port")
     run = _Run(options)
-    view = server.View(lambda: run.prober.state, options.limits, run.prober.values)
+    view = server.View(lambda: run.prober.state, options.limits, run.prober.values, lambda: run.prober.model)
     try:
         listening = await server.serve(view, options.health_host, options.health_port)
     except OSError as error:
@@ -132,6 +133,7 @@ class _Run:
             on_change=self._changed,
             on_note=lambda note: self.say(f"warning: {note}"),
             planned_kv_tokens=options.planned_kv_tokens,
+            planned_gpus=options.planned_gpus,
         )
         self.log = Log()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()

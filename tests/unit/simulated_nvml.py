@@ -90,6 +90,16 @@ class FakePynvml(ModuleType):
         assert version == pynvml.nvmlMemory_v2
         return SimpleNamespace(**self._answer("memory_v2", handle, self._gpu(handle)["mem_v2"]))
 
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=self._answer("utilization", handle, 40 + handle), memory=20)
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return self._answer("power", handle, 350_500)
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return self._answer("temperature", handle, 55)
+
     def nvmlDeviceGetMigMode(self, handle):
         return self._answer("mig", handle, self._gpu(handle)["mig"])
 

@@ -21,8 +21,10 @@ def opened(fake):
 
 def test_a_machine_that_is_well_has_no_faults_simulated(opened):
     report = gpu_faults.Reader(opened).read()
-    assert report == gpu_faults.Report(ecc=dict.fromkeys("0123", 0), slowdowns=dict.fromkeys("0123", ()), used=0)
+    assert (report.faults, report.xids, report.down) == ((), {}, None)
+    assert (report.ecc, report.slowdowns) == (dict.fromkeys("0123", 0), dict.fromkeys("0123", ()))
     assert report.fatal == ()
+    assert report.used == 0
 
 
 @pytest.mark.parametrize(
@@ -80,9 +82,24 @@ def test_ecc_errors_memory_and_slow_clocks_are_shown_simulated(opened, fake):
     assert report.slowdowns == {"0": (), "1": (), "2": ("hardware", "heat (hardware)"), "3": ()}
     assert report.used == 5 << 30
     values = report.values()
-    assert values["gpu_throttled"] == {("2", "hardware"): 1, ("2", "heat (hardware)"): 1}
+    assert {labels for labels, value in values["gpu_throttled"].items() if value} == {
+        ("2", "hardware"), ("2", "heat (hardware)"),
+    }  # fmt: skip
+    assert values["gpu_throttled"]["0", "power brake"] == 0
     assert values["gpu_ecc_uncorrected_errors"]["1",] == 7
     assert values["nvml_up"] == {(): 1}
+
+
+def test_load_memory_and_names_are_shown_simulated(opened, fake):
+    fake.machine["gpus"][3]["mem_v2"]["used"] = 5 << 30
+    fake.broken["power", 2] = NOT_SUPPORTED
+    values = gpu_faults.Reader(opened, [fake.machine["gpus"][index]["uuid"] for index in (2, 3)]).read().values()
+    assert values["gpu_utilization"] == {("2",): 0.42, ("3",): 0.43}
+    assert values["gpu_power_watts"] == {("3",): 350.5}
+    assert values["gpu_temperature_celsius"] == {("2",): 55, ("3",): 55}
+    assert values["gpu_memory_used_bytes"]["3",] == 5 << 30
+    assert values["gpu_memory_total_bytes"]["3",] == fake.machine["gpus"][3]["mem_v2"]["total"]
+    assert ("3", fake.machine["gpus"][3]["uuid"], fake.machine["gpus"][3]["name"]) in values["gpu_info"]
 
 
 @pytest.mark.parametrize("function", ["event set", "register"])
@@ -104,10 +121,10 @@ def test_every_value_is_described():
     fault = gpu_faults.Fault("0", "xid 79", "GPU 0.", fatal=True)
     report = gpu_faults.Report(faults=(fault,), ecc={"0": 1}, slowdowns={"0": ("power brake",)}, xids={("0", "79"): 1})
     exposition = metrics.Exposition()
-    exposition.values = report.values()
+    exposition.values, exposition.model = report.values(), "tiny"
     text = exposition.text().decode()
-    assert 'vllm_health_gpu_faults{fatal="true",gpu="0",kind="xid 79"} 1.0' in text
-    assert 'vllm_health_gpu_xid_errors_total{gpu="0",xid="79"} 1.0' in text
+    assert 'vllm_health_gpu_faults{fatal="true",gpu="0",kind="xid 79",model_name="tiny"} 1.0' in text
+    assert 'vllm_health_gpu_xid_errors_total{gpu="0",model_name="tiny",xid="79"} 1.0' in text
 
 
 def wait_for(watch, good):
@@ -126,7 +143,7 @@ def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
         assert wait_for(watch, lambda report: report.fatal)
         fake.broken["count", None] = 999
         assert "Unknown Error" in wait_for(watch, lambda report: report.down).down
-        assert watch.report.fatal == ()
+        assert watch.report.fatal == ("GPU 0: Xid 79, the GPU has fallen off the bus",)  # not seen to be mended
         del fake.broken["count", None]
         wait_for(watch, lambda report: report.ecc)
     finally:
@@ -155,7 +172,8 @@ def test_a_watch_outlives_what_nobody_thought_of_simulated(monkeypatch):
 def test_a_driver_that_hangs_hangs_nobody_else_simulated(fake, monkeypatch):
     hangs = threading.Event()
     monkeypatch.setattr(fake, "nvmlInit", lambda: hangs.wait(30), raising=False)
-    watch = gpu_faults.Watch(seconds=0.01)
+    watch = gpu_faults.Watch(seconds=0.01, hang_seconds=0.5)
     assert watch.report is None
+    assert "NVML has not answered" in wait_for(watch, lambda report: report.down).down
     watch.close()
     hangs.set()

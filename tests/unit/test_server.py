@@ -73,7 +73,7 @@ def test_metrics_are_in_prometheus_format_with_help_and_our_own_process():
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["vllm_health_ready"].samples[0].value == 1
     (canaries,) = families["vllm_health_canaries"].samples
-    assert (canaries.name, canaries.labels) == ("vllm_health_canaries_total", {"result": "answered"})
+    assert (canaries.name, canaries.labels) == ("vllm_health_canaries_total", {"model_name": "", "result": "answered"})
     assert families["vllm_health_process_resident_memory_bytes"].samples[0].value > 1 << 20
     assert all(family.documentation for family in families.values())
 

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Records /metrics of two replicas on two GPUs: start, mixed load, one of them drained under it and started again.
+
+``python benchmarks/gpu/record.py --tokenizer FOLDER OUT.gz SHAPE`` needs vLLM and two GPUs. The file is what the tests
+and pictures of monitoring/ read of GPUs (tests/data/metrics).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHAPES = json.loads((Path(__file__).parent / "shapes.json").read_text())
+
+
+def replica(model: Path, gpu: int, log: Path) -> subprocess.Popen[bytes]:
+    """One on a GPU of its own, on ports 8000 + 10 GPU and the next."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vllm_launch", "serve", str(model), "--load-format=dummy",
+             "--served-model-name=llama", "--max-model-len=4096", "--max-num-seqs=64", f"--port={8000 + 10 * gpu}",
+             f"--launch-health-port={8001 + 10 * gpu}", "--launch-drain-seconds=60"],
+            stdout=stream, stderr=stream, env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)},
+        )  # fmt: skip
+
+
+def ready(gpu: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{8001 + 10 * gpu}/readyz", timeout=5).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        else:
+            return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--load-seconds", type=int, default=150)
+    given = parser.parse_args()
+    tests = ROOT / "tests/monitoring"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = folder / given.shape
+        shutil.copytree(given.tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+        (model / "config.json").write_text(json.dumps(SHAPES[given.shape]))
+        pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
+        recorder = subprocess.Popen([sys.executable, str(tests / "recording.py"), str(given.out), "540", "5", *pods])
+        replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]
+        try:
+            for gpu in (0, 1):
+                ready(gpu, 300)
+            print("ready", flush=True)
+            loads = [
+                subprocess.Popen([sys.executable, str(tests / "mixed_load.py"), f"http://127.0.0.1:{8000 + 10 * gpu}",
+                                  "llama", str(seconds), str(clients), "4096"])
+                for gpu, seconds, clients in ((0, given.load_seconds, 96), (1, given.load_seconds // 2, 40))
+            ]  # fmt: skip
+            time.sleep(given.load_seconds / 2 - 5)
+            replicas[1].send_signal(signal.SIGTERM)  # under load: its streams end first
+            print("drained, exit", replicas[1].wait(90), flush=True)
+            replicas[1] = replica(model, 1, folder / "log-1")
+            for load in loads:
+                load.wait(given.load_seconds + 120)
+            ready(1, 200)
+            time.sleep(20)
+        finally:
+            recorder.terminate()
+            for one in replicas:
+                one.send_signal(signal.SIGTERM)
+            for one in replicas:
+                one.wait(120)
+            recorder.wait(30)
+            print((folder / "log-0").read_text(errors="replace")[-1500:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The objectives: how much of what may go wrong has gone wrong, and how fast."""
+
+from __future__ import annotations
+
+from vllm_health import metrics
+from vllm_monitoring import panels
+from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, lines, rows
+from vllm_monitoring.records import OBJECTIVE, SLO_ERRORS, SLO_REQUESTS, windows
+from vllm_monitoring.thresholds import Thresholds
+
+UID = "vllm-slo"
+_ALLOWED = f"on (slo) group_left () (1 - {OBJECTIVE})"
+_RUNBOOKS = {
+    "availability": "VLLMAvailabilityBurn",
+    "time_to_first_token": "VLLMTimeToFirstTokenBurn",
+    "time_per_output_token": "VLLMTimePerOutputTokenBurn",
+}
+
+
+def build(thresholds: Thresholds) -> str:
+    """The dashboard's JSON."""
+    pages = [burn.rate for burn in thresholds.slo.burn if burn.severity == "page"]
+    errors, requests = (f"avg_over_time({series}:rate5m{{{OF_MODEL}}}[30d])" for series in (SLO_ERRORS, SLO_REQUESTS))
+
+    def ratio(window: str, *more: str) -> str:
+        return panels.select(f"{SLO_ERRORS}:ratio_rate{window}", OF_MODEL, *more)
+
+    budgets = rows(
+        "Budgets",
+        "Of 30 days, or as many as Prometheus keeps: more than half is left, and no window burns faster than 1.",
+        ("namespace", metrics.MODEL_NAME, "slo"),
+        [
+            Column(
+                "Left",
+                f"1 - ({errors} / {requests}) / {_ALLOWED}",
+                "percentunit",
+                ((None, RED), (0.0, YELLOW), (0.5, GREEN)),
+            ),
+            *(
+                Column(
+                    f"Burns, {window}",
+                    f"{ratio(window)} / {_ALLOWED}",
+                    "short",
+                    ((None, GREEN), (1.0, YELLOW), (min(pages, default=6.0), RED)),
+                )
+                for window in windows(thresholds)
+            ),
+        ],
+        about="vllm-overview",
+    )
+    words = {
+        "availability": "Requests that the API server answered with 5xx. Streams that were cut in the middle are not "
+        "among them: the answer had begun with 200.",
+        **{
+            name: f"Requests above {objective.seconds:g} s."
+            for name, objective in thresholds.slo.objectives().items()
+            if objective.seconds
+        },
+    }
+    panels_of = [
+        lines(
+            f"{name.replace('_', ' ').capitalize()}: share that missed it",
+            f"{words[name]} Below the red line, which is what the objective of {objective.objective:g} allows.",
+            "percentunit",
+            {f"{{{{model_name}}}}, {window}": ratio(window, f'slo="{name}"') for window in windows(thresholds)},
+            limit=1 - objective.objective,
+            runbook=f"{thresholds.runbooks}/{_RUNBOOKS[name]}.md",
+        )
+        for name, objective in thresholds.slo.objectives().items()
+    ]
+    counted = lines(
+        "Requests that count",
+        f"With fewer than {thresholds.slo.least_requests:g} in a window nobody is told, however many of them fail.",
+        "reqps",
+        {"{{model_name}}, {{slo}}": f"{SLO_REQUESTS}:rate5m{{{OF_MODEL}}}"},
+        span=24,
+    )
+    return panels.board(
+        UID,
+        "vLLM / Objectives",
+        "Error budgets and how fast they burn. Objectives stand in monitoring/thresholds.yaml.",
+        [("Budgets", [budgets]), ("Objectives", panels_of), ("Traffic", [counted])],
+        pods=False,
+    )

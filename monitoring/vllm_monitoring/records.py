@@ -1,0 +1,124 @@
+"""Recording rules, named level:metric:operations. Level ``model`` is a namespace's model over all its replicas.
+
+What they record is read by dashboards over many replicas and by the objectives' alerts; all else reads raw series. Each
+series must have the labels ``namespace`` and ``pod``, as a PodMonitor gives them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vllm_health import metrics
+from vllm_monitoring.thresholds import LATENCIES, Thresholds, seconds
+
+MODEL: Final = f"namespace, {metrics.MODEL_NAME}"
+POD: Final = f"namespace, pod, {metrics.MODEL_NAME}"
+RATE_WINDOW: Final = "5m"
+SLO_REQUESTS: Final = "model:slo_requests"
+SLO_ERRORS: Final = "model:slo_errors"
+OBJECTIVE: Final = "slo:objective:ratio"
+REPLICAS: Final = "model:vllm_replicas:count"
+KV_MEAN: Final = "model:vllm_kv_cache_usage_perc:avg"
+KV_FULLEST: Final = "model:vllm_kv_cache_usage_perc:max"
+RECORDED_HISTOGRAMS: Final = (
+    metrics.TIME_TO_FIRST_TOKEN,
+    metrics.INTER_TOKEN_LATENCY,
+    metrics.E2E_LATENCY,
+    metrics.QUEUE_TIME,
+)
+RECORDED_COUNTERS: Final = (
+    metrics.GENERATION_TOKENS,
+    metrics.PROMPT_TOKENS,
+    metrics.REQUEST_SUCCESS,
+    metrics.PREEMPTIONS,
+    metrics.PREFIX_CACHE_QUERIES,
+    metrics.PREFIX_CACHE_HITS,
+)
+_SUMMED: Final = (
+    metrics.REQUESTS_RUNNING,
+    metrics.REQUESTS_WAITING,
+    metrics.PREFIX + "ready",
+    metrics.PREFIX + "planned_gpus",
+)
+
+Rule = dict[str, str | dict[str, str]]
+
+
+def recorded(metric: str) -> str:
+    """The name under which a model's rate of ``metric`` (a counter or a histogram's bucket) is recorded."""
+    return f"model:{metric.replace(':', '_').removesuffix('_total')}:rate{RATE_WINDOW}"
+
+
+def summed(metric: str) -> str:
+    """The name under which the sum of a gauge over a model's replicas is recorded."""
+    return f"model:{metric.replace(':', '_')}:sum"
+
+
+def load() -> list[Rule]:
+    """What a model does as a whole: so a dashboard over 200 replicas reads a few series, not thousands."""
+    buckets = [f"{name}_bucket" for name in RECORDED_HISTOGRAMS]
+    expressions = {
+        **{summed(name): f"sum by ({MODEL}) ({name})" for name in _SUMMED},
+        REPLICAS: f"count by ({MODEL}) ({metrics.PREFIX}ready)",
+        KV_MEAN: f"avg by ({MODEL}) ({metrics.KV_CACHE_USAGE})",
+        KV_FULLEST: f"max by ({MODEL}) ({metrics.KV_CACHE_USAGE})",
+        **{recorded(name): f"sum by ({MODEL}) (rate({name}[{RATE_WINDOW}]))" for name in RECORDED_COUNTERS},
+        **{recorded(name): f"sum by ({MODEL}, le) (rate({name}[{RATE_WINDOW}]))" for name in buckets},
+    }
+    return [{"record": record, "expr": expr} for record, expr in expressions.items()]
+
+
+def slo(thresholds: Thresholds) -> list[Rule]:
+    """Requests and, of them, those that missed an objective: per second, by ``slo``; then over each window.
+
+    The longer windows are means of what is recorded every evaluation, so each request counts the same and no rule reads
+    three days of raw series.
+    """
+    window = RATE_WINDOW
+    # The API server's counter names no model, but the same /metrics shows which one it serves.
+    which = f"group by ({POD}) ({metrics.REQUESTS_RUNNING})"
+    answered = f"sum by (namespace, pod) (rate({metrics.HTTP_REQUESTS}[{window}]))"
+    failed = f'sum by (namespace, pod) (rate({metrics.HTTP_REQUESTS}{{status="5xx"}}[{window}]))'
+    rules: list[Rule] = [
+        {"record": OBJECTIVE, "expr": f"vector({objective.objective:g})", "labels": {"slo": name}}
+        for name, objective in thresholds.slo.objectives().items()
+    ]
+
+    def both(name: str, requests: str, errors: str) -> None:
+        for record, expr in ((SLO_REQUESTS, requests), (SLO_ERRORS, errors)):
+            rules.append({"record": f"{record}:rate{window}", "expr": expr, "labels": {"slo": name}})
+
+    def by_model(rate: str) -> str:
+        return f"sum by ({MODEL}) ({rate} * on (namespace, pod) group_left ({metrics.MODEL_NAME}) {which})"
+
+    # The prober's own requests are no user's; an idle replica has sixty of them an hour, and all are fast.
+    canaries = f'sum by ({MODEL}) (rate({metrics.PREFIX}canaries_total{{result="answered"}}[{window}]))'
+
+    def of_users(requests: str) -> str:
+        return f"clamp_min({requests} - {canaries}, 0) or {requests}"
+
+    both("availability", of_users(by_model(answered)), f"{by_model(failed)} or 0 * {by_model(answered)}")
+    for name, histogram in LATENCIES.items():
+        bound = thresholds.slo.objectives()[name].seconds
+        requests = f"sum by ({MODEL}) (rate({histogram}_count[{window}]))"
+        # Written as the engine writes it: 1.0, not 1
+        fast = f'sum by ({MODEL}) (rate({histogram}_bucket{{le="{float(bound or 0)}"}}[{window}]))'
+        both(name, of_users(requests), f"{requests} - {fast}")
+    for longer in windows(thresholds):
+        requests, errors = (f"avg_over_time({record}:rate{window}[{longer}])" for record in (SLO_REQUESTS, SLO_ERRORS))
+        if longer != window:
+            rules.append({"record": f"{SLO_REQUESTS}:rate{longer}", "expr": requests})
+            rules.append({"record": f"{SLO_ERRORS}:ratio_rate{longer}", "expr": f"{errors} / {requests}"})
+        else:
+            rules.append(
+                {
+                    "record": f"{SLO_ERRORS}:ratio_rate{window}",
+                    "expr": f"{SLO_ERRORS}:rate{window} / {SLO_REQUESTS}:rate{window}",
+                }
+            )
+    return rules
+
+
+def windows(thresholds: Thresholds) -> list[str]:
+    """Every window that an alert looks at, the shortest first."""
+    return sorted({window for burn in thresholds.slo.burn for window in (burn.short, burn.long)}, key=seconds)
