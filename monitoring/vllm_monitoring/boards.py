@@ -22,9 +22,16 @@ class Query(msgspec.Struct, frozen=True):
     instant: bool
 
 
+def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every panel, also those of rows that are folded."""
+    for panel in board["panels"]:
+        yield panel
+        yield from panel.get("panels", [])
+
+
 def queries(board: dict[str, Any], *, interval_s: float, step_s: float) -> Iterator[Query]:
     """Every query of a dashboard's JSON, for series scraped each ``interval_s`` and shown each ``step_s``."""
-    for panel in board["panels"]:
+    for panel in panels(board):
         for place, target in enumerate(panel.get("targets", [])):
             yield Query(
                 board["uid"],

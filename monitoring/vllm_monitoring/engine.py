@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, TOKENS_PER_SECOND, heat, lines, quantile, select
+from vllm_monitoring.panels import OF_POD, RATE, TOKENS_PER_SECOND, Row, heat, lines, quantile, select
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-engine"
@@ -44,6 +44,7 @@ def build(thresholds: Thresholds) -> str:
             "s",
             quantiles(metrics.TIME_TO_FIRST_TOKEN),
             limit=slo.time_to_first_token.seconds,
+            top=slo.time_to_first_token.seconds,
             runbook=runbook("VLLMTimeToFirstTokenBurn"),
         ),
         heat(
@@ -71,6 +72,7 @@ def build(thresholds: Thresholds) -> str:
             "s",
             quantiles(metrics.INTER_TOKEN_LATENCY),
             limit=slo.time_per_output_token.seconds,
+            top=slo.time_per_output_token.seconds,
             runbook=runbook("VLLMTimePerOutputTokenBurn"),
         ),
         heat(
@@ -113,7 +115,7 @@ def build(thresholds: Thresholds) -> str:
             "Tokens in a step",
             "How a batch is made up: low is decode alone, which reads all weights for few tokens; the top is "
             "max-num-batched-tokens, where prefill fills the step.",
-            "short",
+            "none",
             spread(metrics.ITERATION_TOKENS),
         ),
         heat(
@@ -143,6 +145,7 @@ def build(thresholds: Thresholds) -> str:
             "percentunit",
             {_ENGINE: f"max by ({by_engine}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
             limit=alerts["VLLMKVPressure"].usage,
+            top=1.0,
             runbook=runbook("VLLMKVPressure"),
         ),
         lines(
@@ -150,6 +153,7 @@ def build(thresholds: Thresholds) -> str:
             "None. Each throws away what a request had computed.",
             "short",
             {_ENGINE: rate(metrics.PREEMPTIONS, by_engine)},
+            top=1.0,
             runbook=runbook("VLLMKVPressure"),
         ),
         lines(
@@ -164,6 +168,7 @@ def build(thresholds: Thresholds) -> str:
             "100 %, within 2. Less means that something else takes memory, or that the plan is wrong.",
             "percentunit",
             {_ENGINE: f"{real} / on (namespace, pod) group_left () {planned}"},
+            top=1.2,
             runbook=runbook("VLLMKVCacheBelowPlan"),
         ),
     ]
@@ -181,6 +186,7 @@ def build(thresholds: Thresholds) -> str:
             "None, unless you limit the queue (--max-num-queued-reqs).",
             "reqps",
             {"{{pod}} {{reason}}": rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
+            top=1.0,
             runbook=runbook("VLLMAdmissionRejections"),
         ),
     ]
@@ -188,6 +194,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / Engine",
         "What the engines do with their time, their batches and their KV cache.",
-        [("Latency", latency), ("Load", load), ("KV cache", cache), ("Answers", answers)],
+        [Row("Latency", latency), Row("Load", load), Row("KV cache", cache), Row("Answers", answers)],
         pods=True,
     )

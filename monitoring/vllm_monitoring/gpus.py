@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, lines, select
+from vllm_monitoring.panels import OF_POD, RATE, Row, lines, select
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-gpus"
@@ -21,15 +21,13 @@ def build(thresholds: Thresholds) -> str:
         return f"{thresholds.runbooks}/{alert}.md"
 
     each = "namespace, pod, gpu"
-    no_fault = f"0 * sum by ({each}) ({select(metrics.PREFIX + 'gpu_info', OF_POD)})"
+    none = f"0 * sum by ({each}) ({select(metrics.PREFIX + 'gpu_info', OF_POD)})"
+    faults = f"sum by ({each}, kind) ({select(metrics.PREFIX + 'gpu_faults', OF_POD)})"
     tokens = f"sum by (namespace, pod) (rate({select(metrics.GENERATION_TOKENS, OF_POD)}[{RATE}]))"
     gpus = f"max by (namespace, pod) ({select(metrics.PREFIX + 'planned_gpus', OF_POD)})"
 
     def gpu(name: str) -> str:
         return f"max by ({each}) ({select(metrics.PREFIX + name, OF_POD)})"
-
-    def fault(name: str, label: str) -> str:
-        return f"sum by ({each}, {label}) ({select(metrics.PREFIX + name, OF_POD)}) or {no_fault}"
 
     def dcgm(name: str) -> str:
         return f"max by (Hostname, gpu) ({name}{{{_OF_DCGM}}})"
@@ -64,14 +62,22 @@ def build(thresholds: Thresholds) -> str:
             "Faults at present",
             "None. A fatal one takes its replica out of rotation.",
             "short",
-            {f"{_GPU} {{{{kind}}}}": fault("gpu_faults", "kind")},
+            {f"{_GPU} {{{{kind}}}}": f'{faults} or label_replace({none}, "kind", "none", "", "")'},
+            top=1.0,
+            counts=True,
             runbook=runbook("GPUXidFatal"),
         ),
         lines(
             "Slowed down",
             "Never: 1 while heat or a weak power supply slows the GPU; all GPUs of its replica then wait for it.",
             "short",
-            {f"{_GPU} {{{{reason}}}}": fault("gpu_throttled", "reason")},
+            {
+                f"{_GPU} {{{{reason}}}}": (
+                    f"sum by ({each}, reason) ({select(metrics.PREFIX + 'gpu_throttled', OF_POD)})"
+                )
+            },
+            top=1.0,
+            counts=True,
             runbook=runbook("GPUThrottled"),
         ),
         lines(
@@ -79,6 +85,8 @@ def build(thresholds: Thresholds) -> str:
             "None since the driver was loaded.",
             "short",
             {_GPU: gpu("gpu_ecc_uncorrected_errors")},
+            top=1.0,
+            counts=True,
             runbook=runbook("GPUECCErrors"),
         ),
         lines(
@@ -141,6 +149,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / GPUs",
         "How busy, full, hot and healthy the GPUs are.",
-        [("From NVML, by the prober", ours), ("From DCGM's exporter, where it runs", profiled)],
+        [Row("From NVML, by the prober", ours), Row("From DCGM's exporter, where it runs", profiled, folded=True)],
         pods=True,
     )

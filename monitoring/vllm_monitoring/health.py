@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, lines, select, stat_panel
+from vllm_monitoring.panels import OF_POD, RATE, Row, lines, select, stat_panel
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-health"
 _DRAIN = 'limit="drain"'
+_ENGINES = f'{metrics.ENGINE}!=""'
+"""Not what a start has without any engine to be seen yet."""
 
 
 def build(thresholds: Thresholds) -> str:
@@ -25,6 +27,7 @@ def build(thresholds: Thresholds) -> str:
     def pod(name: str, *more: str) -> str:
         return f"max by ({each}) ({ours(name, *more)})"
 
+    quiet = ours("last_progress_seconds", _ENGINES)
     loop = alerts["VLLMRestartLoop"]
     vllms = f'__name__=~"{"|".join(metrics.ALWAYS_SHOWN)}"'
 
@@ -45,12 +48,13 @@ def build(thresholds: Thresholds) -> str:
             "As many as there are replicas.",
             "short",
             {"ready": f"sum({ours('ready')})", "live": f"sum({ours('live')})"},
+            counts=True,
         ),
         lines(
             "Since its last step",
             "Below a minute: an idle engine is asked for a token about once a minute, so that it moves.",
             "s",
-            {"{{pod}} engine {{engine}}": f"max by ({each}, {metrics.ENGINE}) ({ours('last_progress_seconds')})"},
+            {"{{pod}} engine {{engine}}": f"max by ({each}, {metrics.ENGINE}) ({quiet})"},
             runbook=runbook("VLLMEngineStalled"),
         ),
         lines(
@@ -66,16 +70,16 @@ def build(thresholds: Thresholds) -> str:
     starts = [
         lines(
             "Where a start spends its time",
-            "What took long the last time; an image with its kernels built ahead and a cache volume shorten compiling.",
+            "The slowest of the replicas, each phase. Kernels built ahead and a volume for the cache shorten compiling.",
             "s",
-            {"{{phase}}": f"avg by (phase) ({ours('start_phase_seconds')})"},
+            {"{{phase}}": f"max by (phase) ({ours('start_phase_seconds')})"},
             stacked=True,
         ),
         lines(
             "Start so far, and still to come",
             "So far grows to what it took before; still to come falls.",
             "s",
-            {"{{pod}}, so far": pod("start_seconds"), "{{pod}}, still": pod("start_remaining_seconds")},
+            {"{{pod}}, so far": pod("start_seconds"), "{{pod}}, to come": pod("start_remaining_seconds")},
             limit=alerts["VLLMStartupSlow"].seconds,
             runbook=runbook("VLLMStartupSlow"),
         ),
@@ -90,22 +94,27 @@ def build(thresholds: Thresholds) -> str:
     ends = [
         stat_panel(
             "Starts anew",
-            f"None. {loop.restarts:g} of one replica within {loop.within} page somebody.",
+            f"None but by rollouts; {loop.restarts:g} of one replica within {loop.within} page somebody.",
             f"sum(changes({process('start_time_seconds')}[{loop.within}]))",
-            steps=((None, panels.GREEN), (1, panels.YELLOW), (loop.restarts, panels.RED)),
+            steps=((None, panels.GREEN), (loop.restarts, panels.RED)),
         ),
         lines(
             "Draining",
             "Only while a rollout or a scale-down is on.",
             "short",
             {"replicas that drain": f"sum({ours('draining')})"},
+            top=1.0,
+            counts=True,
         ),
         lines(
             "Streams that a drain waits for",
             "It falls to nothing before the drain's time is over; what is left then is cut.",
             "short",
             {"{{pod}}": f"{pod('drain_streams')} or 0 * {pod('draining')}"},
+            top=1.0,
+            counts=True,
             runbook=runbook("VLLMDrainLate"),
+            span=6,
         ),
         lines(
             "Share of the drain's time used",
@@ -113,14 +122,16 @@ def build(thresholds: Thresholds) -> str:
             "percentunit",
             {"{{pod}}": f"{pod('draining')} * {pod('state_seconds')} / {pod('limit_seconds', _DRAIN)}"},
             limit=alerts["VLLMDrainLate"].share,
+            top=1.0,
             runbook=runbook("VLLMDrainLate"),
+            span=6,
         ),
     ]
     prober = [
         lines(
             "Looks at vLLM's /metrics",
             "ok. Failed ones make the prober blind.",
-            "short",
+            "reqps",
             {"{{result}}": f"sum by (result) (rate({ours('scrapes_total')}[{RATE}]))"},
             stacked=True,
             runbook=runbook("VLLMProberBlind"),
@@ -137,6 +148,8 @@ def build(thresholds: Thresholds) -> str:
             "empty.",
             "short",
             {"{{pod}}": f"count by ({each}) (group by ({each}, __name__) ({select('', OF_POD, vllms)}))"},
+            top=float(len(metrics.ALWAYS_SHOWN)),
+            counts=True,
             runbook=runbook("VLLMMetricsAbsent"),
         ),
     ]
@@ -144,6 +157,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / Rollout and health",
         "What the prober thinks of each replica, how starts go by, how drains end.",
-        [("Verdicts", verdicts), ("Starts", starts), ("Ends", ends), ("The prober itself", prober)],
+        [Row("Verdicts", verdicts), Row("Starts", starts), Row("Ends", ends), Row("The prober itself", prober)],
         pods=True,
     )

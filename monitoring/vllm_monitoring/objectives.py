@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, lines, rows
+from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, Row, lines, rows
 from vllm_monitoring.records import OBJECTIVE, SLO_ERRORS, SLO_REQUESTS, windows
 from vllm_monitoring.thresholds import Thresholds
 
@@ -19,6 +19,7 @@ _RUNBOOKS = {
 
 def build(thresholds: Thresholds) -> str:
     """The dashboard's JSON."""
+    longer = [burn.long for burn in thresholds.slo.burn]
     pages = [burn.rate for burn in thresholds.slo.burn if burn.severity == "page"]
     errors, requests = (f"avg_over_time({series}:rate5m{{{OF_MODEL}}}[30d])" for series in (SLO_ERRORS, SLO_REQUESTS))
 
@@ -35,6 +36,7 @@ def build(thresholds: Thresholds) -> str:
                 f"1 - ({errors} / {requests}) / {_ALLOWED}",
                 "percentunit",
                 ((None, RED), (0.0, YELLOW), (0.5, GREEN)),
+                decimals=1,
             ),
             *(
                 Column(
@@ -42,6 +44,7 @@ def build(thresholds: Thresholds) -> str:
                     f"{ratio(window)} / {_ALLOWED}",
                     "short",
                     ((None, GREEN), (1.0, YELLOW), (min(pages, default=6.0), RED)),
+                    decimals=1,
                 )
                 for window in windows(thresholds)
             ),
@@ -62,8 +65,9 @@ def build(thresholds: Thresholds) -> str:
             f"{name.replace('_', ' ').capitalize()}: share that missed it",
             f"{words[name]} Below the red line, which is what the objective of {objective.objective:g} allows.",
             "percentunit",
-            {f"{{{{model_name}}}}, {window}": ratio(window, f'slo="{name}"') for window in windows(thresholds)},
+            {f"{{{{model_name}}}}, {window}": ratio(window, f'slo="{name}"') for window in longer},
             limit=1 - objective.objective,
+            top=1.1 * (1 - objective.objective),
             runbook=f"{thresholds.runbooks}/{_RUNBOOKS[name]}.md",
         )
         for name, objective in thresholds.slo.objectives().items()
@@ -79,6 +83,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / Objectives",
         "Error budgets and how fast they burn. Objectives stand in monitoring/thresholds.yaml.",
-        [("Budgets", [budgets]), ("Objectives", panels_of), ("Traffic", [counted])],
+        [Row("Budgets", [budgets]), Row("Objectives", panels_of), Row("Traffic", [counted])],
         pods=False,
     )

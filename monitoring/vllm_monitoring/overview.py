@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import GREEN, OF_MODEL, RED, TOKENS_PER_SECOND, YELLOW, Column, quantile, select
+from vllm_monitoring.panels import GREEN, OF_MODEL, RED, TOKENS_PER_SECOND, YELLOW, Column, Row, quantile, select
 from vllm_monitoring.records import (
     KV_FULLEST,
     KV_MEAN,
+    MODEL,
     POD,
     REPLICAS,
     SLO_ERRORS,
@@ -26,16 +27,23 @@ def build(thresholds: Thresholds) -> str:
     slo, alerts = thresholds.slo, thresholds.alerts
     queue = alerts["VLLMQueueTimeHigh"].seconds
 
-    def model(series: str) -> str:
-        return select(series, OF_MODEL)
+    def model(series: str, *more: str) -> str:
+        # By the labels of a table's row and no more, else what is recorded under two names is two rows.
+        return f"sum by ({MODEL}) ({select(series, OF_MODEL, *more)})"
+
+    def buckets(histogram: str) -> str:
+        return f"sum by ({MODEL}, le) ({select(recorded(f'{histogram}_bucket'), OF_MODEL)})"
+
+    def missed(slo: str) -> str:
+        return model(f"{SLO_ERRORS}:ratio_rate5m", f'slo="{slo}"')
 
     def pod(series: str) -> str:
         return f"sum by ({POD}) ({select(series, OF_MODEL)})"
 
     firing = f'count({metrics.ALERTS}{{alertstate="firing", namespace=~"$namespace"}}) or vector(0)'
     tokens = model(recorded(metrics.GENERATION_TOKENS))
-    first, tokens_apart, waited = (
-        model(recorded(f"{name}_bucket"))
+    first, apart, waited = (
+        quantile(0.95, buckets(name))
         for name in (metrics.TIME_TO_FIRST_TOKEN, metrics.INTER_TOKEN_LATENCY, metrics.QUEUE_TIME)
     )
     numbers = [
@@ -94,22 +102,25 @@ def build(thresholds: Thresholds) -> str:
                     "percentunit",
                     ((None, GREEN), (alerts["VLLMKVPressure"].usage, YELLOW)),
                 ),
-                Column("First token, p95", quantile(0.95, first), "s"),
-                Column("Between tokens, p95", quantile(0.95, tokens_apart), "s"),
+                Column("First token, p95", first, "s", decimals=2),
+                Column("Between tokens, p95", apart, "s", decimals=2),
                 Column(
                     "5xx",
-                    f'{SLO_ERRORS}:ratio_rate5m{{slo="availability", {OF_MODEL}}}',
+                    missed("availability"),
                     "percentunit",
                     ((None, GREEN), (budget["availability"], RED)),
+                    decimals=1,
                 ),
                 Column(
                     "Late first tokens",
-                    f'{SLO_ERRORS}:ratio_rate5m{{slo="time_to_first_token", {OF_MODEL}}}',
+                    missed("time_to_first_token"),
                     "percentunit",
                     ((None, GREEN), (budget["time_to_first_token"], RED)),
+                    decimals=1,
                 ),
             ],
             about="vllm-engine",
+            height=6,
         ),
         panels.rows(
             "Replicas",
@@ -132,7 +143,6 @@ def build(thresholds: Thresholds) -> str:
                 Column("KV tokens", pod(metrics.PREFIX + "kv_cache_tokens"), "short"),
             ],
             about="vllm-engine",
-            height=10,
         ),
     ]
     by_model = "{{model_name}} in {{namespace}}"
@@ -152,13 +162,15 @@ def build(thresholds: Thresholds) -> str:
             "A flat line; a notch is a rollout, and with a surge of one there is none.",
             "short",
             {by_model: model(summed(_READY))},
+            counts=True,
         ),
         panels.lines(
             "First token, p95",
             "Below the objective. The quantile is of all replicas together, from the engine's buckets.",
             "s",
-            {by_model: quantile(0.95, first)},
+            {by_model: first},
             limit=slo.time_to_first_token.seconds,
+            top=slo.time_to_first_token.seconds,
             runbook=f"{runbooks}/VLLMTimeToFirstTokenBurn.md",
         ),
         panels.lines(
@@ -166,15 +178,16 @@ def build(thresholds: Thresholds) -> str:
             "Below the objective for a token. It rises with the batch, and with each long prompt that is prefilled "
             "beside it.",
             "s",
-            {by_model: quantile(0.95, tokens_apart)},
+            {by_model: apart},
             limit=slo.time_per_output_token.seconds,
+            top=slo.time_per_output_token.seconds,
             runbook=f"{runbooks}/VLLMTimePerOutputTokenBurn.md",
         ),
         panels.lines(
             "Wait in the queue, p95",
             "Milliseconds. Seconds mean that every replica is full.",
             "s",
-            {by_model: quantile(0.95, waited)},
+            {by_model: waited},
             limit=queue,
             runbook=f"{runbooks}/VLLMQueueTimeHigh.md",
         ),
@@ -183,6 +196,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / Overview",
         "Is each model served, how fast, how full, what waits, what it costs in GPUs.",
-        [("Now", numbers), ("Models and replicas", tables), ("Over time", over_time)],
+        [Row("Now", numbers), Row("Models and replicas", tables), Row("Over time", over_time)],
         pods=False,
     )

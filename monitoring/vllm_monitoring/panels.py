@@ -55,6 +55,7 @@ class Column(msgspec.Struct, frozen=True):
     expr: str
     unit: str = "short"
     steps: Steps = ()
+    decimals: int = 0
     states: bool = False
 
 
@@ -101,10 +102,16 @@ def lines(
     *,
     stacked: bool = False,
     limit: float | None = None,
+    top: float | None = None,
+    counts: bool = False,
     runbook: str | None = None,
     span: int = 8,
 ) -> Panel:
-    """Series over time from queries by their legends; ``limit`` is where trouble begins, a dashed red line."""
+    """Series over time from queries by their legends.
+
+    ``limit`` is where trouble begins, a dashed red line; the axis reaches at least to ``top``, so that a line at
+    nothing looks like nothing; ``counts`` are whole numbers.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -112,7 +119,7 @@ def lines(
         .unit(unit)
         .min(0)
         .fill_opacity(40 if stacked else 8)
-        .line_width(1)
+        .line_width(0 if stacked else 1)
         .show_points(shown.VisibilityMode.NEVER)
         .legend(common.VizLegendOptions().show_legend(True).placement(shown.LegendPlacement.BOTTOM))  # noqa: FBT003
         .tooltip(common.VizTooltipOptions().mode(shown.TooltipDisplayMode.MULTI).sort(shown.SortOrder.DESCENDING))
@@ -121,6 +128,10 @@ def lines(
     )
     for legend, expr in queries.items():
         panel = panel.with_target(_query(expr, legend))
+    if top is not None:
+        panel = panel.axis_soft_max(top)
+    if counts:
+        panel = panel.decimals(0)
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(shown.StackingMode.NORMAL).group("A"))
     if limit is not None:
@@ -154,6 +165,7 @@ def timeline(title: str, good: str, expr: str, legend: str, *, runbook: str | No
         .with_target(_query(expr, legend))
         .mappings(_states())
         .show_value(shown.VisibilityMode.NEVER)
+        .legend(common.VizLegendOptions().show_legend(True).placement(shown.LegendPlacement.BOTTOM))  # noqa: FBT003
         .row_height(0.8)
         .span(span)
         .height(8)
@@ -164,15 +176,14 @@ def timeline(title: str, good: str, expr: str, legend: str, *, runbook: str | No
 def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *, about: str, height: int = 8) -> Panel:
     """A table with a row for each value of the labels ``by`` and a link from it to the dashboard ``about``."""
     panel = table.Panel().title(title).description(good).span(24).height(height).no_value("")
-    names = {}
+    titles = {label: label.removesuffix("_name").capitalize() for label in by}
+    names = dict(titles)
     for place, column in enumerate(columns):
         ref = chr(ord("A") + place)
         names[f"Value #{ref}"] = column.name
         query = _query(column.expr, "", instant=True, table_or_heatmap=PromQueryFormat.TABLE).ref_id(ref)
         panel = panel.with_target(query)
-        properties = [_property("unit", column.unit), _property("decimals", 2 if column.unit == "s" else 0)]
-        if column.unit == "percentunit":
-            properties[1] = _property("decimals", 1)
+        properties = [_property("unit", column.unit), _property("decimals", column.decimals)]
         if column.states:
             properties.append(_property("mappings", [mapping.to_json() for mapping in _states()]))
         if column.steps or column.states:
@@ -182,10 +193,10 @@ def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *,
             properties.append(_property("custom.cellOptions", {"type": colored}))
         panel = panel.override_by_name(column.name, properties)
     variables = {"namespace": "namespace", metrics.MODEL_NAME: "model", "pod": "pod"}
-    chosen = "&".join(f"var-{name}=${{__data.fields.{label}}}" for label, name in variables.items() if label in by)
+    chosen = "&".join(f"var-{variables[it]}=${{__data.fields.{titles[it]}}}" for it in by if it in variables)
     link = {"title": "Look at it", "url": f"/d/{about}?{chosen}&${{__url_time_range}}&var-datasource=${{datasource}}"}
     return (
-        panel.override_by_name(by[-1], [_property("links", [link])])
+        panel.override_by_name(titles[by[-1]], [_property("links", [link])])
         .with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(
             model.DataTransformerConfig(
@@ -195,8 +206,16 @@ def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *,
     )
 
 
-def board(uid: str, title: str, purpose: str, content: Sequence[tuple[str, Sequence[Panel]]], *, pods: bool) -> str:
-    """The JSON of a dashboard: rows of panels, each row with its title."""
+class Row(msgspec.Struct, frozen=True):
+    """Panels below a title; ``folded`` until somebody opens it."""
+
+    title: str
+    panels: Sequence[Panel]
+    folded: bool = False
+
+
+def board(uid: str, title: str, purpose: str, rows_of_it: Sequence[Row], *, pods: bool) -> str:
+    """The JSON of a dashboard."""
     built = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -233,11 +252,16 @@ def board(uid: str, title: str, purpose: str, content: Sequence[tuple[str, Seque
             .current(model.VariableOption(text="All", value="$__all"))
         )
     number = 0
-    for row, panels in content:
-        built = built.with_row(dashboard.Row(row))
-        for panel in panels:
+    for one in rows_of_it:
+        row = dashboard.Row(one.title)
+        if not one.folded:
+            built = built.with_row(row)
+        for panel in one.panels:
             number += 1
-            built = built.with_panel(panel.id(number).datasource(_SOURCE))
+            numbered = panel.id(number).datasource(_SOURCE)
+            row, built = (row.with_panel(numbered), built) if one.folded else (row, built.with_panel(numbered))
+        if one.folded:
+            built = built.with_row(row.collapsed(True))  # noqa: FBT003
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
 
 

@@ -75,8 +75,8 @@ def slo(thresholds: Thresholds) -> list[Rule]:
     three days of raw series.
     """
     window = RATE_WINDOW
-    # The API server's counter names no model, but the same /metrics shows which one it serves.
-    which = f"group by ({POD}) ({metrics.REQUESTS_RUNNING})"
+    # The API server's counter names no model. The prober does, also while the API server is being started again.
+    which = f"group by ({POD}) ({metrics.PREFIX}ready)"
     answered = f"sum by (namespace, pod) (rate({metrics.HTTP_REQUESTS}[{window}]))"
     failed = f'sum by (namespace, pod) (rate({metrics.HTTP_REQUESTS}{{status="5xx"}}[{window}]))'
     rules: list[Rule] = [

@@ -1,0 +1,76 @@
+"""Every alert fires when it should and not when it only nearly should, by Prometheus' own tool."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import yaml
+from cases import EVERY
+from near_misses import NEAR_MISSES
+from promtool import program, run
+
+from vllm_monitoring import rules, thresholds
+
+SHIPPED = thresholds.read()
+ALERTS = [alert for group in rules.every_alert(SHIPPED).values() for alert in group]
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """Names of cases that fail with the rules as they are shipped, and what promtool says of them."""
+    return run(tmp_path_factory.mktemp("rules"), rules.as_yaml(SHIPPED), EVERY)
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_alerts_fire_when_they_should(case, failed):
+    assert case.name not in failed[0], failed[1]
+
+
+def test_cases_have_names_of_their_own():
+    assert len({case.name for case in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize("alert", sorted({alert.name for alert in ALERTS}))
+def test_each_alert_fires_somewhere_and_is_quiet_somewhere(alert):
+    looks = [look.firing for case in EVERY for look in case.looks if look.alert == alert]
+    assert 0 in looks
+    assert 1 in looks
+
+
+@pytest.mark.parametrize("case", NEAR_MISSES, ids=lambda case: case.name)
+def test_nobody_is_told_of_a_near_miss(case, tmp_path):
+    failed, said = run(tmp_path, rules.as_yaml(SHIPPED), [case])
+    assert not failed, said
+
+
+def test_what_people_read_is_filled_in(tmp_path):
+    """Summaries and descriptions as Prometheus writes them, with names and numbers and no gap."""
+    (tmp_path / "rules.yaml").write_text(rules.as_yaml(SHIPPED))
+    shown = {}
+    for case in EVERY:
+        for look in (look for look in case.looks if look.firing and look.alert not in shown):
+            test = {
+                "interval": case.step,
+                "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+                "alert_rule_test": [{"alertname": look.alert, "eval_time": look.at, "exp_alerts": []}],
+            }
+            shown[look.alert] = case.step, test
+    said = ""
+    for step in {step for step, _ in shown.values()}:
+        tests = [test for its, test in shown.values() if its == step]
+        (tmp_path / "t.yaml").write_text(
+            yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": step, "tests": tests})
+        )
+        done = subprocess.run(
+            [program("promtool"), "test", "rules", str(tmp_path / "t.yaml")],
+            check=False, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+        said += done.stderr + done.stdout
+    texts = dict(re.findall(r'Labels:\{alertname="(\w+)".*\n\s+Annotations:\{(.*)\}', said))
+    assert set(texts) == {alert.name for alert in ALERTS}
+    for name, text in texts.items():
+        assert not re.search(r"<no value>|%!|\{\{|\}\}| in  |  ", text), (name, text)
+        where = ("llama", "chat") if "GPU" not in name else ("llama-7d9f-abc", "chat")
+        assert all(word in text for word in where), (name, text)
