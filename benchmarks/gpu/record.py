@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records /metrics of two replicas on two GPUs: start, mixed load, one of them drained under it and started again.
+"""Records /metrics of two replicas on two GPUs: start, mixed load, one drained under it and started again, idleness.
 
 ``python benchmarks/gpu/record.py --tokenizer FOLDER OUT.gz SHAPE`` needs vLLM and two GPUs. The file is what the tests
 and pictures of monitoring/ read of GPUs (tests/data/metrics).
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("shape", choices=list(SHAPES))
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--load-seconds", type=int, default=150)
+    parser.add_argument("--load-seconds", type=int, default=240)
     given = parser.parse_args()
     tests = ROOT / "tests/monitoring"
     with tempfile.TemporaryDirectory() as name:
@@ -61,7 +61,7 @@ def main() -> int:
         shutil.copytree(given.tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
         (model / "config.json").write_text(json.dumps(SHAPES[given.shape]))
         pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
-        recorder = subprocess.Popen([sys.executable, str(tests / "recording.py"), str(given.out), "540", "5", *pods])
+        recorder = subprocess.Popen([sys.executable, str(tests / "recording.py"), str(given.out), "580", "5", *pods])
         replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]
         try:
             for gpu in (0, 1):
@@ -79,7 +79,7 @@ def main() -> int:
             for load in loads:
                 load.wait(given.load_seconds + 120)
             ready(1, 200)
-            time.sleep(20)
+            time.sleep(75)  # idle, so that the prober asks for a token
         finally:
             recorder.terminate()
             for one in replicas:

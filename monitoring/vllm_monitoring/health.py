@@ -70,7 +70,7 @@ def build(thresholds: Thresholds) -> str:
     starts = [
         lines(
             "Where a start spends its time",
-            "The slowest of the replicas, each phase. Kernels built ahead and a volume for the cache shorten compiling.",
+            "The slowest of the replicas, each phase. Kernels built ahead and a cache that stays shorten compiling.",
             "s",
             {"{{phase}}": f"max by (phase) ({ours('start_phase_seconds')})"},
             stacked=True,

@@ -83,6 +83,6 @@ def build(thresholds: Thresholds) -> str:
         UID,
         "vLLM / Objectives",
         "Error budgets and how fast they burn. Objectives stand in monitoring/thresholds.yaml.",
-        [Row("Budgets", [budgets]), Row("Objectives", panels_of), Row("Traffic", [counted])],
+        [Row("What is left", [budgets]), Row("Objectives", panels_of), Row("Traffic", [counted])],
         pods=False,
     )

@@ -139,7 +139,11 @@ def build(thresholds: Thresholds) -> str:
                     "percentunit",
                     ((None, GREEN), (alerts["VLLMKVPressure"].usage, YELLOW)),
                 ),
-                Column("Output", f"sum by ({POD}) (rate({model(metrics.GENERATION_TOKENS)}[5m]))", TOKENS_PER_SECOND),
+                Column(
+                    "Output",
+                    f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[5m]))",
+                    TOKENS_PER_SECOND,
+                ),
                 Column("KV tokens", pod(metrics.PREFIX + "kv_cache_tokens"), "short"),
             ],
             about="vllm-engine",

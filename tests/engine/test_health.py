@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import after, asked, ended, loaded
 from machine import free_port
+from serving import after, asked, ended, loaded
 
 from vllm_health import smoke
 from vllm_health.limits import Limits

@@ -18,8 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import after, asked, ended, loaded
 from machine import free_port
+from serving import after, asked, ended, loaded
 
 from vllm_health.limits import Limits
 

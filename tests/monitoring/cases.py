@@ -118,7 +118,7 @@ SERVING = [
             looks,
         )
         for seconds, looks in (
-            (30, [quiet("25m", "VLLMQueueTimeHigh")]),
+            (29.9, [quiet("25m", "VLLMQueueTimeHigh")]),
             (30.5, [quiet("15m", "VLLMQueueTimeHigh"),
                     firing("15m30s", "VLLMQueueTimeHigh", severity="ticket", **MODEL)]),
         )

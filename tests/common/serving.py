@@ -1,0 +1,143 @@
+"""``vllm-launch serve`` with the real engine on the CPU, as tests of several kinds start, ask and load it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from machine import free_port
+
+HERE = Path(__file__).parent
+START_SECONDS = 300
+KEY = "first-key"
+
+
+class Serving:
+    """``vllm-launch serve`` in a folder of its own, and what one can ask of it."""
+
+    key = KEY
+
+    def __init__(
+        self, folder, model, *, prefix=(), flags=(), name="tiny", max_num_seqs=8, drain_seconds=18, port=None,
+        health_port=None, environ=(), state=None,
+    ):  # fmt: skip
+        self.port, self.health_port = port or free_port(), health_port or free_port()
+        self.url, self.groups = f"http://127.0.0.1:{self.port}", set()
+        self.termination_log, self.keys = folder / "termination-log", folder / "keys"
+        self.termination_log.touch()
+        self.keys.write_text(f"{KEY}\nsecond-key\n")
+        self.drain_seconds = drain_seconds
+        self.state = state or Path(tempfile.mkdtemp(prefix="state-"))  # pytest's folders are too long for sockets
+        command = [
+            sys.executable, "-m", "vllm_launch", "serve", str(model), "--served-model-name", name, "--enforce-eager",
+            "--max-model-len=512", f"--max-num-seqs={max_num_seqs}", "--host=127.0.0.1", f"--port={self.port}",
+            "--launch-health-host=127.0.0.1", f"--launch-health-port={self.health_port}",
+            f"--launch-drain-seconds={drain_seconds}", f"--launch-api-key-file={self.keys}",
+            f"--launch-state-dir={self.state}", f"--launch-termination-log={self.termination_log}", *flags,
+        ]  # fmt: skip
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*prefix, *command],
+                env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(environ),
+                stdout=log,
+                stderr=log,
+                process_group=0,  # as a shell starts a job: in our session, so that whoever asks is scheduled beside it
+            )
+
+    def wait_for(self, words):
+        deadline = time.monotonic() + START_SECONDS
+        while words not in self.log.read_text(errors="replace"):
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"no {words!r}"
+            self.processes()
+            time.sleep(0.2)
+
+    def wait_for_title(self, title):
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for pid, found in self.processes().items():
+                if found.startswith(title):
+                    return pid
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            time.sleep(0.1)
+        raise AssertionError(f"no process {title}")
+
+    def processes(self):
+        """Titles by pid of all that runs in a process group which this run has ever had; zombies left out.
+
+        By group, since setproctitle writes over the environment that would otherwise mark them.
+        """
+        stats = {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if fields[0] != "Z":
+                    stats[int(folder.name)] = int(fields[1]), int(fields[2]), title
+        below = {self.process.pid}
+        while more := {pid for pid, (parent, _, _) in stats.items() if parent in below} - below:
+            below |= more
+        self.groups |= {stats[pid][1] for pid in below if pid in stats}
+        return {pid: title for pid, (_, group, title) in stats.items() if group in self.groups}
+
+    def end(self, timeout):
+        """The exit code; no process may be left."""
+        code = self.process.wait(timeout)
+        assert self.processes() == {}
+        if self.state.exists():
+            self.state.rmdir()  # nothing may be left in it
+        return code
+
+    def ask(self, path, body=None, key=KEY, timeout=60):
+        """Status, headers and body of an answer."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url + path, data, headers), timeout=timeout
+            ) as answer:
+                return answer.status, answer.headers, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+
+    def health(self, route):
+        return asked(self.health_port, route)
+
+
+def asked(port, route):
+    """Status and body of what a health port answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def loaded(run, streams, *, leave=0.0, tokens=400):
+    """A process that keeps so many streams running against ``run`` until SIGTERM; then its stdout says what became."""
+    words = [run.url, run.key, str(streams), str(leave), str(tokens)]
+    return subprocess.Popen([sys.executable, str(HERE / "load.py"), *words], stdout=subprocess.PIPE, text=True)
+
+
+def ended(load):
+    """Ends what ``loaded`` began; what became of its streams."""
+    load.terminate()
+    return json.loads(load.communicate(timeout=60)[0])
+
+
+def after(condition, limit):
+    """Seconds until ``condition()``; more than ``limit`` is a failure."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit, f"not within {limit} s"
+        time.sleep(0.1)
+    return time.monotonic() - began

@@ -1,0 +1,67 @@
+"""A Prometheus over the recording of two H100s, with what the rules would have recorded meanwhile."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+
+import yaml
+from machine import ROOT
+from promtool import program
+from stack import Prometheus
+
+from vllm_monitoring import rules, thresholds
+
+FILE = ROOT / "tests/data/metrics/vllm-0.32.0-h100-x2.om.gz"
+INTERVAL_S = 5
+
+# dcgm-exporter's own names, types and labels (its etc/default-counters.csv and etc/dcp-metrics-included.csv; docs: the
+# labels that it adds). Values are made up: nowhere here does it run.
+DCGM = {
+    "DCGM_FI_DEV_GPU_UTIL": 93.0, "DCGM_FI_DEV_FB_USED": 74_000.0, "DCGM_FI_DEV_FB_FREE": 7_000.0,
+    "DCGM_FI_DEV_POWER_USAGE": 512.5, "DCGM_FI_DEV_GPU_TEMP": 61.0, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": 0.31,
+    "DCGM_FI_PROF_DRAM_ACTIVE": 0.72, "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL": 0.0, "DCGM_FI_DEV_XID_ERRORS": 0.0,
+}  # fmt: skip
+
+
+def times(text):
+    """The first and the last moment of samples, seconds since 1970."""
+    found = [float(at) for at in re.findall(r" (\d+\.\d+)$", text, re.MULTILINE)]
+    return min(found), max(found)
+
+
+def dcgm(begin, end):
+    """Its exposition over that time, as lines of OpenMetrics; counters go on."""
+    labels = 'gpu="0",UUID="GPU-0",device="nvidia0",modelName="NVIDIA H100",Hostname="node-1",namespace="recorded",pod="llama-0"'
+    for at in range(int(begin), int(end), INTERVAL_S):
+        for name, value in DCGM.items():
+            more = at - begin if name.endswith("_TOTAL") else 0
+            yield f"{name}{{{labels}}} {value + more} {at}\n"
+
+
+def load(folder, *, with_dcgm):
+    """The running Prometheus, and the time that it knows of."""
+    text = gzip.decompress(FILE.read_bytes()).decode()
+    begin, end = times(text)
+    lines = text.removesuffix("# EOF\n") + ("".join(dcgm(begin, end)) if with_dcgm else "") + "# EOF\n"
+    (folder / "recording.om").write_text(lines)
+    data = folder / "data"
+    promtool("tsdb", "create-blocks-from", "openmetrics", folder / "recording.om", data)
+    groups = rules.groups(thresholds.read())["groups"]
+    recording = [
+        group | {"interval": f"{INTERVAL_S}s"} for group in groups if group["name"] in {"vllm-load", "vllm-slo"}
+    ]
+    (folder / "records.yaml").write_text(yaml.safe_dump({"groups": recording}))
+    for _ in range(2):  # what is recorded of what is recorded comes with the second time
+        prometheus = Prometheus(folder, rules=False, data=data)
+        promtool(
+            "tsdb", "create-blocks-from", "rules", f"--start={int(begin)}", f"--end={int(end)}",
+            f"--eval-interval={INTERVAL_S}s", f"--url={prometheus.url}", f"--output-dir={data}", folder / "records.yaml",
+        )  # fmt: skip
+        prometheus.close()
+    return Prometheus(folder, rules=False, data=data), begin, end
+
+
+def promtool(*words):
+    subprocess.run([program("promtool"), *map(str, words)], check=True, capture_output=True, timeout=300)

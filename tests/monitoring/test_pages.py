@@ -1,0 +1,164 @@
+"""From a fault of the real engine to the page that somebody gets: shipped rules, real Prometheus, real Alertmanager."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from machine import free_port
+from serving import Serving
+from stack import INTERVAL_S, Pager, Prometheus
+
+pytestmark = pytest.mark.timeout(1500)
+HERE = Path(__file__).parent
+
+
+class Course:
+    """What runs, what is scraped, and when each fault began."""
+
+    def __init__(self, folder, model):
+        self.folder, self.model = folder, model
+        self.pager = Pager(folder)
+        self.prometheus = Prometheus(folder, alertmanager=self.pager.address)
+        self.runs, self.others, self.targets, self.faults = [], [], [], {}
+
+    def scrape(self, pod, *ports):
+        self.targets += [(pod, port) for port in ports]
+        self.prometheus.watch(self.targets)
+
+    def start(self, name, *flags, **options):
+        place = self.folder / f"{name}-{len(self.runs)}"
+        place.mkdir()
+        run = Serving(place, self.model, name=name, flags=flags, **options)
+        self.runs.append(run)
+        return run
+
+    def fault(self, *alerts):
+        """Now something breaks that these shall tell of: pairs of an alert and the pod or model it names."""
+        self.faults |= dict.fromkeys(alerts, time.monotonic())
+
+    def page(self, alert, seconds):
+        """Waits for it; so many seconds passed since its fault."""
+        deadline = self.faults[alert] + seconds
+        while alert not in self.pager.pages:
+            assert time.monotonic() < deadline, f"no {alert} within {seconds} s, but {sorted(self.pager.pages)}"
+            time.sleep(0.2)
+        at, told = self.pager.pages[alert]
+        assert told["annotations"]["runbook_url"].endswith(f"/{alert[0]}.md")
+        print(f"{alert[0]}: {at - self.faults[alert]:.0f} s after the fault: {told['annotations']['summary']}")
+
+    def close(self):
+        for run in self.runs:
+            if run.process.poll() is None:
+                run.process.send_signal(signal.SIGQUIT)
+        for process in (*(run.process for run in self.runs), *self.others):
+            if process.poll() is None:
+                process.terminate()
+            process.wait(60)
+        self.prometheus.close()
+        self.pager.close()
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory, tiny_model):
+    one = Course(tmp_path_factory.mktemp("pages"), tiny_model)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def hung(course):
+    """An engine that is stopped: it hangs, is ended by its launcher, and nobody starts it again."""
+    run = course.start("hung", "--launch-stall-seconds=20")
+    course.scrape("hung-0", run.port, run.health_port)
+    run.wait_for("vllm-launch: ready")
+    time.sleep(3 * INTERVAL_S)
+    course.fault(("VLLMEngineStalled", "hung-0"), ("VLLMNoReplicaReady", "hung"))
+    os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
+    return run
+
+
+@pytest.fixture(scope="module")
+def flooded(course):
+    """An engine that is asked for far more than it can do and may turn requests away."""
+    run = course.start("flooded", "--max-num-queued-reqs=4", "--launch-stall-seconds=20", max_num_seqs=2)
+    course.scrape("flooded-0", run.port, run.health_port)
+    run.wait_for("vllm-launch: ready")
+    course.fault(("VLLMAvailabilityBurn", "flooded"), ("VLLMAdmissionRejections", "flooded"))
+    words = [run.url, "flooded", "700", "12", "512", run.key]
+    course.others.append(
+        subprocess.Popen([sys.executable, str(HERE / "mixed_load.py"), *words], stdout=subprocess.DEVNULL)
+    )
+    return run
+
+
+def test_a_hung_engine_pages(course, hung):
+    course.page(("VLLMEngineStalled", "hung-0"), 60)
+    hung.process.wait(60)
+
+
+def test_a_start_that_does_not_move_is_told(course):
+    run = course.start("stuck", "--launch-start-stall-seconds=60")
+    course.scrape("stuck-0", run.health_port)
+    engine = run.wait_for_title("VLLM::EngineCore")
+    course.fault(("VLLMStartupStuck", "stuck-0"))
+    for pid in [engine, *(pid for pid, title in run.processes().items() if "vllm.entrypoints" in title)]:
+        os.kill(pid, signal.SIGSTOP)
+    course.page(("VLLMStartupStuck", "stuck-0"), 90)
+
+
+def test_a_restart_loop_pages(course):
+    port, health_port = free_port(), free_port()
+    course.scrape("looping-0", port, health_port)
+    course.fault(("VLLMRestartLoop", "looping-0"))
+    for _ in range(4):
+        run = course.start("looping", port=port, health_port=health_port)
+        run.wait_for("vllm-launch")
+        time.sleep(2 * INTERVAL_S)
+        run.process.send_signal(signal.SIGQUIT)
+        run.process.wait(60)
+    course.page(("VLLMRestartLoop", "looping-0"), 180)
+
+
+@pytest.mark.usefixtures("flooded")
+def test_gpu_faults_page_simulated(course):
+    health_port, faults = free_port(), course.folder / "faults"
+    flooded = course.runs[-1]
+    prober = subprocess.Popen(
+        [sys.executable, str(HERE / "simulated_gpus.py"), "serve", f"--target={flooded.url}", f"--port={health_port}",
+         "--host=127.0.0.1", "--model=broken", f"--api-key-file={flooded.keys}"],
+        env=os.environ | {"FAULTS": str(faults)},
+    )  # fmt: skip
+    course.others.append(prober)
+    course.scrape("broken-0", health_port)
+    time.sleep(4 * INTERVAL_S)
+    alerts = ["GPUXidFatal", "GPULost", "GPURowRemapFailure", "GPUECCErrors"]
+    course.fault(*((alert, "broken-0") for alert in alerts))
+    faults.touch()
+    for alert in alerts:
+        course.page((alert, "broken-0"), 60)
+
+
+def test_requests_that_are_turned_away_page(course, flooded):
+    del flooded
+    course.page(("VLLMAvailabilityBurn", "flooded"), 400)
+    course.page(("VLLMAdmissionRejections", "flooded"), 900)
+
+
+def test_a_drain_that_will_cut_streams_is_told(course, flooded):
+    """It is told before the end: the drain has its time, and somebody may give it more."""
+    course.fault(("VLLMDrainLate", "flooded-0"))
+    flooded.process.send_signal(signal.SIGTERM)
+    course.page(("VLLMDrainLate", "flooded-0"), 60)
+
+
+def test_a_model_that_nobody_serves_any_more_pages(course, hung):
+    del hung
+    course.page(("VLLMNoReplicaReady", "hung"), 420)
