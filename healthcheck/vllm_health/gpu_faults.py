@@ -186,7 +186,7 @@ def _xid(index: int, xid: int) -> Fault:
 class Watch:
     """Reads again and again in a thread of its own: a driver that hangs blocks whoever asks it, and nobody else.
 
-    Xids are remembered whatever becomes of NVML: a GPU that met a fatal one serves nobody, seen or not.
+    Fatal faults are remembered while NVML does not answer: a GPU that met one serves nobody, seen or not.
     """
 
     def __init__(
@@ -203,9 +203,9 @@ class Watch:
     @property
     def report(self) -> Report | None:
         """The last look; None before the first."""
-        silent = time.monotonic() - self._read_at
-        if silent > self._hang_seconds:
-            return self._blind(f"NVML has not answered for {silent:.0f} s: look for hung processes and Xids in dmesg")
+        if time.monotonic() - self._read_at > self._hang_seconds:
+            limit = f"{self._hang_seconds:g} s"  # not how long it is by now: a sentence that changes is said again
+            return self._blind(f"NVML has not answered for {limit}: look for hung processes and Xids in dmesg")
         return self._report
 
     def close(self) -> None:
@@ -232,4 +232,5 @@ class Watch:
         self._report, self._read_at = report, time.monotonic()
 
     def _blind(self, why: str) -> Report:
-        return Report(faults=tuple(_faults(self._xids)), xids=_counts(self._xids), down=why)
+        known = self._report.faults if self._report else ()
+        return Report(faults=tuple(one for one in known if one.fatal), xids=_counts(self._xids), down=why)

@@ -91,11 +91,11 @@ def serving(limits: dict[str, Limit]) -> Iterator[Alert]:
     )
     gone, ready = limits["VLLMNoReplicaReady"], f"{_OURS}ready"
     served = f"max by ({MODEL}) (max_over_time({ready}[{gone.within}])) == 1"
-    drained = f"max by ({MODEL}) (max_over_time({_OURS}draining[{gone.within}])) == 1"
+    drained = f"min by ({MODEL}) (last_over_time({_OURS}draining[{gone.within}])) == 1"
     yield _alert(
         limits,
         "VLLMNoReplicaReady",
-        # Scaled to zero or removed: it has drained, and nobody is there any more. Put to sleep: somebody wants it so.
+        # Scaled to zero or removed: nobody is there, and each ended in a drain. Put to sleep: somebody wants it so.
         f"{served}\nunless max by ({MODEL}) ({ready}) == 1\n"
         f"unless ({drained} unless max by ({MODEL}) ({ready}) == 0)\n"
         f'unless max by ({MODEL}) ({_OURS}state{{state="asleep"}}) == 1',

@@ -118,7 +118,7 @@ def build(thresholds: Thresholds) -> str:
         ),
         lines(
             "Share of the drain's time used",
-            "Far below 100 %, else streams are cut: raise launch.drain.",
+            "Far below 100 %, else streams are cut: raise launch.drain_seconds.",
             "percentunit",
             {"{{pod}}": f"{pod('draining')} * {pod('state_seconds')} / {pod('limit_seconds', _DRAIN)}"},
             limit=alerts["VLLMDrainLate"].share,

@@ -73,6 +73,12 @@ SERVING = [
         [quiet("40m", "VLLMNoReplicaReady"), quiet("40m", "VLLMReplicaNotReady")],
     ),
     Case(
+        "a rollout drains one replica, and later its successor is lost with its node",
+        ours("ready", "1x20 0x2 _x80") | ours("draining", "0x20 1x2 _x80")
+        | ours("ready", "_x20 1x10 _x80", OTHER) | ours("draining", "_x20 0x10 _x80", OTHER),
+        [firing("40m", "VLLMNoReplicaReady")],
+    ),
+    Case(
         "it drains, and its successor does not become ready",
         ours("ready", "1x20 0x2 _x80") | ours("draining", "0x20 1x2 _x80") | ours("ready", "_x25 0x80", OTHER),
         [firing("40m", "VLLMNoReplicaReady")],
