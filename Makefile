@@ -139,6 +139,10 @@ test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves f
 test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the image that `make test-image` builds
 	@$(bin)/pytest tests/compose -v --timeout 900
 
+.PHONY: test-monitoring
+test-monitoring: $(VENV)/.dev  ## Dashboards, alerts, runbooks: promtool, a real Prometheus and Alertmanager, the real engine's faults
+	@$(bin)/pytest tests/monitoring -v -rP --timeout 900
+
 .PHONY: test-chart
 test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
 	@$(bin)/pytest tests/chart -q
@@ -169,8 +173,12 @@ bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
 .PHONY: generate
 generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
 	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py && \
-	$(bin)/python scripts/generate-chart.py && \
+	$(bin)/python scripts/generate-chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg
+
+.PHONY: pictures
+pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two GPUs: docs/dashboards
+	@$(bin)/python tests/monitoring/pictures.py docs/dashboards
 
 .PHONY: schemas
 schemas: $(VENV)/.dev  ## Take the schemas that Kubernetes and others publish again (needs Go and a network)

@@ -271,12 +271,12 @@ def gpus(limits: dict[str, Limit]) -> Iterator[Alert]:
         f"{_GPU_NAMED} has a broken row of memory and no spare one",
         "It still computes, but the next error there is a fatal one: have it replaced.",
     )
-    within = limits["GPUECCErrors"].within
+    within, errors = limits["GPUECCErrors"].within, f"{_OURS}gpu_ecc_uncorrected_errors"
     yield _alert(
         limits,
         "GPUECCErrors",
-        f"max by ({by_gpu}) (delta({_OURS}gpu_ecc_uncorrected_errors[{within}])) > 0",
-        f"{_GPU_NAMED} has met {{{{ $value | humanize }}}} uncorrectable memory errors in {within}",
+        f"max by ({by_gpu}) ({errors} - min_over_time({errors}[{within}])) > 0",  # delta would extrapolate
+        f"{_GPU_NAMED} has met {{{{ $value }}}} uncorrectable memory errors in {within}",
         "Each ends the process that met it; several mean that the GPU is going bad.",
     )
     slow = limits["GPUThrottled"]

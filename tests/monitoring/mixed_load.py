@@ -61,6 +61,8 @@ async def ask(session, model, longest, kind, chance) -> str:
                 if chance.random() < 0.1:
                     return "left"
         text = await response.text()
+        if response.status >= 500:
+            await asyncio.sleep(0.2)  # as a client that tries again would
     if kind == "wrong":
         return f"wrong: {response.status}"
     whole = text.rstrip().endswith("[DONE]") if body["stream"] else '"choices"' in text

@@ -88,7 +88,9 @@ def hung(course):
 @pytest.fixture(scope="module")
 def flooded(course):
     """An engine that is asked for far more than it can do and may turn requests away."""
-    run = course.start("flooded", "--max-num-queued-reqs=4", "--launch-stall-seconds=20", max_num_seqs=2)
+    run = course.start(
+        "flooded", "--max-num-queued-reqs=4", "--launch-stall-seconds=20", max_num_seqs=2, drain_seconds=60
+    )
     course.scrape("flooded-0", run.port, run.health_port)
     run.wait_for("vllm-launch: ready")
     course.fault(("VLLMAvailabilityBurn", "flooded"), ("VLLMAdmissionRejections", "flooded"))
@@ -153,7 +155,8 @@ def test_requests_that_are_turned_away_page(course, flooded):
 
 
 def test_a_drain_that_will_cut_streams_is_told(course, flooded):
-    """It is told before the end: the drain has its time, and somebody may give it more."""
+    """It is told before the end. Streams are slow here because the engine is stopped in the middle of them."""
+    os.kill(flooded.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
     course.fault(("VLLMDrainLate", "flooded-0"))
     flooded.process.send_signal(signal.SIGTERM)
     course.page(("VLLMDrainLate", "flooded-0"), 60)
