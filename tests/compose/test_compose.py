@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from machine import ROOT, free_port, generate_tiny_model, let_anybody_read
 
 HERE = Path(__file__).parent
@@ -142,6 +143,20 @@ def test_up_waits_until_the_model_serves_and_every_target_is_scraped(stack):
 
     until(lambda: set(targets().values()) == {"up"})
     assert set(targets()) == {"vllm", "vllm-health", "prometheus", "alertmanager"}
+
+
+def test_alerts_and_records_are_loaded_and_the_dashboards_lie_where_grafana_looks(stack):
+    rules = ask(stack["PROMETHEUS_PORT"], "/api/v1/rules")["data"]["groups"]
+    shipped = yaml.safe_load((ROOT / "monitoring/prometheus/rules/vllm.yaml").read_text())["groups"]
+    assert {group["name"]: len(group["rules"]) for group in rules} == {
+        group["name"]: len(group["rules"]) for group in shipped
+    }
+    until(lambda: all(rule["health"] == "ok" for group in ask(stack["PROMETHEUS_PORT"], "/api/v1/rules")["data"]["groups"]
+                      for rule in group["rules"]))  # fmt: skip
+    recorded = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=model:vllm_health_ready:sum")["data"]["result"]
+    assert [one["metric"]["namespace"] for one in recorded] == ["compose"]
+    folders = {volume["target"]: Path(volume["source"]) for volume in settled()["services"]["grafana"]["volumes"]}
+    assert len(list(folders["/var/lib/dashboards"].glob("*.json"))) == 5
 
 
 def test_a_request_shows_in_prometheus(stack):

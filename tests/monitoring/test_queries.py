@@ -123,6 +123,12 @@ def test_names_that_are_not_shown_are_noticed(watched):
     assert set(metrics.ALWAYS_SHOWN) - renamed == {metrics.KV_CACHE_USAGE}
 
 
+@pytest.mark.parametrize("histogram", metrics.BUCKETS)
+def test_bounds_of_latencies_are_the_engines(watched, histogram):
+    found = watched.prometheus.query(f"{histogram}_bucket", watched.ended)
+    assert {one["metric"]["le"] for one in found} == {*map(str, metrics.BUCKETS[histogram]), "+Inf"}
+
+
 def test_nobody_is_told_of_anything(watched):
     """A start and a load that is more than it can do for two minutes are no reason yet."""
     assert watched.prometheus.query('ALERTS{alertstate="firing"}', watched.ended) == []

@@ -14,7 +14,7 @@ from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
 from vllm_health.state import Movement
 
-QUICK = Limits(stall_s=2.0, start_stall_s=1.0)
+QUICK = Limits(stall_s=2.0, start_stall_s=1.0, drain_s=75.0)
 
 
 class Vllm:
@@ -77,6 +77,7 @@ class Watched:
             on_change=lambda _, now: self.names.append(now.name),
             on_note=self.notes.append,
             planned_kv_tokens=1000,
+            planned_gpus=2,
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -107,6 +108,12 @@ def test_vllm_that_answers_is_ready_with_its_engines_known_at_once():
         assert watched.value("state", "saturated") == 1
         assert watched.value("state", "dead") == 0
         assert watched.value("ready") == 1
+        assert watched.value("canaries", "refused") == 0  # a rate does not see a counter's first value
+        assert watched.value("scrapes", "failed") == 0
+        assert watched.value("planned_gpus") == 2
+        assert watched.value("limit_seconds", "drain") == 75
+        assert ("start_stall",) in watched.prober.values()["limit_seconds"]
+        assert watched.prober.model == "m"
 
     asyncio.run(course())
 
