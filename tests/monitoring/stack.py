@@ -134,4 +134,5 @@ class Pager:
         self.process.terminate()
         self.process.wait(30)
         self.receiver.shutdown()
+        self.receiver.server_close()
         self.log.close()
