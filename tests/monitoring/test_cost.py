@@ -91,7 +91,7 @@ def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(tmp_path):
     step = HOURS * 3600 / POINTS
     prometheus = Prometheus(tmp_path, rules=False, data=data)
     at = now - STEP_S
-    replicas = prometheus.query("count(vllm_health_ready)", at)
+    replicas = prometheus.query("count(vllm_health_state_seconds)", at)
     assert float(replicas[0]["value"][1]) == REPLICAS
 
     def ask(query):
