@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import http.client
 import io
 import itertools
 import math
 import re
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import matplotlib as mpl
 import msgspec
@@ -24,45 +20,36 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from PIL import Image
 
 from vllm_monitoring import boards
+from vllm_monitoring.answers import DrawError, Series, Window, asked
+from vllm_monitoring.canvas import (
+    CARD,
+    CELL,
+    FAINT,
+    GAP,
+    GRID,
+    HEAD,
+    NAMED,
+    PAGE,
+    PALETTE,
+    TEXT,
+    TICKS_MAX,
+    UNIT,
+    WIDTH,
+    Box,
+    Page,
+    cut,
+    formatted,
+    legend,
+    width,
+    y_ticks,
+)
 
 OURS: Final = Path(__file__).parents[1] / "grafana/dashboards"
-DPI, WIDTH, HEAD, UNIT, GAP, CELL = 100, 1600, 44, 38, 8, 34
-"""After the first in pixels: the page, its head, gridPos' unit of height (Grafana's 30 + 8), a gap, a table's row."""
-POINT: Final = 72 / DPI
-PAGE, CARD, TEXT, FAINT, GRID = "#111217", "#181b1f", "#ccccdc", "#8e8e9b", "#2a2d33"
-NAMED: Final = {
-    "green": "#73bf69", "super-light-green": "#c8f2c2", "yellow": "#fade2a", "orange": "#ff9830", "red": "#f2495c",
-    "dark-red": "#c4162a", "blue": "#5794f2", "purple": "#b877d9", "text": TEXT, "transparent": "none",
-}  # fmt: skip
-PALETTE: Final = (
-    "#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#705da0", "#37872d", "#fade2a",
-    "#447ebc", "#c15c17", "#890f02", "#0a437c", "#6d1f62", "#584477",
-)  # fmt: skip
-"""Grafana's palette-classic, in the order of series."""
-SCALES: Final[dict[str, Sequence[tuple[float, str]]]] = {
-    "s": ((1e-9, " ns"), (1e-6, " µs"), (1e-3, " ms"), (1, " s"), (60, " min"), (3600, " hour"), (86400, " day")),
-    "short": ((1, ""), (1e3, " K"), (1e6, " Mil"), (1e9, " Bil"), (1e12, " Tri")),
-    "reqps": ((1, " req/s"), (1e3, "K req/s"), (1e6, "M req/s")),
-    "bytes": tuple((1024.0**place, f" {name}B") for place, name in enumerate(("", "Ki", "Mi", "Gi", "Ti", "Pi"))),
-    "watt": ((1, " W"), (1e3, " kW"), (1e6, " MW")),
-    "celsius": ((1, " °C"),),
-    "percentunit": ((0.01, "%"),),
-    "percent": ((1, "%"),),
-    "none": ((1, ""),),
-}
-"""Of each unit: from which value on it is shown in what."""
 CLOCK_STEPS: Final = (5, 15, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 360, 720, 1440, 10080)))
 """Seconds between ticks of the x axis."""
-ENTRIES_MAX, TICKS_MAX, POINTS_MAX = 6, 6, 250
-"""Of a legend, an axis, a series."""
 EMPTY: Final = 1e-9
 """Below this a heatmap's cell is empty, as in Grafana's filterValues."""
 VALUE: Final = "Value #"
@@ -70,86 +57,6 @@ VALUE: Final = "Value #"
 
 Ask = Callable[[str, bool], "list[Series]"]
 """Given an expression, and whether of the window's last moment alone."""
-
-
-class DrawError(Exception):
-    """What was given cannot be drawn; one sentence."""
-
-
-class Series(msgspec.Struct, frozen=True):
-    """One of Prometheus' answer: pairs of unix seconds and value, ``value`` of the last moment."""
-
-    metric: dict[str, str]
-    values: list[tuple[float, str]] = []
-    value: tuple[float, str] = (0, "nan")
-
-
-class Window(msgspec.Struct, frozen=True):
-    """What is looked at, in unix seconds, of series scraped each ``interval_s``."""
-
-    begin: float
-    end: float
-    interval_s: float
-
-    def __post_init__(self) -> None:
-        if not (self.begin < self.end and self.interval_s > 0):
-            raise DrawError("--from must be before --to, and --interval above 0")
-
-    @property
-    def step_s(self) -> float:
-        """A multiple of the interval, so that a panel has at most POINTS_MAX."""
-        return self.interval_s * math.ceil((self.end - self.begin) / self.interval_s / POINTS_MAX)
-
-    @property
-    def times(self) -> NDArray[np.float64]:
-        """Of every step."""
-        steps = int((self.end - self.begin) / self.step_s)
-        return np.linspace(self.begin, self.begin + steps * self.step_s, steps + 1)
-
-    def placed(self, series: Series) -> NDArray[np.float64]:
-        """Its values at ``times``, NaN where it has none: there Grafana's line breaks."""
-        row = np.full(len(self.times), np.nan)
-        for time, value in series.values:
-            row[round((time - self.begin) / self.step_s)] = float(value)
-        row[np.isinf(row)] = np.nan
-        return row
-
-
-class Box(NamedTuple):
-    """In pixels from the page's top left."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-class Page:
-    """A figure that is drawn on in pixels, y downwards."""
-
-    def __init__(self, height: float) -> None:
-        self.height = height
-        self.figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor=PAGE)
-        self._ground = self.axes(Box(0, 0, WIDTH, height))
-        self._ground.set(xlim=(0, WIDTH), ylim=(height, 0))
-        self._ground.axis("off")
-
-    def axes(self, box: Box) -> Axes:
-        """Empty ones, without a frame."""
-        area = (box.x / WIDTH, 1 - (box.y + box.h) / self.height, box.w / WIDTH, box.h / self.height)
-        axes = self.figure.add_axes(area, facecolor="none")
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, labelcolor=FAINT, labelsize=11 * POINT, pad=5)
-        return axes
-
-    def text(self, x: float, y: float, text: str, color: str = TEXT, size: float = 12, **how: Any) -> None:
-        """``size`` in pixels; ``y`` is its middle."""
-        self._ground.text(x, y, text, color=color, size=size * POINT, va="center_baseline", parse_math=False, **how)
-
-    def box(self, box: Box, color: str, radius: float = 0) -> None:
-        """Filled."""
-        style = f"round,pad=0,rounding_size={radius}"
-        self._ground.add_patch(FancyBboxPatch(box[:2], box.w, box.h, style, facecolor=color, edgecolor="none"))
 
 
 def draw(board: dict[str, Any], ask: Ask, window: Window) -> Figure:
@@ -172,12 +79,18 @@ def _panel(page: Page, panel: dict[str, Any], ask: Ask, window: Window) -> None:
     at, column = panel["gridPos"], (WIDTH - GAP) / 24
     box = Box(GAP + at["x"] * column, HEAD + at["y"] * UNIT, at["w"] * column - GAP, at["h"] * UNIT - GAP)
     if panel["type"] == "row":
-        page.text(box.x + 4, box.y + box.h / 2, f"▾  {panel['title']}", size=15, weight="bold")
+        page.text(
+            box.x + 4,
+            box.y + box.h / 2,
+            f"{'▸' if panel['collapsed'] else '▾'}  {panel['title']}",
+            size=15,
+            weight="bold",
+        )
         return
     if panel["type"] not in KINDS:
         raise DrawError(f"{panel['title']}: a panel of the kind {panel['type']} cannot be drawn")
     page.box(box, CARD, radius=3)
-    page.text(box.x + 10, box.y + 17, _cut(panel["title"], box.w - 20, 13, "bold"), size=13, weight="bold")
+    page.text(box.x + 10, box.y + 17, cut(panel["title"], box.w - 20, 13, "bold"), size=13, weight="bold")
     answers = []
     for target in panel["targets"]:
         expr = boards.filled(target["expr"], interval_s=window.interval_s, step_s=window.step_s)
@@ -193,7 +106,7 @@ def _panel(page: Page, panel: dict[str, Any], ask: Ask, window: Window) -> None:
 def _stat(page: Page, box: Box, panel: dict[str, Any], answers: list[list[Series]], _: Window) -> None:
     shown, value = panel["fieldConfig"]["defaults"], float(answers[0][0].value[1])
     text = formatted(value, shown["unit"], shown.get("decimals"))
-    size = min(38.0, 38 * 0.9 * box.w / _width(text, 38, "bold"))
+    size = min(38.0, 38 * 0.9 * box.w / width(text, 38, "bold"))
     color = _threshold(value, shown["thresholds"])
     page.text(box.x + box.w / 2, box.y + box.h / 2 - 4, text, color, size, weight="bold", ha="center")
 
@@ -206,12 +119,13 @@ def _lines(page: Page, box: Box, panel: dict[str, Any], answers: list[list[Serie
     if shown["custom"].get("stacking", {}).get("mode") == "normal":
         below[1:] = np.cumsum(np.nan_to_num(rows), axis=0)[:-1]
     top = _top(float(np.nan_to_num(rows + below).max()), shown)
-    axes = _plot(page, _legend(page, box, entries), window, _ticks(top, shown["unit"]))
+    axes = _plot(page, legend(page, box, entries), window, y_ticks(top, shown["unit"]))
     axes.set_ylim(0, top)
     for (_, color), row, under in zip(entries, rows, below, strict=True):
         opacity = shown["custom"]["fillOpacity"] / 100
         axes.fill_between(window.times, under, under + row, color=color, alpha=opacity, linewidth=0)
-        axes.plot(window.times, under + row, color=color, linewidth=1.1, clip_on=False)
+        if shown["custom"]["lineWidth"]:
+            axes.plot(window.times, under + row, color=color, linewidth=1.1, clip_on=False)
     if shown["custom"].get("thresholdsStyle", {}).get("mode") == "dashed":
         for step in shown["thresholds"]["steps"][1:]:
             axes.axhline(step["value"], color=NAMED[step["color"]], linewidth=1.2, dashes=(7, 5))
@@ -244,7 +158,7 @@ def _states(page: Page, box: Box, panel: dict[str, Any], answers: list[list[Seri
     rows = [window.placed(series) for _, series in named]
     occurring = [state for value, state in states.items() if any(value in row for row in rows)]
     ticks = [(place + 0.5, name) for place, (name, _) in enumerate(named)]
-    axes = _plot(page, _legend(page, box, occurring), window, ticks)
+    axes = _plot(page, legend(page, box, occurring), window, ticks)
     axes.set_ylim(len(rows), 0)
     for place, row in enumerate(rows):
         for value, run in itertools.groupby(zip(row.tolist(), window.times, strict=True), key=lambda pair: pair[0]):
@@ -265,14 +179,14 @@ def _table(page: Page, box: Box, panel: dict[str, Any], answers: list[list[Serie
     for name in sorted({*itertools.chain(*rows)}, key=lambda name: (name.startswith(VALUE), name)):
         title = organized["renameByName"].get(name, name)
         cells = [_cell(row.get(name), properties.get(title, {})) for row in rows]
-        width = max(_width(title, 12, "bold"), *(_width(text, 12) for text, _, _ in cells)) + 16
+        wide = max(width(title, 12, "bold"), *(width(text, 12) for text, _, _ in cells)) + 16
         if not organized["excludeByName"].get(name):
-            columns.append((width, title, cells, name.startswith(VALUE)))
+            columns.append((wide, title, cells, name.startswith(VALUE)))
     # Where there is no room for all, the widest are cut.
-    most = next(most for most in range(WIDTH, 0, -1) if sum(min(most, width) for width, *_ in columns) <= box.w)
-    spare, x = (box.w - sum(min(most, width) for width, *_ in columns)) / len(columns), box.x
-    for width, title, cells, right in columns:
-        area = Box(x, box.y, min(most, width) + spare, box.h)
+    most = next(most for most in range(WIDTH, 0, -1) if sum(min(most, wide) for wide, *_ in columns) <= box.w)
+    spare, x = (box.w - sum(min(most, wide) for wide, *_ in columns)) / len(columns), box.x
+    for wide, title, cells, right in columns:
+        area = Box(x, box.y, min(most, wide) + spare, box.h)
         _column(page, area, title, cells, right=right)
         x += area.w
 
@@ -280,12 +194,12 @@ def _table(page: Page, box: Box, panel: dict[str, Any], answers: list[list[Serie
 def _column(page: Page, box: Box, title: str, cells: Sequence[tuple[str, str, str]], *, right: bool) -> None:
     """As many of ``cells`` (text, its colour, the ground's) as fit below ``title``; Grafana scrolls to the others."""
     x, align = (box.x + box.w - 8, "right") if right else (box.x + 6, "left")
-    page.text(x, box.y + 10, _cut(title, box.w - 10, 12, "bold"), FAINT, weight="bold", ha=align)
+    page.text(x, box.y + 10, cut(title, box.w - 10, 12, "bold"), FAINT, weight="bold", ha=align)
     for place, (text, color, ground) in enumerate(cells[: int(box.h / CELL - 0.75)]):
         y = box.y + CELL * (place + 0.75)
         page.box(Box(box.x, y, box.w, 1), GRID)
         page.box(Box(box.x + 1, y + 2, box.w - 2, CELL - 3), ground)
-        page.text(x, y + CELL / 2, _cut(text, box.w - 10, 12), color, ha=align)
+        page.text(x, y + CELL / 2, cut(text, box.w - 10, 12), color, ha=align)
 
 
 def _cell(value: str | float | None, shown: dict[str, Any]) -> tuple[str, str, str]:
@@ -321,7 +235,7 @@ KINDS: Final = {"stat": _stat, "timeseries": _lines, "heatmap": _heat, "state-ti
 
 def _plot(page: Page, box: Box, window: Window, ticks: Sequence[tuple[float, str]]) -> Axes:
     """Axes over time in ``box``, with ``ticks`` of y and their texts."""
-    left = max(_width(text, 11) for _, text in ticks) + 6
+    left = max(width(text, 11) for _, text in ticks) + 6
     axes = page.axes(Box(box.x + left, box.y, box.w - left - 4, box.h - 22))
     axes.set_xlim(window.begin, window.end)
     fitting = (step for step in CLOCK_STEPS if (window.end - window.begin) / step <= TICKS_MAX)
@@ -333,52 +247,6 @@ def _plot(page: Page, box: Box, window: Window, ticks: Sequence[tuple[float, str
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     return axes
-
-
-def _legend(page: Page, box: Box, entries: Sequence[tuple[str, str]]) -> Box:
-    """Names with their colours at the bottom of ``box``; the room that they leave above them."""
-    more = len(entries) - ENTRIES_MAX
-    x, line, places = 0.0, 1, []
-    for name, color in [*entries[:ENTRIES_MAX], *[(f"… and {more} more", "none")] * (more > 0)]:
-        text = _cut(name, box.w - 20, 11)
-        width = 20 + _width(text, 11)
-        if x and x + width > box.w:
-            x, line = 0.0, line + 1
-        places.append((box.x + x, line, text, color))
-        x += width + 16
-    room = box.h - 18 * line
-    for x, line, text, color in places:
-        y = box.y + room + 18 * line - 8
-        page.box(Box(x, y - 2, 14, 4), color, radius=2)
-        page.text(x + 20, y, text, size=11)
-    return Box(box.x, box.y, box.w, room - 4)
-
-
-def formatted(value: float, unit: str, decimals: int | None = None) -> str:
-    """As Grafana's unit ``unit`` shows it; with three digits, if ``decimals`` does not say how many."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{value:+}".replace("inf", "Inf")
-    one, suffix = _scale(value, unit)
-    if decimals is not None:
-        return f"{value / one:.{decimals}f}{suffix}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value / one)))) if value else 0
-    text = f"{value / one:.{digits}f}"
-    return (text.rstrip("0").rstrip(".") if digits else text) + suffix
-
-
-def _scale(value: float, unit: str) -> tuple[float, str]:
-    """What one is and the suffix, for values about as large as ``value``."""
-    scales = SCALES.get(unit) or [(1, f" {unit.removeprefix('suffix:').strip()}")]
-    if not value:
-        return min(scales, key=lambda scale: abs(scale[0] - 1))
-    return next((scale for scale in reversed(scales) if scale[0] <= abs(value)), scales[0])
-
-
-def _ticks(top: float, unit: str) -> list[tuple[float, str]]:
-    """Round numbers of the unit from 0 to ``top``, and their texts."""
-    one, _ = _scale(top, unit)
-    places = [one * place for place in MaxNLocator(TICKS_MAX, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top / one)]
-    return [(place, formatted(place, unit)) for place in places if place <= top]
 
 
 def _top(peak: float, shown: dict[str, Any]) -> float:
@@ -414,46 +282,6 @@ def _mapped(mappings: Sequence[dict[str, Any]]) -> dict[float, tuple[str, str]]:
 def _threshold(value: float, thresholds: dict[str, Any]) -> str:
     reached = [step["color"] for step in thresholds["steps"] if step["value"] is None or value >= step["value"]]
     return NAMED[reached[-1]]
-
-
-def _width(text: str, size: float, weight: str = "normal") -> float:
-    """In pixels, of a text of ``size`` pixels."""
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
-    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
-
-
-def _cut(text: str, room: float, size: float, weight: str = "normal") -> str:
-    """As much of ``text`` as is not wider than ``room`` pixels."""
-    while len(text) > 1 and _width(text, size, weight) > room:
-        text = text[:-2].rstrip() + "…"
-    return text
-
-
-class _Found(msgspec.Struct):
-    result: list[Series]
-
-
-class _Answer(msgspec.Struct):
-    data: _Found
-
-
-def asked(url: str, window: Window, expr: str, instant: bool) -> list[Series]:  # noqa: FBT001 - an Ask has no names
-    """What the Prometheus at ``url`` answers.
-
-    Raises:
-        DrawError: none is there, or it cannot evaluate ``expr``.
-    """
-    when = {"time": window.end} if instant else {"start": window.begin, "end": window.end, "step": window.step_s}
-    query = f"query{'' if instant else '_range'}?{urllib.parse.urlencode({'query': expr, **when})}"
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/{query}", timeout=30) as answer:  # noqa: S310 - as told
-            return msgspec.json.decode(answer.read(), type=_Answer).data.result
-    except urllib.error.HTTPError as error:
-        raise DrawError(f"{url}: {error.code} {error.reason}, asked for {expr}") from None
-    except (OSError, ValueError, http.client.HTTPException, msgspec.MsgspecError) as error:
-        raise DrawError(
-            f"{url}: no Prometheus answers there: {getattr(error, 'reason', type(error).__name__)}"
-        ) from None
 
 
 def write(figure: Figure, path: Path) -> None:

@@ -98,7 +98,7 @@ def build(thresholds: Thresholds) -> str:
         ),
         lines(
             "Output of a GPU",
-            "What a GPU earns. Compare it with docs/performance.md for the same model and lengths.",
+            "What a GPU earns; compare it with the same model and lengths on another day.",
             panels.TOKENS_PER_SECOND,
             {"{{pod}}": f"{tokens} / ({gpus} > 0)"},
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -9,7 +10,8 @@ from machine import ROOT
 from recorded import DCGM, INTERVAL_S, load
 
 from vllm_health import metrics
-from vllm_monitoring import boards
+from vllm_monitoring import boards, draw
+from vllm_monitoring.answers import Window, asked
 
 BOARDS = [json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))]
 QUERIES = [query for board in BOARDS for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)]
@@ -18,13 +20,41 @@ QUERIES = [query for board in BOARDS for query in boards.queries(board, interval
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     prometheus, begin, end = load(tmp_path_factory.mktemp("recorded"), with_dcgm=True)
-    yield lambda expr: prometheus.values(expr, begin, end, INTERVAL_S)
+    yield prometheus, begin, end
     prometheus.close()
+
+
+def values(recorded, expr):
+    prometheus, begin, end = recorded
+    return prometheus.values(expr, begin, end, INTERVAL_S)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.board}: {query.panel}: {query.ref}")
 def test_a_panel_has_data_on_two_gpus_dcgm_simulated(recorded, query):
-    assert recorded(query.expr), query.expr
+    assert values(recorded, query.expr), query.expr
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board["uid"])
+def test_a_dashboard_can_be_drawn(recorded, board, tmp_path):
+    prometheus, begin, end = recorded
+    ask = functools.partial(asked, prometheus.url, window := Window(begin, end, INTERVAL_S))
+    figure = draw.draw(board, ask, window)
+    said = {text.get_text() for text in figure.axes[0].texts}
+    assert {panel["title"] for panel in board["panels"] if panel["type"] != "row"} <= said
+    assert "No data" not in said
+    draw.write(figure, tmp_path / "board.png")
+    assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--from=2", "--to=1"], "--from must be before --to"),
+    (["--from=1", "--to=2", "--prometheus=http://127.0.0.1:9"], "http://127.0.0.1:9: no Prometheus answers there"),
+    (["--from=1", "--to=2", "nowhere.json"], "nowhere.json: No such file or directory"),
+])  # fmt: skip
+def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys, words, said):
+    assert draw.main(["--prometheus=http://127.0.0.1:9", f"--to-folder={tmp_path}", *words]) == 2
+    assert said in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
 
 
 def test_every_name_of_dcgm_is_read_somewhere():
@@ -40,4 +70,4 @@ def test_shares_are_shares(recorded):
             if panel.get("fieldConfig", {}).get("defaults", {}).get("unit") != "percentunit":
                 continue
             for query in boards.queries({"uid": "", "panels": [panel]}, interval_s=INTERVAL_S, step_s=INTERVAL_S):
-                assert all(0 <= value <= 1.05 for value in recorded(query.expr)), (panel["title"], query.expr)
+                assert all(0 <= value <= 1.05 for value in values(recorded, query.expr)), (panel["title"], query.expr)
