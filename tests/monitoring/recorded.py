@@ -13,7 +13,7 @@ from stack import Prometheus
 
 from vllm_monitoring import rules, thresholds
 
-FILE = ROOT / "tests/data/metrics/vllm-0.32.0-h100-x2.om.gz"
+(FILE,) = (ROOT / "tests/data/metrics").glob("vllm-*-h100-x2.om.gz")
 INTERVAL_S = 5
 
 # dcgm-exporter's own names, types and labels (its etc/default-counters.csv and etc/dcp-metrics-included.csv; docs: the

@@ -115,7 +115,8 @@ def test_a_child_killed_by_a_signal_is_told_so(tmp_path):
 
 def test_vllm_is_out_of_a_terminals_reach_and_scheduled_with_us_and_after_us(tmp_path):
     """Ctrl-C goes to the foreground's process group; a session of its own would be another scheduling group."""
-    _, out, _ = Run(tmp_path, shell("ps -o pgid=,sid=,ni= -p $$,$PPID; exit 3")).end()
+    # Its place in the order of processes is given to it just after it has begun.
+    _, out, _ = Run(tmp_path, shell("sleep 1; ps -o pgid=,sid=,ni= -p $$,$PPID; exit 3")).end()
     ours, its = (line.split() for line in out.splitlines())
     assert ours[0] != its[0]
     assert ours[1] == its[1]
