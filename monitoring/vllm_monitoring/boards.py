@@ -32,11 +32,11 @@ def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def queries(board: dict[str, Any], *, interval_s: float, step_s: float) -> Iterator[Query]:
     """Every query of a dashboard's JSON, for series scraped each ``interval_s`` and shown each ``step_s``."""
     for panel in panels(board):
-        for place, target in enumerate(panel.get("targets", [])):
+        for target in panel.get("targets", []):
             yield Query(
                 board["uid"],
                 panel["title"],
-                target.get("refId") or chr(ord("A") + place),
+                target["refId"],
                 filled(target["expr"], interval_s=interval_s, step_s=step_s),
                 target.get("legendFormat", ""),
                 target.get("instant", False),

@@ -6,6 +6,7 @@ $namespace, $model and, where single replicas are shown, $pod; each of them may 
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -126,8 +127,8 @@ def lines(
         .span(span)
         .height(8)
     )
-    for legend, expr in queries.items():
-        panel = panel.with_target(_query(expr, legend))
+    for ref, (legend, expr) in zip(_REFS, queries.items(), strict=False):
+        panel = panel.with_target(_query(expr, legend, ref))
     if top is not None:
         panel = panel.axis_soft_max(top)
     if counts:
@@ -178,10 +179,9 @@ def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *,
     panel = table.Panel().title(title).description(good).span(24).height(height).no_value("")
     titles = {label: label.removesuffix("_name").capitalize() for label in by}
     names = dict(titles)
-    for place, column in enumerate(columns):
-        ref = chr(ord("A") + place)
+    for ref, column in zip(_REFS, columns, strict=False):
         names[f"Value #{ref}"] = column.name
-        query = _query(column.expr, "", instant=True, table_or_heatmap=PromQueryFormat.TABLE).ref_id(ref)
+        query = _query(column.expr, "", ref, instant=True, table_or_heatmap=PromQueryFormat.TABLE)
         panel = panel.with_target(query)
         properties = [_property("unit", column.unit), _property("decimals", column.decimals)]
         if column.states:
@@ -268,10 +268,14 @@ def board(uid: str, title: str, purpose: str, rows_of_it: Sequence[Row], *, pods
 _SOURCE: Final = shown.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
+_REFS: Final = string.ascii_uppercase
+"""Names of a panel's queries, by which transformations know them."""
+
+
 def _query(
-    expr: str, legend: str, *, instant: bool = False, table_or_heatmap: PromQueryFormat | None = None
+    expr: str, legend: str, ref: str = "A", *, instant: bool = False, table_or_heatmap: PromQueryFormat | None = None
 ) -> prometheus.Dataquery:
-    query = prometheus.Dataquery().expr(expr).legend_format(legend).datasource(_SOURCE)
+    query = prometheus.Dataquery().ref_id(ref).expr(expr).legend_format(legend).datasource(_SOURCE)
     query = query.instant() if instant else query.range()
     return query.format(table_or_heatmap) if table_or_heatmap else query
 

@@ -95,6 +95,7 @@ def test_a_panel_says_what_good_looks_like_in_a_unit_and_leads_on(board, panel):
     for target in panel["targets"]:
         assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert "$namespace" in target["expr"] or "vector(" in target["expr"], target["expr"]
+    assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     width = panel["gridPos"]["x"] + panel["gridPos"]["w"]
     assert width <= 24
     del board
