@@ -89,7 +89,7 @@ ALWAYS_SHOWN: Final = (
     *WANTED, PROMPT_TOKENS_BY_SOURCE, PREFIX_CACHE_QUERIES, PREFIX_CACHE_HITS, WAITING_BY_REASON, ADMISSION_REJECTIONS,
     *(f"{name}_count" for name in HISTOGRAMS if name != ITERATION_TOKENS),
 )  # fmt: skip
-"""What dashboards and alerts read too; an engine shows all of it from its start on, before any request."""
+"""What dashboards and alerts read too; an engine shows all of it from its start on."""
 
 # ---- other exporters', which dashboards and alerts read
 
