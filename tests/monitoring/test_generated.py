@@ -126,6 +126,14 @@ def test_names_of_metrics_are_spelt_in_one_place():
         assert not re.search(r"vllm:\w|vllm_health_|DCGM_FI|http_requests_total|\bkube_", path.read_text()), path
 
 
+def test_nothing_but_names_comes_from_the_prober():
+    for path in (MONITORING / "vllm_monitoring").glob("*.py"):
+        imported = re.findall(r"^from (vllm_\w+[\w.]*) import (.+)$", path.read_text(), re.MULTILINE)
+        assert {(module, name) for module, name in imported if not module.startswith("vllm_monitoring")} <= {
+            ("vllm_health", "metrics")
+        }, path
+
+
 def test_every_query_asks_for_names_that_there_are():
     known = {*OURS, *RECORDS, *(value for value in vars(metrics).values() if isinstance(value, str))}
     known |= {f"{name}_{part}" for name in metrics.HISTOGRAMS for part in ("bucket", "sum", "count")}
