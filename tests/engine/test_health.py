@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,7 +113,11 @@ def test_a_drain_of_a_hundred_streams_cuts_none_and_turns_newcomers_away(start):
 
 
 def canaries(run, result):
-    return f'vllm_health_canaries_total{{result="{result}"}}' in run.health("/metrics")[1]
+    """How many of the prober's requests came to that."""
+    (line,) = re.findall(
+        rf'^vllm_health_canaries_total{{.*result="{result}"}} (\S+)$', run.health("/metrics")[1], re.MULTILINE
+    )
+    return float(line)
 
 
 def test_a_pooling_model_is_asked_to_pool_whatever_routes_clients_have(start):
@@ -264,9 +269,10 @@ def test_our_metrics_are_those_that_are_documented(serving):
     gpu = {name for name in GAUGES if "gpu" in name or "nvml" in name}
     only_sometimes = {"vllm_health_start_remaining_seconds", "vllm_health_drain_streams"}
     assert ours >= {*GAUGES} - gpu - only_sometimes
-    assert 'vllm_health_kv_cache_tokens{engine="0"}' in text
-    assert 'vllm_health_start_phase_seconds{phase="loading weights"}' in text
-    assert 'vllm_health_state{state="ready"} 1.0' in text
+    assert 'vllm_health_kv_cache_tokens{engine="0",model_name="tiny"}' in text
+    assert 'vllm_health_start_phase_seconds{model_name="tiny",phase="loading weights"}' in text
+    assert 'vllm_health_state{model_name="tiny",state="ready"} 1.0' in text
+    assert 'vllm_health_limit_seconds{limit="stall",model_name="tiny"} 300.0' in text
 
 
 def test_the_page_for_people_shows_the_engine(serving):
