@@ -20,7 +20,7 @@ LONG = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": Tru
 SHORT = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
 
 
-async def stream(session):
+async def stream(session, *, first):
     began, pieces, done = time.monotonic(), 0, False
     try:
         async with session.post(f"{url}/v1/completions", json=LONG) as answer:
@@ -41,12 +41,13 @@ async def stream(session):
     if not done:
         became["cut"].append(f"stream ended after {pieces} pieces and {time.monotonic() - began:.1f} s without [DONE]")
     became["streams"] += 1
-    became["shortest_s"] = min(became["shortest_s"], round(time.monotonic() - began, 1))
+    if first:  # those that all run when it begins; a later one may have a new pod to itself, and be quick
+        became["shortest_s"] = min(became["shortest_s"], round(time.monotonic() - began, 1))
 
 
 async def keep_streaming(session):
-    while True:
-        await stream(session)
+    for number in itertools.count():
+        await stream(session, first=number == 0)
 
 
 async def short(session, how):
