@@ -111,10 +111,11 @@ class Reader:
     ) -> None:
         self._nvml, self._uuids = nvml, {uuid for uuid in uuids if not uuid.startswith("MIG-")}
         self._xids: Counter[tuple[int, int]] = Counter() if xids is None else xids
-        self._events = nvml.xid_events(self._indices()[0])
+        self._events = nvml.xid_events([*self._gpus()[0]])
 
-    def _indices(self) -> tuple[list[int], list[Fault]]:
-        found, lost = [], []
+    def _gpus(self) -> tuple[dict[int, str], list[Fault]]:
+        """UUIDs by index, and those that cannot be reached."""
+        found, lost = {}, []
         for index in range(self._nvml.count()):
             try:
                 uuid = self._nvml.uuid(index)
@@ -122,23 +123,23 @@ class Reader:
                 lost.append(_lost(error))
                 continue
             if not self._uuids or uuid in self._uuids:
-                found.append(index)
+                found[index] = uuid
         # A GPU that cannot be asked for its name may be another's: it counts where one of ours is missing.
         return found, lost if not self._uuids or len(found) < len(self._uuids) else []
 
     def read(self) -> Report:
         """One look. Raises nvml.NvmlUnavailable."""
-        indices, faults = self._indices()
+        uuids, faults = self._gpus()
         self._xids.update(self._events.new() if self._events else ())
-        faults += _faults(self._xids)
+        faults += [_xid(index, xid) for index, xid in sorted(self._xids)]
         names: dict[str, metrics.Labels] = {}
         memory, load, ecc, slowdowns = {}, {}, {}, {}
-        for index in indices:
+        for index, uuid in uuids.items():
             gpu = str(index)
             try:
                 errors, rows = self._nvml.ecc(index).volatile, self._nvml.remapped_rows(index)
                 slow, space = self._nvml.slowdowns(index), self._nvml.memory(index)
-                names[gpu] = self._nvml.uuid(index), self._nvml.name(index)
+                names[gpu] = uuid, self._nvml.name(index)
                 load[gpu] = self._nvml.load(index)
             except nvml.GpuLost as error:
                 faults.append(_lost(error))
@@ -168,10 +169,6 @@ class Reader:
 
 def _lost(error: nvml.GpuLost) -> Fault:
     return Fault(str(error.index), "lost", str(error), fatal=True)
-
-
-def _faults(xids: Counter[tuple[int, int]]) -> list[Fault]:
-    return [_xid(index, xid) for index, xid in sorted(xids)]
 
 
 def _counts(xids: Counter[tuple[int, int]]) -> dict[metrics.Labels, int]:

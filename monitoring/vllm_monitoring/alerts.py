@@ -1,19 +1,19 @@
 """Alerts. A summary says what is wrong and where, a description what that means, a runbook what to do.
 
-An expression keeps the labels that name the model and, where one replica is meant, the pod. Every comparison and number
-in it is changed by tests/monitoring/test_mutants.py, and a test must notice.
+An expression keeps the labels that name the model and, where one replica is meant, the pod. Every comparison in it, and
+every number of thresholds.yaml, is changed by tests/monitoring/test_mutants.py, and a test must notice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from vllm_health import metrics
 from vllm_monitoring.records import MODEL, POD, SLO_ERRORS, SLO_REQUESTS, Rule
-from vllm_monitoring.thresholds import Limit, Thresholds, seconds
+from vllm_monitoring.thresholds import BURN_ALERTS, Limit, Thresholds, seconds
 
 _OURS: Final = metrics.PREFIX
 _ENGINE: Final = f"{POD}, {metrics.ENGINE}"
@@ -33,7 +33,7 @@ class Alert(msgspec.Struct, frozen=True):
     description: str
     labels: dict[str, str] = {}
 
-    def rule(self, runbooks: str) -> Rule:
+    def rule(self, runbook: str) -> Rule:
         """As Prometheus reads it."""
         return {
             "alert": self.name,
@@ -43,40 +43,39 @@ class Alert(msgspec.Struct, frozen=True):
             "annotations": {
                 "summary": self.summary,
                 "description": self.description,
-                "runbook_url": f"{runbooks}/{self.name}.md",
+                "runbook_url": runbook,
             },
         }
 
 
 def burns(thresholds: Thresholds) -> Iterator[Alert]:
     """An objective whose errors use up its budget too fast, over two windows: the short one ends it soon after."""
-    named = {
-        "availability": ("VLLMAvailabilityBurn", "requests answered with 5xx"),
-        "time_to_first_token": ("VLLMTimeToFirstTokenBurn", "requests whose first token came too late"),
-        "time_per_output_token": ("VLLMTimePerOutputTokenBurn", "requests whose tokens came too slowly"),
+    missed = {
+        "availability": "requests answered with 5xx",
+        "time_to_first_token": "requests whose first token came too late",
+        "time_per_output_token": "requests whose tokens came too slowly",
     }
     for slo, objective in thresholds.slo.objectives().items():
-        name, what = named[slo]
         for burn in thresholds.slo.burn:
-            share = burn.rate * (1 - objective.objective)
+            share = burn.rate * objective.budget
             over = (
                 f'{SLO_ERRORS}:ratio_rate{window}{{slo="{slo}"}} > {share:.6g}' for window in (burn.long, burn.short)
             )
             requests = f'{SLO_REQUESTS}:rate{burn.long}{{slo="{slo}"}} * {seconds(burn.long)}'
             within = f" within {objective.seconds:g} s" if objective.seconds else ""
             yield Alert(
-                name,
+                BURN_ALERTS[slo],
                 burn.severity,
                 burn.held,
                 "\nand ".join((*over, f"{requests} >= {thresholds.slo.least_requests:g}")),
-                f"{_MODEL_NAMED}: {{{{ $value | humanizePercentage }}}} {what} in {burn.long}",
+                f"{_MODEL_NAMED}: {{{{ $value | humanizePercentage }}}} {missed[slo]} in {burn.long}",
                 f"The objective is {objective.objective:.4g}{within}. For {burn.long} and for {burn.short} its budget "
                 f"of errors has been used up {burn.rate:g} times too fast.",
                 {"slo": slo, "window": burn.long},
             )
 
 
-def serving(limits: dict[str, Limit]) -> Iterator[Alert]:
+def serving(limits: Mapping[str, Limit]) -> Iterator[Alert]:
     """What users notice, or soon will."""
     stalled = limits["VLLMEngineStalled"]
     # Not "dead": every run ends so, a rollout's too. A hang is "stalled" for a fifth of stall_seconds before that.
@@ -166,7 +165,7 @@ def serving(limits: dict[str, Limit]) -> Iterator[Alert]:
     )
 
 
-def rollout(limits: dict[str, Limit]) -> Iterator[Alert]:
+def rollout(limits: Mapping[str, Limit]) -> Iterator[Alert]:
     """Starts and ends."""
     loop = limits["VLLMRestartLoop"]
     began = f"changes({_OURS}process_start_time_seconds[{loop.within}])"
@@ -211,7 +210,7 @@ def rollout(limits: dict[str, Limit]) -> Iterator[Alert]:
     )
 
 
-def seen(limits: dict[str, Limit]) -> Iterator[Alert]:
+def seen(limits: Mapping[str, Limit]) -> Iterator[Alert]:
     """Whether what is shown can be believed."""
     names = "|".join(metrics.ALWAYS_SHOWN)
     shown = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
@@ -246,7 +245,7 @@ def seen(limits: dict[str, Limit]) -> Iterator[Alert]:
     )
 
 
-def gpus(limits: dict[str, Limit]) -> Iterator[Alert]:
+def gpus(limits: Mapping[str, Limit]) -> Iterator[Alert]:
     """From our own reading of NVML: DCGM's gauge of the last Xid says of no error when it was."""
     faults = f"{_OURS}gpu_faults"
     by_gpu = f"{POD}, gpu"
@@ -297,6 +296,6 @@ def gpus(limits: dict[str, Limit]) -> Iterator[Alert]:
     )
 
 
-def _alert(limits: dict[str, Limit], name: str, expr: str, summary: str, description: str) -> Alert:
+def _alert(limits: Mapping[str, Limit], name: str, expr: str, summary: str, description: str) -> Alert:
     limit = limits[name]
     return Alert(name, limit.severity, limit.held, expr, summary, description)

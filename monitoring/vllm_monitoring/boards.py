@@ -18,7 +18,6 @@ class Query(msgspec.Struct, frozen=True):
     panel: str
     ref: str
     expr: str
-    legend: str
     instant: bool
 
 
@@ -38,8 +37,7 @@ def queries(board: dict[str, Any], *, interval_s: float, step_s: float) -> Itera
                 panel["title"],
                 target["refId"],
                 filled(target["expr"], interval_s=interval_s, step_s=step_s),
-                target.get("legendFormat", ""),
-                target.get("instant", False),
+                target["instant"],
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, TOKENS_PER_SECOND, Row, heat, lines, quantile, select
+from vllm_monitoring.panels import OF_POD, OF_TARGET, RATE, TOKENS_PER_SECOND, Row, heat, lines, quantile, select
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-engine"
@@ -14,9 +14,6 @@ _ENGINE = "{{pod}} engine {{engine}}"
 def build(thresholds: Thresholds) -> str:
     """The dashboard's JSON."""
     slo, alerts = thresholds.slo, thresholds.alerts
-
-    def runbook(alert: str) -> str:
-        return f"{thresholds.runbooks}/{alert}.md"
 
     def rate(counter: str, by: str) -> str:
         return f"sum by ({by}) (rate({select(counter, OF_POD)}[{RATE}]))"
@@ -36,7 +33,7 @@ def build(thresholds: Thresholds) -> str:
     real = f"max by ({by_engine}) ({select(metrics.PREFIX + 'kv_cache_tokens', OF_POD)})"
     planned = f"max by (namespace, pod) ({select(metrics.PREFIX + 'kv_cache_planned_tokens', OF_POD)})"
     hits = rate(metrics.PREFIX_CACHE_HITS, by_engine)
-    http = select(metrics.HTTP_REQUESTS, 'namespace=~"$namespace"', 'pod=~"$pod"')
+    http = select(metrics.HTTP_REQUESTS, OF_TARGET)
     latency = [
         lines(
             "Time to first token",
@@ -45,7 +42,7 @@ def build(thresholds: Thresholds) -> str:
             quantiles(metrics.TIME_TO_FIRST_TOKEN),
             limit=slo.time_to_first_token.seconds,
             top=slo.time_to_first_token.seconds,
-            runbook=runbook("VLLMTimeToFirstTokenBurn"),
+            runbook=thresholds.runbook("VLLMTimeToFirstTokenBurn"),
         ),
         heat(
             "Time to first token, all of it",
@@ -64,7 +61,7 @@ def build(thresholds: Thresholds) -> str:
                 "decode": mean(metrics.DECODE_TIME),
             },
             stacked=True,
-            runbook=runbook("VLLMQueueTimeHigh"),
+            runbook=thresholds.runbook("VLLMQueueTimeHigh"),
         ),
         lines(
             "Between tokens",
@@ -73,7 +70,7 @@ def build(thresholds: Thresholds) -> str:
             quantiles(metrics.INTER_TOKEN_LATENCY),
             limit=slo.time_per_output_token.seconds,
             top=slo.time_per_output_token.seconds,
-            runbook=runbook("VLLMTimePerOutputTokenBurn"),
+            runbook=thresholds.runbook("VLLMTimePerOutputTokenBurn"),
         ),
         heat(
             "Between tokens, all of it",
@@ -146,7 +143,7 @@ def build(thresholds: Thresholds) -> str:
             {_ENGINE: f"max by ({by_engine}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
             limit=alerts["VLLMKVPressure"].usage,
             top=1.0,
-            runbook=runbook("VLLMKVPressure"),
+            runbook=thresholds.runbook("VLLMKVPressure"),
         ),
         lines(
             "Preemptions",
@@ -154,7 +151,7 @@ def build(thresholds: Thresholds) -> str:
             "short",
             {_ENGINE: rate(metrics.PREEMPTIONS, by_engine)},
             top=1.0,
-            runbook=runbook("VLLMKVPressure"),
+            runbook=thresholds.runbook("VLLMKVPressure"),
         ),
         lines(
             "Prefix cache hits",
@@ -169,7 +166,7 @@ def build(thresholds: Thresholds) -> str:
             "percentunit",
             {_ENGINE: f"{real} / on (namespace, pod) group_left () {planned}"},
             top=1.2,
-            runbook=runbook("VLLMKVCacheBelowPlan"),
+            runbook=thresholds.runbook("VLLMKVCacheBelowPlan"),
         ),
     ]
     answers = [
@@ -179,7 +176,7 @@ def build(thresholds: Thresholds) -> str:
             "reqps",
             {"{{status}} {{handler}}": f"sum by (handler, status) (rate({http}[{RATE}]))"},
             stacked=True,
-            runbook=runbook("VLLMAvailabilityBurn"),
+            runbook=thresholds.runbook("VLLMAvailabilityBurn"),
         ),
         lines(
             "Requests turned away",
@@ -187,7 +184,7 @@ def build(thresholds: Thresholds) -> str:
             "reqps",
             {"{{pod}} {{reason}}": rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
             top=1.0,
-            runbook=runbook("VLLMAdmissionRejections"),
+            runbook=thresholds.runbook("VLLMAdmissionRejections"),
         ),
     ]
     return panels.board(

@@ -16,10 +16,6 @@ _OF_DCGM = 'pod=~"$pod|", namespace=~"$namespace|"'
 
 def build(thresholds: Thresholds) -> str:
     """The dashboard's JSON."""
-
-    def runbook(alert: str) -> str:
-        return f"{thresholds.runbooks}/{alert}.md"
-
     each = "namespace, pod, gpu"
     none = f"0 * sum by ({each}) ({select(metrics.PREFIX + 'gpu_info', OF_POD)})"
     faults = f"sum by ({each}, kind) ({select(metrics.PREFIX + 'gpu_faults', OF_POD)})"
@@ -56,7 +52,7 @@ def build(thresholds: Thresholds) -> str:
             "Below the card's slowdown threshold, mostly 85 to 90 degrees.",
             "celsius",
             {_GPU: gpu("gpu_temperature_celsius")},
-            runbook=runbook("GPUThrottled"),
+            runbook=thresholds.runbook("GPUThrottled"),
         ),
         lines(
             "Faults at present",
@@ -65,7 +61,7 @@ def build(thresholds: Thresholds) -> str:
             {f"{_GPU} {{{{kind}}}}": f'{faults} or label_replace({none}, "kind", "none", "", "")'},
             top=1.0,
             counts=True,
-            runbook=runbook("GPUXidFatal"),
+            runbook=thresholds.runbook("GPUXidFatal"),
         ),
         lines(
             "Slowed down",
@@ -78,7 +74,7 @@ def build(thresholds: Thresholds) -> str:
             },
             top=1.0,
             counts=True,
-            runbook=runbook("GPUThrottled"),
+            runbook=thresholds.runbook("GPUThrottled"),
         ),
         lines(
             "Uncorrectable memory errors",
@@ -87,14 +83,14 @@ def build(thresholds: Thresholds) -> str:
             {_GPU: gpu("gpu_ecc_uncorrected_errors")},
             top=1.0,
             counts=True,
-            runbook=runbook("GPUECCErrors"),
+            runbook=thresholds.runbook("GPUECCErrors"),
         ),
         lines(
             "NVML answers",
             "1. Without it faults stay unseen, though the engine may work on.",
             "short",
             {"{{pod}}": f"min by (namespace, pod) ({select(metrics.PREFIX + 'nvml_up', OF_POD)})"},
-            runbook=runbook("GPUUnwatched"),
+            runbook=thresholds.runbook("GPUUnwatched"),
         ),
         lines(
             "Output of a GPU",
@@ -142,7 +138,7 @@ def build(thresholds: Thresholds) -> str:
             "0. It stays at the last one's number for ever, so no alert reads it: ours count.",
             "short",
             {_DCGM: dcgm(metrics.DCGM_XID)},
-            runbook=runbook("GPUXidFatal"),
+            runbook=thresholds.runbook("GPUXidFatal"),
         ),
     ]
     return panels.board(

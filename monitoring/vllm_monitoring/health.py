@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, Row, lines, select, stat_panel
+from vllm_monitoring.panels import OF_POD, OF_TARGET, RATE, Row, lines, select, stat_panel
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-health"
@@ -18,9 +18,6 @@ def build(thresholds: Thresholds) -> str:
     alerts = thresholds.alerts
     each = "namespace, pod"
 
-    def runbook(alert: str) -> str:
-        return f"{thresholds.runbooks}/{alert}.md"
-
     def ours(name: str, *more: str) -> str:
         return select(metrics.PREFIX + name, OF_POD, *more)
 
@@ -33,7 +30,7 @@ def build(thresholds: Thresholds) -> str:
 
     def process(name: str) -> str:
         """Of the prober's own process, which is the launcher: it has no model_name."""
-        return select(f"{metrics.PREFIX}process_{name}", 'namespace=~"$namespace"', 'pod=~"$pod"')
+        return select(f"{metrics.PREFIX}process_{name}", OF_TARGET)
 
     verdicts = [
         panels.timeline(
@@ -41,7 +38,7 @@ def build(thresholds: Thresholds) -> str:
             "Green. Orange hangs, red is dead, purple drains; starting is blue and no longer than the last time.",
             panels.state_code(OF_POD, each),
             "{{pod}}",
-            runbook=runbook("VLLMEngineStalled"),
+            runbook=thresholds.runbook("VLLMEngineStalled"),
         ),
         lines(
             "Ready",
@@ -55,7 +52,7 @@ def build(thresholds: Thresholds) -> str:
             "Below a minute: an idle engine is asked for a token about once a minute, so that it moves.",
             "s",
             {"{{pod}} engine {{engine}}": f"max by ({each}, {metrics.ENGINE}) ({quiet})"},
-            runbook=runbook("VLLMEngineStalled"),
+            runbook=thresholds.runbook("VLLMEngineStalled"),
         ),
         lines(
             "Requests of one token",
@@ -64,7 +61,7 @@ def build(thresholds: Thresholds) -> str:
             "short",
             {"{{result}}": f"sum by (result) (increase({ours('canaries_total')}[{RATE}]))"},
             stacked=True,
-            runbook=runbook("VLLMProberBlind"),
+            runbook=thresholds.runbook("VLLMProberBlind"),
         ),
     ]
     starts = [
@@ -81,14 +78,14 @@ def build(thresholds: Thresholds) -> str:
             "s",
             {"{{pod}}, so far": pod("start_seconds"), "{{pod}}, to come": pod("start_remaining_seconds")},
             limit=alerts["VLLMStartupSlow"].seconds,
-            runbook=runbook("VLLMStartupSlow"),
+            runbook=thresholds.runbook("VLLMStartupSlow"),
         ),
         lines(
             "Weights loaded",
             "It reaches 100 % and moves all the time; a flat line is a disk or a network that stalls.",
             "percentunit",
             {"{{pod}}": f"{pod('start_weights_loaded_bytes')} / {pod('start_weights_bytes')}"},
-            runbook=runbook("VLLMStartupStuck"),
+            runbook=thresholds.runbook("VLLMStartupStuck"),
         ),
     ]
     ends = [
@@ -113,7 +110,7 @@ def build(thresholds: Thresholds) -> str:
             {"{{pod}}": f"{pod('drain_streams')} or 0 * {pod('draining')}"},
             top=1.0,
             counts=True,
-            runbook=runbook("VLLMDrainLate"),
+            runbook=thresholds.runbook("VLLMDrainLate"),
             span=6,
         ),
         lines(
@@ -123,7 +120,7 @@ def build(thresholds: Thresholds) -> str:
             {"{{pod}}": f"{pod('draining')} * {pod('state_seconds')} / {pod('limit_seconds', _DRAIN)}"},
             limit=alerts["VLLMDrainLate"].share,
             top=1.0,
-            runbook=runbook("VLLMDrainLate"),
+            runbook=thresholds.runbook("VLLMDrainLate"),
             span=6,
         ),
     ]
@@ -134,7 +131,7 @@ def build(thresholds: Thresholds) -> str:
             "reqps",
             {"{{result}}": f"sum by (result) (rate({ours('scrapes_total')}[{RATE}]))"},
             stacked=True,
-            runbook=runbook("VLLMProberBlind"),
+            runbook=thresholds.runbook("VLLMProberBlind"),
         ),
         lines(
             "Memory of the prober and launcher",
@@ -150,7 +147,7 @@ def build(thresholds: Thresholds) -> str:
             {"{{pod}}": f"count by ({each}) (group by ({each}, __name__) ({select('', OF_POD, vllms)}))"},
             top=float(len(metrics.ALWAYS_SHOWN)),
             counts=True,
-            runbook=runbook("VLLMMetricsAbsent"),
+            runbook=thresholds.runbook("VLLMMetricsAbsent"),
         ),
     ]
     return panels.board(

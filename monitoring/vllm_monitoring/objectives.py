@@ -5,23 +5,20 @@ from __future__ import annotations
 from vllm_health import metrics
 from vllm_monitoring import panels
 from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, Row, lines, rows
-from vllm_monitoring.records import OBJECTIVE, SLO_ERRORS, SLO_REQUESTS, windows
-from vllm_monitoring.thresholds import Thresholds
+from vllm_monitoring.records import OBJECTIVE, RATE_WINDOW, SLO_ERRORS, SLO_REQUESTS, windows
+from vllm_monitoring.thresholds import BURN_ALERTS, Thresholds
 
 UID = "vllm-slo"
 _ALLOWED = f"on (slo) group_left () (1 - {OBJECTIVE})"
-_RUNBOOKS = {
-    "availability": "VLLMAvailabilityBurn",
-    "time_to_first_token": "VLLMTimeToFirstTokenBurn",
-    "time_per_output_token": "VLLMTimePerOutputTokenBurn",
-}
 
 
 def build(thresholds: Thresholds) -> str:
     """The dashboard's JSON."""
     longer = [burn.long for burn in thresholds.slo.burn]
     pages = [burn.rate for burn in thresholds.slo.burn if burn.severity == "page"]
-    errors, requests = (f"avg_over_time({series}:rate5m{{{OF_MODEL}}}[30d])" for series in (SLO_ERRORS, SLO_REQUESTS))
+    errors, requests = (
+        f"avg_over_time({series}:rate{RATE_WINDOW}{{{OF_MODEL}}}[30d])" for series in (SLO_ERRORS, SLO_REQUESTS)
+    )
 
     def ratio(window: str, *more: str) -> str:
         return panels.select(f"{SLO_ERRORS}:ratio_rate{window}", OF_MODEL, *more)
@@ -66,9 +63,9 @@ def build(thresholds: Thresholds) -> str:
             f"{words[name]} Below the red line, which is what the objective of {objective.objective:g} allows.",
             "percentunit",
             {f"{{{{model_name}}}}, {window}": ratio(window, f'slo="{name}"') for window in longer},
-            limit=1 - objective.objective,
-            top=1.1 * (1 - objective.objective),
-            runbook=f"{thresholds.runbooks}/{_RUNBOOKS[name]}.md",
+            limit=objective.budget,
+            top=1.1 * objective.budget,
+            runbook=thresholds.runbook(BURN_ALERTS[name]),
         )
         for name, objective in thresholds.slo.objectives().items()
     ]
@@ -76,7 +73,7 @@ def build(thresholds: Thresholds) -> str:
         "Requests that count",
         f"With fewer than {thresholds.slo.least_requests:g} in a window nobody is told, however many of them fail.",
         "reqps",
-        {"{{model_name}}, {{slo}}": f"{SLO_REQUESTS}:rate5m{{{OF_MODEL}}}"},
+        {"{{model_name}}, {{slo}}": f"{SLO_REQUESTS}:rate{RATE_WINDOW}{{{OF_MODEL}}}"},
         span=24,
     )
     return panels.board(

@@ -10,6 +10,7 @@ from vllm_monitoring.records import (
     KV_MEAN,
     MODEL,
     POD,
+    RATE_WINDOW,
     REPLICAS,
     SLO_ERRORS,
     recorded,
@@ -23,9 +24,7 @@ _READY, _GPUS = metrics.PREFIX + "ready", metrics.PREFIX + "planned_gpus"
 
 def build(thresholds: Thresholds) -> str:
     """The dashboard's JSON."""
-    runbooks = thresholds.runbooks
     slo, alerts = thresholds.slo, thresholds.alerts
-    queue = alerts["VLLMQueueTimeHigh"].seconds
 
     def model(series: str, *more: str) -> str:
         # By the labels of a table's row and no more, else what is recorded under two names is two rows.
@@ -34,8 +33,8 @@ def build(thresholds: Thresholds) -> str:
     def buckets(histogram: str) -> str:
         return f"sum by ({MODEL}, le) ({select(recorded(f'{histogram}_bucket'), OF_MODEL)})"
 
-    def missed(slo: str) -> str:
-        return model(f"{SLO_ERRORS}:ratio_rate5m", f'slo="{slo}"')
+    def missed(objective: str) -> str:
+        return model(f"{SLO_ERRORS}:ratio_rate{RATE_WINDOW}", f'slo="{objective}"')
 
     def pod(series: str) -> str:
         return f"sum by ({POD}) ({select(series, OF_MODEL)})"
@@ -79,9 +78,6 @@ def build(thresholds: Thresholds) -> str:
             steps=((None, GREEN), (50, YELLOW)),
         ),
     ]
-    budget = {
-        name: 1 - objective.objective for name, objective in slo.objectives().items()
-    }  # what may be wrong, before anybody is told
     tables = [
         panels.rows(
             "Models",
@@ -108,14 +104,14 @@ def build(thresholds: Thresholds) -> str:
                     "5xx",
                     missed("availability"),
                     "percentunit",
-                    ((None, GREEN), (budget["availability"], RED)),
+                    ((None, GREEN), (slo.availability.budget, RED)),
                     decimals=1,
                 ),
                 Column(
                     "Late first tokens",
                     missed("time_to_first_token"),
                     "percentunit",
-                    ((None, GREEN), (budget["time_to_first_token"], RED)),
+                    ((None, GREEN), (slo.time_to_first_token.budget, RED)),
                     decimals=1,
                 ),
             ],
@@ -141,7 +137,7 @@ def build(thresholds: Thresholds) -> str:
                 ),
                 Column(
                     "Output",
-                    f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[5m]))",
+                    f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[{RATE_WINDOW}]))",
                     TOKENS_PER_SECOND,
                 ),
                 Column("KV tokens", pod(metrics.PREFIX + "kv_cache_tokens"), "short"),
@@ -175,7 +171,7 @@ def build(thresholds: Thresholds) -> str:
             {by_model: first},
             limit=slo.time_to_first_token.seconds,
             top=slo.time_to_first_token.seconds,
-            runbook=f"{runbooks}/VLLMTimeToFirstTokenBurn.md",
+            runbook=thresholds.runbook("VLLMTimeToFirstTokenBurn"),
         ),
         panels.lines(
             "Between tokens, p95",
@@ -185,15 +181,15 @@ def build(thresholds: Thresholds) -> str:
             {by_model: apart},
             limit=slo.time_per_output_token.seconds,
             top=slo.time_per_output_token.seconds,
-            runbook=f"{runbooks}/VLLMTimePerOutputTokenBurn.md",
+            runbook=thresholds.runbook("VLLMTimePerOutputTokenBurn"),
         ),
         panels.lines(
             "Wait in the queue, p95",
             "Milliseconds. Seconds mean that every replica is full.",
             "s",
             {by_model: waited},
-            limit=queue,
-            runbook=f"{runbooks}/VLLMQueueTimeHigh.md",
+            limit=alerts["VLLMQueueTimeHigh"].seconds,
+            runbook=thresholds.runbook("VLLMQueueTimeHigh"),
         ),
     ]
     return panels.board(

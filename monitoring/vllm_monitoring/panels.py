@@ -6,6 +6,7 @@ $namespace, $model and, where single replicas are shown, $pod; each of them may 
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -32,6 +33,8 @@ from vllm_health import metrics
 OF_MODEL: Final = f'namespace=~"$namespace", {metrics.MODEL_NAME}=~"$model"'
 """Selects what the variables choose, of series by model."""
 OF_POD: Final = f'{OF_MODEL}, pod=~"$pod"'
+OF_TARGET: Final = 'namespace=~"$namespace", pod=~"$pod"'
+"""As OF_POD, of series that name no model."""
 RATE: Final = "$__rate_interval"
 TAG: Final = "vllm-launch"
 TOKENS_PER_SECOND: Final = "suffix: tok/s"
@@ -50,7 +53,7 @@ Steps = Sequence[tuple[float | None, str]]
 
 
 class Column(msgspec.Struct, frozen=True):
-    """Of a table: a query that gives one value for each row. ``link`` names a dashboard about the row."""
+    """Of a table: a query that gives one value for each row; ``states``: the place of one in STATES."""
 
     name: str
     expr: str
@@ -251,17 +254,18 @@ def board(uid: str, title: str, purpose: str, rows_of_it: Sequence[Row], *, pods
             .multi(True)  # noqa: FBT003
             .current(model.VariableOption(text="All", value="$__all"))
         )
-    number = 0
+    numbers = itertools.count(1)
     for one in rows_of_it:
         row = dashboard.Row(one.title)
-        if not one.folded:
-            built = built.with_row(row)
-        for panel in one.panels:
-            number += 1
-            numbered = panel.id(number).datasource(_SOURCE)
-            row, built = (row.with_panel(numbered), built) if one.folded else (row, built.with_panel(numbered))
+        panels = [panel.id(next(numbers)).datasource(_SOURCE) for panel in one.panels]
         if one.folded:
+            for panel in panels:
+                row = row.with_panel(panel)
             built = built.with_row(row.collapsed(True))  # noqa: FBT003
+        else:
+            built = built.with_row(row)
+            for panel in panels:
+                built = built.with_panel(panel)
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
 
 

@@ -105,20 +105,15 @@ def slo(thresholds: Thresholds) -> list[Rule]:
         fast = f'sum by ({MODEL}) (rate({histogram}_bucket{{le="{float(bound or 0)}"}}[{window}]))'
         both(name, of_users(requests), f"{requests} - {fast}")
     for longer in windows(thresholds):
-        requests, errors = (f"avg_over_time({record}:rate{window}[{longer}])" for record in (SLO_REQUESTS, SLO_ERRORS))
+        requests, errors = (f"{record}:rate{window}" for record in (SLO_REQUESTS, SLO_ERRORS))
         if longer != window:
+            requests, errors = (f"avg_over_time({record}[{longer}])" for record in (requests, errors))
             rules.append({"record": f"{SLO_REQUESTS}:rate{longer}", "expr": requests})
-            rules.append({"record": f"{SLO_ERRORS}:ratio_rate{longer}", "expr": f"{errors} / {requests}"})
-        else:
-            rules.append(
-                {
-                    "record": f"{SLO_ERRORS}:ratio_rate{window}",
-                    "expr": f"{SLO_ERRORS}:rate{window} / {SLO_REQUESTS}:rate{window}",
-                }
-            )
+        rules.append({"record": f"{SLO_ERRORS}:ratio_rate{longer}", "expr": f"{errors} / {requests}"})
     return rules
 
 
 def windows(thresholds: Thresholds) -> list[str]:
-    """Every window that an alert looks at, the shortest first."""
-    return sorted({window for burn in thresholds.slo.burn for window in (burn.short, burn.long)}, key=seconds)
+    """Every window that an alert or the Overview looks at, the shortest first."""
+    looked_at = {window for burn in thresholds.slo.burn for window in (burn.short, burn.long)}
+    return sorted({RATE_WINDOW, *looked_at}, key=seconds)

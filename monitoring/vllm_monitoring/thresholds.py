@@ -22,6 +22,13 @@ LATENCIES: Final = {
 }
 """The histogram that each objective of a latency is read from."""
 
+BURN_ALERTS: Final = {
+    "availability": "VLLMAvailabilityBurn",
+    "time_to_first_token": "VLLMTimeToFirstTokenBurn",
+    "time_per_output_token": "VLLMTimePerOutputTokenBurn",
+}
+"""The alert that tells of each objective."""
+
 Severity = Literal["page", "ticket"]
 
 
@@ -34,6 +41,11 @@ class Objective(msgspec.Struct, frozen=True):
 
     objective: float
     seconds: float | None = None
+
+    @property
+    def budget(self) -> float:
+        """The share of requests that may miss it."""
+        return 1 - self.objective
 
 
 class Burn(msgspec.Struct, frozen=True, rename={"held": "for"}):
@@ -79,6 +91,10 @@ class Thresholds(msgspec.Struct, frozen=True):
     runbooks: str
     slo: Slo
     alerts: Mapping[str, Limit]
+
+    def runbook(self, alert: str) -> str:
+        """The URL where somebody on call reads what to do."""
+        return f"{self.runbooks}/{alert}.md"
 
 
 def seconds(duration: str) -> int:
@@ -163,7 +179,7 @@ def _check_objectives(found: Thresholds, where: str) -> None:
         place = f"{where}: slo: {name}"
         if not 0 < slo.objective < 1:
             raise ThresholdError(f"{place}: objective: {slo.objective:g} is no share between 0 and 1; such as 0.99")
-        if fastest * (1 - slo.objective) >= 1:
+        if fastest * slo.budget >= 1:
             what = f"objective: {slo.objective:g} lets no alert at {fastest:g} times its budget ever fire"
             raise ThresholdError(f"{place}: {what}; take more than {1 - 1 / fastest:.3f}, or a lower rate in slo: burn")
         if name in LATENCIES and slo.seconds not in (known := metrics.BUCKETS[LATENCIES[name]]):

@@ -5,5 +5,4 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "engine")]  # so that tests can import what stands here
+sys.path.append(str(Path(__file__).parent))  # so that tests can import what stands here

@@ -16,6 +16,9 @@ from machine import ROOT, free_port
 from promtool import program
 
 SHIPPED = ROOT / "monitoring/prometheus"
+BOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))
+}
 INTERVAL_S = 5
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 
 import pytest
-from machine import ROOT
 from recorded import DCGM, INTERVAL_S, load
+from stack import BOARDS
 
 from vllm_health import metrics
 from vllm_monitoring import boards, draw
 from vllm_monitoring.answers import Window, asked
 
-BOARDS = [json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))]
-QUERIES = [query for board in BOARDS for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)]
+QUERIES = [
+    query for board in BOARDS.values() for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_panel_has_data_on_two_gpus_dcgm_simulated(recorded, query):
     assert values(recorded, query.expr), query.expr
 
 
-@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board["uid"])
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board["uid"])
 def test_a_dashboard_can_be_drawn(recorded, board, tmp_path):
     prometheus, begin, end = recorded
     ask = functools.partial(asked, prometheus.url, window := Window(begin, end, INTERVAL_S))
@@ -65,7 +65,7 @@ def test_every_name_of_dcgm_is_read_somewhere():
 
 def test_shares_are_shares(recorded):
     """What is shown in percent is between 0 and 1, whatever the exporter's own unit."""
-    for board in BOARDS:
+    for board in BOARDS.values():
         for panel in boards.panels(board):
             if panel.get("fieldConfig", {}).get("defaults", {}).get("unit") != "percentunit":
                 continue

@@ -11,17 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from machine import ROOT
 from serving import Serving
-from stack import INTERVAL_S, Prometheus
+from stack import BOARDS, INTERVAL_S, Prometheus
 
 from vllm_health import metrics
 from vllm_monitoring import boards, rules, thresholds
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
-BOARDS = [json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))]
-QUERIES = [query for board in BOARDS for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)]
+QUERIES = [
+    query for board in BOARDS.values() for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)
+]
 GROUPS = rules.groups(thresholds.read())["groups"]
 RECORDS = sorted({rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule})
 NAMES = f"{metrics.PREFIX}|vllm:|model:|slo:|http_|kube_|DCGM_"
@@ -101,7 +101,7 @@ SELECTED = sorted({
     found[0] for group in GROUPS for rule in group["rules"] for found in SELECTOR.finditer(rule["expr"])
 })  # fmt: skip
 WHEN_IT_HAPPENS = {
-    'http_requests_total{status="5xx"}': "no request has failed",
+    f'{metrics.HTTP_REQUESTS}{{status="5xx"}}': "no request has failed",
     f"{metrics.PREFIX}drain_streams": "nobody drains; it is in test_pages.py",
 }
 
