@@ -64,15 +64,26 @@ def run(folder, rules, cases):
     said, names = "", [case.name for case in cases]
     for step in sorted({case.step for case in cases}):
         tests = [_test(case, place) for place, case in enumerate(cases) if case.step == step]
-        path = folder / f"tests-{step}.yaml"
-        path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": step, "tests": tests}))
-        done = subprocess.run(
-            [program("promtool"), "test", "rules", str(path)], check=False, capture_output=True, text=True, timeout=110
-        )
-        if done.returncode:
-            said += done.stderr + done.stdout
-            assert "got: " in said, said  # it could not even begin
+        said += complaints(folder, step, tests)
     return {names[int(place)] for place in re.findall(r"case_(\d+)=", said)}, said
+
+
+def complaints(folder, step, tests):
+    """What promtool has against ``tests`` in its own form, of the rules.yaml in ``folder``; nothing if all is well."""
+    path = folder / f"tests-{step}.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": step, "tests": tests}))
+    done = subprocess.run(
+        [program("promtool"), "test", "rules", str(path)], check=False, capture_output=True, text=True, timeout=110
+    )
+    said = done.stderr + done.stdout if done.returncode else ""
+    assert not said or "got:" in said, said  # it could not even begin
+    return said
+
+
+def as_test(case, **looks):
+    """A case in promtool's own form, and what is looked at."""
+    told = [{"series": name, "values": values} for name, values in case.series.items()]
+    return {"interval": case.step, "input_series": told, **looks}
 
 
 def _test(case, place):
@@ -84,8 +95,4 @@ def _test(case, place):
         chosen = ",".join(f'{label}="{value}"' for label, value in labels.items())
         expected = [{"labels": "{}", "value": look.firing}] if look.firing else []
         looks.append({"expr": f"count(ALERTS{{{chosen}}})", "eval_time": look.at, "exp_samples": expected})
-    return {
-        "interval": case.step,
-        "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
-        "promql_expr_test": looks,
-    }
+    return as_test(case, promql_expr_test=looks)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from machine import ROOT
 from recorded import INTERVAL_S, load, promtool
-from stack import Prometheus
+from stack import BOARDS, Prometheus
 
 from vllm_monitoring import boards, rules, thresholds
 
 pytestmark = pytest.mark.timeout(1200)
-BOARD = json.loads((ROOT / "monitoring/grafana/dashboards/vllm-overview.json").read_text())
 MODELS, REPLICAS, STEP_S, BLOCK_S = 8, 200, 30, 7200
 NAME = re.compile(r"(?:vllm:|vllm_health_|model:)[\w:]+")
 AT_ONCE, POINTS = 6, 1000
@@ -80,7 +77,7 @@ def multiplied(found, folder, seconds):
 def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(recording, tmp_path):
     day = 24 * 3600
     step = day / POINTS
-    queries = list(boards.queries(BOARD, interval_s=STEP_S, step_s=step))
+    queries = list(boards.queries(BOARDS["vllm-overview"], interval_s=STEP_S, step_s=step))
     names = {name for query in queries for name in NAME.findall(query.expr)}
     data, at, samples = multiplied(recording("|".join(names)), tmp_path, day)
     prometheus = Prometheus(tmp_path, rules=False, data=data)

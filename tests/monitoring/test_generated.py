@@ -12,6 +12,7 @@ import pytest
 import yaml
 from machine import ROOT
 from promtool import program
+from stack import BOARDS
 
 from vllm_health import metrics
 from vllm_monitoring import __main__ as generator
@@ -19,9 +20,6 @@ from vllm_monitoring import boards, rules, thresholds
 
 MONITORING = ROOT / "monitoring"
 SHIPPED = thresholds.read()
-BOARDS = {
-    path.stem: json.loads(path.read_text()) for path in sorted((MONITORING / "grafana/dashboards").glob("*.json"))
-}
 PANELS = [
     pytest.param(board, panel, id=f"{name}: {panel['title']}")
     for name, board in BOARDS.items()
@@ -29,7 +27,6 @@ PANELS = [
     if panel["type"] != "row"
 ]
 ALERTS = sorted({alert.name for group in rules.every_alert(SHIPPED).values() for alert in group})
-TITLES = {panel["title"] for board in BOARDS.values() for panel in boards.panels(board)}
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/data/grafana/schemas").glob("*.json")}
 # Its "anything" (kinds/dashboard/dashboard_kind.cue: options?: _, value?: _) is published as an object.
 for kind, field in (("MatcherConfig", "options"), ("DynamicConfigValue", "value")):
@@ -222,6 +219,17 @@ def test_thresholds_of_ones_own_change_what_they_name_alone(tmp_path):
     assert {rule["annotations"]["runbook_url"].rsplit("/", 1)[0] for rule in found.values()} == {
         "https://wiki.example.com"
     }
+
+
+def test_what_dashboards_read_is_recorded_whatever_windows_alerts_look_at(tmp_path):
+    (tmp_path / "mine.yaml").write_text("slo: {burn: [{severity: page, rate: 2, long: 2h, short: 10m, for: 1m}]}")
+    files = generator.generate(thresholds.read(tmp_path / "mine.yaml"))
+    recorded = {
+        rule.get("record") for group in yaml.safe_load(files[generator.RULES])["groups"] for rule in group["rules"]
+    }
+    for path, text in files.items():
+        if path.endswith(".json"):
+            assert set(re.findall(r"\b(?:model|slo):[\w:]+", text)) <= recorded, path
 
 
 @pytest.mark.parametrize(("words", "said"), [
