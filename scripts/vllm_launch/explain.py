@@ -119,6 +119,9 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             f"cut from the model's own {model.max_model_len:,}: the KV cache holds no longer request",
         )
     yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
+    if asked.fp8_kv and run.kv_cache_dtype == "fp8":
+        why = "as launch.quality fp8-kv allows: half the bytes of the model's own dtype, and half to read for a token"
+        yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=RULE)
     if cache.bytes_per_token:
         size = (
             f"{gib(cache.bytes)} on {max(1, len(chosen.gpus) // chosen.layout.data)} GPU(s)"

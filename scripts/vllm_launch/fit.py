@@ -43,6 +43,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     objective: Objective = "throughput"
+    fp8_kv: bool = False  # launch.quality: the plan may choose an FP8 cache
+    fuse_allreduce_rms: bool = True  # not where NVLink multicast must stay unused
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
@@ -128,6 +130,18 @@ def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int,
     return tokens, asked.max_num_seqs or min(seqs, tokens)
 
 
+def keeps_fp8(model: Model, oldest: tuple[int, int] | None) -> bool:
+    """Whether an FP8 cache is faster than the model's own, on GPUs no older than ``oldest``.
+
+    FlashAttention reads it on Hopper, FlashInfer elsewhere from Ada on (v1/attention/backends/flash_attn.py,
+    flashinfer.py: supports_kv_cache_dtype). Latent caches are small already and would take other kernels; a checkpoint
+    that says what its cache is knows better.
+    """
+    cached = any(layer.kv_heads for layer in model.layers)
+    own = model.quantization is not None and model.quantization.kv_cache_dtype is not None
+    return cached and not own and model.mla is None and oldest is not None and oldest >= (8, 9)
+
+
 def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int, int] | None) -> Run:
     """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
@@ -143,13 +157,14 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
         max_model_len=asked.length or model.max_model_len,
         max_num_seqs=batch[1],
         max_num_batched_tokens=batch[0],
-        kv_cache_dtype=asked.kv_cache_dtype or "auto",
+        kv_cache_dtype=asked.kv_cache_dtype or ("fp8" if asked.fp8_kv and keeps_fp8(model, oldest) else "auto"),
         block_size=asked.block_size,
         enforce_eager=asked.enforce_eager,
         max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
         language_model_only=asked.language_model_only,
         quantization=asked.quantization,
         dtype=dtype,
+        fuse_allreduce_rms=asked.fuse_allreduce_rms,
         adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
     )
 

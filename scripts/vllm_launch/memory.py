@@ -80,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
     dtype: str | None = None
+    fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
 
 
@@ -302,7 +303,8 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     if layout.tensor > 1:
         message = run.max_num_batched_tokens * model.hidden_size * _width(model, run)
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
-        total += 0 if run.enforce_eager else 4 * layout.tensor * min(round(limit * _MIB), message)
+        fused = run.fuse_allreduce_rms and not run.enforce_eager
+        total += 4 * layout.tensor * min(round(limit * _MIB), message) if fused else 0
     if not first:  # the hidden states and residual that arrive from the rank before
         total += 2 * run.max_num_batched_tokens * model.hidden_size * _width(model, run)
     return total

@@ -36,7 +36,7 @@ a monitoring agent holds, must not change which GPUs are neighbours."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 DECIDED = (
     *PARALLEL, "enable_expert_parallel", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
-    "max_num_seqs", "max_num_batched_tokens",
+    "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype",
 )  # fmt: skip
 """vLLM's options that a plan may set; the other fields that reasons speak of are not options."""
 

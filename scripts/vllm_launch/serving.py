@@ -30,6 +30,8 @@ RING_BYTES = 240 << 20
 """Of a worker's answers: 10 slots of 24 MiB (shm_broadcast.py:MessageQueue)."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - glibc's shm_open has it there
+MODEL_INFOS = Path(sys.prefix, "share", "vllm-launch", "modelinfos")
+"""What an image brings for vLLM's cache of the same name (docker/model_infos.py)."""
 PROBE_BYTES = 1 << 20
 """Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
 
@@ -61,6 +63,8 @@ def writable(folder: Path) -> bool:
 def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str, str]) -> None:
     """The folders that ``env`` names and the person's ``environ`` does not, and room for a megabyte in each disk.
 
+    What an image has built ahead for vLLM's cache is put there, unless earlier starts have.
+
     Raises:
         UsageError: one cannot be made or is full.
     """
@@ -79,6 +83,8 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
         with tempfile.TemporaryFile(dir=cache) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
+        if MODEL_INFOS.is_dir() and not (cache / MODEL_INFOS.name).exists():
+            shutil.copytree(MODEL_INFOS, cache / MODEL_INFOS.name, copy_function=shutil.copyfile, dirs_exist_ok=True)
     except OSError as error:
         raise _unwritable(settings, "cache_dir", cache, error) from None
 
@@ -244,6 +250,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         termination_log=Path(settings.launch.termination_log),
         planned_kv_tokens=plan.kv_cache.tokens or None,
         planned_gpus=len(gpus),
+        no_multicast=settings.no_multicast is not None,
         weights_bytes=plan.memory.weights * max(plan.gpus * plan.data_parallel_size, 1),
         greet=settings.launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import msgspec
 
-from vllm_launch import engine_args, quantization
+from vllm_launch import engine_args, multicast, quantization
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.guard import FILE_VARIABLE
@@ -71,6 +71,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     objective: Literal["throughput", "latency"] = "throughput"
     """throughput: the fewest GPUs a replica needs, then more replicas; latency: all GPUs for one replica."""
+    quality: Literal["lossless", "fp8-kv"] = "lossless"
+    """lossless: answers are what the model's own dtypes give; fp8-kv: the plan may keep the KV cache in FP8."""
+    nvlink_multicast: Literal["auto", "off"] = "auto"
+    """off: NCCL, PyTorch, NVSHMEM and vLLM leave it alone; auto: off where the environment says so to one of them."""
     health_host: Text = "0.0.0.0"  # noqa: S104 - probes come from outside the container
     """Address that /livez, /readyz, /startupz and /metrics of the launcher listen on."""
     health_port: Port = 8001
@@ -119,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads from the environment alone
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, as above, there in GiB
+    no_multicast: str | None = None  # who forbids NVLink multicast, as the person would find it
 
     @property
     def port(self) -> int:
@@ -203,9 +208,17 @@ def read_settings(
         origin=origin,
         long_max_model_len=environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "").strip().lower() in {"1", "true"},
         cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
+        no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
     _check(settings, environ)
     return msgspec.structs.replace(settings, warnings=(*overridden, *_warnings(settings)))
+
+
+def _no_multicast(said: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    if said == "off":
+        return origin["launch.nvlink_multicast"]
+    name = multicast.forbidden_by(environ)
+    return name and f"environment {name}={environ[name]}"
 
 
 def _cpu_kv_cache(gib: str) -> int | None:
@@ -416,6 +429,12 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
     if isinstance(ids := engine.get("device_ids"), list):
         what = "the plan chooses among the GPUs that it sees, and these would be counted among its choice"
         yield "device_ids", what, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead"
+    if settings.no_multicast and multicast.fuses(engine.get("compilation_config")):
+        what = f"{multicast.FUSION} uses NVLink multicast, which {settings.no_multicast} forbids"
+        yield "compilation_config", what, f"leave {multicast.FUSION} out, or allow multicast"
+    if settings.no_multicast and engine.get("all2all_backend") in multicast.ALL2ALL:
+        what = f"{engine['all2all_backend']} uses NVLink multicast, which {settings.no_multicast} forbids"
+        yield "all2all_backend", what, "take another way, or allow multicast"
     if engine.get("ssl_keyfile") and not engine.get("ssl_certfile"):
         yield "ssl_keyfile", "a key without a certificate is of no use", "set ssl_certfile too"
     if isinstance(keys, list) and not all(keys):
@@ -456,6 +475,9 @@ def asked(settings: Settings) -> Asked:
     engine = settings.engine
     known = {name: engine[name] for name in Asked.__struct_fields__ if engine.get(name) is not None}
     known["objective"] = settings.launch.objective
+    known["fp8_kv"] = settings.launch.quality == "fp8-kv"
+    fused = multicast.fuses(engine.get("compilation_config"))
+    known["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
     known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(known, Asked)

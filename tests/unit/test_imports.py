@@ -25,7 +25,7 @@ FACTS = {
 PHYSICS = {"memory", "weights", "kv", "parallel"}
 ROOMS = (
     {"errors", "guard", "__init__"},
-    {"engine_args", "config_file"},
+    {"engine_args", "config_file", "multicast"},
     FACTS,
     PHYSICS,
     {"fit"},

@@ -363,7 +363,8 @@ def test_the_fused_all_reduce_holds_a_workspace_where_flashinfer_has_one(capabil
     """compilation/passes/fusion/allreduce_rms_fusion.py:FI_ALLREDUCE_FUSION_MAX_SIZE_MB."""
     layout, on = Layout(tensor=tensor_parallel), gpu(capability=capability)
     assert non_torch(layout=layout, on=on) - non_torch(layout=layout, on=TURING) == mib * MIB
-    assert non_torch(batch=run(enforce_eager=True), layout=layout, on=on) == non_torch(layout=layout, on=TURING)
+    for without in ({"enforce_eager": True}, {"fuse_allreduce_rms": False}):
+        assert non_torch(batch=run(**without), layout=layout, on=on) == non_torch(layout=layout, on=TURING)
 
 
 def test_a_small_batch_needs_a_small_workspace():

@@ -6,7 +6,7 @@ import re
 
 import msgspec
 import pytest
-from builders import EXPERTS, FULL, GIB, STATE, model, quantized, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, quantized, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -390,6 +390,38 @@ def test_the_refusal_says_by_how_much_and_what_would_fit():
     assert "2 of these GPUs" in text
     assert "--quantization fp8" in text
     assert text.count("; or ") == 2
+
+
+FP8_KV = Asked(fp8_kv=True)
+
+
+def test_an_fp8_cache_is_chosen_where_it_is_allowed_and_holds_twice_the_tokens():
+    plain, halved = plan(Asked(), machine(), sized(16)), plan(FP8_KV, machine(), sized(16))
+    assert "kv_cache_dtype" not in plain.decided
+    assert halved.decided["kv_cache_dtype"] == halved.kv_cache.dtype == "fp8"
+    assert halved.kv_cache.tokens == pytest.approx(2 * plain.kv_cache.tokens, rel=1e-3)
+    [why] = [reason for reason in halved.reasons if reason.field == "kv_cache_dtype"]
+    assert why.source == "rule"
+    assert "launch.quality fp8-kv" in why.why
+
+
+@pytest.mark.parametrize(
+    ("where", "changes"),
+    [
+        ({"capability": (8, 0)}, {}),
+        ({}, {"quantization": quantized("fp8", bits=8, kv_cache_dtype="fp8")}),
+        ({}, {"mla": DEEPSEEK}),
+    ],
+    ids=["a GPU without FP8", "a checkpoint that says so itself", "a latent cache"],
+)
+def test_an_fp8_cache_is_not_chosen_for(where, changes):
+    assert "kv_cache_dtype" not in plan(FP8_KV, machine(**where), sized(16, **changes)).decided
+
+
+def test_a_cache_that_the_person_chose_stays():
+    chosen = plan(msgspec.structs.replace(FP8_KV, kv_cache_dtype="auto"), machine(), sized(16))
+    assert chosen.kv_cache.dtype == "bfloat16"
+    assert "kv_cache_dtype" not in chosen.decided
 
 
 def test_fewer_tokens_and_an_fp8_cache_are_offered_where_they_would_do():

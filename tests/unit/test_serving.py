@@ -149,6 +149,23 @@ def test_vllms_cache_is_tried_below_home_where_nothing_else_is_said(tmp_path: Pa
     assert (tmp_path / ".cache" / "vllm").is_dir()
 
 
+def test_what_an_image_knows_of_models_goes_into_vllms_cache_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prebuilt = tmp_path / "share" / "modelinfos"
+    prebuilt.mkdir(parents=True)
+    (prebuilt / "llama.json").write_text("prebuilt")
+    (prebuilt / "llama.json").chmod(0o444)
+    monkeypatch.setattr(serving, "MODEL_INFOS", prebuilt)
+    settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
+    known = Path(env["VLLM_CACHE_ROOT"], "modelinfos", "llama.json")
+    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    assert known.read_text() == "prebuilt"
+    known.write_text("vLLM's own")  # it may be written: vLLM replaces what a changed source has made stale
+    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    assert known.read_text() == "vLLM's own"
+
+
 def test_a_file_where_a_cache_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))

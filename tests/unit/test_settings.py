@@ -29,6 +29,7 @@ def refused(words="m", environ=None, yaml=None):
 def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environment_over_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
+        "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
         "greet": ("true", "false", "true"), "gpu_fault_kills": ("true", "false", "true"),
         "allowed_routes": ("/a", "/b,/c", "/d"),
     }.get(field, ("11", "12", "13"))  # fmt: skip
@@ -270,6 +271,48 @@ def test_what_the_plan_must_take_is_extracted():
     taken = asked(settings)
     assert (taken.max_model_len, taken.kv_cache_memory_bytes, taken.tensor_parallel_size) == (-1, 2 << 30, 2)
     assert (taken.objective, taken.long_max_model_len, taken.enforce_eager) == ("latency", False, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "who"),
+    [
+        ("m", {}, None),
+        ("m", {"NCCL_NVLS_ENABLE": "1", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}, None),
+        ("m", {"NCCL_NVLS_ENABLE": "0"}, "environment NCCL_NVLS_ENABLE=0"),
+        ("m", {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}, "environment TORCH_SYMM_MEM_DISABLE_MULTICAST=1"),
+        ("m", {"NVSHMEM_DISABLE_NVLS": "1"}, "environment NVSHMEM_DISABLE_NVLS=1"),
+        ("m --launch-nvlink-multicast off", {}, "flag --launch-nvlink-multicast"),
+        ("m", {"LAUNCH_NVLINK_MULTICAST": "off", "NCCL_NVLS_ENABLE": "0"}, "environment LAUNCH_NVLINK_MULTICAST"),
+    ],
+)
+def test_multicast_is_forbidden_by_the_setting_or_by_a_switch_that_only_others_heed(words, environ, who):
+    settings = read(words, environ)
+    assert settings.no_multicast == who
+    assert asked(settings).fuse_allreduce_rms is (who is None)
+
+
+def test_a_fused_all_reduce_that_is_denied_takes_no_memory_in_the_plan_and_one_that_is_asked_for_does():
+    said = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
+    assert asked(read(said.format("false"))).fuse_allreduce_rms is False
+    assert asked(read(said.format("true"))).fuse_allreduce_rms is True
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("--compilation-config.pass_config.fuse_allreduce_rms true", "flag --compilation-config: fuse_allreduce_rms"),
+        ("--all2all-backend flashinfer_nvlink_one_sided", "flag --all2all-backend: flashinfer_nvlink_one_sided"),
+    ],
+)
+def test_what_is_made_of_multicast_is_refused_where_that_is_forbidden(words, names):
+    assert read(f"m {words}").no_multicast is None
+    why = refused(f"m {words} --launch-nvlink-multicast off")
+    assert why.startswith(f"{names} uses NVLink multicast, which flag --launch-nvlink-multicast forbids; ")
+
+
+def test_only_what_a_person_allows_may_cost_quality():
+    assert asked(read("m")).fp8_kv is False
+    assert asked(read("m --launch-quality fp8-kv")).fp8_kv is True
 
 
 @pytest.mark.parametrize(
