@@ -1,32 +1,37 @@
 #!/usr/bin/env python3
-"""Measures where vLLM's GPU memory goes, for model shapes with dummy weights: what the planner must predict.
+"""Measures where vLLM's GPU memory goes, for model shapes with dummy weights, beside what the planner predicts.
 
-Needs one idle NVIDIA GPU, vLLM and nothing from the network: ``python benchmarks/gpu/memory.py --out rows.json``.
-Every row is an engine of its own in a process of its own, one after another, because vLLM measures free memory of the
-whole GPU. Exact bytes come from vLLM's own profiling result (vllm/v1/worker/gpu_worker.py:determine_available_memory).
-Figures named ``_gib`` are GiB, ``_bytes`` bytes, ``_s`` seconds.
+Needs idle NVIDIA GPUs, vLLM and nothing from the network: ``python benchmarks/gpu/memory.py --out FILE``. Every row is
+an engine of its own in processes of its own, one after another, because vLLM measures free memory of the whole GPU.
+``ranks`` has the terms of each worker as vLLM's profiling found them (``terms.Terms``), ``predicted`` the planner's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import logging
 import multiprocessing
 import os
 import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
+import bench
+import msgspec
+from predicted import predicted
+
+from vllm_health import nvml
 
 SERVE = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 1024, "gpu_memory_utilization": 0.92}
 """What ``vllm serve`` takes by itself on a GPU of 70 to 160 GiB (vllm/engine/arg_utils.py:get_batch_defaults)."""
 
 EAGER = {"enforce_eager": True}
+TP2, PP2 = {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-8b": ("llama3-8b", {}),
@@ -50,41 +55,33 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss-20b-eager": ("gpt-oss-20b", EAGER),
     "llama3-8b-long-batch": ("llama3-8b", {"max_num_batched_tokens": 16384, "max_num_seqs": 256}),
     "gemma2-9b-eager": ("gemma2-9b", EAGER),
-    "llama3-8b-warm": ("llama3-8b", {}),
+    "llama3-8b-tp2": ("llama3-8b", TP2),
+    "llama3-8b-pp2": ("llama3-8b", PP2),
+    "qwen3-32b-tp2-eager": ("qwen3-32b", TP2 | EAGER),
+    "qwen3-30b-a3b-tp2-eager": ("qwen3-30b-a3b", TP2 | EAGER),
+    "deepseek-v2-lite-tp2-eager": ("deepseek-v2-lite", TP2 | EAGER),
+    "gemma3-12b-tp2-eager": ("gemma3-12b", TP2 | EAGER),
+    "gpt-oss-20b-tp2-eager": ("gpt-oss-20b", TP2 | EAGER),
+    "llama3-70b-tp2": ("llama3-70b", TP2),
+    "qwen3-32b-pp2-eager": ("qwen3-32b", PP2 | EAGER),
+    "mixtral-8x7b-tp2-eager": ("mixtral-8x7b", TP2 | EAGER),
+    "llama3-8b-fp8-tp2-eager": ("llama3-8b-fp8", TP2 | EAGER),
 }
 """Name: (shape, what differs from ``SERVE``). The most telling first."""
-
-LOAD_PROMPT_TOKENS, LOAD_OUTPUT_TOKENS = 48, 8
 
 LOGGED = {
     "attention_backend": r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention backend|backend\.)",
     "moe_backend": r"Using '?([\w ]+?)'? \w+ MoE backend",
     "graph_capture_gib": r"Graph capturing finished in .* took (-?[\d.]+) GiB",
     "compile_s": r"torch\.compile took ([\d.]+) s",
-    "actual": r"(Actual usage is .*)",
-    "kv_bytes_left": r"`--kv-cache-memory=(-?\d+)` \([^)]*\) to fully",
     "compile_cache_hit": r"(Directly load (?:AOT|the compiled))",
+    "all_reduce": r"Using (\[.*?\]) all-reduce backends",
 }
 """What only vLLM's log says. ``graph_capture_gib`` also counts what warm-up left in the allocator."""
 
 
-class Listener(logging.Handler):
-    """Keeps vLLM's log as text, and the profiling result that it logs as an object, with its bytes unrounded."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.lines: list[str] = []
-        self.profile: Any = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """As logging.Handler.emit."""
-        if type(record.msg).__name__ == "MemoryProfilingResult":
-            self.profile = record.msg
-        self.lines.append(record.getMessage())
-
-
-def gib(size: float | None) -> float | None:
-    return None if size is None else round(size / 2**30, 4)
+def gpus_of(args: Mapping[str, Any]) -> int:
+    return int(args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1))
 
 
 def measure(name: str, out: Path, log: Path) -> None:
@@ -92,158 +89,125 @@ def measure(name: str, out: Path, log: Path) -> None:
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    listener = Listener()
-    import vllm.logger  # noqa: PLC0415, TID251, F401  it sets the handlers of its logger anew
-
-    logging.getLogger("vllm").addHandler(listener)
     shape, knobs = ROWS[name]
+    config = bench.SHAPES[shape]
     row: dict[str, Any] = {"row": name, "model": shape, "args": {**SERVE, "tensor_parallel_size": 1, **knobs}}
     try:
-        start(row, listener, SHAPES[shape])
+        start(row, config)
     except BaseException as error:  # noqa: BLE001  whatever ended this engine, the next row starts
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
-    row.update(logged(listener.lines))
-    if "init" in row and row.get("kv_bytes_left"):
-        # gpu_worker.py:compile_or_warm_up_model: what it suggests, taken apart again; 150 MiB is its own margin.
-        used = row["total_consumed_bytes"] + row["peak_activation_bytes"]
-        left = int(row.pop("kv_bytes_left"))
-        row["cuda_graphs_bytes"] = row["init"]["free_memory"] - used - 150 * 2**20 - left
-        row["cuda_graphs_actual_gib"] = gib(row["cuda_graphs_bytes"])
-    row["config"] = SHAPES[shape]
+    row["config"] = config
     out.write_text(json.dumps(row, default=str))
     os._exit(0)  # an engine's own tear-down takes seconds and proves nothing here
 
 
-def start(row: dict[str, Any], listener: Listener, config: dict[str, Any]) -> None:
-    import torch  # noqa: PLC0415, TID251  the engine is what is measured
-    import vllm  # noqa: PLC0415, TID251  as above
+def start(row: dict[str, Any], config: dict[str, Any]) -> None:
+    import vllm  # noqa: PLC0415, TID251  the engine is what is measured
 
-    row.update(vllm=vllm.__version__, torch=torch.__version__)
+    # The hosts that these figures come from are shared: no NVLink multicast (docs/performance.md).
+    quiet = {"compilation_config": {"pass_config": {"fuse_allreduce_rms": False}}} if gpus_of(row["args"]) > 1 else {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         began = time.monotonic()
-        llm = vllm.LLM(folder, load_format="dummy", skip_tokenizer_init=True, **row["args"])
+        llm = vllm.LLM(
+            folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            worker_extension_cls="terms.Terms",
+            **row["args"],
+            **quiet,
+        )
         row["ready_s"] = round(time.monotonic() - began, 1)
+    if quiet and row["args"].get("tensor_parallel_size", 1) > 1:
+        row["fused_all_reduce"] = False
     core: Any = llm.llm_engine.engine_core.engine_core  # in this process: VLLM_ENABLE_V1_MULTIPROCESSING=0
     cache = core.vllm_config.cache_config
     row["kv_cache_tokens"] = cache.kv_cache_size_tokens
     row["block_size"] = cache.block_size
     row["num_gpu_blocks"] = cache.num_gpu_blocks
-    describe(row, core.vllm_config, core.scheduler.kv_cache_config)
-    if torch.cuda.is_available():
-        row["gpu"] = torch.cuda.get_device_name()
-        terms(row, core.model_executor.driver_worker.worker, listener.profile)
-        row["after_start"] = now(torch)
-        try:
-            row["after_load"] = load(llm, vllm, torch, row["args"]["max_num_seqs"], config["vocab_size"])
-        except Exception as error:  # noqa: BLE001  the row's figures are complete without it
-            row["after_load"] = {"error": f"{type(error).__name__}: {error}"[:500]}
-
-
-def describe(row: dict[str, Any], vllm_config: Any, kv_cache: Any) -> None:
-    compilation = vllm_config.compilation_config
+    compilation = core.vllm_config.compilation_config
     row["cudagraph_mode"] = str(compilation.cudagraph_mode)
     row["cudagraph_capture_sizes"] = len(compilation.cudagraph_capture_sizes or [])
-    row["max_cudagraph_capture_size"] = compilation.max_cudagraph_capture_size
-    row["kv_cache_bytes"] = sum(tensor.size for tensor in kv_cache.kv_cache_tensors)
-    row["kv_cache_groups"] = [
-        {
-            "layers": len(group.layer_names),
-            "kind": type(group.kv_cache_spec).__name__,
-            "block_size": group.kv_cache_spec.block_size,
-            "page_bytes": group.kv_cache_spec.page_size_bytes,
+    row["ranks"] = llm.collective_rpc("memory_terms")
+    row["after_start"] = llm.collective_rpc("memory_now")
+    row["total_bytes"] = row["ranks"][0]["init"]["total_memory"]
+
+
+def parts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Predicted and measured of each pipeline rank's terms, GiB, and the error of KV tokens, as a share."""
+    ranks, cache = predicted(row)
+    each = len(row["ranks"]) // len(ranks)
+    told = []
+    for number, memory in enumerate(ranks):
+        real = row["ranks"][number * each]
+        pairs = {
+            "weights": (memory.weights, real["weights_bytes"]),
+            "non_torch": (memory.non_torch, real["total_consumed_bytes"] - real["weights_bytes"]),
+            "activation_peak": (memory.activation_peak, real["activation_peak_bytes"]),
+            "cuda_graphs": (memory.cuda_graphs, real["cuda_graphs_estimate_bytes"]),
+            "context": (memory.context, real["init"]["total_memory"] - real["init"]["free_memory"]),
         }
-        for group in kv_cache.kv_cache_groups
-    ]
-
-
-def terms(row: dict[str, Any], worker: Any, profile: Any) -> None:
-    """What determine_available_memory subtracts from what was requested, in bytes."""
-    row["model_runner"] = "V2" if worker.use_v2_model_runner else "V1"
-    row["init_snapshot"] = str(worker.init_snapshot)
-    for when, snapshot in (
-        ("init", worker.init_snapshot),
-        ("before_profile", profile.before_profile),
-        ("after_profile", profile.after_profile),
-    ):
-        row[when] = {key: value for key, value in vars(snapshot).items() if type(value) is int}
-    row["requested_bytes"] = int(worker.requested_memory)
-    row["weights_bytes"] = int(profile.weights_memory)
-    row["total_consumed_bytes"] = int(profile.total_consumed)
-    row["transient_peak_bytes"] = int(profile.transient_peak_headroom)
-    row["torch_peak_increase_bytes"] = int(profile.torch_peak_increase)
-    row["non_torch_increase_bytes"] = int(profile.non_torch_increase)
-    row["non_kv_bytes"] = int(profile.non_kv_cache_memory)
-    row["peak_activation_bytes"] = int(worker.peak_activation_memory)
-    row["cuda_graphs_estimate_bytes"] = int(worker.cudagraph_memory_estimate)
-    row["available_kv_bytes"] = int(worker.available_kv_cache_memory_bytes)
-    row["parameters_bytes"] = sum(p.numel() * p.element_size() for p in worker.model_runner.model.parameters())
-    row["buffers_bytes"] = sum(b.numel() * b.element_size() for b in worker.model_runner.model.buffers())
-    for term in ("weights", "total_consumed", "torch_peak_increase", "non_kv", "cuda_graphs_estimate", "available_kv"):
-        row[f"{term}_gib"] = gib(row[f"{term}_bytes"])
-
-
-def now(torch: Any) -> dict[str, int]:
-    free, total = torch.cuda.mem_get_info()
+        told.append({term: [round(size / 2**30, 3) for size in pair] for term, pair in pairs.items()})
     return {
-        "free_memory": free,
-        "total_memory": total,
-        "torch_allocated": torch.cuda.memory_allocated(),
-        "torch_memory": torch.cuda.memory_reserved(),
+        "predicted_tokens": cache.tokens,
+        "kv_error": round(cache.tokens / row["kv_cache_tokens"] - 1, 5),
+        "parts_gib": told,
     }
 
 
-def load(llm: Any, vllm: Any, torch: Any, requests: int, vocabulary: int) -> dict[str, int]:
-    """Memory after as many requests at once as are allowed, sampled the expensive way: beyond what vLLM profiled."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    sampling = vllm.SamplingParams(
-        max_tokens=LOAD_OUTPUT_TOKENS, top_p=0.9, top_k=50, logprobs=5, ignore_eos=True, detokenize=False
-    )
-    places = range(LOAD_PROMPT_TOKENS)
-    prompts = [
-        {"prompt_token_ids": [(request * 7919 + place * 31) % (vocabulary - 10) + 5 for place in places]}
-        for request in range(requests)
-    ]
-    llm.generate(prompts, sampling, use_tqdm=False)
-    return {**now(torch), "torch_peak_increase": torch.cuda.max_memory_allocated() - before}
-
-
-def logged(lines: list[str]) -> dict[str, Any]:
-    """The figures of ``LOGGED`` that ``lines`` hold, as vLLM wrote them; the last mention counts."""
+def logged(text: str) -> dict[str, Any]:
+    """The figures of ``LOGGED`` that a log holds, as vLLM wrote them; the last mention counts."""
     found: dict[str, Any] = {}
-    text = "\n".join(lines)
     for field, pattern in LOGGED.items():
-        matches = re.findall(pattern, text)
-        if matches:
+        if matches := re.findall(pattern, text):
             found[field] = matches[-1]
     found["compile_cache_hit"] = "compile_cache_hit" in found
     return found
 
 
+def idle(seconds: float = 30) -> None:
+    """Wait until the GPUs are empty again: workers of a killed engine take a moment to go."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
+        while time.monotonic() < deadline:
+            held = [opened.memory(index) for index in range(opened.count())]
+            if all(memory is None or memory.used - (memory.reserved or 0) < 2**30 for memory in held):
+                return
+            time.sleep(0.5)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    errors = [abs(row["kv_error"]) for row in rows if "kv_error" in row]
+    if not errors:
+        return {}
+    return {"rows": len(errors), "mean_absolute_error": sum(errors) / len(errors), "worst": max(errors)}
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file, rewritten after every row")
+    parser = bench.parser(__doc__, shape=None)
     parser.add_argument("--only", action="append", choices=list(ROWS), help="this row; may be repeated")
-    parser.add_argument(
-        "--timeout", type=float, default=300, help="seconds for one row; a first start compiles for 180"
-    )
+    parser.add_argument("--timeout", type=float, default=240, help="seconds for one row")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no row is started")
-    arguments = parser.parse_args()
-    os.environ.update(VLLM_LOGGING_LEVEL="DEBUG", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
+    given: argparse.Namespace = parser.parse_args()
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    with nvml.open_nvml() as opened:
+        gpus = opened.count()
+        about = {"gpu": opened.name(0), "compute_capability": opened.device(0).compute_capability}
     fresh = multiprocessing.get_context("forkserver")  # imports vLLM once, touches no GPU, forks a process per row
     fresh.set_forkserver_preload(["vllm", "vllm.entrypoints.llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker"])
-    began, rows = time.monotonic(), []
-    logs = arguments.out.parent / "logs"
+    began, result = time.monotonic(), bench.Result(given.out, "memory", given.caches)
+    logs = given.out.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only or ROWS:
-        if time.monotonic() - began > arguments.stop_after:
+    for name in given.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
+        if time.monotonic() - began > given.stop_after:
             break
-        written = logs / f"{name}.json"
-        process = fresh.Process(target=measure, args=(name, written, logs / f"{name}.log"))
+        idle()
+        written, log = logs / f"{name}.json", logs / f"{name}.log"
+        process = fresh.Process(target=measure, args=(name, written, log))
         process.start()
-        process.join(arguments.timeout)
+        process.join(given.timeout)
         alive = process.is_alive()
         process.kill()
         process.join()
@@ -251,13 +215,19 @@ def main() -> int:
             row = json.loads(written.read_text())
             written.unlink()
         else:
-            why = f"no end within {arguments.timeout} s" if alive else f"process ended with {process.exitcode}"
-            row = {"row": name, "model": ROWS[name][0], "error": why, "config": SHAPES[ROWS[name][0]]}
-        rows.append(row)
-        arguments.out.write_text(json.dumps({"measurements": rows}, indent=1) + "\n")
-        shown = {key: value for key, value in row.items() if key != "config"}
-        print(f"{time.monotonic() - began:6.0f} s", json.dumps(shown), flush=True)
-    return 0 if rows and not any("error" in row for row in rows) else 1
+            why = f"no end within {given.timeout} s" if alive else f"process ended with {process.exitcode}"
+            row = {"row": name, "model": ROWS[name][0], "error": why}
+        row |= about | logged(log.read_text(errors="replace"))
+        if "kv_cache_tokens" in row:
+            try:
+                row |= parts(row)
+            except Exception as error:  # noqa: BLE001  what was measured stays
+                row["not_predicted"] = repr(error)
+        result.add(**msgspec.to_builtins(row))
+    result.told["summary"] = summary(result.told["rows"])
+    result.write()
+    print(json.dumps(result.told["summary"]))
+    return int(not result.told["rows"] or any("error" in row for row in result.told["rows"]))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,20 @@ def test_the_kernels_of_a_first_start_are_built_ahead():
         assert out.strip() == str(built), generation
 
 
+def test_what_vllm_asks_of_a_models_class_is_known_ahead(image):
+    """Without it, vLLM has another process import everything to learn it."""
+    script = (
+        "from vllm.model_executor.models import registry; registry._run_in_subprocess = None; "
+        "print(registry.ModelRegistry.models['LlamaForCausalLM'].inspect_model_cls().supports_pp)"
+    )
+    known = "-e=VLLM_CACHE_ROOT=/opt/vllm-launch/engine/share/vllm-launch"
+    for variables, expected in (([known], "True\n"), (["-e=VLLM_CACHE_ROOT=/tmp"], "")):
+        flags = ["--network=none", "--entrypoint=/opt/vllm-launch/engine/bin/python", "-e=HOME=/tmp", *variables]
+        _, out, err = run_once("-c", script, flags=flags, image=image)
+        assert out.endswith(expected), err[-3000:]
+        assert bool(expected) == ("'NoneType' object is not callable" not in err)
+
+
 def test_every_kernel_library_of_vllm_finds_what_it_links_to(image):
     """But for the driver's, which comes with a container's GPUs."""
     script = (

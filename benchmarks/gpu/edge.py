@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""The highest gpu-memory-utilization that survives the worst load that the API allows, and what that load needs.
+
+``python benchmarks/gpu/edge.py --tokenizer FOLDER --out FILE`` needs vLLM and an idle GPU. First the launcher's own
+plan, then vLLM's server at other utilisations, halving between the last that survived and the first that did not. The
+load: as many streams at once as ``max_num_seqs`` allows, prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9,
+top-k, penalties, 20 logprobs, and prompt logprobs for every fourth. Bytes; ``beyond`` is by how much PyTorch's
+allocations under load rose above what was allocated before, ``least_free`` what the device had left at the worst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import bench
+
+from vllm_health import nvml
+
+STREAMS = 1024
+MOST_TOLD = 5
+
+
+async def worst(port: int, seconds: float, vocabulary: int, longest: int) -> dict[str, Any]:
+    """``STREAMS`` streams at a time for ``seconds``: how many ended as they should, and how others did not."""
+    told: dict[str, Any] = {"done": 0, "failed": 0, "why": []}
+    deadline = time.monotonic() + seconds
+
+    async def one(session: aiohttp.ClientSession, seed: int) -> None:
+        chance = random.Random(seed)
+        while time.monotonic() < deadline:
+            length = chance.choice((16, 16, 200, 200, 1500, longest))
+            body = {
+                "model": "shape", "stream": True, "ignore_eos": True, "max_tokens": chance.randrange(32, 200),
+                "prompt": [chance.randrange(5, vocabulary) for _ in range(length)], "temperature": 0.8, "top_p": 0.9,
+                "top_k": 50, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+                "logprobs": 20,
+            }  # fmt: skip
+            if not seed % 4:
+                body |= {"stream": False, "prompt_logprobs": 20, "max_tokens": 8}
+            try:
+                async with session.post(f"http://127.0.0.1:{port}/v1/completions", json=body) as answer:
+                    text = await answer.read()
+                    good = answer.status == 200 and (b"[DONE]" in text[-20:] or not body["stream"])  # noqa: PLR2004
+                    told["done" if good else "failed"] += 1
+                    if not good:
+                        told["why"] = [*told["why"], text[-200:].decode(errors="replace")][:MOST_TOLD]
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                told["failed"] += 1
+                told["why"] = [*told["why"], repr(error)][:MOST_TOLD]
+                if not bench.healthy(port):
+                    return
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
+        await asyncio.gather(*(one(session, seed) for seed in range(STREAMS)))
+    return told
+
+
+def rpc(port: int, method: str, **kwargs: object) -> list[dict[str, int]]:
+    """A method of ``terms.Terms`` on every worker."""
+    data = json.dumps({"method": method, "kwargs": kwargs}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/collective_rpc", data, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        results: list[dict[str, int]] = json.load(answer)["results"]
+    return results
+
+
+class Least:
+    """The least free memory of GPU 0 while it is open, as NVML has it."""
+
+    def __enter__(self) -> Self:
+        self.free, self._done = 1 << 62, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
+            while not self._done.wait(0.1):
+                if (memory := opened.memory(0)) is not None:
+                    self.free = min(self.free, memory.free)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Whether a server of ``command`` survives the load, and what it took."""
+    env = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": given.path}
+    shape = bench.SHAPES[given.shape]
+    row: dict[str, Any] = {"survived": False}
+    try:
+        with bench.served(command, log, env=env), Least() as least:
+            row["kv_tokens"] = bench.cache_info(bench.PORT)
+            before = rpc(bench.PORT, "memory_now", forget_peak=True)[0]
+            row["before"] = before
+            longest = min(6000, shape["max_position_embeddings"] - 256)
+            row["load"] = asyncio.run(worst(bench.PORT, given.seconds, shape["vocab_size"] - 1, longest))
+            row["least_free"] = least.free
+            after = rpc(bench.PORT, "memory_now")[0]
+            row |= {"after": after, "beyond": after["peak_allocated"] - before["allocated"]}
+            row["reserved_rise"] = after["peak_reserved"] - before["reserved"]
+            row["survived"] = not row["load"]["failed"]
+    except (bench.DeadError, OSError) as error:
+        row["error"] = str(error)[-600:]
+    text = log.read_text(errors="replace")
+    row["out_of_memory"] = "OutOfMemoryError" in text or "out of memory" in text
+    return row
+
+
+def main() -> int:
+    parser = bench.parser(__doc__)
+    parser.add_argument("--seconds", type=float, default=45, help="of load at each utilisation")
+    parser.add_argument("--utilization", type=float, action="append", default=[], help="only these, and no halving")
+    parser.add_argument("--tries", type=int, default=4)
+    parser.add_argument("--no-plan", action="store_true")
+    given, flags = parser.parse_known_args()
+    given.path = f"{Path(__file__).parent}:{__import__('os').environ.get('PYTHONPATH', '')}"
+    result = bench.Result(given.out, "edge", given.caches)
+    extension = ["--worker-extension-cls=terms.Terms", *flags]
+    good = True
+    with tempfile.TemporaryDirectory() as name:
+        model = bench.model_folder(given.shape, given.tokenizer, Path(name))
+        logs = given.out.parent / "logs"
+        survives = 0.92
+        if not given.no_plan:
+            row = tried(bench.planned(model, extension), logs / "edge-plan.log", given)
+            said = (logs / "edge-plan.log").read_text(errors="replace")
+            survives = float(said.partition("--gpu-memory-utilization=")[2][:6] or survives)
+            good = row["survived"]
+            result.add(utilization=survives, by="plan", shape=given.shape, flags=flags, **row)
+        dies = 0.999
+        for number in range(len(given.utilization) or given.tries):
+            at = given.utilization[number] if given.utilization else round((survives + dies) / 2, 4)
+            words = [f"--gpu-memory-utilization={at}", *extension]
+            row = tried(bench.defaults(model, words), logs / f"edge-{at}.log", given)
+            result.add(utilization=at, by="hand", shape=given.shape, flags=flags, **row)
+            survives, dies = (max(at, survives), dies) if row["survived"] else (survives, min(at, dies))
+        result.told["highest_that_survived"] = survives
+        result.write()
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The planner's physics for one row of measurements: the same call for those who measure and those who test."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_launch.gpus import Gpu
+from vllm_launch.kv import kv_cache
+from vllm_launch.memory import KvCache, Memory, Run, kv_bytes, of_ranks
+from vllm_launch.model import read_model
+from vllm_launch.parallel import Layout
+
+H200_BYTES = 150109880320
+"""cudaMemGetInfo's total of an H200; rows that name no other are of one."""
+
+
+def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
+    """Each pipeline rank's memory and the cache for ``row["config"]`` and ``row["args"]``, vLLM's own names."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(row["config"]))
+        model = read_model(folder)
+    total = row.get("total_bytes", H200_BYTES)
+    name = row.get("gpu", "NVIDIA H200")
+    gpu = Gpu(
+        index=0, uuid="GPU-0", name=name, memory_total=total, memory_free=total,
+        compute_capability=tuple(row.get("compute_capability", (9, 0))),
+    )  # fmt: skip
+    args = dict(row["args"])
+    layout = Layout(tensor=args.pop("tensor_parallel_size", 1), pipeline=args.pop("pipeline_parallel_size", 1))
+    utilization = args.pop("gpu_memory_utilization")
+    run = Run(**args)
+    ranks = of_ranks(model, run, layout, gpu)
+    return ranks, kv_cache(model, run, layout, [kv_bytes(rank, gpu, utilization) for rank in ranks], gpu)

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""What works on this machine's NVIDIA GPUs, in less than five minutes: ``make test-gpu``.
+
+Line by line: NVML, faults that can be seen, copies between GPUs, a plan, a start, an answer, the KV cache against the
+plan, a drain that empties the GPUs. The model is the tiny one of ``make run``, on every GPU at once, so what is tried
+is the machine and not a model. Exit 0 when everything works, 1 otherwise, 2 where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import bench
+
+from vllm_health import gpu_faults, nvml
+from vllm_launch import p2p
+
+MODEL = Path("var/tiny-chat")
+TOLERANCE = 0.02
+failed: list[str] = []
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[list[str]]:
+    """One line: what, whether it works, and what was seen; a failure does not keep the next from being tried."""
+    began, seen = time.monotonic(), list[str]()
+    try:
+        yield seen
+        mark = "ok  "
+    except Exception as error:  # noqa: BLE001 - told, and counted
+        seen.append(str(error).strip() or repr(error))
+        failed.append(what)
+        mark = "FAIL"
+    print(f"{mark} {what:32} {time.monotonic() - began:5.1f} s  {'; '.join(seen)}", flush=True)
+
+
+def expect(condition: object, why: str) -> None:
+    if not condition:
+        raise RuntimeError(why)
+
+
+def look() -> list[str]:
+    """NVML's part; the UUIDs of the GPUs."""
+    with nvml.open_nvml() as opened:
+        with step("GPUs (NVML)") as seen:
+            snapshot = opened.snapshot()
+            seen.append(f"driver {snapshot.driver}")
+            seen += [f"{one.index}: {one.name}, {one.memory.total / 2**30:.1f} GiB" if one.memory else one.name or "?"
+                     for one in snapshot.devices]  # fmt: skip
+            expect(snapshot.devices and not snapshot.lost, f"lost: {snapshot.lost}")
+        with step("faults can be seen") as seen:
+            report = gpu_faults.Reader(opened).read()
+            seen.append("Xid events" if opened.xid_events(range(opened.count())) else "no Xid events here")
+            seen.append(f"ECC of {len(report.ecc)}, slowdowns of {len(report.slowdowns)} of {opened.count()} GPUs")
+            expect(report.down is None, f"{report.down}")
+        with step("GPUs are idle") as seen:
+            used = {one.index: one.memory.used - (one.memory.reserved or 0) for one in snapshot.devices if one.memory}
+            busy = [f"GPU {index}: {size >> 20} MiB in use" for index, size in used.items() if size > 1 << 30]
+            seen.extend(busy or ["nothing else runs"])
+        return [one.uuid for one in snapshot.devices]
+
+
+def copies(uuids: list[str], folder: Path) -> None:
+    with step("copies between GPUs (P2P)") as seen:
+        verdict = p2p.check(uuids, python=sys.executable, cache_dir=folder, boot_id="", driver=None, timeout_s=120)
+        seen.append(verdict.why)
+        expect(verdict.ok is not False, verdict.why)
+
+
+def serve(folder: Path, gpus: int) -> None:
+    log = folder / "log"
+    command = [
+        sys.executable, "-m", "vllm_launch", "serve", str(MODEL), "--served-model-name=shape",
+        f"--port={bench.PORT}", f"--launch-health-port={bench.PORT + 1}", "--launch-drain-seconds=12",
+        f"--launch-state-dir={folder}",
+    ]  # fmt: skip
+    with log.open("wb") as stream:
+        launcher = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    try:
+        with step("vLLM starts by its plan") as seen:
+            deadline = time.monotonic() + 240
+            while not (
+                said := re.findall(
+                    r"engine \d+: KV cache: ([\d,]+) tokens, planned ([\d,]+)", log.read_text(errors="replace")
+                )
+            ):
+                last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                expect(launcher.poll() is None, f"it ended: {last}")
+                expect(time.monotonic() < deadline, f"not within 240 s: {last}")
+                time.sleep(0.5)
+            seen.append(f"{len(said)} engine(s) on {gpus} GPU(s)")
+        with step("an answer") as seen:
+            answer = bench.ask(bench.PORT, {"prompt": "hi", "max_tokens": 16, "ignore_eos": True})
+            tokens = answer["usage"]["completion_tokens"]
+            seen.append(f"{tokens} tokens")
+            expect(tokens == 16, f"{tokens} tokens instead of 16")  # noqa: PLR2004
+        with step("KV cache as planned") as seen:
+            for real, planned in ([int(word.replace(",", "")) for word in pair] for pair in said):
+                seen.append(f"{real:,} tokens, planned {planned:,} ({real / planned - 1:+.2%})")
+                expect(abs(real / planned - 1) <= TOLERANCE, "more than 2 % off")
+            expect(said, "vLLM did not say")
+        with step("a drain that empties the GPUs") as seen:
+            launcher.send_signal(signal.SIGTERM)
+            code = launcher.wait(40)
+            time.sleep(1)
+            with nvml.open_nvml() as opened:
+                mine = [one.pid for device in opened.snapshot().devices for one in device.processes or ()]
+            seen.append(f"exit {code}")
+            expect(code == 0, f"exit {code}")
+            expect(launcher.pid not in mine, "still on a GPU")
+    finally:
+        launcher.kill()
+        launcher.wait()
+        if failed:
+            print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
+
+
+def main() -> int:
+    began = time.monotonic()
+    try:
+        uuids = look()
+    except nvml.NvmlUnavailable as error:
+        print(f"test-gpu: {error.what}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+        if len(uuids) > 1:
+            copies(uuids, Path(name))
+        serve(Path(name), len(uuids))
+    print(f"{'all works' if not failed else 'does not work: ' + ', '.join(failed)}, {time.monotonic() - began:.0f} s")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""From process start to the first token, by phase: with empty caches, with the image's kernels, with warm ones.
+
+``python benchmarks/gpu/start.py --tokenizer FOLDER --kernels FOLDER --out FILE`` needs vLLM and idle GPUs. KERNELS is
+where FlashInfer's prebuilt kernels lie (flashinfer_jit_cache; docker/build-kernels.py), as the image has them. Every
+start is the launcher's, with a cache folder of its own; "warm" is the second start in the same. Seconds; phases are the
+launcher's own (vllm_launch/progress.py), "first token" from ready to the end of a request for one token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+
+
+def started(command: list[str], log: Path, cache: Path, kernels: Path | None) -> dict[str, object]:
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(kernels) if kernels else None]))
+    env = {"PYTHONPATH": path, "HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    with bench.served(command, log, env=env):
+        ready = time.monotonic() - began
+        bench.ask(bench.PORT, {"prompt": "hi", "max_tokens": 1})
+        first = time.monotonic() - began
+        while not (
+            told := list(cache.rglob("starts.json"))
+        ):  # written when the launcher calls it ready, a moment later
+            time.sleep(0.1)
+        history = json.loads(told[0].read_text())
+    phases = {phase: round(seconds, 1) for phase, seconds in list(history.values())[-1].items()}
+    return {"ready_s": round(ready, 1), "first_token_s": round(first, 1), "phases_s": phases}
+
+
+def main() -> int:
+    parser = bench.parser(__doc__)
+    parser.add_argument("--kernels", type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=["empty", "kernels", "kernels, second start"])
+    given, flags = parser.parse_known_args()
+    result = bench.Result(given.out, "start", "as each row says")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = bench.model_folder(given.shape, given.tokenizer, folder)
+        for caches, kernels, cache in (
+            ("empty", None, "a"),
+            ("kernels", given.kernels, "b"),
+            ("kernels, second start", given.kernels, "b"),
+        ):
+            if given.only and caches not in given.only:
+                continue
+            (folder / cache).mkdir(exist_ok=True)
+            flags_ = [f"--launch-cache-dir={folder / cache / 'cache'}", *flags]
+            log = given.out.parent / "logs" / f"start-{caches}.log"
+            row = started(bench.planned(model, flags_), log, folder / cache, kernels)
+            result.add(caches=caches, shape=given.shape, flags=flags, **row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

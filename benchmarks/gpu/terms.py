@@ -1,0 +1,44 @@
+"""Loaded into vLLM's workers (``--worker-extension-cls terms.Terms``): what each of them knows of its GPU's memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Terms:
+    """Methods for ``collective_rpc``; ``self`` is a vLLM worker (v1/worker/gpu_worker.py). All sizes are bytes."""
+
+    def memory_terms(self: Any) -> dict[str, Any]:
+        """What determine_available_memory subtracted from what was requested."""
+        snapshot = {key: value for key, value in vars(self.init_snapshot).items() if type(value) is int}
+        parameters = self.model_runner.model.parameters()
+        return {
+            "model_runner": "V2" if self.use_v2_model_runner else "V1",
+            "init": snapshot,
+            "requested_bytes": int(self.requested_memory),
+            "weights_bytes": int(self.model_runner.model_memory_usage),
+            "total_consumed_bytes": int(self.total_consumed),
+            "activation_peak_bytes": int(self.peak_activation_memory - self.cudagraph_memory_estimate),
+            "cuda_graphs_estimate_bytes": int(self.cudagraph_memory_estimate),
+            "available_kv_bytes": int(self.available_kv_cache_memory_bytes),
+            "parameters_bytes": sum(tensor.numel() * tensor.element_size() for tensor in parameters),
+        }
+
+    def memory_now(self: Any, *, forget_peak: bool = False) -> dict[str, int]:
+        """The device's free memory, and what PyTorch holds, held at most, and has got from the device."""
+        import torch  # noqa: PLC0415, TID251 - this file runs inside the engine
+
+        torch.cuda.synchronize()
+        if forget_peak:
+            torch.cuda.reset_peak_memory_stats()
+        free, total = torch.cuda.mem_get_info()
+        stats = torch.cuda.memory_stats()
+        return {
+            "free": free,
+            "total": total,
+            "allocated": torch.cuda.memory_allocated(),
+            "peak_allocated": torch.cuda.max_memory_allocated(),
+            "reserved": torch.cuda.memory_reserved(),
+            "peak_reserved": torch.cuda.max_memory_reserved(),
+            "retries": stats.get("num_alloc_retries", 0),
+        }

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Throughput and latency through the OpenAI API: this launcher's plan against vLLM's defaults and other splits.
+
+``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. The load is vLLM's own
+(``vllm bench serve``), from several processes at once, since one of them is slower than two GPUs; they begin together.
+Every configuration is started, warmed up and measured in one run, one after another. Weights are dummies, so
+``ignore_eos`` is set and every answer has its full length. tok/s are output tokens; times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bench
+import msgspec
+
+from vllm_health import nvml
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """``servers`` processes side by side, each on GPUs of its own, share the load evenly."""
+
+    launcher: bool
+    flags: tuple[str, ...] = ()
+    gpus: int = 1
+    servers: int = 1
+
+
+OFF = "--launch-nvlink-multicast=off"
+NO_MULTICAST = ("--compilation-config", '{"pass_config": {"fuse_allreduce_rms": false}}')
+"""What the hosts that these figures come from ask for; with the variables of ``environment``."""
+
+CONFIGURATIONS = {
+    "vllm-defaults": Configuration(launcher=False),
+    "plan": Configuration(launcher=True, flags=(OFF,)),
+    "plan-fp8-kv": Configuration(launcher=True, flags=(OFF, "--launch-quality=fp8-kv")),
+    "vllm-tp-2": Configuration(launcher=False, flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
+    "plan-2": Configuration(launcher=True, flags=(OFF,), gpus=2),
+    "plan-2-latency": Configuration(launcher=True, flags=(OFF, "--launch-objective=latency"), gpus=2),
+    "two-servers": Configuration(launcher=True, flags=(OFF,), gpus=2, servers=2),
+    "vllm-tp-4": Configuration(launcher=False, flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
+    "plan-4": Configuration(launcher=True, flags=(OFF,), gpus=4),
+}
+"""Name: what is started. vLLM's are its server with no argument but those."""
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """``requests`` for one GPU at saturation; ``rates`` are requests a second for one GPU."""
+
+    flags: tuple[str, ...]
+    requests: int
+    rates: tuple[float, ...]
+
+
+WORKLOADS = {
+    "512/256": Workload(
+        ("--dataset-name=random", "--random-input-len=512", "--random-output-len=256"), 3072, (4, 12, 20)
+    ),
+    "4000/500": Workload(
+        ("--dataset-name=random", "--random-input-len=4000", "--random-output-len=500"), 400, (0.5, 1.5, 3)
+    ),
+    "shared prefixes": Workload(
+        ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=2048",
+         "--prefix-repetition-suffix-len=256", "--prefix-repetition-num-prefixes=4",
+         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20),
+    ),
+}  # fmt: skip
+"""Input and output tokens of a request. "shared prefixes": 4 beginnings of 2,048 tokens for each load process,
+256 tokens of its own, 256 out."""
+
+RATE_SECONDS = 20
+CLIENTS_PER_GPU = 4
+
+
+def client(args: argparse.Namespace, together: Any, told: Any) -> None:
+    """One load process: vLLM's benchmark, held until all are ready to begin."""
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends
+    from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - the load tool is vLLM's
+
+    plain = serve.benchmark
+
+    @functools.wraps(plain)
+    async def held(*args: Any, **kwargs: Any) -> Any:
+        together.wait(600)
+        return await plain(*args, **kwargs)
+
+    serve.benchmark = held
+    try:
+        found = asyncio.run(serve.main_async(args))
+        told.put(
+            {
+                key: found[key]
+                for key in (
+                    "duration",
+                    "completed",
+                    "total_input_tokens",
+                    "total_output_tokens",
+                    "ttfts",
+                    "itls",
+                    "errors",
+                )
+            }
+        )
+    except BaseException as error:
+        together.abort()
+        told.put({"error": repr(error)})
+        raise
+
+
+def measured(
+    model: Path, ports: Sequence[int], workload: Workload, *, requests: int, rate: float, clients: int, seed: int
+) -> dict[str, Any]:
+    """What ``clients`` processes together saw; every ``len(ports)``-th asks the same server."""
+    from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - as above
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251 - as above
+
+    options = FlexibleArgumentParser()
+    serve.add_cli_args(options)
+    fork = multiprocessing.get_context("fork")
+    together, told = fork.Barrier(clients), fork.Queue()
+    processes = []
+    for number in range(clients):
+        args = options.parse_args(
+            [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", "--model=shape", f"--tokenizer={model}",
+             *workload.flags, f"--num-prompts={max(1, requests // clients)}", f"--request-rate={rate / clients}",
+             f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
+             "--temperature=0", "--percentile-metrics=ttft,itl"]
+        )  # fmt: skip
+        processes.append(fork.Process(target=client, args=(args, together, told)))
+        processes[-1].start()
+    parts = [told.get(timeout=900) for _ in processes]
+    for process in processes:
+        process.join()
+    if wrong := [part["error"] for part in parts if "error" in part]:
+        raise RuntimeError(wrong[0])
+    seconds = max(part["duration"] for part in parts)
+    ttfts = [ttft for part in parts for ttft in part["ttfts"] if ttft]
+    itls = [itl for part in parts for gaps in part["itls"] for itl in gaps]
+    return {
+        "rate": None if rate == float("inf") else rate,
+        "completed": sum(part["completed"] for part in parts),
+        "failed": sum(bool(error) for part in parts for error in part["errors"]),
+        "seconds": round(seconds, 1),
+        "input_tokens": sum(part["total_input_tokens"] for part in parts),
+        "output_tok_s": round(sum(part["total_output_tokens"] for part in parts) / seconds, 1),
+        "ttft_ms": percentiles(ttfts),
+        "itl_ms": percentiles(itls),
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return {"p50": round(cuts[49] * 1000, 2), "p99": round(cuts[98] * 1000, 2)}
+
+
+def environment() -> dict[str, str]:
+    """For vLLM's own server, what the launcher sets by itself."""
+    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def run(name: str, this: Configuration, given: argparse.Namespace, result: bench.Result, folder: Path) -> None:
+    """Start one configuration, measure what was asked for, end it."""
+    import contextlib  # noqa: PLC0415
+
+    model = bench.model_folder(given.shape, given.tokenizer, folder)
+    command = bench.planned if this.launcher else bench.defaults
+    with contextlib.ExitStack() as stack:
+        began, ports = time.monotonic(), []
+        for number in range(this.servers):
+            port = bench.PORT + 10 * number
+            share = this.gpus // this.servers
+            gpus = ",".join(str(number * share + index) for index in range(share))
+            log = given.out.parent / "logs" / f"{name}-{number}.log"
+            env = environment() | ({"CUDA_VISIBLE_DEVICES": gpus} if given.pin else {})
+            stack.enter_context(bench.served(command(model, this.flags, port), log, port=port, env=env))
+            ports.append(port)
+        ready = round(time.monotonic() - began, 1)
+        common = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
+        common["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
+        clients = CLIENTS_PER_GPU * this.gpus
+        warm = WORKLOADS["512/256"]
+        measured(model, ports, warm, requests=64 * this.gpus, rate=float("inf"), clients=clients, seed=9)
+        for seed, workload in enumerate(given.workload or WORKLOADS):
+            what = WORKLOADS[workload]
+            rates = [float("inf"), *([] if given.saturation_only else [rate * this.gpus for rate in what.rates])]
+            for rate in rates:
+                requests = round(
+                    what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
+                )
+                row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=seed)
+                result.add(**common, workload=workload, requests=requests, **row)
+
+
+def main() -> int:
+    parser = bench.parser(__doc__)
+    parser.add_argument("--configuration", action="append", choices=list(CONFIGURATIONS))
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="NAME=[plan|vllm] FLAGS", help="another, on one GPU"
+    )
+    parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
+    parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
+    parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
+    given = parser.parse_args()
+    try:
+        with nvml.open_nvml() as opened:
+            gpus = opened.count()
+    except nvml.NvmlUnavailable:
+        gpus = 0
+    given.pin = gpus > 0
+    names = given.configuration or [name for name, this in CONFIGURATIONS.items() if this.gpus <= gpus]
+    chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
+    for text in given.also:
+        name, _, words = text.partition("=")
+        kind, *flags = words.split()
+        chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(flags))
+    result = bench.Result(given.out, "throughput", given.caches)
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for name, this in chosen.items():
+            try:
+                run(name, this, given, result, Path(folder))
+            except (bench.DeadError, RuntimeError) as error:
+                failed = True
+                result.add(configuration=name, flags=list(this.flags), error=str(error)[-2000:])
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
