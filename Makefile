@@ -147,6 +147,10 @@ test-monitoring: $(VENV)/.dev  ## Dashboards, alerts, runbooks: promtool, a real
 test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
 	@$(bin)/pytest tests/chart -q
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.engine var/tiny-chat/config.json  ## What works on this machine's NVIDIA GPUs, in less than five minutes
+	@$(bin)/python benchmarks/gpu/smoke.py
+
 .PHONY: test-cluster
 test-cluster: $(VENV)/.dev  ## The chart on the cluster of KUBECONFIG: rolled, drained, broken under load (pushes vllm-launch:test-cpu)
 	@docker tag vllm-launch:test-cpu $(IMAGE_REPOSITORY):test-cpu && docker push -q $(IMAGE_REPOSITORY):test-cpu >/dev/null
@@ -174,7 +178,7 @@ bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
 generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
 	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py && \
 	$(bin)/python scripts/generate-chart.py && $(bin)/python -m vllm_monitoring && \
-	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg
+	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
 
 .PHONY: pictures
 pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two GPUs: docs/dashboards

@@ -26,6 +26,8 @@ for name, model in registry.ModelRegistry.models.items():
     except Exception:  # noqa: BLE001 - an optional library is not here, and vLLM would fail as well
         failed.append(name)
 kept = list((PREBUILT / "modelinfos").glob("*.json"))
+for file in kept:
+    file.chmod(0o644)  # vLLM writes them for their owner alone
 print(f"{len(kept)} model classes known; these cannot be loaded here: {', '.join(failed) or 'none'}")
 if not kept:
     sys.exit("vLLM has kept nothing: it does this in another way now")

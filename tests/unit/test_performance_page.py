@@ -1,0 +1,34 @@
+"""docs/performance.md says what was measured, and nothing else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+import report  # noqa: E402
+
+
+def test_the_tables_are_those_of_the_results():
+    assert report.PAGE.read_text() == report.rendered(report.PAGE.read_text()), "make generate"
+
+
+def test_a_page_without_a_place_for_a_table_is_refused():
+    with pytest.raises(SystemExit, match="no place for memory"):
+        report.rendered("# Performance\n")
+
+
+def test_ratios_are_to_the_defaults_at_the_same_rate():
+    def row(name, rate, tokens):
+        times = {"p50": 1.0, "p99": 2.0}
+        return {
+            "workload": "w", "configuration": name, "flags": ["--x"], "rate": rate, "requests": 1, "ready_s": 9,
+            "output_tok_s": tokens, "ttft_ms": times, "itl_ms": times,
+        }  # fmt: skip
+
+    rows = [row("plan", None, 300), row("plan", 4, 110), row("defaults", 4, 100), row("defaults", None, 200)]
+    lines = list(report.throughput({"rows": [*rows, {"configuration": "dead", "error": "no"}]}))
+    assert [line.split(" | ")[1:4] for line in lines[2:6]] == [
+        ["all at once", "300", "1.500"], ["4", "110", "1.100"], ["4", "100", "1.000"], ["all at once", "200", "1.000"],
+    ]  # fmt: skip
