@@ -2,7 +2,7 @@
 """What vLLM asks of each model's class before it starts, asked while the image is built: ``model_infos.py``.
 
 With an empty cache vLLM has a process of its own import the model, and all of vLLM and PyTorch with it, to learn what
-the class can do: 15 to 20 s of a start. It keeps the answer with a digest of the model's source
+the class can do: 5 to 20 s of a start. It keeps the answer with a digest of the model's source
 (model_executor/models/registry.py:_LazyRegisteredModel). This writes the answers for all models that can be loaded here
 to ``share/vllm-launch/modelinfos`` of the environment, from which the launcher takes them (vllm_launch/serving.py).
 """

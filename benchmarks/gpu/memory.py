@@ -119,7 +119,7 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
         )
         row["ready_s"] = round(time.monotonic() - began, 1)
     if quiet and row["args"].get("tensor_parallel_size", 1) > 1:
-        row["fused_all_reduce"] = False
+        row["args"]["fuse_allreduce_rms"] = False  # of the planner's Run, as ``predicted`` reads it
     core: Any = llm.llm_engine.engine_core.engine_core  # in this process: VLLM_ENABLE_V1_MULTIPROCESSING=0
     cache = core.vllm_config.cache_config
     row["kv_cache_tokens"] = cache.kv_cache_size_tokens
