@@ -22,14 +22,13 @@ import bench
 def started(command: list[str], log: Path, cache: Path, kernels: Path | None) -> dict[str, object]:
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(kernels) if kernels else None]))
     env = {"PYTHONPATH": path, "HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    began = time.monotonic()
+    began, today = time.monotonic(), time.time()
     with bench.served(command, log, env=env):
         ready = time.monotonic() - began
         bench.ask(bench.PORT, {"prompt": "hi", "max_tokens": 1})
         first = time.monotonic() - began
-        while not (
-            told := list(cache.rglob("starts.json"))
-        ):  # written when the launcher calls it ready, a moment later
+        # Written when the launcher calls it ready, a moment later.
+        while not (told := [path for path in cache.rglob("starts.json") if path.stat().st_mtime > today]):
             time.sleep(0.1)
         history = json.loads(told[0].read_text())
     phases = {phase: round(seconds, 1) for phase, seconds in list(history.values())[-1].items()}
