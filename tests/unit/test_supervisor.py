@@ -123,6 +123,21 @@ def test_vllm_is_out_of_a_terminals_reach_and_scheduled_with_us_and_after_us(tmp
     assert int(its[2]) == int(ours[2]) + 5
 
 
+@pytest.mark.parametrize(
+    ("forbidden", "ways", "said"),
+    [
+        (True, "'CUSTOM', 'PYNCCL'", "all-reduce leaves NVLink multicast alone: CUSTOM, PYNCCL"),
+        (True, "'FLASHINFER', 'CUSTOM'", "warning: all-reduce uses NVLink multicast: FLASHINFER"),
+        (False, "'FLASHINFER', 'CUSTOM'", None),
+    ],
+)
+def test_whether_vllm_keeps_off_multicast_is_read_from_its_log_simulated(tmp_path, forbidden, ways, said):
+    line = f"(Worker pid=9) INFO [cuda_communicator.py:353] Using [{ways}] all-reduce backends (in dispatch order)"
+    run = Run(tmp_path, shell(f'echo "{line}"; sleep 2; exit 3'), no_multicast=forbidden)
+    told = [text for text in run.end()[2].splitlines() if "multicast" in text]
+    assert told == ([f"vllm-launch: {said}"] if said else [])
+
+
 @pytest.mark.parametrize("title", ["VLLM::EngineCore", "VLLM::Worker_TP1"])
 def test_a_part_that_dies_while_the_server_lives_on_ends_everything_simulated(tmp_path, title):
     script = f"(exec -a {title} sleep 2) & (exec -a VLLM::Worker_TP0 setsid sleep 300) & sleep 300"
