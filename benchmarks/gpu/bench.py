@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_health import nvml
+from vllm_launch import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
 """config.json of models, by a short name: what the planner reads, and what dummy weights need."""
@@ -92,6 +93,11 @@ def planned(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     ours = [f"--launch-health-port={port + 1}", "--launch-drain-seconds=6", "--launch-start-stall-seconds=300"]
     words = [str(model), "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *ours, *flags]
     return [sys.executable, "-m", "vllm_launch", "serve", *words]
+
+
+def environment() -> dict[str, str]:
+    """For every server: nothing from a hub, and NVLink multicast off as the launcher has it, vLLM's own server too."""
+    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **multicast.SWITCHES}
 
 
 class DeadError(Exception):

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -101,7 +102,8 @@ class Least:
 
 def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Whether a server of ``command`` survives the load, and what it took."""
-    env = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": given.path}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for terms.Terms
+    env = bench.environment() | {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}  # for /collective_rpc
     shape = bench.SHAPES[given.shape]
     row: dict[str, Any] = {"survived": False}
     try:
@@ -130,7 +132,6 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--no-plan", action="store_true")
     given, flags = parser.parse_known_args()
-    given.path = f"{Path(__file__).parent}:{__import__('os').environ.get('PYTHONPATH', '')}"
     result = bench.Result(given.out, "edge", given.caches)
     extension = ["--worker-extension-cls=terms.Terms", *flags]
     good = True

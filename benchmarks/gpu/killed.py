@@ -58,7 +58,7 @@ def tried(
     before, _ = held()
     row: dict[str, Any] = {"fault": fault}
     with log.open("wb") as stream:
-        launcher = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        launcher = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | bench.environment())
     victim = None
     try:
         if serving:

@@ -69,7 +69,7 @@ def main() -> int:
         log = given.out.parent / "logs" / "peers.log"
         workload = throughput.WORKLOADS["512/256"]
         ours = {}
-        with bench.served(bench.planned(model, ["--launch-nvlink-multicast=off"]), log, env=throughput.environment()):
+        with bench.served(bench.planned(model, ["--launch-nvlink-multicast=off"]), log, env=bench.environment()):
             for batch in (*BATCHES, 1024):
                 clients = min(batch, throughput.CLIENTS_PER_GPU)
                 common = {"rate": float("inf"), "clients": clients}

@@ -21,7 +21,7 @@ import bench
 
 def started(command: list[str], log: Path, cache: Path, kernels: Path | None) -> dict[str, object]:
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(kernels) if kernels else None]))
-    env = {"PYTHONPATH": path, "HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+    env = bench.environment() | {"PYTHONPATH": path, "HOME": str(cache)}
     began, today = time.monotonic(), time.time()
     with bench.served(command, log, env=env):
         ready = time.monotonic() - began

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -25,8 +27,6 @@ from typing import Any
 import bench
 import msgspec
 
-from vllm_health import nvml
-
 
 class Configuration(msgspec.Struct, frozen=True):
     """``servers`` processes side by side, each on GPUs of its own, share the load evenly."""
@@ -39,7 +39,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 OFF = "--launch-nvlink-multicast=off"
 NO_MULTICAST = ("--compilation-config", '{"pass_config": {"fuse_allreduce_rms": false}}')
-"""What the hosts that these figures come from ask for; with the variables of ``environment``."""
+"""What the hosts that these figures come from ask for; with the variables of ``bench.environment``."""
 
 CONFIGURATIONS = {
     "vllm-defaults": Configuration(launcher=False),
@@ -164,15 +164,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50": round(cuts[49] * 1000, 2), "p99": round(cuts[98] * 1000, 2)}
 
 
-def environment() -> dict[str, str]:
-    """For vLLM's own server, what the launcher sets by itself."""
-    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-
-
 def run(name: str, this: Configuration, given: argparse.Namespace, result: bench.Result, folder: Path) -> None:
     """Start one configuration, measure what was asked for, end it."""
-    import contextlib  # noqa: PLC0415
-
     model = bench.model_folder(given.shape, given.tokenizer, folder)
     command = bench.planned if this.launcher else bench.defaults
     with contextlib.ExitStack() as stack:
@@ -182,7 +175,9 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
             share = this.gpus // this.servers
             gpus = ",".join(str(number * share + index) for index in range(share))
             log = given.out.parent / "logs" / f"{name}-{number}.log"
-            env = environment() | ({"CUDA_VISIBLE_DEVICES": gpus} if given.pin else {})
+            env = bench.environment() | (
+                {"CUDA_VISIBLE_DEVICES": gpus} if result.told["provenance"].get("gpus") else {}
+            )
             stack.enter_context(bench.served(command(model, this.flags, port), log, port=port, env=env))
             ports.append(port)
         ready = round(time.monotonic() - began, 1)
@@ -191,14 +186,15 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
         clients = CLIENTS_PER_GPU * this.gpus
         warm = WORKLOADS["512/256"]
         measured(model, ports, warm, requests=64 * this.gpus, rate=float("inf"), clients=clients, seed=9)
-        for seed, workload in enumerate(given.workload or WORKLOADS):
+        fresh = itertools.count(10)  # of each measurement its own prompts, or the prefix cache knows them
+        for workload in given.workload or WORKLOADS:
             what = WORKLOADS[workload]
             rates = [float("inf"), *([] if given.saturation_only else [rate * this.gpus for rate in what.rates])]
             for rate in rates:
                 requests = round(
                     what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
                 )
-                row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=seed)
+                row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
                 result.add(**common, workload=workload, requests=requests, **row)
 
 
@@ -212,19 +208,14 @@ def main() -> int:
     parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
     given = parser.parse_args()
-    try:
-        with nvml.open_nvml() as opened:
-            gpus = opened.count()
-    except nvml.NvmlUnavailable:
-        gpus = 0
-    given.pin = gpus > 0
+    result = bench.Result(given.out, "throughput", given.caches)
+    gpus = len(result.told["provenance"].get("gpus", []))
     names = given.configuration or [name for name, this in CONFIGURATIONS.items() if this.gpus <= gpus]
     chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
     for text in given.also:
         name, _, words = text.partition("=")
         kind, *flags = words.split()
         chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(flags))
-    result = bench.Result(given.out, "throughput", given.caches)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         for name, this in chosen.items():
