@@ -157,7 +157,7 @@ MADE_FROM_IT = (
     "scripts/vllm_launch/engine_args.json",
     "scripts/vllm_launch/architectures.json",
 )
-RECORDS = ("tests/data/", "benchmarks/gpu/", "CHANGELOG.md")
+RECORDS = ("tests/data/", "benchmarks/gpu/", "docs/performance.md", "CHANGELOG.md")
 """What was captured or written of one version, and stays true of it."""
 
 

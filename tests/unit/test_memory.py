@@ -417,7 +417,8 @@ def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, bas
 
 
 def safety(of=None, batch=None, layout=ONE):
-    return of_gpu(of or model(), batch or run(), layout, gpu()).safety
+    """Without CUDA graphs, which give some of it back."""
+    return of_gpu(of or model(), msgspec.structs.replace(batch or run(), enforce_eager=True), layout, gpu()).safety
 
 
 def test_serving_needs_the_samplers_extras_block_tables_and_room_for_fragments():
@@ -443,6 +444,17 @@ def test_every_group_of_layers_has_block_tables_of_its_own():
 def test_no_more_requests_are_sampled_than_there_are_tokens():
     assert safety(batch=run(max_num_batched_tokens=512)) == safety() - memory.SAMPLER_COPIES * 4 * 512 * 128_256
     assert safety(model(vocab_size=128_257)) - safety() == memory.SAMPLER_COPIES * 4 * 1024 * 64
+
+
+def test_what_graphs_do_not_take_of_their_estimate_serves_the_sampler():
+    captured = of_gpu(model(), run(), ONE, gpu())
+    assert captured.cuda_graphs > 0
+    assert captured.safety == safety() - round(memory.GRAPHS_UNUSED * captured.cuda_graphs)
+
+
+def test_room_for_fragments_is_never_given_away():
+    small = run(max_num_batched_tokens=512, max_num_seqs=1)
+    assert of_gpu(model(layers=80), small, ONE, gpu()).safety == memory.FRAGMENTS < safety(model(layers=80), small)
 
 
 def test_stages_open_channels_that_the_profile_does_not_see():
@@ -523,7 +535,7 @@ def test_a_larger_batch_never_takes_less(*, tokens, seqs, length, tensor_paralle
     def taken(**changes):
         batch = {"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "max_model_len": length, **changes}
         found = of_gpu(made, run(**batch), layout, gpu())
-        return found.activation_peak + found.non_torch, found.safety
+        return found.activation_peak + found.non_torch, found.cuda_graphs + found.safety
 
     base = taken()
     for changes in ({"max_num_batched_tokens": 2 * tokens}, {"max_num_seqs": 2 * seqs}, {"max_model_len": 2 * length}):
