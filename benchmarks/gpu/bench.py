@@ -108,11 +108,21 @@ class DeadError(Exception):
 def served(
     command: Sequence[str], log: Path, *, port: int = PORT, seconds: float = 420, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``command`` running and answering on ``port``; at the end it is asked to go, and everything of it is gone.
+    """``running``, and answering.
 
     Raises:
         DeadError: it ended, or did not answer within ``seconds``.
     """
+    with running(command, log, port=port, env=env) as process:
+        wait_for(process, port, log, seconds)
+        yield process
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], log: Path, *, port: int, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``command``, which will answer on ``port``; at the end it is asked to go, and everything of it is gone."""
     if healthy(port):
         raise DeadError(f"port {port} is served already, by something else")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +131,6 @@ def served(
             command, stdout=stream, stderr=stream, env=os.environ | (env or {}), start_new_session=True
         )
     try:
-        wait_for(process, port, log, seconds)
         yield process
     finally:
         ended(process)

@@ -169,17 +169,19 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
     model = bench.model_folder(given.shape, given.tokenizer, folder)
     command = bench.planned if this.launcher else bench.defaults
     with contextlib.ExitStack() as stack:
-        began, ports = time.monotonic(), []
-        for number in range(this.servers):
-            port = bench.PORT + 10 * number
-            share = this.gpus // this.servers
+        began, share = time.monotonic(), this.gpus // this.servers
+        ports = [bench.PORT + 10 * number for number in range(this.servers)]
+        logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
+        processes = []
+        for number, port in enumerate(ports):
             gpus = ",".join(str(number * share + index) for index in range(share))
-            log = given.out.parent / "logs" / f"{name}-{number}.log"
-            env = bench.environment() | (
-                {"CUDA_VISIBLE_DEVICES": gpus} if result.told["provenance"].get("gpus") else {}
+            seen = {"CUDA_VISIBLE_DEVICES": gpus} if result.told["provenance"].get("gpus") else {}
+            server = bench.running(
+                command(model, this.flags, port), logs[number], port=port, env=bench.environment() | seen
             )
-            stack.enter_context(bench.served(command(model, this.flags, port), log, port=port, env=env))
-            ports.append(port)
+            processes.append(stack.enter_context(server))
+        for process, port, log in zip(processes, ports, logs, strict=True):
+            bench.wait_for(process, port, log, 420)
         ready = round(time.monotonic() - began, 1)
         common = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
         common["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
