@@ -54,8 +54,11 @@ def look() -> list[str]:
         with step("GPUs (NVML)") as seen:
             snapshot = opened.snapshot()
             seen.append(f"driver {snapshot.driver}")
-            seen += [f"{one.index}: {one.name}, {one.memory.total / 2**30:.1f} GiB" if one.memory else one.name or "?"
-                     for one in snapshot.devices]  # fmt: skip
+            seen.extend(
+                f"{one.index}: {one.name}, {(one.memory.total - (one.memory.reserved or 0)) / 2**30:.1f} GiB"
+                for one in snapshot.devices
+                if one.memory
+            )
             expect(snapshot.devices and not snapshot.lost, f"lost: {snapshot.lost}")
         with step("faults can be seen") as seen:
             report = gpu_faults.Reader(opened).read()

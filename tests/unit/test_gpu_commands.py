@@ -1,0 +1,99 @@
+"""The commands of benchmarks/gpu as far as they need no GPU: what they call works, and what they do where it does not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulated_nvml import LOST
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+import bench  # noqa: E402
+import memory  # noqa: E402
+import smoke  # noqa: E402
+
+
+@pytest.fixture
+def told(fake, monkeypatch, capsys):
+    """Lines that the smoke test's look prints, by what they are about."""
+    monkeypatch.setattr(smoke, "failed", [])
+
+    assert not fake.opened
+
+    def look():
+        smoke.look()
+        return {line[5:38].strip(): line for line in capsys.readouterr().out.splitlines()}
+
+    return look
+
+
+def test_a_machine_that_is_well_is_told_line_by_line_simulated(told):
+    lines = told()
+    assert list(lines) == ["GPUs (NVML)", "faults can be seen", "GPUs are idle"]
+    assert all(line.startswith("ok   ") for line in lines.values())
+    assert "3: NVIDIA H200, 139.8 GiB" in lines["GPUs (NVML)"]
+    assert smoke.failed == []
+
+
+def test_a_lost_gpu_fails_and_the_rest_is_tried_simulated(told, fake):
+    fake.broken["handle", 1] = LOST
+    lines = told()
+    assert lines["GPUs (NVML)"].startswith("FAIL ")
+    assert "lost" in lines["GPUs (NVML)"]
+    assert len(lines) == 3
+    assert smoke.failed[0] == "GPUs (NVML)"
+
+
+def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/gpu/smoke.py")], check=False, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}/scripts:{ROOT}/healthcheck"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("test-gpu: libnvidia-ml.so.1 is not here")
+
+
+def test_a_server_that_ends_is_told_with_its_last_words_and_nothing_of_it_is_left(tmp_path):
+    words = ["bash", "-c", "sleep 300 & echo ValueError: no room; exit 1"]
+    with pytest.raises(bench.DeadError, match="no room"), bench.served(words, tmp_path / "log", port=1):
+        pass
+
+
+def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "healthy", lambda _: True)
+    with pytest.raises(bench.DeadError, match="served already"), bench.served(["true"], tmp_path / "log", port=1):
+        pass
+
+
+def test_no_path_of_this_machine_gets_into_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu/x.py", "--out", str(tmp_path / "r.json"), "--share", "0.5 of"])
+    result = bench.Result(tmp_path / "r.json", "edge", "warm")
+    result.add(survived=True)
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["provenance"]["command"] == "python benchmarks/gpu/x.py --out r.json --share '0.5 of'"
+    assert written["rows"] == [{"survived": True}]
+
+
+def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
+    """Figures as vLLM gave them for Llama-3-8B on an H200, but for the context, which is rounded."""
+    gib = 1 << 30
+    rank = {
+        "weights_bytes": 14.96 * gib, "total_consumed_bytes": 15.76 * gib, "activation_peak_bytes": 1.07 * gib,
+        "cuda_graphs_estimate_bytes": 0.92 * gib, "init": {"total_memory": 139.8 * gib, "free_memory": 139.29 * gib},
+    }  # fmt: skip
+    row = {
+        "config": bench.SHAPES["llama3-8b"], "kv_cache_tokens": 908_208, "ranks": [rank],
+        "args": {**memory.SERVE, "tensor_parallel_size": 1},
+    }  # fmt: skip
+    told = memory.parts(row)
+    assert abs(told["kv_error"]) < 0.005
+    [terms] = told["parts_gib"]
+    for term in ("weights", "non_torch", "cuda_graphs", "context"):
+        planned, real = terms[term]
+        assert planned == pytest.approx(real, abs=0.05), term
+    assert memory.summary([row | told, {"error": "no"}]) == {
+        "rows": 1, "mean_absolute_error": abs(told["kv_error"]), "worst": abs(told["kv_error"]),
+    }  # fmt: skip
