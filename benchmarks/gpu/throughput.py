@@ -119,9 +119,23 @@ def client(args: argparse.Namespace, together: Any, told: Any) -> None:
 
 
 def measured(
-    model: Path, ports: Sequence[int], workload: Workload, *, requests: int, rate: float, clients: int, seed: int
+    model: Path,
+    ports: Sequence[int],
+    workload: Workload,
+    *,
+    requests: int,
+    rate: float,
+    clients: int,
+    seed: int,
+    name: str = "shape",
 ) -> dict[str, Any]:
-    """What ``clients`` processes together saw; every ``len(ports)``-th asks the same server."""
+    """What ``clients`` processes together saw of the model served as ``name``, whose tokenizer is in ``model``.
+
+    Every ``len(ports)``-th asks the same server. ``rate`` is requests a second of all together, infinite: all at once.
+
+    Raises:
+        RuntimeError: the load tool failed, or no request was answered.
+    """
     from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - as above
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251 - as above
 
@@ -132,7 +146,7 @@ def measured(
     processes = []
     for number in range(clients):
         args = options.parse_args(
-            [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", "--model=shape", f"--tokenizer={model}",
+            [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", f"--model={name}", f"--tokenizer={model}",
              *workload.flags, f"--num-prompts={max(1, requests // clients)}", f"--request-rate={rate / clients}",
              f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
              "--temperature=0", "--percentile-metrics=ttft,itl"]
@@ -144,13 +158,16 @@ def measured(
         process.join()
     if wrong := [part["error"] for part in parts if "error" in part]:
         raise RuntimeError(wrong[0])
+    errors = [error for part in parts for error in part["errors"] if error]
+    if not any(part["completed"] for part in parts):
+        raise RuntimeError(f"no request was answered: {errors[0] if errors else 'nobody says why'}")
     seconds = max(part["duration"] for part in parts)
     ttfts = [ttft for part in parts for ttft in part["ttfts"] if ttft]
     itls = [itl for part in parts for gaps in part["itls"] for itl in gaps]
     return {
         "rate": None if rate == float("inf") else rate,
         "completed": sum(part["completed"] for part in parts),
-        "failed": sum(bool(error) for part in parts for error in part["errors"]),
+        "failed": len(errors),
         "seconds": round(seconds, 1),
         "input_tokens": sum(part["total_input_tokens"] for part in parts),
         "output_tok_s": round(sum(part["total_output_tokens"] for part in parts) / seconds, 1),

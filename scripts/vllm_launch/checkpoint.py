@@ -95,18 +95,7 @@ def read_folder(folder: Path) -> Checkpoint:
     for name in SMALL_FILES:
         if (folder / name).is_file():
             files[name] = read_json(folder / name)
-    index = folder / "model.safetensors.index.json"
-    present = sorted(path.name for path in _listing(folder) if path.name.endswith(".safetensors"))
-    if index.is_file():
-        shards = shard_names(read_json(index), str(index))
-        _all_there(str(index), folder, shards, present)
-    else:
-        # vllm/model_executor/model_loader/weight_utils.py:filter_duplicate_safetensors_files wants the one set;
-        # Mistral's repositories hold the same weights again as consolidated.safetensors.
-        shards = [name for name in present if not name.startswith("consolidated")] or present
-        linked = [path.name for path in folder.glob("*.safetensors") if path.is_symlink()]  # to the hub's cache
-        _all_there(f"model {folder}", folder, sorted({*_by_their_numbers(shards), *linked}), present)
-    if shards:
+    if shards := _shards(folder):
         return Checkpoint(folder, files, read_headers([folder / name for name in shards]), ())
     others = sorted({path.suffix[1:] for path in _listing(folder)} & OTHER_WEIGHTS.keys())
     others = [
@@ -121,6 +110,31 @@ def read_folder(folder: Path) -> Checkpoint:
         )
         raise UsageError(f"model {folder}", f"its weights are {found}, not safetensors", remedy)
     return Checkpoint(folder, files, None, ())
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint that ``open_checkpoint`` has read; none unless all are on this machine."""
+    if (folder := Path(name)).is_dir():
+        return [folder / shard for shard in _shards(folder)]
+    from vllm_launch.hub import cached_files  # noqa: PLC0415 - as above
+
+    return cached_files(name, revision)
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of the safetensors files that vLLM loads from ``folder``."""
+    index = folder / "model.safetensors.index.json"
+    present = sorted(path.name for path in _listing(folder) if path.name.endswith(".safetensors"))
+    if index.is_file():
+        shards = shard_names(read_json(index), str(index))
+        _all_there(str(index), folder, shards, present)
+        return shards
+    # vllm/model_executor/model_loader/weight_utils.py:filter_duplicate_safetensors_files wants the one set;
+    # Mistral's repositories hold the same weights again as consolidated.safetensors.
+    shards = [name for name in present if not name.startswith("consolidated")] or present
+    linked = [path.name for path in folder.glob("*.safetensors") if path.is_symlink()]  # to the hub's cache
+    _all_there(f"model {folder}", folder, sorted({*_by_their_numbers(shards), *linked}), present)
+    return shards
 
 
 def _by_their_numbers(names: Iterable[str]) -> list[str]:

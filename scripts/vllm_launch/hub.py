@@ -105,14 +105,23 @@ def _word_of(name: str, revision: str | None) -> Path:
     return Path(constants.HF_HOME, "downloaded", f"{name.replace('/', '--')}@{(revision or 'main').replace('/', '--')}")
 
 
-def _cached(name: str, snapshot: Path) -> tuple[Tensor, ...] | None:
-    """Headers of the shards in the cache's ``snapshot``; None unless all are there."""
+def cached_files(name: str, revision: str | None = None) -> list[Path]:
+    """The shards that the cache has of the hub id ``name``; none unless all are there."""
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return _files(name, Path(config).parent) if isinstance(config, str) else []
+
+
+def _files(name: str, snapshot: Path) -> list[Path]:
     index = snapshot / "model.safetensors.index.json"
     shards = shard_names(read_json(index), str(index)) if index.is_file() else ["model.safetensors"]
     paths = [try_to_load_from_cache(name, shard, revision=snapshot.name) for shard in shards]
-    if not all(isinstance(path, str) for path in paths):
-        return None
-    return read_headers([Path(str(path)) for path in paths])
+    return [Path(str(path)) for path in paths] if all(isinstance(path, str) for path in paths) else []
+
+
+def _cached(name: str, snapshot: Path) -> tuple[Tensor, ...] | None:
+    """Headers of the shards in the cache's ``snapshot``; None unless all are there."""
+    paths = _files(name, snapshot)
+    return read_headers(paths) if paths else None
 
 
 def _remote(name: str, revision: str | None, token: str | None) -> tuple[Tensor, ...] | None:

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vllm_health.limits import Limits
-from vllm_launch import command, cpu, p2p, report, start_history, supervisor
+from vllm_launch import checkpoint, command, cpu, p2p, read_ahead, report, start_history, supervisor
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware
+from vllm_launch.memory import gib
 from vllm_launch.plan import Plan
 from vllm_launch.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings, read_api_keys
 
@@ -190,6 +191,19 @@ def settle_p2p(
     return (*off, said) if verdict.ok is False else ({}, {}, said)
 
 
+def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
+    """Bytes of weights that the kernel was asked to read; 0 where the person chose another way to load them.
+
+    The model has been read for the plan, so its files are whole.
+    """
+    chosen = str(settings.engine.get("load_format") or "auto")
+    if chosen not in read_ahead.LOADERS or settings.engine.get("safetensors_load_strategy") or hardware.cpu is None:
+        return 0
+    revision = settings.engine.get("revision")
+    files = checkpoint.weight_files(settings.model, revision if isinstance(revision, str) else None)
+    return read_ahead.begin(files, hardware.cpu.memory_available)
+
+
 def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[str, str], folder: Path) -> int:
     """Print the plan, then run vLLM by it until it ends or is ended; the exit code.
 
@@ -224,6 +238,8 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     shown = command.as_planned(plan, settings, argv, p2p_env)
     sys.stderr.write(report.plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
     sys.stderr.write(f"vllm-launch: {said}\n" if said else "")
+    if ahead := read_weights_ahead(settings, hardware):
+        sys.stderr.write(f"vllm-launch: {gib(ahead)} of weights are read ahead\n")
     sys.stderr.flush()
     drain = settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from vllm_launch import hub
+from vllm_launch.checkpoint import weight_files
 from vllm_launch.errors import UsageError
 from vllm_launch.model import read_model
 
@@ -56,6 +57,16 @@ def test_cached_shards_are_those_of_the_index(cache: Path) -> None:
     (cache / "one.safetensors").write_bytes(weights("a"))
     (cache / "two.safetensors").write_bytes(weights("b"))
     assert [tensor.name for tensor in read_model("some/model").tensors] == ["a", "b"]
+
+
+def test_the_caches_files_are_told_once_all_are_there(cache: Path) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    (cache / "one.safetensors").write_bytes(weights("a"))
+    assert weight_files("some/model") == []
+    (cache / "two.safetensors").write_bytes(weights("b"))
+    assert [path.name for path in weight_files("some/model")] == ["one.safetensors", "two.safetensors"]
+    assert weight_files("some/other") == []
 
 
 def test_a_cache_without_weights_is_planned_from_the_config_and_says_so(cache: Path) -> None:

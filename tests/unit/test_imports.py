@@ -34,7 +34,7 @@ ROOMS = (
     {"settings"},
     {"command", "report"},
     {"process", "progress", "log"},
-    {"start_history"},
+    {"start_history", "read_ahead"},
     {"supervisor"},
     {"serving"},
     {"__main__"},

@@ -1,0 +1,34 @@
+"""The load of benchmarks/gpu, which is vLLM's own tool, on the real engine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+import throughput  # noqa: E402
+
+SHORT = throughput.Workload(
+    ("--dataset-name=random", "--random-input-len=16", "--random-output-len=8"), requests=0, rates=()
+)
+
+
+def test_processes_that_begin_together_measure_one_server(serving, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", serving.key)  # as vLLM's tool takes it
+    found = throughput.measured(
+        Path(tiny_model), [serving.port], SHORT, requests=8, rate=float("inf"), clients=2, seed=1, name="tiny"
+    )
+    assert (found["completed"], found["failed"], found["input_tokens"]) == (8, 0, 8 * 16)
+    assert found["rate"] is None
+    assert 0 < found["ttft_ms"]["p50"] <= found["ttft_ms"]["p99"]
+    assert 0 < found["itl_ms"]["p50"] <= found["itl_ms"]["p99"]
+    assert found["output_tok_s"] > 0
+
+
+def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(RuntimeError, match=r"no request was answered: .*Unauthorized"):
+        throughput.measured(
+            Path(tiny_model), [serving.port], SHORT, requests=2, rate=float("inf"), clients=1, seed=2, name="tiny"
+        )
