@@ -2,8 +2,8 @@
 """What reading weights ahead saves of a start: the real engine on the CPU, a model of 0.6 GB, a disk of 50 MB/s.
 
 The disk is slowed by the kernel (blkio of cgroup v1, so this needs root and such a machine); before each start the
-page cache forgets the weights. Starts with and without it take turns. Prints seconds to ready and the share saved; exit 1 when
-nothing is saved.
+page cache forgets the weights. Starts with and without it take turns. Prints seconds to ready and the share saved;
+exit 1 when nothing is saved.
 """
 
 from __future__ import annotations
