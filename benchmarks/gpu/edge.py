@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -142,7 +143,8 @@ def main() -> int:
         if not given.no_plan:
             row = tried(bench.planned(model, extension), logs / "edge-plan.log", given)
             said = (logs / "edge-plan.log").read_text(errors="replace")
-            survives = float(said.partition("--gpu-memory-utilization=")[2][:6] or survives)
+            if found := re.search(r"--gpu-memory-utilization=([\d.]+)", said):
+                survives = float(found[1])
             good = row["survived"]
             result.add(utilization=survives, by="plan", shape=given.shape, flags=flags, **row)
         dies = 0.999

@@ -26,6 +26,7 @@ import msgspec
 from predicted import predicted
 
 from vllm_health import nvml
+from vllm_launch import multicast
 
 SERVE = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 1024, "gpu_memory_utilization": 0.92}
 """What ``vllm serve`` takes by itself on a GPU of 70 to 160 GiB (vllm/engine/arg_utils.py:get_batch_defaults)."""
@@ -105,7 +106,7 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
     import vllm  # noqa: PLC0415, TID251  the engine is what is measured
 
     # The hosts that these figures come from are shared: no NVLink multicast (docs/performance.md).
-    quiet = {"compilation_config": {"pass_config": {"fuse_allreduce_rms": False}}} if gpus_of(row["args"]) > 1 else {}
+    quiet = {"compilation_config": multicast.without_fusion(None)} if gpus_of(row["args"]) > 1 else {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         began = time.monotonic()
@@ -171,7 +172,7 @@ def idle(seconds: float = 30) -> None:
     with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
         while time.monotonic() < deadline:
             held = [opened.memory(index) for index in range(opened.count())]
-            if all(memory is None or memory.used - (memory.reserved or 0) < 2**30 for memory in held):
+            if all(memory is None or memory.used < 2**30 for memory in held):
                 return
             time.sleep(0.5)
 
@@ -189,8 +190,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one row")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no row is started")
     given: argparse.Namespace = parser.parse_args()
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ |= bench.environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
     with nvml.open_nvml() as opened:
         gpus = opened.count()

@@ -14,8 +14,19 @@ from vllm_launch.memory import KvCache, Memory, Run, kv_bytes, of_ranks
 from vllm_launch.model import read_model
 from vllm_launch.parallel import Layout
 
+MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320
 """cudaMemGetInfo's total of an H200; rows that name no other are of one."""
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """Every row that the planner is held against, by file and name: what memory.py writes, or its rows alone."""
+    found = {}
+    for path in sorted(MEASURED.glob("*.json")):
+        told = json.loads(path.read_text())
+        for row in told.get("rows") or told["measurements"]:
+            found[f"{path.stem}-{row.get('row', row['model'])}"] = row
+    return found
 
 
 def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:

@@ -8,9 +8,7 @@ and pictures of monitoring/ read of GPUs (tests/data/metrics).
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +17,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import bench
+
 ROOT = Path(__file__).parents[2]
-SHAPES = json.loads((Path(__file__).parent / "shapes.json").read_text())
 
 
 def replica(model: Path, gpu: int, log: Path) -> subprocess.Popen[bytes]:
@@ -50,16 +49,14 @@ def ready(gpu: int, seconds: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("shape", choices=list(bench.SHAPES))
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--load-seconds", type=int, default=240)
     given = parser.parse_args()
     tests = ROOT / "tests/monitoring"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = folder / given.shape
-        shutil.copytree(given.tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-        (model / "config.json").write_text(json.dumps(SHAPES[given.shape]))
+        model = bench.model_folder(given.shape, given.tokenizer, folder)
         pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
         recorder = subprocess.Popen([sys.executable, str(tests / "recording.py"), str(given.out), "580", "5", *pods])
         replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]

@@ -17,7 +17,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/performance.md"
-MEASURED = HERE.parents[1] / "tests/data/measured"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -85,11 +84,10 @@ def start(told: Mapping[str, Any]) -> Iterator[str]:
 def predictions() -> str:
     """One line over all rows that the tests read (tests/unit/test_measured.py)."""
     sys.path.insert(0, str(HERE))
-    from predicted import predicted  # noqa: PLC0415 - needs the launcher, which the tables above do not
+    from predicted import measured, predicted  # noqa: PLC0415 - needs the launcher, which the tables above do not
 
-    rows = [row for path in sorted(MEASURED.glob("*.json")) for row in json.loads(path.read_text())["measurements"]]
-    errors = [abs(predicted(row)[1].tokens / row["kv_cache_tokens"] - 1) for row in rows]
-    return f"{len(rows)} rows: mean absolute error {statistics.mean(errors):.2%}, worst {max(errors):.2%}"
+    errors = [abs(predicted(row)[1].tokens / row["kv_cache_tokens"] - 1) for row in measured().values()]
+    return f"{len(errors)} rows: mean absolute error {statistics.mean(errors):.2%}, worst {max(errors):.2%}"
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {

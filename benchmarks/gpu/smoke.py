@@ -66,7 +66,7 @@ def look() -> list[str]:
             seen.append(f"ECC of {len(report.ecc)}, slowdowns of {len(report.slowdowns)} of {opened.count()} GPUs")
             expect(report.down is None, f"{report.down}")
         with step("GPUs are idle") as seen:
-            used = {one.index: one.memory.used - (one.memory.reserved or 0) for one in snapshot.devices if one.memory}
+            used = {one.index: one.memory.used for one in snapshot.devices if one.memory}
             busy = [f"GPU {index}: {size >> 20} MiB in use" for index, size in used.items() if size > 1 << 30]
             seen.extend(busy or ["nothing else runs"])
         return [one.uuid for one in snapshot.devices]

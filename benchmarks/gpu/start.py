@@ -2,7 +2,7 @@
 """From process start to the first token, by phase: with empty caches, with the image's kernels, with warm ones.
 
 ``python benchmarks/gpu/start.py --tokenizer FOLDER --kernels FOLDER --out FILE`` needs vLLM and idle GPUs. KERNELS is
-where FlashInfer's prebuilt kernels lie (flashinfer_jit_cache; docker/build-kernels.py), as the image has them. Every
+where FlashInfer's prebuilt kernels lie (flashinfer_jit_cache; docker/kernels.py), as the image has them. Every
 start is the launcher's, with a cache folder of its own; "warm" is the second start in the same. Seconds; phases are the
 launcher's own (vllm_launch/progress.py), "first token" from ready to the end of a request for one token.
 """

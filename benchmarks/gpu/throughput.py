@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import json
 import multiprocessing
 import os
 import statistics
@@ -27,6 +28,8 @@ from typing import Any
 import bench
 import msgspec
 
+from vllm_launch import multicast
+
 
 class Configuration(msgspec.Struct, frozen=True):
     """``servers`` processes side by side, each on GPUs of its own, share the load evenly."""
@@ -38,7 +41,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 OFF = "--launch-nvlink-multicast=off"
-NO_MULTICAST = ("--compilation-config", '{"pass_config": {"fuse_allreduce_rms": false}}')
+NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
 """What the hosts that these figures come from ask for; with the variables of ``bench.environment``."""
 
 CONFIGURATIONS = {

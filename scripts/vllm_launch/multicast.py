@@ -43,16 +43,19 @@ def forbidden_by(environ: Mapping[str, str]) -> str | None:
 
 def fuses(compilation_config: object) -> bool | None:
     """What a ``compilation_config`` says of the fused all-reduce; None: nothing, and vLLM decides."""
-    passes = compilation_config.get("pass_config") if isinstance(compilation_config, dict) else None
-    said = passes.get(FUSION) if isinstance(passes, dict) else None
+    said = _passes(compilation_config).get(FUSION)
     return said if isinstance(said, bool) else None
 
 
 def without_fusion(compilation_config: object) -> dict[str, Any]:
     """The same without vLLM's fused all-reduce (compilation/passes/fusion/allreduce_rms_fusion.py)."""
     config = dict(compilation_config) if isinstance(compilation_config, dict) else {}
-    passes = config.get("pass_config")
-    return config | {"pass_config": (dict(passes) if isinstance(passes, dict) else {}) | {FUSION: False}}
+    return config | {"pass_config": _passes(config) | {FUSION: False}}
+
+
+def _passes(compilation_config: object) -> dict[str, Any]:
+    passes = compilation_config.get("pass_config") if isinstance(compilation_config, dict) else None
+    return passes if isinstance(passes, dict) else {}
 
 
 def all_reduces(line: str) -> Sequence[str] | None:

@@ -1,6 +1,5 @@
 """The planner's physics against what vLLM measured on real GPUs, row by row."""
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -9,17 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
-from predicted import predicted  # noqa: E402 - the same call as that of those who measure
+from predicted import measured, predicted  # noqa: E402 - the same call as that of those who measure
 
 from vllm_launch.memory import fullest  # noqa: E402
 
 GIB = 1 << 30
-FILES = sorted((ROOT / "tests/data/measured").glob("*.json"))
-ROWS = {
-    f"{file.stem}-{row.get('row', row['model'])}": row
-    for file in FILES
-    for row in json.loads(file.read_text())["measurements"]
-}
+ROWS = measured()
 
 
 def error(row):
