@@ -148,7 +148,7 @@ test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values aga
 	@$(bin)/pytest tests/chart -q
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/.engine var/tiny-chat/config.json  ## What works on this machine's NVIDIA GPUs, in less than five minutes
+test-gpu: $(VENV)/.engine var/tiny-chat/config.json  ## What works on this machine's NVIDIA GPUs, line by line
 	@$(bin)/python benchmarks/gpu/smoke.py
 
 .PHONY: test-cluster

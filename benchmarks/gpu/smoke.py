@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What works on this machine's NVIDIA GPUs, in less than five minutes: ``make test-gpu``.
+"""What works on this machine's NVIDIA GPUs: ``make test-gpu``; at most some minutes, each step has its limit.
 
 Line by line: NVML, faults that can be seen, copies between GPUs, a plan, a start, an answer, the KV cache against the
 plan, a drain that empties the GPUs. The model is the tiny one of ``make run``, on every GPU at once, so what is tried

@@ -192,7 +192,7 @@ def settle_p2p(
 
 
 def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
-    """Bytes of weights that the kernel was asked to read; 0 where the person chose another way to load them.
+    """Bytes of weights that are being read from now on; 0 where the person chose another way to load them.
 
     The model has been read for the plan, so its files are whole.
     """

@@ -46,6 +46,11 @@ def test_a_lost_gpu_fails_and_the_rest_is_tried_simulated(told, fake):
     assert smoke.failed[0] == "GPUs (NVML)"
 
 
+def test_a_gpu_that_others_use_is_told_simulated(told, fake):
+    fake._gpu(2)["mem_v2"]["used"] = 1200 << 20  # the driver's own 615 MiB are not among them
+    assert told()["GPUs are idle"].endswith("GPU 2: 1200 MiB in use")
+
+
 def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/gpu/smoke.py")], check=False, capture_output=True, text=True,
