@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from vllm_launch import __main__ as command_line
+from vllm_launch import multicast
 from vllm_launch.__main__ import main
 from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.engine_args import pinned_vllm
@@ -138,6 +139,17 @@ def test_an_old_driver_in_a_hardware_file_is_warned_of(tmp_path: Path, capsys: p
     assert any(
         "driver 535.1 is too old" in text for text in planned(capsys, LLAMA, "--hardware", str(path))["warnings"]
     )
+
+
+def test_a_plan_without_multicast_has_the_switches_that_its_command_line_needs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Who takes the printed command elsewhere must take these along."""
+    words = (LLAMA, "--hardware", "H200:2", "-tp", "2")
+    assert not multicast.SWITCHES.keys() & planned(capsys, *words)["env"].keys()
+    off = planned(capsys, *words, "--launch-nvlink-multicast", "off")
+    assert off["env"].items() >= multicast.SWITCHES.items()
+    assert any("fuse_allreduce_rms" in word for word in off["argv"])
 
 
 def test_secrets_are_in_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
