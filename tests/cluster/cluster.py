@@ -45,10 +45,12 @@ def apply(*manifests):
 
 
 def until(good, seconds=300, every=1.0):
-    """What ``good`` returns once it is true."""
+    """What ``good`` returns once it is true; else what the cluster has to say, since its namespace will be gone."""
     deadline = time.monotonic() + seconds
     while not (found := good()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {good}"
+        if time.monotonic() > deadline:
+            state = kubectl("get", "pods,jobs,events", "-A", "--sort-by=.metadata.creationTimestamp", check=False)
+            raise AssertionError(f"not within {seconds} s: {good}\n{state}")
         time.sleep(every)
     return found
 

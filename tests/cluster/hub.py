@@ -1,7 +1,8 @@
 """A hub of models at the HTTP boundary of huggingface_hub: ``hub.py FOLDER``, in a pod, on port 8080.
 
 some/model has the files of FOLDER, some/gated is gated, some/other is not there; any token but "right" is refused. There is
-one file more, which is sent slowly, so that whoever fetches it can be ended in the middle. What was asked for is printed.
+one file more, which has no end until /tmp/quick is there, so that whoever fetches it can be ended in the middle. What was
+asked for is printed, and what was sent whole.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SLOW, PIECES = "large.data", 40  # half a second apart
+SLOW, QUICK = "large.data", Path("/tmp/quick")
 FILES = {file.name: file.read_bytes() for file in sorted(FOLDER.iterdir())} | {SLOW: bytes(1_000_000)}
 
 
@@ -60,10 +61,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        piece = len(body) // (PIECES if slowly else 1) + 1
-        for begin in range(0, len(body), piece):
-            self.wfile.write(body[begin : begin + piece])
-            time.sleep(0.5 if slowly else 0)
+        begin = 0
+        while slowly and not QUICK.exists():  # a byte at a time: a client that receives nothing would ask again
+            self.wfile.write(body[begin : begin + 1])
+            begin += 1
+            time.sleep(0.5)
+        self.wfile.write(body[begin:])
+        print("SENT", urllib.parse.urlparse(self.path).path, flush=True)
 
     def log_message(self, *_):
         pass
