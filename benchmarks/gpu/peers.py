@@ -14,6 +14,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import bench
 import throughput
 
 BATCHES = (1, 8, 32, 128, 256, 512)
+MOST = 1024
+"""Requests at once that vLLM alone is given beyond those: its default for max_num_seqs on such GPUs."""
 PROMPT, OUTPUT = 512, 256
 
 
 def transformers_rows(model: Path, told: Any) -> None:
-    """In a process of its own, so that its memory is gone afterwards: (batch, tok/s or the reason why not)."""
+    """In a process of its own, so that its memory goes with it: (batch, tok/s or the reason why not), then None."""
     import torch  # noqa: PLC0415, TID251 - the peer
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
@@ -47,7 +50,7 @@ def transformers_rows(model: Path, told: Any) -> None:
                 began = time.perf_counter()
                 network.generate(prompts, min_new_tokens=OUTPUT, max_new_tokens=OUTPUT, **words)
                 torch.cuda.synchronize()
-                told.put((batch, batch * OUTPUT / (time.perf_counter() - began)))
+                told.put((batch, round(batch * OUTPUT / (time.perf_counter() - began), 1)))
             except torch.cuda.OutOfMemoryError as error:
                 told.put((batch, str(error)[:100]))
             gc.collect()
@@ -55,45 +58,53 @@ def transformers_rows(model: Path, told: Any) -> None:
     told.put(None)
 
 
+def of_transformers(model: Path) -> Iterator[tuple[int, float | str]]:
+    """(batch, tok/s or the reason why not), as they come."""
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    process = spawn.Process(target=transformers_rows, args=(model, told))
+    process.start()
+    yield from iter(lambda: told.get(timeout=300), None)
+    process.join()
+
+
+def of_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
+    """(batch, tok/s), as they come; the first of two measurements warms up."""
+    workload = throughput.WORKLOADS["512/256"]
+    with bench.served(bench.planned(model, []), log, env=bench.environment()):
+        for batch in (*BATCHES, MOST):
+            clients = min(batch, throughput.CLIENTS_PER_GPU)
+            of_batch = throughput.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
+            for seed, requests in ((batch, batch), (batch + 1, batch * 2)):
+                row = throughput.measured(
+                    model, [bench.PORT], of_batch, requests=requests, rate=float("inf"), clients=clients, seed=seed
+                )
+            yield batch, row["output_tok_s"]
+
+
 def main() -> int:
     given = bench.parser(__doc__).parse_args()
     result = bench.Result(given.out, "peers", given.caches)
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as name:
-        model = bench.model_folder(given.shape, given.tokenizer, Path(name))
-        told = spawn.Queue()
-        process = spawn.Process(target=transformers_rows, args=(model, told))
-        process.start()
-        theirs = dict(iter(lambda: told.get(timeout=300), None))
-        process.join()
-        log = given.out.parent / "logs" / "peers.log"
-        workload = throughput.WORKLOADS["512/256"]
-        ours = {}
-        with bench.served(bench.planned(model, ["--launch-nvlink-multicast=off"]), log, env=bench.environment()):
-            for batch in (*BATCHES, 1024):
-                clients = min(batch, throughput.CLIENTS_PER_GPU)
-                common = {"rate": float("inf"), "clients": clients}
-                flags = (*workload.flags, f"--max-concurrency={batch // clients}")
-                of_batch = throughput.Workload(flags, 0, ())
-                throughput.measured(model, [bench.PORT], of_batch, requests=batch, seed=batch, **common)
-                rounds = 2 if batch >= 8 else 1  # noqa: PLR2004
-                row = throughput.measured(
-                    model, [bench.PORT], of_batch, requests=batch * rounds, seed=batch + 1, **common
-                )
-                ours[batch] = row["output_tok_s"]
-    for batch, ours_s in ours.items():
-        peer = theirs.get(batch)
-        ratio = round(ours_s / peer, 2) if isinstance(peer, float) else None
-        shown = round(peer, 1) if isinstance(peer, float) else peer
-        result.add(batch=batch, transformers_tok_s=shown, vllm_tok_s=ours_s, ratio=ratio)
-    best = max(peer for peer in theirs.values() if isinstance(peer, float))
-    result.told["best"] = {
-        "transformers": round(best, 1),
-        "vllm": max(ours.values()),
-        "ratio": round(max(ours.values()) / best, 2),
-    }
-    result.write()
+    peer, ours = dict[int, float | str](), dict[int, float]()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            model = bench.model_folder(given.shape, given.tokenizer, Path(name))
+            for batch, tokens in of_transformers(model):
+                peer[batch] = tokens
+            for batch, mine in of_vllm(model, given.out.parent / "logs" / "peers.log"):
+                ours[batch] = mine
+    finally:  # what was measured is written, whatever ended it
+        numbers = {batch: tokens for batch, tokens in peer.items() if isinstance(tokens, float)}
+        for batch in (*BATCHES, MOST):
+            result.add(batch=batch, transformers_tok_s=peer.get(batch), vllm_tok_s=ours.get(batch),
+                       ratio=ratio(ours.get(batch), numbers.get(batch)))  # fmt: skip
+        most, best = max(ours.values(), default=None), max(numbers.values(), default=None)
+        result.add(batch="best", transformers_tok_s=best, vllm_tok_s=most, ratio=ratio(most, best))
     return 0
+
+
+def ratio(mine: float | None, peer: float | None) -> float | None:
+    return round(mine / peer, 2) if mine and peer else None
 
 
 if __name__ == "__main__":

@@ -66,10 +66,11 @@ def memory(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plain(told: Mapping[str, Any]) -> Iterator[str]:
-    """What a row holds that is short, as it is."""
+    """What a row holds that is short, as it is; of errors and what was said the last line."""
     rows = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in told["rows"]]
     head = list(dict.fromkeys(key for row in rows for key in row))
-    yield from table(head, [[row.get(key, "") for key in head] for row in rows])
+    shown = [[str(row.get(key, "")).strip().rpartition("\n")[2].replace("|", "\\|") for key in head] for row in rows]
+    yield from table(head, shown)
 
 
 def start(told: Mapping[str, Any]) -> Iterator[str]:

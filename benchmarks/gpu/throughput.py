@@ -17,7 +17,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -40,20 +39,19 @@ class Configuration(msgspec.Struct, frozen=True):
     servers: int = 1
 
 
-OFF = "--launch-nvlink-multicast=off"
 NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
-"""What the hosts that these figures come from ask for; with the variables of ``bench.environment``."""
+"""For vLLM's own server what the launcher does by itself in ``bench.environment``."""
 
 CONFIGURATIONS = {
     "vllm-defaults": Configuration(launcher=False),
-    "plan": Configuration(launcher=True, flags=(OFF,)),
-    "plan-fp8-kv": Configuration(launcher=True, flags=(OFF, "--launch-quality=fp8-kv")),
+    "plan": Configuration(launcher=True),
+    "plan-fp8-kv": Configuration(launcher=True, flags=("--launch-quality=fp8-kv",)),
     "vllm-tp-2": Configuration(launcher=False, flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
-    "plan-2": Configuration(launcher=True, flags=(OFF,), gpus=2),
-    "plan-2-latency": Configuration(launcher=True, flags=(OFF, "--launch-objective=latency"), gpus=2),
-    "two-servers": Configuration(launcher=True, flags=(OFF,), gpus=2, servers=2),
+    "plan-2": Configuration(launcher=True, gpus=2),
+    "plan-2-latency": Configuration(launcher=True, flags=("--launch-objective=latency",), gpus=2),
+    "two-servers": Configuration(launcher=True, gpus=2, servers=2),
     "vllm-tp-4": Configuration(launcher=False, flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
-    "plan-4": Configuration(launcher=True, flags=(OFF,), gpus=4),
+    "plan-4": Configuration(launcher=True, gpus=4),
 }
 """Name: what is started. vLLM's are its server with no argument but those."""
 
@@ -180,8 +178,10 @@ def measured(
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
-    return {"p50": round(cuts[49] * 1000, 2), "p99": round(cuts[98] * 1000, 2)}
+    """Milliseconds; nothing of nothing, such as gaps between answers of one token."""
+    import numpy as np  # noqa: PLC0415 - vLLM has it
+
+    return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99) if seconds}
 
 
 def run(name: str, this: Configuration, given: argparse.Namespace, result: bench.Result, folder: Path) -> None:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import bench  # noqa: E402
 import memory  # noqa: E402
 import smoke  # noqa: E402
+import throughput  # noqa: E402
 
 
 @pytest.fixture
@@ -102,3 +103,9 @@ def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
     assert memory.summary([row | told, {"error": "no"}]) == {
         "rows": 1, "mean_absolute_error": abs(told["kv_error"]), "worst": abs(told["kv_error"]),
     }  # fmt: skip
+
+
+def test_percentiles_are_milliseconds_of_however_few():
+    assert throughput.percentiles([0.002]) == {"p50": 2.0, "p99": 2.0}
+    assert throughput.percentiles([0.001, 0.003]) == {"p50": 2.0, "p99": 2.98}
+    assert throughput.percentiles([]) == {}

@@ -32,3 +32,10 @@ def test_ratios_are_to_the_defaults_at_the_same_rate():
     assert [line.split(" | ")[1:4] for line in lines[2:6]] == [
         ["all at once", "300", "1.500"], ["4", "110", "1.100"], ["4", "100", "1.000"], ["all at once", "200", "1.000"],
     ]  # fmt: skip
+
+
+def test_an_error_of_many_lines_stays_one_row():
+    rows = [{"utilization": 0.99, "survived": False, "error": "Traceback\nOutOfMemoryError: 1 | 2\n", "load": {}}]
+    lines = list(report.plain({"rows": rows}))
+    assert lines[0] == "| utilization | survived | error |"
+    assert lines[2:] == ["| 0.99 | False | OutOfMemoryError: 1 \\| 2 |"]
