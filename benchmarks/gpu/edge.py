@@ -4,7 +4,7 @@
 ``python benchmarks/gpu/edge.py --tokenizer FOLDER --out FILE`` needs vLLM and an idle GPU. First the launcher's own
 plan, then vLLM's server at other utilisations, halving between the last that survived and the first that did not. The
 load: as many streams at once as ``max_num_seqs`` allows, prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9,
-top-k, penalties, 20 logprobs, and prompt logprobs for every fourth. Bytes; ``beyond`` is by how much PyTorch's
+top-k, penalties, logprobs, and prompt logprobs for every eighth. Bytes; ``beyond`` is by how much PyTorch's
 allocations under load rose above what was allocated before, ``least_free`` what the device had left at the worst.
 """
 
@@ -31,42 +31,72 @@ import bench
 from vllm_health import nvml
 
 STREAMS = 1024
+LONG_EVERY, PROMPT_LOGPROBS_EVERY = 16, 8
+"""Streams with long prompts, and those that ask for logprobs of their prompt, half of which are long. The others have
+short ones, so that nearly all streams decode at once while those are read."""
+
+PATIENCE_S = 300
 MOST_TOLD = 5
 
 
+def body(seed: int, chance: random.Random, vocabulary: int, longest: int) -> dict[str, Any]:
+    """One request of stream ``seed``.
+
+    Logprobs are few, as more are the API server's work and no GPU memory. None is greedy or has a seed of its own: one
+    of those in a batch takes all of it to a sampler that needs less (v1/worker/gpu/sample/sampler.py:sample).
+    """
+    length = longest if not seed % LONG_EVERY else chance.choice((16, 200))
+    asked = {
+        "model": "shape", "stream": True, "ignore_eos": True, "max_tokens": chance.randrange(200, 400),
+        "prompt": [chance.randrange(5, vocabulary) for _ in range(length)], "temperature": 0.8, "top_p": 0.9,
+        "top_k": 50, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logprobs": 2,
+    }  # fmt: skip
+    if not seed % PROMPT_LOGPROBS_EVERY:
+        asked |= {"stream": False, "prompt_logprobs": 1, "max_tokens": 8}
+    return asked
+
+
 async def worst(port: int, seconds: float, vocabulary: int, longest: int) -> dict[str, Any]:
-    """``STREAMS`` streams at a time for ``seconds``: how many ended as they should, and how others did not."""
-    told: dict[str, Any] = {"done": 0, "failed": 0, "why": []}
+    """``STREAMS`` streams at a time for ``seconds``: how many ended as they should, and how others did not.
+
+    ``late``: those whose answer took longer than ``PATIENCE_S``, which is no failure of the engine's memory;
+    ``most_running``: requests that the engine had in one batch.
+    """
+    told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
     deadline = time.monotonic() + seconds
 
     async def one(session: aiohttp.ClientSession, seed: int) -> None:
         chance = random.Random(seed)
         while time.monotonic() < deadline:
-            length = chance.choice((16, 16, 200, 200, 1500, longest))
-            body = {
-                "model": "shape", "stream": True, "ignore_eos": True, "max_tokens": chance.randrange(32, 200),
-                "prompt": [chance.randrange(5, vocabulary) for _ in range(length)], "temperature": 0.8, "top_p": 0.9,
-                "top_k": 50, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
-                "logprobs": 20,
-            }  # fmt: skip
-            if not seed % 4:
-                body |= {"stream": False, "prompt_logprobs": 20, "max_tokens": 8}
+            asked = body(seed, chance, vocabulary, longest)
             try:
-                async with session.post(f"http://127.0.0.1:{port}/v1/completions", json=body) as answer:
+                async with session.post(f"http://127.0.0.1:{port}/v1/completions", json=asked) as answer:
                     text = await answer.read()
-                    good = answer.status == 200 and (b"[DONE]" in text[-20:] or not body["stream"])  # noqa: PLR2004
+                    good = answer.status == 200 and (b"[DONE]" in text[-20:] or not asked["stream"])  # noqa: PLR2004
                     told["done" if good else "failed"] += 1
                     if not good:
                         told["why"] = [*told["why"], text[-200:].decode(errors="replace")][:MOST_TOLD]
-            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            except TimeoutError:
+                told["late"] += 1
+            except (aiohttp.ClientError, OSError) as error:
                 told["failed"] += 1
                 told["why"] = [*told["why"], repr(error)][:MOST_TOLD]
                 if not bench.healthy(port):
                     return
 
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
+    async def look(session: aiohttp.ClientSession) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                    found = re.findall(r"^vllm:num_requests_running\{.*\} ([\d.]+)$", await answer.text(), re.MULTILINE)
+                    told["most_running"] = max(told["most_running"], sum(int(float(number)) for number in found))
+            await asyncio.sleep(0.5)
+
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        looking = asyncio.create_task(look(session))
         await asyncio.gather(*(one(session, seed) for seed in range(STREAMS)))
+        looking.cancel()
     return told
 
 
@@ -118,7 +148,7 @@ def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str,
             after = rpc(bench.PORT, "memory_now")[0]
             row |= {"after": after, "beyond": after["peak_allocated"] - before["allocated"]}
             row["reserved_rise"] = after["peak_reserved"] - before["reserved"]
-            row["survived"] = not row["load"]["failed"]
+            row["survived"] = bool(row["load"]["done"]) and not row["load"]["failed"]
     except (bench.DeadError, OSError) as error:
         row["error"] = str(error)[-600:]
     text = log.read_text(errors="replace")

@@ -56,8 +56,10 @@ GRAPHS_UNUSED = 1 / 3
 log, "CUDA graph pool memory", 2026-11-26: 0.45 of 0.92 GiB on an H100 and an H200, 0.31 of 0.76 with TP=2."""
 
 SAMPLER_COPIES = 4
-"""Float32 copies of the logits that top-k, top-p, penalties and logprobs need at once, which vLLM's profile does not
-run (v1/worker/gpu/model_runner.py:_dummy_sampler_run): scaled logits, probabilities, sorted ones, log-probabilities.
+"""Float32 copies of the logits that sampling needs at once, which vLLM's profile does not run
+(v1/worker/gpu/model_runner.py:_dummy_sampler_run). With top-k and top-p in all requests of a batch 3.5: the model's own
+logits, which are half as wide, the processed ones, FlashInfer's masked ones and their probabilities
+(v1/worker/gpu/sample/sampler.py:sample, v1/sample/ops/topk_topp_sampler.py:flashinfer_sample); other ways need less.
 H200, Llama-3-8B, 1,024 streams with all of them: utilisation 0.985 holds, 0.99 runs out of memory."""
 
 FRAGMENTS = 256 * _MIB
