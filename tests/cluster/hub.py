@@ -25,12 +25,18 @@ REFUSED = {
 }
 
 
+def tell(what, path):
+    """One line in one write: requests come in threads, and print writes the words of a line one by one."""
+    sys.stdout.write(f"{what} {path}\n")
+    sys.stdout.flush()
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         path = urllib.parse.urlparse(self.path).path
-        print(self.command, path, flush=True)
+        tell(self.command, path)
         name = path.rpartition("/")[2]
         refused = [answer for model, answer in REFUSED.items() if model in path]
         if self.headers.get("Authorization", "Bearer right") != "Bearer right":
@@ -67,7 +73,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             begin += 1
             time.sleep(0.5)
         self.wfile.write(body[begin:])
-        print("SENT", urllib.parse.urlparse(self.path).path, flush=True)
+        tell("SENT", urllib.parse.urlparse(self.path).path)
 
     def log_message(self, *_):
         pass

@@ -103,6 +103,7 @@ def test_a_download_that_is_ended_fetches_no_whole_file_again_simulated(namespac
         until(lambda: hub_says(namespace, "GET", "large.data") and hub_says(namespace, "SENT", "model.safetensors"), 90)
         time.sleep(5)  # for the client to put into its place what it has whole
         large, whole = (hub_says(namespace, "GET", name) for name in ("large.data", "model.safetensors"))
+        assert whole
         pod = namespace.kubectl("get", "pods", "-l", "app.kubernetes.io/component=download", "-o", "name").strip()
         namespace.kubectl("delete", pod, "--grace-period=0", "--force")
         until(lambda: hub_says(namespace, "GET", "large.data") > large, 90)
