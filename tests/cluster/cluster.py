@@ -127,6 +127,8 @@ class Namespace:
         return pod
 
     def delete(self):
+        # First what ends slowly: a namespace with pods in it is looked at again only after their grace period.
+        self.kubectl("delete", "deployments,jobs,pods", "--all", "--timeout=300s", timeout=310)
         kubectl("delete", "namespace", self.name, "--wait=true", "--timeout=300s", timeout=310)
         for volume in self.volumes:
             kubectl("delete", "pv", volume, "--wait=false")
