@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_health import nvml
+from vllm_health import nvml, scrape
 from vllm_launch import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
@@ -181,5 +181,4 @@ def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
 def cache_info(port: int) -> list[int]:
     """KV tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if line.startswith("vllm:cache_config_info{")]
-    return [int(line.partition('kv_cache_size_tokens="')[2].partition('"')[0]) for line in lines]
+        return list(scrape.read(answer.read().decode()).kv_cache_tokens.values())

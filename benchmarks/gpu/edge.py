@@ -28,7 +28,7 @@ from typing import Any, Self
 import aiohttp
 import bench
 
-from vllm_health import nvml
+from vllm_health import nvml, scrape
 
 STREAMS = 1024
 LONG_EVERY, PROMPT_LOGPROBS_EVERY = 16, 8
@@ -86,10 +86,9 @@ async def worst(port: int, seconds: float, vocabulary: int, longest: int) -> dic
 
     async def look(session: aiohttp.ClientSession) -> None:
         while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
-                    found = re.findall(r"^vllm:num_requests_running\{.*\} ([\d.]+)$", await answer.text(), re.MULTILINE)
-                    told["most_running"] = max(told["most_running"], sum(int(float(number)) for number in found))
+            answer = await scrape.get_metrics(session, f"http://127.0.0.1:{port}/metrics", 10)
+            engines = scrape.read(answer.body).engines.values() if answer.ok else ()
+            told["most_running"] = max(told["most_running"], sum(round(engine.running) for engine in engines))
             await asyncio.sleep(0.5)
 
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)

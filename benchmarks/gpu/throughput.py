@@ -181,7 +181,9 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Milliseconds; nothing of nothing, such as gaps between answers of one token."""
     import numpy as np  # noqa: PLC0415 - vLLM has it
 
-    return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99) if seconds}
+    if not seconds:
+        return {}
+    return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99)}
 
 
 def run(name: str, this: Configuration, given: argparse.Namespace, result: bench.Result, folder: Path) -> None:

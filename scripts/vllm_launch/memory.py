@@ -60,7 +60,8 @@ SAMPLER_COPIES = 4
 (v1/worker/gpu/model_runner.py:_dummy_sampler_run). With top-k and top-p in all requests of a batch 3.5: the model's own
 logits, which are half as wide, the processed ones, FlashInfer's masked ones and their probabilities
 (v1/worker/gpu/sample/sampler.py:sample, v1/sample/ops/topk_topp_sampler.py:flashinfer_sample); other ways need less.
-H200, Llama-3-8B, 1,024 streams with all of them: utilisation 0.985 holds, 0.99 runs out of memory."""
+H200, Llama-3-8B, 1,024 streams with top-k, top-p, penalties and logprobs: utilisation 0.985 holds, 0.99 runs out of
+memory."""
 
 FRAGMENTS = 256 * _MIB
 """What PyTorch's allocator cannot hand out again while requests come and go."""
