@@ -213,8 +213,8 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
         fresh = itertools.count(10)  # of each measurement its own prompts, or the prefix cache knows them
         for workload in given.workload or WORKLOADS:
             what = WORKLOADS[workload]
-            rates = [float("inf"), *([] if given.saturation_only else [rate * this.gpus for rate in what.rates])]
-            for rate in rates:
+            below = [] if given.saturation_only else [rate * this.gpus for rate in what.rates]
+            for rate in given.rate or [float("inf"), *below]:
                 requests = round(
                     what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
                 )
@@ -229,6 +229,9 @@ def main() -> int:
         "--also", action="append", default=[], metavar="NAME=[plan|vllm] FLAGS", help="another, on one GPU"
     )
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
+    parser.add_argument(
+        "--rate", type=float, action="append", help="only this, of all GPUs together; inf: every request at once"
+    )
     parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
     given = parser.parse_args()

@@ -10,18 +10,24 @@ from vllm_health.state import MEBIBYTE, Movement
 
 PHASES: Final = (
     "starting",
+    "initializing",
     "downloading",
     "loading weights",
     "compiling",
     "profiling",
+    "tuning kernels",
     "capturing CUDA graphs",
     "warming up",
     "ready",
 )
-"""In the order in which vLLM goes through them; a start may leave some out, none comes twice."""
+"""In the order in which vLLM goes through them; a start may leave some out, none comes twice. "starting" is Python's
+imports, "initializing" what is done before weights: configuration, processes, the device. Graphs that are captured to
+see what they take, before the KV cache has its size, belong to "profiling"."""
 
 # Each is a piece of a format string of vLLM 0.32.0; the file that prints it stands beside it.
 _SIGNS: Final = (
+    ("initializing", "non-default args:"),  # entrypoints/serve/utils/api_utils.py
+    ("loading weights", "Loading model from scratch"),  # v1/worker/gpu/model_runner.py
     ("loading weights", "Starting to load model"),  # v1/worker/gpu_model_runner.py, cpu_model_runner.py
     ("loading weights", "checkpoint shards"),  # model_executor/model_loader/weight_utils.py
     ("compiling", "Using cache directory"),  # compilation/backends.py
@@ -31,7 +37,8 @@ _SIGNS: Final = (
     ("profiling", "Initial profiling"),  # compilation/monitor.py
     ("profiling", "Profiling CUDA graph memory"),  # v1/worker/gpu_model_runner.py
     ("profiling", "Available KV cache memory"),  # v1/worker/gpu_worker.py
-    ("profiling", "KV cache size:"),  # v1/core/kv_cache_utils.py
+    ("tuning kernels", "GPU KV cache size:"),  # v1/core/kv_cache_utils.py
+    ("profiling", "CPU KV cache size:"),  # as above; kernels are compiled while the CPU engine warms up
     ("capturing CUDA graphs", "Capturing CUDA graphs"),  # v1/worker/gpu_model_runner.py, gpu/cudagraph_utils.py
     ("warming up", "Warming up model"),  # v1/worker/cpu_model_runner.py
     ("warming up", "init engine (profile, create kv cache, warmup model) took"),  # v1/engine/core.py
@@ -43,10 +50,10 @@ _IDLE_CHATTER: Final = re.compile(r"Waiting for .* core engine|No available shar
 
 def phase_after(phase: str, line: str) -> str:
     """The phase once ``line`` of vLLM's log has been seen; never an earlier one than ``phase``."""
-    for later, sign in _SIGNS:
-        if sign in line and PHASES.index(later) > PHASES.index(phase):
-            return later
-    return phase
+    found = next((later for later, sign in _SIGNS if sign in line), phase)
+    if found == "capturing CUDA graphs" and PHASES.index(phase) < PHASES.index("tuning kernels"):
+        return phase
+    return max(phase, found, key=PHASES.index)
 
 
 def tells_progress(line: str) -> bool:
@@ -56,7 +63,7 @@ def tells_progress(line: str) -> bool:
 
 def downloading(phase: str, before: Movement, now: Movement) -> bool:
     """Whether a download is under way: vLLM logs only its end (weight_utils.py), but much is written."""
-    return phase in {"starting", "downloading"} and now.written - before.written >= 16 * MEBIBYTE
+    return PHASES.index(phase) <= PHASES.index("downloading") and now.written - before.written >= 16 * MEBIBYTE
 
 
 def loaded(since: Movement, now: Movement) -> int:

@@ -8,7 +8,7 @@ from vllm_health.state import MEBIBYTE, Movement
 from vllm_launch import progress
 from vllm_launch.progress import PHASES
 
-(LOG,) = (Path(__file__).parents[1] / "data/logs").glob("vllm-*-cpu-start.log")
+LOGS = Path(__file__).parents[1] / "data/logs"
 
 
 def phases(lines):
@@ -20,26 +20,28 @@ def phases(lines):
     return seen
 
 
+def of_log(hardware):
+    (log,) = LOGS.glob(f"vllm-*-{hardware}-start.log")
+    return phases(log.read_text().splitlines())
+
+
 def test_a_real_start_on_the_cpu_goes_through_its_phases_in_order():
-    assert phases(LOG.read_text().splitlines()) == ["starting", "loading weights", "profiling", "warming up"]
+    assert of_log("cpu") == ["starting", "initializing", "loading weights", "profiling", "warming up"]
 
 
-def test_the_words_of_a_start_with_cuda_go_through_all_phases_simulated():
-    lines = [
-        "(Worker pid=1) INFO 01-01 00:00:00 [gpu_model_runner.py:5040] Starting to load model m...",
-        "INFO [backends.py:1] Using cache directory: /c for vLLM's torch.compile",
-        "INFO [monitor.py:1] Initial profiling/warmup run took 3.00 s",
-        "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):   0%|          | 0/51",
-        "INFO [core.py:402] init engine (profile, create kv cache, warmup model) took 20.91 s",
-    ]
-    assert phases(lines) == [
-        "starting",
-        "loading weights",
-        "compiling",
-        "profiling",
-        "capturing CUDA graphs",
-        "warming up",
-    ]
+def test_a_real_start_on_a_gpu_goes_through_all_phases_but_a_download():
+    assert of_log("h100") == [phase for phase in PHASES if phase not in {"downloading", "ready"}]
+
+
+def test_graphs_captured_before_the_kv_cache_has_its_size_are_profiling():
+    estimate = "Capturing CUDA graphs (FULL): 100%|##########| 2/2 [00:00<00:00, 29.58it/s]"
+    assert progress.phase_after("profiling", estimate) == "profiling"
+    assert progress.phase_after("tuning kernels", estimate) == "capturing CUDA graphs"
+
+
+def test_the_words_of_the_older_model_runner_are_known_simulated():
+    loading = "(Worker pid=1) INFO 01-01 00:00:00 [gpu_model_runner.py:5040] Starting to load model m..."
+    assert progress.phase_after("initializing", loading) == "loading weights"
 
 
 @given(st.sampled_from(PHASES), st.text())
@@ -57,6 +59,7 @@ def test_vllm_saying_that_it_waits_is_no_progress():
 def test_much_written_before_weights_load_is_a_download():
     before, more = Movement(written=MEBIBYTE), Movement(written=17 * MEBIBYTE)
     assert progress.downloading("starting", before, more)
+    assert progress.downloading("initializing", before, more)
     assert not progress.downloading("compiling", before, more)
     assert not progress.downloading("starting", before, Movement(written=17 * MEBIBYTE - 1))
 
