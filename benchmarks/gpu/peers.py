@@ -51,8 +51,8 @@ def transformers_rows(model: Path, told: Any) -> None:
                 network.generate(prompts, min_new_tokens=OUTPUT, max_new_tokens=OUTPUT, **words)
                 torch.cuda.synchronize()
                 told.put((batch, round(batch * OUTPUT / (time.perf_counter() - began), 1)))
-            except torch.cuda.OutOfMemoryError as error:
-                told.put((batch, str(error)[:100]))
+            except torch.cuda.OutOfMemoryError:
+                told.put((batch, "out of memory"))
             gc.collect()
             torch.cuda.empty_cache()
     told.put(None)

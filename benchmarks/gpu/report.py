@@ -17,6 +17,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/performance.md"
+MEASURED = HERE.parents[1] / "tests/data/measured"
+"""Where memory.py's results lie: the planner's tests read them."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -32,45 +34,86 @@ def source(told: Mapping[str, Any]) -> str:
 
 
 def throughput(told: Mapping[str, Any]) -> Iterator[str]:
-    """A table for each workload; ratios are to the row of vLLM's defaults, or to the first where there is none."""
+    """A table for each workload; ratios are at one rate, to vLLM's defaults or else to the first row."""
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]
-            base = next((one for one in alike if "defaults" in one["configuration"]), mine[0])
+            base = next((one for one in alike if "defaults" in one["configuration"]), alike[0])
+            flags = ["…" if word.startswith("{") else word for word in row["flags"]]
             lines.append(
-                [f"{row['configuration']} {' '.join(row['flags'])}".strip(), row["rate"] or "all at once",
+                [" ".join([row["configuration"], *flags]), row["rate"] or "all at once",
                  f"{row['output_tok_s']:,.0f}", f"{row['output_tok_s'] / base['output_tok_s']:.3f}",
-                 *(f"{row[what][cut]:,.0f}" for what in ("ttft_ms", "itl_ms") for cut in ("p50", "p99")),
-                 row["ready_s"]]
+                 *(f"{row['ttft_ms'][cut]:,.0f}" for cut in ("p50", "p99")),
+                 *(f"{row['itl_ms'][cut]:,.1f}" for cut in ("p50", "p99")), row["requests"], row["ready_s"]]
             )  # fmt: skip
-        head = [f"{workload}, {mine[0]['requests']} requests", "requests/s", "output tok/s", "to the defaults",
-                "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "ready after s"]  # fmt: skip
+        head = [workload, "requests/s", "output tok/s", "ratio", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "requests",
+                "ready after s"]  # fmt: skip
         yield from (*table(head, lines), "")
 
 
 def memory(told: Mapping[str, Any]) -> Iterator[str]:
+    """Beside what the planner says today, not what it said when the row was measured."""
+    import memory as measuring  # noqa: PLC0415 - needs the launcher, as ``predictions`` does
+
     lines = []
     for row in told["rows"]:
-        if "kv_error" not in row:
+        if "ranks" not in row:
             continue
+        parts = measuring.parts(row)
         terms = [
-            "{:.2f} / {:.2f}".format(*row["parts_gib"][0][term])
+            "{:.2f} / {:.2f}".format(*parts["parts_gib"][0][term])
             for term in ("weights", "non_torch", "activation_peak", "cuda_graphs", "context")
         ]
-        lines.append([row["row"], f"{row['kv_cache_tokens']:,}", f"{row['kv_error']:+.2%}", *terms])
+        lines.append([row["row"], f"{row['kv_cache_tokens']:,}", f"{parts['kv_error']:+.2%}", *terms])
     head = ["model and knobs", "KV tokens", "plan", "weights", "other", "activations", "graphs", "context"]
     yield from table(head, lines)
 
 
+def edge(told: Mapping[str, Any]) -> Iterator[str]:
+    lines = [
+        [row["utilization"], row["by"], *(f"{tokens:,}" for tokens in row["kv_tokens"]),
+         "yes" if row["survived"] else "out of memory" if row["out_of_memory"] else "no",
+         row.get("load", {}).get("done", ""), row.get("load", {}).get("most_running", ""),
+         f"{row['beyond'] / 2**30:.2f}" if "beyond" in row else "",
+         f"{row['least_free'] / 2**30:.2f}" if "least_free" in row else ""]
+        for row in told["rows"] if row.get("kv_tokens")
+    ]  # fmt: skip
+    head = ["utilisation", "chosen by", "KV tokens", "survived", "answers", "most at once", "allocated beyond, GiB",
+            "least free, GiB"]  # fmt: skip
+    yield from table(head, lines)
+
+
 def plain(told: Mapping[str, Any]) -> Iterator[str]:
-    """What a row holds that is short, as it is; of errors and what was said the last line."""
+    """What a row holds that is short, as it is; of errors and what was said the last line's first sentence."""
     rows = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in told["rows"]]
     head = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [[str(row.get(key, "")).strip().rpartition("\n")[2].replace("|", "\\|") for key in head] for row in rows]
-    yield from table(head, shown)
+    yield from table(head, [[short(row.get(key)) for key in head] for row in rows])
+
+
+def short(value: object) -> str:
+    last = str("" if value is None else value).strip().rpartition("\n")[2]
+    return last.partition(". ")[0].replace("|", "\\|")
+
+
+def facts(told: Mapping[str, Any]) -> Iterator[str]:
+    """One line a fact: what it took, and what was told that is no list."""
+    lines = []
+    for row in told["rows"]:
+        rest = {key: value for key, value in row.items() if key not in {"fact", "ms", "ms_median", "ms_max"}}
+        said = [f"{key} {short(value)}" for key, value in rest.items() if not isinstance(value, dict | list)]
+        for device in row.get("devices", ()):
+            memory = {key: f"{size / 2**30:.2f}" for key, size in device["memory"].items()}
+            said.append(
+                f"GPU {device['index']}: {device['name']}, {memory['total']} GiB, {memory['reserved']} the driver's; "
+                f"ECC errors {device['ecc']['volatile']} since boot, {device['ecc']['aggregate']} ever; rows remapped "
+                f"{sum(int(count) for count in device['remapped_rows'].values())}; {len(device['processes'])} processes"
+            )
+        said += [f"{len(row['lines'])} series"] if "lines" in row else []
+        lines.append([row["fact"], row.get("ms_median", row.get("ms", "")), row.get("ms_max", ""), "; ".join(said)])
+    yield from table(["fact", "ms (median)", "most", "told"], lines)
 
 
 def start(told: Mapping[str, Any]) -> Iterator[str]:
@@ -84,7 +127,6 @@ def start(told: Mapping[str, Any]) -> Iterator[str]:
 
 def predictions() -> str:
     """One line over all rows that the tests read (tests/unit/test_measured.py)."""
-    sys.path.insert(0, str(HERE))
     from predicted import measured, predicted  # noqa: PLC0415 - needs the launcher, which the tables above do not
 
     errors = [abs(predicted(row)[1].tokens / row["kv_cache_tokens"] - 1) for row in measured().values()]
@@ -92,14 +134,15 @@ def predictions() -> str:
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
-    "memory": memory, "throughput": throughput, "edge": plain, "start": start, "peers": plain, "facts": plain,
+    "memory": memory, "throughput": throughput, "edge": edge, "start": start, "peers": plain, "facts": facts,
     "faults": plain,
 }  # fmt: skip
 
 
 def rendered(page: str) -> str:
     """``page`` with every table as the results have it."""
-    results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
+    paths = [*sorted((HERE / "results").glob("*.json")), *sorted(MEASURED.glob("*.json"))]
+    results = [told for path in paths if "question" in (told := json.loads(path.read_text()))]
     for question, lines in TABLES.items():
         mine = [told for told in results if told["question"] == question]
         parts = ["\n".join(lines(told)).strip() + f"\n\n{source(told)}" for told in mine]
@@ -115,6 +158,7 @@ def between(page: str, name: str, text: str) -> str:
 
 
 def main() -> int:
+    sys.path.insert(0, str(HERE))
     PAGE.write_text(rendered(PAGE.read_text()))
     return 0
 

@@ -21,8 +21,8 @@ CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
 NCCL_CONTEXT = 123 * _MIB
-"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that work together. H200, TP=2: 0.63
-GiB."""
+"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that share layers. H200, TP=2: 0.63 GiB;
+H100, PP=2, 2026-11-26: 0.515 as on one GPU, since stages open their channels later."""
 
 RUNTIME = 270 * _MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
@@ -51,9 +51,15 @@ GRAPH_BASE, GRAPH_LAYER, GRAPH_LAYER_TP = 300 * _MIB, 18.9 * _MIB, 12.3 * _MIB
 
 USUAL_SIZES = 51
 
+TIMED_BEFORE = 50 * _MIB
+"""Of what the profile leaves allocated, cuBLAS' workspaces above all, what comes after the first kernels were compiled.
+H100, 2026-11-26, three runs of 1.06, 0.96 and 1.56 GiB: 49.7 to 50.0 MiB."""
+
 GRAPHS_UNUSED = 1 / 3
 """Of vLLM's estimate for CUDA graphs, what they do not take in the end at the least, so that serving has it. vLLM's own
-log, "CUDA graph pool memory", 2026-11-26: 0.45 of 0.92 GiB on an H100 and an H200, 0.31 of 0.76 with TP=2."""
+log, "CUDA graph pool memory", 2026-11-26: 0.45 of 0.92 GiB on an H100 and an H200, 0.31 of 0.76 with TP=2, 0.42 of 0.81
+with PP=2, 0.84 of 2.2 with 64 layers. With graphs for more requests than attention splits for, which are the ones that
+the estimate is made from, 0.79 of 0.76."""
 
 SAMPLER_COPIES = 4
 """Float32 copies of the logits that sampling needs at once, which vLLM's profile does not run
@@ -62,6 +68,12 @@ logits, which are half as wide, the processed ones, FlashInfer's masked ones and
 (v1/worker/gpu/sample/sampler.py:sample, v1/sample/ops/topk_topp_sampler.py:flashinfer_sample); other ways need less.
 H200, Llama-3-8B, 1,024 streams with top-k, top-p, penalties and logprobs: utilisation 0.985 holds, 0.99 runs out of
 memory."""
+
+MULTIPROCESSORS = 132
+"""Of an H100 SXM, H200 or GH200 (NVIDIA's data sheets); an H100 PCIe has 114, which needs less."""
+
+SPLIT_REQUESTS = 992
+"""In larger batches FlashAttention 3 splits nothing (hopper/flash_api.cpp:PREPARE_VARLEN_MAX_BATCHES_1CTA)."""
 
 FRAGMENTS = 256 * _MIB
 """What PyTorch's allocator cannot hand out again while requests come and go."""
@@ -146,20 +158,25 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     beyond = _beyond(model, run, layout, gpu)
+    attention = _attention(model, run, layout, gpu)
     graphs = [_cuda_graphs(run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
-    return tuple(
-        Memory(
-            weights=held,
-            activation_peak=_activation_peak(
-                model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1
-            ),
-            cuda_graphs=graphs[rank],
-            non_torch=_non_torch(model, run, layout, gpu, first=rank == 0, last=rank == layout.pipeline - 1),
-            context=_context(model, layout, gpu),
-            safety=max(FRAGMENTS, beyond - round(GRAPHS_UNUSED * graphs[rank])),
+    ranks = []
+    for rank, held in enumerate(by_rank(model, run, layout, gpu)):
+        first, last = rank == 0, rank == layout.pipeline - 1
+        forward = _activation_peak(model, run, layout, gpu, first=first, last=last)
+        most = run.max_cudagraph_capture_size or 0
+        unused = round(GRAPHS_UNUSED * graphs[rank]) if most <= SPLIT_REQUESTS else 0
+        ranks.append(
+            Memory(
+                weights=held,
+                activation_peak=max(forward, _timing_peak(model, run, layout, gpu) if first else 0),
+                cuda_graphs=graphs[rank],
+                non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
+                context=_context(model, layout, gpu),
+                safety=max(FRAGMENTS, beyond - unused, attention - forward - unused + FRAGMENTS),
+            )
         )
-        for rank, held in enumerate(by_rank(model, run, layout, gpu))
-    )
+    return tuple(ranks)
 
 
 def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
@@ -249,6 +266,55 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
     return peak
 
 
+def _timing_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+    """What the profile holds on the first rank while Inductor times the first graph's kernels: an embedding table more.
+
+    They are timed on arguments of their own where the graph looks tokens up and normalises them (config/compilation.py:
+    benchmark_combo_kernel). An all-reduce between the two, or embeddings from outside, leave nothing to combine; and
+    with a compiled model in the cache nothing is timed, so that a later start has this for more KV cache.
+    """
+    from_outside = model.multimodal and not run.language_model_only
+    if layout.tensor > 1 or run.enforce_eager or from_outside:
+        return 0
+    row = model.hidden_size * _width(model, run)
+    later = TIMED_BEFORE + _workspace(model, run, layout, gpu)
+    return (padded_vocab(model.vocab_size) + 2 * run.max_num_batched_tokens) * row - later
+
+
+def _attention(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+    """The most that a layer's attention holds for a moment while serving; the profile runs none.
+
+    FlashAttention 3 splits long contexts so that few queries still fill the GPU, and keeps each split's output in
+    float32 for every token of the batch. It plans as if the longest request were alone, so the worst is a batch full
+    of short prompts beside one long context. Source: vllm-project/flash-attention, hopper/flash_api.cpp:mha_fwd and
+    get_num_splits; H100, 2026-11-26: it asked for 896 MiB at once and ran out of memory.
+    """
+    heads, groups = model.heads // layout.tensor, max(1, model.kv_heads // layout.tensor)
+    if gpu.compute_capability[0] != 9 or model.mla or heads < groups:  # noqa: PLR2004 - Hopper's
+        return 0
+    tile = 192 if model.head_dim <= 96 else 128  # noqa: PLR2004 - hopper/tile_size.h:tile_size_fwd_sm90
+    requests, most = min(run.max_num_seqs, SPLIT_REQUESTS), run.max_num_batched_tokens
+    scratch = 0
+    for tiles in range(1, math.ceil(0.8 * MULTIPROCESSORS / groups)):
+        queries = min(most, requests * (tiles * tile // (heads // groups)))
+        splits = _splits(tiles * groups, math.ceil(run.max_model_len / 128))
+        scratch = max(scratch, splits * queries * heads * (model.head_dim + 1) * 4)
+    held = 2 * model.hidden_size + 2 * (heads + groups) * model.head_dim  # input, residual, Q, K, V, output
+    return scratch + most * held * _width(model, run)
+
+
+def _splits(tiles: int, blocks: int) -> int:
+    """Into how many a context of ``blocks`` tiles of keys is split for ``tiles`` of queries: 85 % of the best filling.
+
+    Source: hopper/heuristics.h:num_splits_heuristic.
+    """
+    if blocks <= 4:  # noqa: PLR2004 - as the heuristic has it
+        return 1
+    waves = [tiles * number / MULTIPROCESSORS for number in range(1, min(128, blocks) + 1)]
+    filled = [wave / math.ceil(wave) for wave in waves]
+    return next(number for number, share in enumerate(filled, 1) if share >= 0.85 * max(filled))
+
+
 def _arriving(model: Model, run: Run, layout: Layout) -> int:
     """Bytes of hidden states that a rank's experts get from the other replicas, beside its own.
 
@@ -259,6 +325,18 @@ def _arriving(model: Model, run: Run, layout: Layout) -> int:
     if layout.data == 1:
         return 0
     return run.max_num_batched_tokens * layout.data * model.hidden_size * _width(model, run)
+
+
+def _workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
+    """What the experts share from one layer to the next (fused_moe/experts/triton_moe.py:workspace_shapes)."""
+    if not model.experts:
+        return 0
+    # Every replica's tokens pass a rank's experts (_arriving).
+    chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
+    cut = expert_width(model.experts, layout)
+    if _in_kernel(model, gpu):
+        return chosen * cut * _width(model, run)
+    return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * _width(model, run)
 
 
 def _talks(model: Model, layout: Layout) -> bool:
@@ -289,21 +367,13 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     """What stays allocated besides weights: the sampler's state, the experts' workspace, CUDA modules, collectives.
 
     Source: v1/worker/gpu/sample/penalties.py (a count and two bits for each token of the vocabulary and request),
-    logit_bias.py and bad_words.py (17.4 KB a request), fused_moe/experts/triton_moe.py:workspace_shapes.
+    logit_bias.py and bad_words.py (17.4 KB a request).
     """
     total = RUNTIME
     if last and model.task == "generate":
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
-    if model.experts:
-        # Every replica's tokens pass a rank's experts (_arriving).
-        chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
-        width = _width(model, run)
-        cut = expert_width(model.experts, layout)
-        if _in_kernel(model, gpu):
-            total += chosen * cut * width
-        else:
-            total += chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * width
+    total += _workspace(model, run, layout, gpu)
     if _talks(model, layout):
         total += COLLECTIVES
     if layout.tensor > 1:
@@ -321,7 +391,7 @@ def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     base = CONTEXT_HOPPER if capability >= (9, 0) else CONTEXT_A100 if capability == (8, 0) else CONTEXT_SMALL
     if gpu.compute_capability[0] == 12:  # noqa: PLR2004 - GeForce and RTX PRO Blackwell
         base = CONTEXT_SMALL
-    return base + (NCCL_CONTEXT if _talks(model, layout) or layout.pipeline > 1 else 0)
+    return base + (NCCL_CONTEXT if _talks(model, layout) else 0)
 
 
 def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:

@@ -354,7 +354,7 @@ def test_smaller_batches_are_tried_where_the_usual_one_leaves_no_useful_cache():
 
 def test_a_smaller_batch_is_not_blamed_on_states_that_a_model_has_not():
     """An L4's own batch has as many tokens as the next smaller ones, and more requests."""
-    found = plan(Asked(), machine(1, total=22, capability=(8, 9), name="NVIDIA L4"), sized(15.5, vocab_size=256_000))
+    found = plan(Asked(), machine(1, total=22, capability=(8, 9), name="NVIDIA L4"), sized(14, vocab_size=256_000))
     assert (found.max_num_batched_tokens, found.max_num_seqs) == (2048, 64)
     assert "activations would leave too little" in reason(found, "max_num_seqs").why
 
