@@ -3,8 +3,9 @@
 
 ``python benchmarks/gpu/edge.py --tokenizer FOLDER --out FILE`` needs vLLM and an idle GPU. First the launcher's own
 plan, then vLLM's server at other utilisations, halving between the last that survived and the first that did not. The
-load: as many streams at once as ``max_num_seqs`` allows, prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9,
-top-k, penalties, logprobs, and prompt logprobs for every eighth. Bytes; ``beyond`` is by how much PyTorch's
+load: first ``BURST`` prompts of 32 tokens at once behind a few long ones; then as many streams as ``max_num_seqs``
+allows, prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9, top-k, penalties, logprobs, and prompt logprobs for
+every eighth. Bytes; ``beyond`` is by how much PyTorch's
 allocations under load rose above what was allocated before, ``least_free`` what the device had left at the worst.
 """
 
@@ -35,6 +36,10 @@ LONG_EVERY, PROMPT_LOGPROBS_EVERY = 16, 8
 """Streams with long prompts, and those that ask for logprobs of their prompt, half of which are long. The others have
 short ones, so that nearly all streams decode at once while those are read."""
 
+LONG_BEFORE, BURST = 16, 992
+"""Short prompts that wait while long ones are read are then read in one batch, beside contexts that are long by then:
+where FlashAttention 3 needs most (vllm_launch/memory.py:_attention), and as many as it splits anything for."""
+
 PATIENCE_S = 300
 MOST_TOLD = 5
 
@@ -56,47 +61,74 @@ def body(seed: int, chance: random.Random, vocabulary: int, longest: int) -> dic
     return asked
 
 
-async def worst(port: int, seconds: float, vocabulary: int, longest: int) -> dict[str, Any]:
-    """``STREAMS`` streams at a time for ``seconds``: how many ended as they should, and how others did not.
+class Load:
+    """The worst that the API allows, and what became of it: ``told``.
 
-    ``late``: those whose answer took longer than ``PATIENCE_S``, which is no failure of the engine's memory;
+    ``late``: answers that took longer than ``PATIENCE_S``, which is no failure of the engine's memory;
     ``most_running``: requests that the engine had in one batch.
     """
-    told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
-    deadline = time.monotonic() + seconds
 
-    async def one(session: aiohttp.ClientSession, seed: int) -> None:
+    def __init__(self, port: int, vocabulary: int, longest: int) -> None:
+        self.url, self.port = f"http://127.0.0.1:{port}", port
+        self.vocabulary, self.longest = vocabulary, longest
+        self.told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
+
+    async def run(self, seconds: float) -> dict[str, Any]:
+        """The burst, then ``STREAMS`` streams at a time until ``seconds`` are over."""
+        deadline = time.monotonic() + seconds
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            looking = asyncio.create_task(self._look(session))
+            await self._burst(session)
+            await asyncio.gather(*(self._stream(session, seed, deadline) for seed in range(STREAMS)))
+            looking.cancel()
+        return self.told
+
+    async def _burst(self, session: aiohttp.ClientSession) -> None:
+        plain = {"model": "shape", "stream": True, "ignore_eos": True}
+        async with asyncio.TaskGroup() as together:
+            for number in range(LONG_BEFORE + BURST):
+                long = number < LONG_BEFORE
+                length, output = (self.longest, 200) if long else (32, 2)
+                prompt = [random.randrange(5, self.vocabulary) for _ in range(length)]
+                together.create_task(self._ask(session, plain | {"prompt": prompt, "max_tokens": output}))
+                if number == LONG_BEFORE - 1:
+                    await asyncio.sleep(0.2)  # so that these come first
+
+    async def _stream(self, session: aiohttp.ClientSession, seed: int, deadline: float) -> None:
         chance = random.Random(seed)
         while time.monotonic() < deadline:
-            asked = body(seed, chance, vocabulary, longest)
-            try:
-                async with session.post(f"http://127.0.0.1:{port}/v1/completions", json=asked) as answer:
-                    text = await answer.read()
-                    good = answer.status == 200 and (b"[DONE]" in text[-20:] or not asked["stream"])  # noqa: PLR2004
-                    told["done" if good else "failed"] += 1
-                    if not good:
-                        told["why"] = [*told["why"], text[-200:].decode(errors="replace")][:MOST_TOLD]
-            except TimeoutError:
-                told["late"] += 1
-            except (aiohttp.ClientError, OSError) as error:
-                told["failed"] += 1
-                told["why"] = [*told["why"], repr(error)][:MOST_TOLD]
-                if not bench.healthy(port):
-                    return
+            if not await self._ask(session, body(seed, chance, self.vocabulary, self.longest)):
+                return
 
-    async def look(session: aiohttp.ClientSession) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, asked: dict[str, Any]) -> bool:
+        """Whether it is worth asking again."""
+        try:
+            async with session.post(f"{self.url}/v1/completions", json=asked) as answer:
+                text = await answer.read()
+        except TimeoutError:
+            self.told["late"] += 1
+            return True
+        except (aiohttp.ClientError, OSError) as error:
+            self._failed(repr(error))
+            return bench.healthy(self.port)
+        if answer.status == 200 and (b"[DONE]" in text[-20:] or not asked["stream"]):  # noqa: PLR2004
+            self.told["done"] += 1
+        else:
+            self._failed(text[-200:].decode(errors="replace"))
+        return True
+
+    def _failed(self, why: str) -> None:
+        self.told["failed"] += 1
+        self.told["why"] = [*self.told["why"], why][:MOST_TOLD]
+
+    async def _look(self, session: aiohttp.ClientSession) -> None:
         while True:
-            answer = await scrape.get_metrics(session, f"http://127.0.0.1:{port}/metrics", 10)
+            answer = await scrape.get_metrics(session, f"{self.url}/metrics", 10)
             engines = scrape.read(answer.body).engines.values() if answer.ok else ()
-            told["most_running"] = max(told["most_running"], sum(round(engine.running) for engine in engines))
+            running = sum(round(engine.running) for engine in engines)
+            self.told["most_running"] = max(self.told["most_running"], running)
             await asyncio.sleep(0.5)
-
-    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        looking = asyncio.create_task(look(session))
-        await asyncio.gather(*(one(session, seed) for seed in range(STREAMS)))
-        looking.cancel()
-    return told
 
 
 def rpc(port: int, method: str, **kwargs: object) -> list[dict[str, int]]:
@@ -142,7 +174,8 @@ def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str,
             before = rpc(bench.PORT, "memory_now", forget_peak=True)[0]
             row["before"] = before
             longest = min(6000, shape["max_position_embeddings"] - 256)
-            row["load"] = asyncio.run(worst(bench.PORT, given.seconds, shape["vocab_size"] - 1, longest))
+            load = Load(bench.PORT, shape["vocab_size"] - 1, longest)
+            row["load"] = asyncio.run(load.run(given.seconds))
             row["least_free"] = least.free
             after = rpc(bench.PORT, "memory_now")[0]
             row |= {"after": after, "beyond": after["peak_allocated"] - before["allocated"]}
