@@ -157,8 +157,6 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
-    beyond = _beyond(model, run, layout, gpu)
-    attention = _attention(model, run, layout, gpu)
     graphs = [_cuda_graphs(run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
     ranks = []
     for rank, held in enumerate(by_rank(model, run, layout, gpu)):
@@ -173,7 +171,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
                 context=_context(model, layout, gpu),
-                safety=max(FRAGMENTS, beyond - unused, attention - forward - unused + FRAGMENTS),
+                safety=max(FRAGMENTS, _beyond(model, run, layout, gpu, forward) - unused),
             )
         )
     return tuple(ranks)
@@ -394,11 +392,12 @@ def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     return base + (NCCL_CONTEXT if _talks(model, layout) else 0)
 
 
-def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
-    """What serving takes beyond the profile: the sampler's extras, block tables, fragments.
+def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu, forward: int) -> int:
+    """What serving takes beyond the profile: block tables, fragments, and the sampler's extras or attention.
 
-    Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
-    the cache is sized; the row of a window is as long as any other.
+    ``forward`` bytes are there for a pass' activations, attention among them. Block tables are two rows of int32 per
+    request and group of layers (v1/worker/gpu/block_table.py), allocated after the cache is sized; the row of a window
+    is as long as any other.
     """
     from vllm_launch import kv  # noqa: PLC0415 - it builds the structs above
 
@@ -412,4 +411,5 @@ def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
         for group in kv.grouping_of(model, run, layout, gpu).groups
     )
     tables = 2 * 4 * run.max_num_seqs * rows
-    return sampler + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)
+    most = max(sampler, _attention(model, run, layout, gpu) - forward)
+    return most + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)

@@ -504,7 +504,8 @@ def test_on_hopper_a_batch_of_short_prompts_beside_a_long_one_must_fit():
     small = model(vocab_size=64, intermediate_size=3584)
     splits = 15 * 8192 * 32 * (128 + 1) * 4
     beside = 4.5 * ROW - (3 + 3 * 0.875) * ROW
-    assert safety(small, on=gpu()) == splits + beside + memory.FRAGMENTS
+    tables = 2 * 4 * 1024 * 512
+    assert safety(small, on=gpu()) == splits + beside + tables + memory.FRAGMENTS
     assert safety(small, on=gpu(capability=(10, 0))) == safety(small)
     latent = model(vocab_size=64, layers=(LATENT,), mla=DEEPSEEK)
     assert safety(latent, on=gpu()) == safety(latent)
@@ -515,7 +516,8 @@ def test_few_requests_or_a_short_context_split_less():
     # 64 requests of up to 32 tokens are 2,048 in 15 splits, of up to 64 tokens 4,096 in 8; the most is 8,192 in 7, when
     # the longest request has 7 tiles: twice 56 fill 85 % of 132, seven times 56 nearly all
     fewer = run(max_num_seqs=64)
-    assert safety(small, on=gpu()) - safety(small, fewer, on=gpu()) == (15 - 7) * 8192 * 32 * (128 + 1) * 4
+    tables = 2 * 4 * (1024 - 64) * 512
+    assert safety(small, on=gpu()) - safety(small, fewer, on=gpu()) == (15 - 7) * 8192 * 32 * (128 + 1) * 4 + tables
     assert safety(small, run(max_model_len=512), on=gpu()) < safety(small, fewer, on=gpu())
 
 
