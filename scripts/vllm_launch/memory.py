@@ -45,11 +45,15 @@ PIPELINE_CHANNELS = 256 * _MIB
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
-GRAPH_BASE, GRAPH_LAYER, GRAPH_LAYER_TP = 300 * _MIB, 18.9 * _MIB, 12.3 * _MIB
-"""vLLM's estimate for CUDA graphs: the pool of the largest batch, and what each layer adds at 51 capture sizes. H200,
-2026-11-22: 0.92 GiB (32 layers), 1.25 (80, TP=2), 1.23 (48, MoE), 0.66 (24, MoE)."""
+GRAPH_POOL, GRAPH_LAYER, GRAPH_SAMPLED = 143 * _MIB, 0.1333 * _MIB, 6.4 * _MIB
+"""vLLM's estimate for CUDA graphs, beside attention's splits: the pool of the largest batch, each layer of a graph that
+it captures to look, and each graph of a whole batch that it only extrapolates, by the second largest of them, which is
+an accident of PyTorch's allocator. H100 and H200, 2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says
+0.92; 16 layers (PP=2): 0.50 and 0.81; 64 layers: 1.14 and, at 22 MiB for the second largest, 2.2."""
 
-USUAL_SIZES = 51
+GRAPH_SPLITS = 32
+"""Splits of a context that a graph of a whole batch has room for (config/attention.py:
+flash_attn_max_num_splits_for_cuda_graph)."""
 
 TIMED_BEFORE = 50 * _MIB
 """Of what the profile leaves allocated, cuBLAS' workspaces above all, what comes after the first kernels were compiled.
@@ -137,17 +141,17 @@ def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
     return 2048, 256
 
 
-def capture_sizes(run: Run, gpu: Gpu) -> int:
-    """How many batch sizes vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
+def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
+    """The batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
     if run.enforce_eager:
-        return 0
+        return []
     ceiling = 1024 if gpu.compute_capability[0] == 10 else 512  # noqa: PLR2004 - data-centre Blackwell
     most, full = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
     if most is None:
         most = min(2 * run.max_num_seqs, ceiling)
         full.add(run.max_num_seqs)
     sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), *full}
-    return len([size for size in sizes if size <= min(most, run.max_num_batched_tokens)])
+    return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
 
 
 def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
@@ -157,7 +161,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
-    graphs = [_cuda_graphs(run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
+    graphs = [_cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
     ranks = []
     for rank, held in enumerate(by_rank(model, run, layout, gpu)):
         first, last = rank == 0, rank == layout.pipeline - 1
@@ -352,13 +356,23 @@ def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
     return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
-def _cuda_graphs(run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
+def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
+    """What vLLM's profile expects of CUDA graphs: it captures those of parts of a batch, and two of whole batches.
+
+    Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory.
+    """
     sizes = capture_sizes(run, gpu)
     if not sizes:
         return 0
-    layer = GRAPH_LAYER if layout.tensor == 1 else GRAPH_LAYER_TP
-    sizes *= 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
-    return round(GRAPH_BASE + layers * layer * sizes / USUAL_SIZES)
+    cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
+    whole = [size for size in sizes if size <= run.max_num_seqs]
+    captured = whole[-2:]
+    split = max((size for size in captured if size <= SPLIT_REQUESTS), default=0)
+    width = model.mla.kv_lora_rank if model.mla else model.head_dim
+    splits = GRAPH_SPLITS * split * (model.heads // layout.tensor) * (width + 1) * 4
+    looked_at = cases * len(sizes) + len(captured)
+    guessed = max(0, cases * len(whole) - len(captured))
+    return round(GRAPH_POOL + splits + looked_at * layers * GRAPH_LAYER + guessed * GRAPH_SAMPLED)
 
 
 def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool, last: bool) -> int:

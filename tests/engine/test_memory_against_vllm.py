@@ -29,7 +29,7 @@ def gpu(name="NVIDIA H200", total=140 * GIB, capability=(9, 0)):
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
-def test_captured_sizes_are_as_many_as_vllms_on_a_simulated_gpu(monkeypatch, capability):
+def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
     monkeypatch.setattr(
         type(current_platform),
         "is_device_capability_family",
@@ -58,7 +58,7 @@ def test_captured_sizes_are_as_many_as_vllms_on_a_simulated_gpu(monkeypatch, cap
         run = Run(
             max_model_len=8192, max_num_seqs=seqs, max_num_batched_tokens=tokens, max_cudagraph_capture_size=asked
         )
-        assert capture_sizes(run, gpu(capability=capability)) == len(compilation.cudagraph_capture_sizes), run
+        assert capture_sizes(run, gpu(capability=capability)) == sorted(compilation.cudagraph_capture_sizes), run
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"])

@@ -127,32 +127,50 @@ def test_on_the_cpu_the_batch_grows_with_the_ranks():
     ],
 )
 def test_vllm_captures_so_many_batch_sizes(changes, capability, count):
-    assert capture_sizes(run(**changes), gpu(capability=capability)) == count
+    assert len(capture_sizes(run(**changes), gpu(capability=capability))) == count
 
 
 def graphs(batch=None, layout=ONE, layers=32):
     return of_gpu(model(layers=layers), batch or run(), layout, gpu()).cuda_graphs
 
 
-def test_graphs_take_a_pool_and_something_for_each_layer_and_size():
-    assert graphs(layers=32) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER)
-    assert graphs(layers=64) - graphs(layers=32) == pytest.approx(32 * memory.GRAPH_LAYER, abs=1)
-    few = run(max_num_seqs=5)  # five sizes, of the usual 51
-    assert graphs(few) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER * 5 / 51)
+SPLITS = 32 * 512 * 32 * (128 + 1) * 4
+"""Room for 32 splits of a batch of 512 requests, 32 heads of 128 and a sum for each."""
+
+
+def test_graphs_take_a_pool_splits_and_something_for_each_layer_and_size():
+    # 51 sizes, and the two largest once more as whole batches; 49 more of those are guessed
+    fixed = memory.GRAPH_POOL + SPLITS + 49 * memory.GRAPH_SAMPLED
+    assert graphs(layers=32) == round(fixed + 53 * 32 * memory.GRAPH_LAYER)
+    assert graphs(layers=64) == round(fixed + 53 * 64 * memory.GRAPH_LAYER)
+    few = run(max_num_seqs=5)  # 1, 2, 4, 5, 8, of which 8 is no whole batch
+    room = SPLITS * 5 // 512
+    assert graphs(few) == round(memory.GRAPH_POOL + room + 7 * 32 * memory.GRAPH_LAYER + 2 * memory.GRAPH_SAMPLED)
 
 
 def test_with_adapters_every_batch_size_is_captured_twice():
     """v1/worker/gpu/lora_utils.py:get_lora_capture_cases."""
-    assert graphs(run(adapter_ranks=16)) - graphs() == round(32 * memory.GRAPH_LAYER)
+    more = 51 * (32 * memory.GRAPH_LAYER + memory.GRAPH_SAMPLED)
+    assert graphs(run(adapter_ranks=16)) - graphs() == pytest.approx(more, abs=1)
 
 
-def test_the_graphs_of_a_shard_are_smaller():
-    assert graphs(layout=Layout(tensor=2)) == round(memory.GRAPH_BASE + 32 * memory.GRAPH_LAYER_TP)
-    assert memory.GRAPH_LAYER_TP < memory.GRAPH_LAYER
+def test_a_shard_splits_its_own_heads_alone():
+    assert graphs() - graphs(layout=Layout(tensor=2)) == SPLITS // 2
+
+
+def test_latent_attention_splits_what_is_as_wide_as_its_latent():
+    latent = model(mla=DEEPSEEK)
+    assert of_gpu(latent, run(), ONE, gpu()).cuda_graphs - graphs() == SPLITS // (128 + 1) * (512 - 128)
+
+
+def test_nothing_is_split_in_graphs_for_more_requests_than_attention_splits_for():
+    wide = run(max_cudagraph_capture_size=1024)  # 83 sizes; 1,008 and 1,024 are the two that vLLM looks at
+    expected = memory.GRAPH_POOL + 85 * 32 * memory.GRAPH_LAYER + 81 * memory.GRAPH_SAMPLED
+    assert graphs(wide) == round(expected)
 
 
 def test_a_stage_captures_its_own_layers_alone():
-    assert graphs(layout=Layout(pipeline=4)) == round(memory.GRAPH_BASE + 8 * memory.GRAPH_LAYER)
+    assert graphs() - graphs(layout=Layout(pipeline=4)) == pytest.approx(53 * 24 * memory.GRAPH_LAYER, abs=1)
 
 
 def test_without_graphs_nothing_is_taken_for_them():
