@@ -94,7 +94,7 @@ def main() -> int:
     result = bench.Result(given.out, "faults", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
     worker = "VLLM::Worker" if gpus > 1 else "VLLM::EngineCore"
-    flags = [f"--launch-stall-seconds={STALL_S}"]
+    flags = [f"--launch-stall-seconds={STALL_S}", "--enforce-eager"]  # deaths are the same uncompiled
     flags += ["--tensor-parallel-size=2"] if gpus > 1 else []
     good = True
     logs = given.out.parent / "logs"
