@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -59,7 +60,7 @@ TIMED_BEFORE = 50 * _MIB
 """Of what the profile leaves allocated, cuBLAS' workspaces above all, what comes after the first kernels were compiled.
 H100, 2026-11-26, three runs of 1.06, 0.96 and 1.56 GiB: 49.7 to 50.0 MiB."""
 
-GRAPHS_UNUSED = 1 / 3
+GRAPHS_UNUSED = 0.3
 """Of vLLM's estimate for CUDA graphs, what they do not take in the end at the least, so that serving has it. vLLM's own
 log, "CUDA graph pool memory", 2026-11-26: 0.45 of 0.92 GiB on an H100 and an H200, 0.31 of 0.76 with TP=2, 0.42 of 0.81
 with PP=2, 0.84 of 2.2 with 64 layers. With graphs for more requests than attention splits for, which are the ones that
@@ -305,6 +306,7 @@ def _attention(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     return scratch + most * held * _width(model, run)
 
 
+@functools.cache
 def _splits(tiles: int, blocks: int) -> int:
     """Into how many a context of ``blocks`` tiles of keys is split for ``tiles`` of queries: 85 % of the best filling.
 
