@@ -5,8 +5,8 @@
 plan, then vLLM's server at other utilisations, halving between the last that survived and the first that did not. The
 load: first ``BURST`` prompts of 32 tokens at once behind a few long ones; then as many streams as ``max_num_seqs``
 allows, prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9, top-k, penalties, logprobs, and prompt logprobs for
-every eighth. Bytes; ``beyond`` is by how much PyTorch's
-allocations under load rose above what was allocated before, ``least_free`` what the device had left at the worst.
+every eighth. Bytes; ``beyond`` is by how much PyTorch's allocations under load rose above what was allocated before,
+``least_free`` what the device had left at the worst.
 """
 
 from __future__ import annotations

@@ -163,12 +163,15 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     graphs = [_cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
+    unused = GRAPHS_UNUSED if (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
+    sampler, attention = _sampler(model, run), _attention(model, run, layout, gpu)
+    beyond = _beyond(model, run, layout, gpu)
     ranks = []
     for rank, held in enumerate(by_rank(model, run, layout, gpu)):
         first, last = rank == 0, rank == layout.pipeline - 1
         forward = _activation_peak(model, run, layout, gpu, first=first, last=last)
-        most = run.max_cudagraph_capture_size or 0
-        unused = round(GRAPHS_UNUSED * graphs[rank]) if most <= SPLIT_REQUESTS else 0
+        # A pass' activations, attention among them, have ``forward`` already.
+        serving = beyond + max(sampler, attention - forward) - round(unused * graphs[rank])
         ranks.append(
             Memory(
                 weights=held,
@@ -176,7 +179,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
                 context=_context(model, layout, gpu),
-                safety=max(FRAGMENTS, _beyond(model, run, layout, gpu, forward) - unused),
+                safety=max(FRAGMENTS, serving),
             )
         )
     return tuple(ranks)
@@ -408,24 +411,24 @@ def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
     return base + (NCCL_CONTEXT if _talks(model, layout) else 0)
 
 
-def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu, forward: int) -> int:
-    """What serving takes beyond the profile: block tables, fragments, and the sampler's extras or attention.
+def _sampler(model: Model, run: Run) -> int:
+    """Copies of the logits that sampling makes while serving (``SAMPLER_COPIES``)."""
+    if model.task != "generate":
+        return 0
+    return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
 
-    ``forward`` bytes are there for a pass' activations, attention among them. Block tables are two rows of int32 per
-    request and group of layers (v1/worker/gpu/block_table.py), allocated after the cache is sized; the row of a window
-    is as long as any other.
+
+def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+    """What serving takes beyond the profile in any case: block tables, fragments, stages' channels.
+
+    Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
+    the cache is sized; the row of a window is as long as any other.
     """
     from vllm_launch import kv  # noqa: PLC0415 - it builds the structs above
 
-    sampler = 0
-    if model.task == "generate":
-        sampler = (
-            SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
-        )
     rows = sum(
         math.ceil(run.max_model_len / min(spec.block for spec in group))
         for group in kv.grouping_of(model, run, layout, gpu).groups
     )
     tables = 2 * 4 * run.max_num_seqs * rows
-    most = max(sampler, _attention(model, run, layout, gpu) - forward)
-    return most + tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)
+    return tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)
