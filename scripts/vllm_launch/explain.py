@@ -142,9 +142,10 @@ def _utilization(gpu: Gpu, parts: memory.Memory) -> str:
     """What stands between a GPU's memory and what vLLM may claim of it."""
     taken = gpu.memory_total - gpu.memory_free
     others = f" less {gib(taken)} that is taken already" if taken else ""
+    graphs = "" if parts.graphs_counted or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{others}, less what vLLM does not count: the CUDA context "
-        f"{gib(parts.context)} and {gib(parts.safety)} for what serving takes beyond the profile"
+        f"{gib(parts.context)}{graphs} and {gib(parts.safety)} for what serving takes beyond the profile"
     )
 
 

@@ -68,6 +68,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     performance_mode: str | None = None
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: the person knows better
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, which wins over kv_cache_memory_bytes there
+    estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+    @property
+    def guesses_graphs(self) -> bool:
+        """Whether vLLM guesses what CUDA graphs will take: where the plan decides on memory, it knows better."""
+        if self.estimate_cudagraphs is not None:
+            return self.estimate_cudagraphs
+        return self.gpu_memory_utilization is not None or self.kv_cache_memory_bytes is not None
 
     @property
     def length(self) -> int | None:
@@ -175,7 +183,7 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
     gpu = tightest(gpus)
-    ranks = memory.of_ranks(model, run, layout, gpu)
+    ranks = memory.of_ranks(model, run, layout, gpu, guess=asked.guesses_graphs)
     parts = memory.fullest(ranks)
     utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, gpu)
     left = memory.kv_bytes(parts, gpu, utilization)

@@ -52,6 +52,11 @@ it captures to look, and each graph of a whole batch that it only extrapolates, 
 an accident of PyTorch's allocator. H100 and H200, 2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says
 0.92; 16 layers (PP=2): 0.50 and 0.81; 64 layers: 1.14 and, at 22 MiB for the second largest, 2.2."""
 
+GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * _MIB, 0.0355 * _MIB
+"""What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
+memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 860 (64),
+and 800 for 166 graphs of up to 1,024 requests. None of these is more than is said here."""
+
 GRAPH_SPLITS = 32
 """Splits of a context that a graph of a whole batch has room for (config/attention.py:
 flash_attn_max_num_splits_for_cuda_graph)."""
@@ -118,7 +123,10 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the memory of one GPU goes besides the KV cache, in bytes."""
+    """Where the memory of one GPU goes besides the KV cache, in bytes.
+
+    ``cuda_graphs`` is vLLM's guess where vLLM counts it against ``gpu_memory_utilization``, else what they take.
+    """
 
     weights: int
     activation_peak: int
@@ -126,6 +134,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     non_torch: int
     context: int
     safety: int
+    graphs_counted: bool = True
 
 
 def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
@@ -155,15 +164,19 @@ def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
     return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
 
 
-def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
+def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu, *, guess: bool = True) -> tuple[Memory, ...]:
     """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
-    they take in the end. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    they take in the end. Without ``guess`` vLLM is told to leave graphs out (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS),
+    and ``cuda_graphs`` is left free. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
-    graphs = [_cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
-    unused = GRAPHS_UNUSED if (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
+    graphs = [
+        _cuda_graphs(model, run, layout, gpu, count, guess=guess)
+        for count in layer_split(len(model.layers), layout.pipeline)
+    ]
+    unused = GRAPHS_UNUSED if guess and (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
     sampler, attention = _sampler(model, run), _attention(model, run, layout, gpu)
     beyond = _beyond(model, run, layout, gpu)
     ranks = []
@@ -180,6 +193,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
                 non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
                 context=_context(model, layout, gpu),
                 safety=max(FRAGMENTS, serving),
+                graphs_counted=guess,
             )
         )
     return tuple(ranks)
@@ -206,11 +220,11 @@ def kv_bytes(memory: Memory, gpu: Gpu, utilization: float) -> int:
 
 
 def safe_utilization(memory: Memory, gpu: Gpu) -> float:
-    """The largest ``gpu_memory_utilization``, four decimals, that leaves ``context`` and ``safety`` of what is free.
+    """The largest ``gpu_memory_utilization``, four decimals, that leaves of what is free all that vLLM does not count.
 
     At most 0.99; zero or less when nothing is left. vLLM's own check that so much is free at the start then passes.
     """
-    spare = gpu.memory_free - memory.context - memory.safety
+    spare = gpu.memory_free - memory.context - memory.safety - (0 if memory.graphs_counted else memory.cuda_graphs)
     return min(MOST, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
 
 
@@ -225,7 +239,8 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
 
 
 def _counted(memory: Memory) -> int:
-    return memory.weights + memory.activation_peak + memory.cuda_graphs + memory.non_torch
+    graphs = memory.cuda_graphs if memory.graphs_counted else 0
+    return memory.weights + memory.activation_peak + graphs + memory.non_torch
 
 
 def _width(model: Model, run: Run) -> int:
@@ -361,20 +376,23 @@ def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
     return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
-def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
-    """What vLLM's profile expects of CUDA graphs: it captures those of parts of a batch, and two of whole batches.
+def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int, *, guess: bool) -> int:
+    """What CUDA graphs take, or with ``guess`` what vLLM's profile expects of them.
 
-    Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory.
+    It captures those of parts of a batch, and of those of whole batches the largest two; from the second it guesses
+    the others. Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory.
     """
     sizes = capture_sizes(run, gpu)
     if not sizes:
         return 0
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     whole = [size for size in sizes if size <= run.max_num_seqs]
-    captured = whole[-2:]
+    captured = whole[-2:] if guess else whole
     split = max((size for size in captured if size <= SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim
     splits = GRAPH_SPLITS * split * (model.heads // layout.tensor) * (width + 1) * 4
+    if not guess:
+        return round(GRAPHS_TAKEN + splits + cases * (len(sizes) + len(whole)) * layers * GRAPHS_TAKEN_LAYER)
     looked_at = cases * len(sizes) + len(captured)
     guessed = max(0, cases * len(whole) - len(captured))
     return round(GRAPH_POOL + splits + looked_at * layers * GRAPH_LAYER + guessed * GRAPH_SAMPLED)

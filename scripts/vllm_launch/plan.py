@@ -114,7 +114,7 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
         argv=[],
-        env=_environment(hardware, chosen.gpus),
+        env=_environment(hardware, chosen.gpus) | _graphs(chosen),
         reasons=explain.reasons(asked, hardware, model, chosen),
         rejected=[Rejected(plan=miss.layout.title, why=miss.why) for miss in missed],
         warnings=[*hardware.warnings, *model.warnings, *explain.warnings(asked, hardware, model, chosen)],
@@ -130,6 +130,11 @@ def _environment(hardware: Hardware, gpus: Sequence[Gpu]) -> dict[str, str]:
         return {}
     names = [gpu.uuid if gpu.mig_profile else str(gpu.index) for gpu in gpus]
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
+
+
+def _graphs(chosen: Candidate) -> dict[str, str]:
+    """The plan leaves room for CUDA graphs, so that vLLM need not guess at it (v1/worker/gpu_worker.py)."""
+    return {} if chosen.memory.graphs_counted or not chosen.gpus else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
 
 
 # ---- which GPUs, which split

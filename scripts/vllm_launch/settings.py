@@ -122,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     origin: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads from the environment alone
+    estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS, likewise
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, as above, there in GiB
     no_multicast: str | None = None  # who forbids NVLink multicast, as the person would find it
 
@@ -207,6 +208,9 @@ def read_settings(
         engine=engine,
         origin=origin,
         long_max_model_len=environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "").strip().lower() in {"1", "true"},
+        estimate_cudagraphs={"0": False, "1": True}.get(
+            environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "").strip()
+        ),
         cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
@@ -479,6 +483,7 @@ def asked(settings: Settings) -> Asked:
     fused = multicast.fuses(engine.get("compilation_config"))
     known["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
     known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
+    known["estimate_cudagraphs"] = settings.estimate_cudagraphs
     known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(known, Asked)
 

@@ -31,6 +31,8 @@ from vllm_launch.model import Experts, Layer
 from vllm_launch.parallel import Layout
 
 ONE = Layout()
+AMPERE = gpu(capability=(8, 0))
+"""Attention splits nothing there."""
 ROW = 64 * MIB
 POOLING = {"task": "pooling"}  # no sampler
 TINY_FFN = {"intermediate_size": 64}
@@ -175,6 +177,26 @@ def test_a_stage_captures_its_own_layers_alone():
 
 def test_without_graphs_nothing_is_taken_for_them():
     assert graphs(run(enforce_eager=True)) == 0
+
+
+def taken(batch=None, layout=ONE):
+    """Where vLLM is told not to guess."""
+    return memory.of_ranks(model(), batch or run(), layout, AMPERE, guess=False)[0]
+
+
+def test_what_graphs_take_is_less_than_vllms_guess_and_no_part_of_its_own_count():
+    found, guessed = taken(), of_gpu(model(), run(), ONE, AMPERE)
+    assert found.cuda_graphs == round(memory.GRAPHS_TAKEN + SPLITS + 102 * 32 * memory.GRAPHS_TAKEN_LAYER)
+    assert found.safety == safety()
+    assert kv_bytes(found, AMPERE, 0.9) - kv_bytes(guessed, AMPERE, 0.9) == guessed.cuda_graphs
+    left = AMPERE.memory_free - found.context - found.safety - found.cuda_graphs
+    assert safe_utilization(found, AMPERE) == math.floor(left / AMPERE.memory_total * 10_000) / 10_000
+
+
+def test_graphs_for_more_requests_than_attention_splits_for_hold_what_the_others_need():
+    wide = taken(run(max_cudagraph_capture_size=1024))  # 992 is one of the 83 sizes
+    room = SPLITS * 992 // 512
+    assert wide.cuda_graphs == round(memory.GRAPHS_TAKEN + room + 166 * 32 * memory.GRAPHS_TAKEN_LAYER)
 
 
 # --- the peak of activations
@@ -439,10 +461,6 @@ def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, bas
     assert of_gpu(sparse, run(), Layout(data=2), on).context == base + memory.NCCL_CONTEXT
 
 
-AMPERE = gpu(capability=(8, 0))
-"""Attention splits nothing there."""
-
-
 def safety(of=None, batch=None, layout=ONE, on=AMPERE):
     """Without CUDA graphs, which give some of it back."""
     return of_gpu(of or model(), eager(batch), layout, on).safety
@@ -704,5 +722,5 @@ ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate
 )
 def test_memory_is_whole_bytes(made):
     found = of_gpu(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu())
-    assert [type(value) for value in msgspec.structs.astuple(found)] == [int] * 6
+    assert [type(value) for value in msgspec.structs.astuple(found)] == [int] * 6 + [bool]
     assert math.isfinite(safe_utilization(found, gpu()))

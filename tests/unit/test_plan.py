@@ -47,6 +47,10 @@ def machine(count=1, *, total=80, free=None, linked=True, name="NVIDIA H100 80GB
     return Hardware(gpus=gpus, nvlink=matrix, p2p=matrix, **changes)
 
 
+NO_GUESS = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+"""Where the plan decides on memory, it leaves room for CUDA graphs itself."""
+
+
 def sizes(found):
     return found.tensor_parallel_size, found.pipeline_parallel_size, found.data_parallel_size
 
@@ -84,7 +88,7 @@ def test_a_replica_gets_the_fewest_gpus_that_hold_it_and_the_rest_are_replicas(w
     found = plan(Asked(), machine(count), sized(weights))
     assert sizes(found) == expected
     assert found.gpus == expected[0] * expected[1]
-    assert found.env == {}
+    assert found.env == NO_GUESS
 
 
 def test_latency_gets_the_widest_tensor_parallelism_that_the_heads_allow():
@@ -146,7 +150,7 @@ def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
 def test_replicas_are_made_of_gpus_that_nvlink_joins():
     found = plan(Asked(), machine(4, linked={(0, 2), (1, 3)}), sized(100))
     assert sizes(found) == (2, 1, 2)
-    assert found.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0,2,1,3"}
+    assert found.env == NO_GUESS | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0,2,1,3"}
 
 
 def test_gpus_that_make_no_replica_of_their_own_make_the_one_larger():
@@ -197,7 +201,7 @@ def test_the_emptiest_gpus_are_taken():
 def test_a_small_difference_of_free_memory_changes_nothing_but_the_utilisation():
     found = plan(Asked(), machine(2, free=[79, 80]), sized(16))
     assert sizes(found) == (1, 1, 2)
-    assert found.env == {}
+    assert found.env == NO_GUESS
     assert found.gpu_memory_utilization < plan(Asked(), machine(2), sized(16)).gpu_memory_utilization
 
 
@@ -225,7 +229,7 @@ def mixed():
 def test_unlike_gpus_are_not_mixed_and_the_better_kind_is_taken():
     found = plan(Asked(), mixed(), sized(16))
     assert (found.gpus, found.data_parallel_size) == (1, 1)
-    assert found.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+    assert found.env == NO_GUESS | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
 
 
 def test_unlike_gpus_are_mixed_where_the_person_asks_for_more_than_are_alike():
@@ -597,7 +601,42 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
         return
     fields = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
               "max_model_len", "max_num_seqs", "max_num_batched_tokens")  # fmt: skip
-    again = plan(Asked(**{field: getattr(found, field) for field in fields}), hardware, of)
+    asked = {field: getattr(found, field) for field in fields}
+    again = plan(Asked(**asked, estimate_cudagraphs=found.memory.graphs_counted), hardware, of)  # its environment
     assert isinstance(again, Plan)
     assert again.kv_cache == found.kv_cache
     assert again.decided == {}
+
+
+# ---- CUDA graphs: counted by vLLM's guess, or by the plan
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked(gpu_memory_utilization=0.9),
+        Asked(kv_cache_memory_bytes=8 * GIB),
+        Asked(estimate_cudagraphs=True),
+    ],
+)
+def test_vllm_guesses_at_graphs_where_the_person_decides(asked):
+    found = plan(asked, machine(1), sized(16))
+    assert found.env == {}
+    assert found.memory.graphs_counted
+
+
+def test_the_plan_knows_what_graphs_take_and_says_so():
+    ours, theirs = plan(Asked(), machine(1), sized(16)), plan(Asked(estimate_cudagraphs=True), machine(1), sized(16))
+    assert ours.env == NO_GUESS
+    assert ours.kv_cache.tokens > theirs.kv_cache.tokens
+    assert f"CUDA graphs {memory.gib(ours.memory.cuda_graphs)} and" in reason(ours, "gpu_memory_utilization").why
+    assert "CUDA graphs" not in reason(theirs, "gpu_memory_utilization").why
+    asked_for = plan(Asked(gpu_memory_utilization=0.9, estimate_cudagraphs=False), machine(1), sized(16))
+    assert asked_for.env == NO_GUESS
+
+
+def test_nothing_is_said_of_graphs_where_there_are_none():
+    assert (
+        "CUDA graphs"
+        not in reason(plan(Asked(enforce_eager=True), machine(1), sized(16)), "gpu_memory_utilization").why
+    )

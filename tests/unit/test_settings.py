@@ -324,6 +324,13 @@ def test_a_longer_context_is_allowed_as_vllm_allows_it(words, environ, expected)
     assert asked(read(words, environ)).long_max_model_len is expected
 
 
+@pytest.mark.parametrize(("value", "expected"), [("0", False), ("1", True), ("", None)])
+def test_whether_vllm_guesses_at_graphs_can_be_said_as_vllm_reads_it(value, expected):
+    environ = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": value}
+    assert asked(read("m", environ)).estimate_cudagraphs is expected
+    assert asked(read("m")).estimate_cudagraphs is None
+
+
 @pytest.mark.parametrize(
     ("words", "url"),
     [("m", "http://127.0.0.1:8000"), ("m --host 0.0.0.0 --port 1", "http://127.0.0.1:1"), ("m --host ::", "http://[::1]:8000"),
