@@ -33,6 +33,8 @@ SERVE = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 
 
 EAGER = {"enforce_eager": True}
 TP2, PP2 = {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}
+PLAN = {"estimate_cudagraphs": False}
+"""As the launcher has it: VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0, and ``Run``'s name for that."""
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-8b": ("llama3-8b", {}),
@@ -51,6 +53,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-30b-a3b-eager": ("qwen3-30b-a3b", EAGER),
     "granite4-h-tiny": ("granite4-h-tiny", {}),
     "qwen3-32b": ("qwen3-32b", {}),
+    "qwen3-32b-not-guessed": ("qwen3-32b", PLAN),
+    "llama3-8b-not-guessed": ("llama3-8b", PLAN),
     "mixtral-8x7b-eager": ("mixtral-8x7b", EAGER),
     "qwen2.5-0.5b": ("qwen2.5-0.5b", {}),
     "gpt-oss-20b-eager": ("gpt-oss-20b", EAGER),
@@ -74,6 +78,7 @@ LOGGED = {
     "attention_backend": r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention backend|backend\.)",
     "moe_backend": r"Using '?([\w ]+?)'? \w+ MoE backend",
     "graph_capture_gib": r"Graph capturing finished in .* took (-?[\d.]+) GiB",
+    "graph_pool_gib": r"CUDA graph pool memory: (-?[\d.]+) GiB \(actual\)",
     "compile_s": r"torch\.compile took ([\d.]+) s",
     "compile_cache_hit": r"(Directly load (?:AOT|the compiled))",
     "all_reduce": r"Using (\[.*?\]) all-reduce backends",
@@ -107,6 +112,8 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
 
     # The hosts that these figures come from are shared: no NVLink multicast (docs/performance.md).
     quiet = {"compilation_config": multicast.without_fusion(None)} if gpus_of(row["args"]) > 1 else {}
+    args = dict(row["args"])
+    os.environ["VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"] = str(int(args.pop("estimate_cudagraphs", True)))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         began = time.monotonic()
@@ -115,7 +122,7 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
             load_format="dummy",
             skip_tokenizer_init=True,
             worker_extension_cls="terms.Terms",
-            **row["args"],
+            **args,
             **quiet,
         )
         row["ready_s"] = round(time.monotonic() - began, 1)

@@ -45,4 +45,4 @@ def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     utilization = args.pop("gpu_memory_utilization")
     run = Run(**args)
     ranks = of_ranks(model, run, layout, gpu)
-    return ranks, kv_cache(model, run, layout, [kv_bytes(rank, gpu, utilization) for rank in ranks], gpu)
+    return ranks, kv_cache(model, run, layout, [kv_bytes(rank, run, gpu, utilization) for rank in ranks], gpu)

@@ -10,15 +10,18 @@ class Terms:
 
     def memory_terms(self: Any) -> dict[str, Any]:
         """What determine_available_memory subtracted from what was requested."""
+        from vllm import envs  # noqa: PLC0415, TID251 - this file runs inside the engine
+
         snapshot = {key: value for key, value in vars(self.init_snapshot).items() if type(value) is int}
         parameters = self.model_runner.model.parameters()
+        counted = self.cudagraph_memory_estimate if envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS else 0
         return {
             "model_runner": "V2" if self.use_v2_model_runner else "V1",
             "init": snapshot,
             "requested_bytes": int(self.requested_memory),
             "weights_bytes": int(self.model_runner.model_memory_usage),
             "total_consumed_bytes": int(self.total_consumed),
-            "activation_peak_bytes": int(self.peak_activation_memory - self.cudagraph_memory_estimate),
+            "activation_peak_bytes": int(self.peak_activation_memory - counted),
             "cuda_graphs_estimate_bytes": int(self.cudagraph_memory_estimate),
             "available_kv_bytes": int(self.available_kv_cache_memory_bytes),
             "parameters_bytes": sum(tensor.numel() * tensor.element_size() for tensor in parameters),

@@ -96,7 +96,7 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         yield Reason(
             field="gpu_memory_utilization",
             value=chosen.utilization,
-            why=_utilization(chosen.tightest, parts),
+            why=_utilization(chosen.tightest, chosen.run, parts),
             source=HARDWARE,
         )
         if asked.kv_cache_memory_bytes:
@@ -138,11 +138,11 @@ def _streams(chosen: Candidate) -> str:
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _utilization(gpu: Gpu, parts: memory.Memory) -> str:
+def _utilization(gpu: Gpu, run: memory.Run, parts: memory.Memory) -> str:
     """What stands between a GPU's memory and what vLLM may claim of it."""
     taken = gpu.memory_total - gpu.memory_free
     others = f" less {gib(taken)} that is taken already" if taken else ""
-    graphs = "" if parts.graphs_counted or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
+    graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{others}, less what vLLM does not count: the CUDA context "
         f"{gib(parts.context)}{graphs} and {gib(parts.safety)} for what serving takes beyond the profile"
@@ -226,7 +226,7 @@ def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterat
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
         yield f"{len(hardware.gpus) - len(chosen.gpus)} GPUs are left unused"
-    safe = memory.safe_utilization(chosen.memory, chosen.tightest)
+    safe = memory.safe_utilization(chosen.memory, chosen.run, chosen.tightest)
     if asked.gpu_memory_utilization is not None and chosen.utilization > safe:
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "

@@ -174,6 +174,7 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
         dtype=dtype,
         fuse_allreduce_rms=asked.fuse_allreduce_rms,
         adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
+        estimate_cudagraphs=asked.guesses_graphs,
     )
 
 
@@ -183,13 +184,13 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
     gpu = tightest(gpus)
-    ranks = memory.of_ranks(model, run, layout, gpu, guess=asked.guesses_graphs)
-    parts = memory.fullest(ranks)
-    utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, gpu)
-    left = memory.kv_bytes(parts, gpu, utilization)
+    ranks = memory.of_ranks(model, run, layout, gpu)
+    parts = memory.fullest(ranks, run)
+    utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, run, gpu)
+    left = memory.kv_bytes(parts, run, gpu, utilization)
     if refusal := _refusal(asked, layout, parts, gpu, left):
         return refusal
-    room: kv.Room = [memory.kv_bytes(rank, gpu, utilization) for rank in ranks]
+    room: kv.Room = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
     if asked.kv_cache_memory_bytes:
         room = left = asked.kv_cache_memory_bytes
     found = _with_cache(asked, layout, model, run, room=room, gpu=gpu)

@@ -111,6 +111,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
+    estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
 
 
 class KvCache(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +126,7 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True):
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Where the memory of one GPU goes besides the KV cache, in bytes.
 
-    ``cuda_graphs`` is vLLM's guess where vLLM counts it against ``gpu_memory_utilization``, else what they take.
+    ``cuda_graphs`` is vLLM's estimate where it counts that (``Run.estimate_cudagraphs``), else what they take.
     """
 
     weights: int
@@ -134,7 +135,6 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     non_torch: int
     context: int
     safety: int
-    graphs_counted: bool = True
 
 
 def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
@@ -164,19 +164,16 @@ def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
     return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
 
 
-def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu, *, guess: bool = True) -> tuple[Memory, ...]:
+def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
     """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
     ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
-    they take in the end. Without ``guess`` vLLM is told to leave graphs out (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS),
-    and ``cuda_graphs`` is left free. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    they take in the end; told not to, it counts none. Source: v1/worker/gpu_worker.py:determine_available_memory,
+    utils/mem_utils.py.
     """
-    graphs = [
-        _cuda_graphs(model, run, layout, gpu, count, guess=guess)
-        for count in layer_split(len(model.layers), layout.pipeline)
-    ]
-    unused = GRAPHS_UNUSED if guess and (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
+    graphs = [_cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
+    unused = GRAPHS_UNUSED if run.estimate_cudagraphs and (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
     sampler, attention = _sampler(model, run), _attention(model, run, layout, gpu)
     beyond = _beyond(model, run, layout, gpu)
     ranks = []
@@ -193,7 +190,6 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu, *, guess: bool = 
                 non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
                 context=_context(model, layout, gpu),
                 safety=max(FRAGMENTS, serving),
-                graphs_counted=guess,
             )
         )
     return tuple(ranks)
@@ -201,12 +197,12 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu, *, guess: bool = 
 
 def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
     """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left."""
-    return fullest(of_ranks(model, run, layout, gpu))
+    return fullest(of_ranks(model, run, layout, gpu), run)
 
 
-def fullest(ranks: Sequence[Memory]) -> Memory:
+def fullest(ranks: Sequence[Memory], run: Run) -> Memory:
     """The rank that leaves the least for the KV cache."""
-    return max(ranks, key=_counted)
+    return max(ranks, key=lambda rank: _counted(rank, run))
 
 
 def requested(gpu: Gpu, utilization: float) -> int:
@@ -214,17 +210,18 @@ def requested(gpu: Gpu, utilization: float) -> int:
     return math.ceil(gpu.memory_total * utilization)
 
 
-def kv_bytes(memory: Memory, gpu: Gpu, utilization: float) -> int:
+def kv_bytes(memory: Memory, run: Run, gpu: Gpu, utilization: float) -> int:
     """Bytes that vLLM's profiling leaves for the KV cache of one GPU; negative by what is missing."""
-    return requested(gpu, utilization) - _counted(memory)
+    return requested(gpu, utilization) - _counted(memory, run)
 
 
-def safe_utilization(memory: Memory, gpu: Gpu) -> float:
+def safe_utilization(memory: Memory, run: Run, gpu: Gpu) -> float:
     """The largest ``gpu_memory_utilization``, four decimals, that leaves of what is free all that vLLM does not count.
 
     At most 0.99; zero or less when nothing is left. vLLM's own check that so much is free at the start then passes.
     """
-    spare = gpu.memory_free - memory.context - memory.safety - (0 if memory.graphs_counted else memory.cuda_graphs)
+    graphs = 0 if run.estimate_cudagraphs else memory.cuda_graphs
+    spare = gpu.memory_free - memory.context - memory.safety - graphs
     return min(MOST, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
 
 
@@ -238,8 +235,8 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
     return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
 
 
-def _counted(memory: Memory) -> int:
-    graphs = memory.cuda_graphs if memory.graphs_counted else 0
+def _counted(memory: Memory, run: Run) -> int:
+    graphs = memory.cuda_graphs if run.estimate_cudagraphs else 0
     return memory.weights + memory.activation_peak + graphs + memory.non_torch
 
 
@@ -376,8 +373,8 @@ def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
     return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
-def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int, *, guess: bool) -> int:
-    """What CUDA graphs take, or with ``guess`` what vLLM's profile expects of them.
+def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
+    """What vLLM's profile expects of CUDA graphs, or what they take where it is told not to count that.
 
     It captures those of parts of a batch, and of those of whole batches the largest two; from the second it guesses
     the others. Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory.
@@ -387,11 +384,11 @@ def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int, 
         return 0
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     whole = [size for size in sizes if size <= run.max_num_seqs]
-    captured = whole[-2:] if guess else whole
+    captured = whole[-2:] if run.estimate_cudagraphs else whole
     split = max((size for size in captured if size <= SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim
     splits = GRAPH_SPLITS * split * (model.heads // layout.tensor) * (width + 1) * 4
-    if not guess:
+    if not run.estimate_cudagraphs:
         return round(GRAPHS_TAKEN + splits + cases * (len(sizes) + len(whole)) * layers * GRAPHS_TAKEN_LAYER)
     looked_at = cases * len(sizes) + len(captured)
     guessed = max(0, cases * len(whole) - len(captured))

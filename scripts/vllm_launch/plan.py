@@ -114,27 +114,26 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
         argv=[],
-        env=_environment(hardware, chosen.gpus) | _graphs(chosen),
+        env=_environment(hardware, chosen),
         reasons=explain.reasons(asked, hardware, model, chosen),
         rejected=[Rejected(plan=miss.layout.title, why=miss.why) for miss in missed],
         warnings=[*hardware.warnings, *model.warnings, *explain.warnings(asked, hardware, model, chosen)],
     )
 
 
-def _environment(hardware: Hardware, gpus: Sequence[Gpu]) -> dict[str, str]:
-    """Which GPUs vLLM sees: nothing is said when it is all of them in order.
+def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
+    """Which GPUs vLLM sees, where they are not all in order, and that it need not guess at CUDA graphs.
 
-    By index in bus order, which is NVML's, because vLLM reads whole numbers there; a MIG slice has only a UUID.
+    GPUs by index in bus order, which is NVML's, because vLLM reads whole numbers there; a MIG slice has only a UUID.
     """
-    if not gpus or (tuple(gpus) == hardware.gpus and len({gpu.name for gpu in gpus}) == 1 and not gpus[0].mig_profile):
+    gpus = chosen.gpus
+    if not gpus:
         return {}
+    found = {} if chosen.run.estimate_cudagraphs else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    if gpus == hardware.gpus and len({gpu.name for gpu in gpus}) == 1 and not gpus[0].mig_profile:
+        return found
     names = [gpu.uuid if gpu.mig_profile else str(gpu.index) for gpu in gpus]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
-
-
-def _graphs(chosen: Candidate) -> dict[str, str]:
-    """The plan leaves room for CUDA graphs, so that vLLM need not guess at it (v1/worker/gpu_worker.py)."""
-    return {} if chosen.memory.graphs_counted or not chosen.gpus else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    return found | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
 
 
 # ---- which GPUs, which split

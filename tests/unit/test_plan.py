@@ -143,8 +143,8 @@ def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
     first, last = memory.of_ranks(made, batch, Layout(pipeline=2), on)
     assert found.memory == last
     page = 16 * 8 * (128 + 128) * 2
-    assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, on, 0.9) // (2 * page))
-    assert memory.kv_bytes(last, on, 0.9) // page > found.kv_cache.tokens // 16
+    assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, batch, on, 0.9) // (2 * page))
+    assert memory.kv_bytes(last, batch, on, 0.9) // page > found.kv_cache.tokens // 16
 
 
 def test_replicas_are_made_of_gpus_that_nvlink_joins():
@@ -602,7 +602,7 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
     fields = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
               "max_model_len", "max_num_seqs", "max_num_batched_tokens")  # fmt: skip
     asked = {field: getattr(found, field) for field in fields}
-    again = plan(Asked(**asked, estimate_cudagraphs=found.memory.graphs_counted), hardware, of)  # its environment
+    again = plan(Asked(**asked, estimate_cudagraphs=not found.env), hardware, of)  # its environment
     assert isinstance(again, Plan)
     assert again.kv_cache == found.kv_cache
     assert again.decided == {}
@@ -622,7 +622,6 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
 def test_vllm_guesses_at_graphs_where_the_person_decides(asked):
     found = plan(asked, machine(1), sized(16))
     assert found.env == {}
-    assert found.memory.graphs_counted
 
 
 def test_the_plan_knows_what_graphs_take_and_says_so():

@@ -163,7 +163,7 @@ def test_the_command_line_that_is_shown_is_the_one_that_runs(width: int) -> None
     given = """--chat-template '{% if "a" %}\n{{ x }}' --api-key k --served-model-name "it's" b"""
     shown = planned(words=given)
     words = pasted(plan_as(shown, MACHINES["eight"], "table", width))
-    assert words == shown.argv
+    assert words == [*(f"{name}={value}" for name, value in shown.env.items()), *shown.argv]
     assert {"/models/with space", "it's"} <= {*words}
 
 
