@@ -55,9 +55,14 @@ def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.
 
 
 class Result:
-    """One JSON file: the question, where its answer comes from, and its rows, written as they come."""
+    """One JSON file: the question, where its answer comes from, and its rows, written as they come.
+
+    Raises:
+        SystemExit: a GPU is in use, so that what is measured would be of two programs.
+    """
 
     def __init__(self, path: Path, question: str, caches: str) -> None:
+        idle()
         self.path = path
         self.told: dict[str, Any] = {"question": question, "provenance": provenance(caches), "rows": []}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +77,21 @@ class Result:
     def write(self) -> None:
         """The file as it stands."""
         self.path.write_text(json.dumps(self.told, indent=1) + "\n")
+
+
+def idle(seconds: float = 30) -> None:
+    """Wait until the GPUs are empty: what is left of a killed engine takes a moment to go.
+
+    Raises:
+        SystemExit: one still is not.
+    """
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
+        for index in range(opened.count()):
+            while (memory := opened.memory(index)) is not None and memory.used > 2**30:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"GPU {index} holds {memory.used >> 20} MiB already: end what runs there")
+                time.sleep(0.5)
 
 
 def model_folder(shape: str, tokenizer: Path, where: Path) -> Path:

@@ -90,7 +90,9 @@ def tried(
 
 
 def main() -> int:
-    given = bench.parser(__doc__).parse_args()
+    parser = bench.parser(__doc__)
+    parser.add_argument("--fault", action="append", help="only this one, as the rows name them; may be repeated")
+    given = parser.parse_args()
     result = bench.Result(given.out, "faults", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
     worker = "VLLM::Worker" if gpus > 1 else "VLLM::EngineCore"
@@ -107,6 +109,8 @@ def main() -> int:
             ("worker stopped while serving", worker, signal.SIGSTOP, True),
             ("engine core stopped while serving", "VLLM::EngineCore", signal.SIGSTOP, True),
         ):
+            if given.fault and fault not in given.fault:
+                continue
             log = logs / f"{fault.replace(' ', '-')}.log"
             row = tried(fault, bench.planned(model, flags), log, title=title, sign=sign, serving=serving)
             result.add(gpus=gpus, **row)

@@ -9,7 +9,6 @@ an engine of its own in processes of its own, one after another, because vLLM me
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -173,17 +172,6 @@ def logged(text: str) -> dict[str, Any]:
     return found
 
 
-def idle(seconds: float = 30) -> None:
-    """Wait until the GPUs are empty again: workers of a killed engine take a moment to go."""
-    deadline = time.monotonic() + seconds
-    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        while time.monotonic() < deadline:
-            held = [opened.memory(index) for index in range(opened.count())]
-            if all(memory is None or memory.used < 2**30 for memory in held):
-                return
-            time.sleep(0.5)
-
-
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     errors = [abs(row["kv_error"]) for row in rows if "kv_error" in row]
     if not errors:
@@ -210,7 +198,7 @@ def main() -> int:
     for name in given.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
         if time.monotonic() - began > given.stop_after:
             break
-        idle()
+        bench.idle()
         written, log = logs / f"{name}.json", logs / f"{name}.log"
         process = fresh.Process(target=measure, args=(name, written, log))
         process.start()

@@ -3,8 +3,10 @@
 
 ``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. The load is vLLM's own
 (``vllm bench serve``), from several processes at once, since one of them is slower than two GPUs; they begin together.
-Every configuration is started, warmed up and measured in one run, one after another. Weights are dummies, so
-``ignore_eos`` is set and every answer has its full length. tok/s are output tokens; times are milliseconds.
+Every configuration is started, warmed up and measured in one run, one after another, or with ``--at-once`` all beside
+each other on GPUs of their own, each measurement at the same time, so that whatever else a shared host does meets all
+alike. Weights are dummies, so ``ignore_eos`` is set and every answer has its full length. tok/s are output tokens;
+times are milliseconds.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,18 +189,30 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99)}
 
 
-def run(name: str, this: Configuration, given: argparse.Namespace, result: bench.Result, folder: Path) -> None:
-    """Start one configuration, measure what was asked for, end it."""
-    model = bench.model_folder(given.shape, given.tokenizer, folder)
+def run(
+    name: str,
+    this: Configuration,
+    given: argparse.Namespace,
+    model: Path,
+    add: Callable[..., None],
+    *,
+    first: int | None = 0,
+    together: Callable[[], object] = lambda: None,
+) -> None:
+    """Start one configuration, measure what was asked for, end it.
+
+    ``first`` is its first GPU, None where there is none; before each measurement ``together`` waits for the others.
+    """
     command = bench.planned if this.launcher else bench.defaults
     with contextlib.ExitStack() as stack:
         began, share = time.monotonic(), this.gpus // this.servers
-        ports = [bench.PORT + 10 * number for number in range(this.servers)]
+        ports = [bench.PORT + 100 * (first or 0) + 10 * number for number in range(this.servers)]
         logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
         processes = []
         for number, port in enumerate(ports):
-            gpus = ",".join(str(number * share + index) for index in range(share))
-            seen = {"CUDA_VISIBLE_DEVICES": gpus} if result.told["provenance"].get("gpus") else {}
+            seen = {}
+            if first is not None:
+                seen["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + number * share + index) for index in range(share))
             server = bench.running(
                 command(model, this.flags, port), logs[number], port=port, env=bench.environment() | seen
             )
@@ -209,6 +224,7 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
         common["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
         clients = CLIENTS_PER_GPU * this.gpus
         warm = WORKLOADS["512/256"]
+        together()
         measured(model, ports, warm, requests=64 * this.gpus, rate=float("inf"), clients=clients, seed=9)
         fresh = itertools.count(10)  # of each measurement its own prompts, or the prefix cache knows them
         for workload in given.workload or WORKLOADS:
@@ -218,8 +234,57 @@ def run(name: str, this: Configuration, given: argparse.Namespace, result: bench
                 requests = round(
                     what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
                 )
+                together()
                 row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
-                result.add(**common, workload=workload, requests=requests, **row)
+                add(**common, workload=workload, requests=requests, **row)
+
+
+def run_or_tell(
+    name: str, this: Configuration, given: argparse.Namespace, model: Path, add: Callable[..., None], **where: Any
+) -> bool:
+    """Whether ``run`` went well; if not, a row says why."""
+    try:
+        run(name, this, given, model, add, **where)
+    except (bench.DeadError, RuntimeError, threading.BrokenBarrierError) as error:
+        add(configuration=name, flags=list(this.flags), error=(str(error) or repr(error))[-2000:])
+        return False
+    return True
+
+
+def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, result: bench.Result) -> bool:
+    """All of ``chosen`` beside each other: a process for each, which begins a measurement when all others do."""
+    fork = multiprocessing.get_context("fork")
+    barrier, told = fork.Barrier(len(chosen), timeout=600), fork.SimpleQueue()
+
+    def beside(name: str, this: Configuration, first: int) -> None:
+        def add(**row: Any) -> None:
+            told.put(row)
+
+        try:
+            if not run_or_tell(name, this, given, model, add, first=first, together=barrier.wait):
+                barrier.abort()
+        finally:
+            told.put(None)
+
+    processes, first = [], 0
+    for name, this in chosen.items():
+        processes.append(fork.Process(target=beside, args=(name, this, first)))
+        first += this.gpus
+    good, running = True, len(processes)
+    try:
+        for process in processes:
+            process.start()
+        while running:
+            row = told.get()
+            running -= row is None
+            if row:
+                result.add(**row)
+                good &= "error" not in row
+    finally:  # a signal: they end their servers
+        for process in processes:
+            process.terminate()
+            process.join()
+    return good
 
 
 def main() -> int:
@@ -233,6 +298,7 @@ def main() -> int:
         "--rate", type=float, action="append", help="only this, of all GPUs together; inf: every request at once"
     )
     parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
+    parser.add_argument("--at-once", action="store_true", help="the configurations beside each other")
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
     given = parser.parse_args()
     result = bench.Result(given.out, "throughput", given.caches)
@@ -243,15 +309,13 @@ def main() -> int:
         name, _, words = text.partition("=")
         kind, *flags = words.split()
         chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(flags))
-    failed = False
     with tempfile.TemporaryDirectory() as folder:
-        for name, this in chosen.items():
-            try:
-                run(name, this, given, result, Path(folder))
-            except (bench.DeadError, RuntimeError) as error:
-                failed = True
-                result.add(configuration=name, flags=list(this.flags), error=str(error)[-2000:])
-    return int(failed)
+        model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
+        if given.at_once:
+            return int(not at_once(chosen, given, model, result))
+        first = 0 if gpus else None
+        good = [run_or_tell(name, this, given, model, result.add, first=first) for name, this in chosen.items()]
+    return int(not all(good))
 
 
 if __name__ == "__main__":

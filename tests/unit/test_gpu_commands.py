@@ -1,5 +1,6 @@
 """The commands of benchmarks/gpu as far as they need no GPU: what they call works, and what they do where it does not."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -109,3 +110,78 @@ def test_percentiles_are_milliseconds_of_however_few():
     assert throughput.percentiles([0.002]) == {"p50": 2.0, "p99": 2.0}
     assert throughput.percentiles([0.001, 0.003]) == {"p50": 2.0, "p99": 2.98}
     assert throughput.percentiles([]) == {}
+
+
+# ---- throughput: configurations beside each other
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """Runs two configurations at once, with servers and load simulated; what was measured, and how it ended."""
+    calls = tmp_path / "calls"
+
+    def told(line):
+        with calls.open("a") as file:
+            file.write(f"{line}\n")
+
+    @contextlib.contextmanager
+    def running(*_, port, env):
+        told(f"{port} on GPU {env['CUDA_VISIBLE_DEVICES']}")
+        yield
+
+    def measured(_model, ports, _workload, *, rate, **_):
+        if ports == [dies] and rate == 4:  # noqa: PLR2004
+            raise RuntimeError("it died")
+        told(rate)
+        return {"rate": rate}
+
+    dies = None
+    monkeypatch.setattr(bench, "running", running)
+    monkeypatch.setattr(bench, "wait_for", lambda *_: None)
+    monkeypatch.setattr(bench, "cache_info", lambda port: [port])
+    monkeypatch.setattr(throughput, "measured", measured)
+    monkeypatch.setattr(bench, "SHAPES", {"llama3-8b": {}})
+    (tmp_path / "tokenizer").mkdir()
+
+    def run(one_that_dies=None):
+        nonlocal dies
+        dies = one_that_dies
+        words = [
+            "--configuration=vllm-defaults",
+            "--configuration=plan",
+            "--workload=512/256",
+            "--at-once",
+            "--rate=4",
+            "--rate=12",
+        ]
+        monkeypatch.setattr(
+            sys, "argv", ["throughput.py", f"--tokenizer={tmp_path}/tokenizer", f"--out={tmp_path}/out.json", *words]
+        )
+        code = throughput.main()
+        return code, json.loads((tmp_path / "out.json").read_text())["rows"], calls.read_text().splitlines()
+
+    return run
+
+
+def test_configurations_beside_each_other_have_their_own_gpus_and_are_measured_together_simulated(beside):
+    code, rows, calls = beside()
+    assert code == 0
+    assert sorted((row["configuration"], row["kv_tokens"][0], row["rate"]) for row in rows) == [
+        ("plan", 8100, 4.0), ("plan", 8100, 12.0), ("vllm-defaults", 8000, 4.0), ("vllm-defaults", 8000, 12.0),
+    ]  # fmt: skip
+    assert sorted(calls[:2]) == ["8000 on GPU 0", "8100 on GPU 1"]
+    assert calls[2:] == ["inf", "inf", "4.0", "4.0", "12.0", "12.0"]
+
+
+def test_one_that_dies_ends_those_beside_it_and_all_say_so_simulated(beside):
+    code, rows, _ = beside(one_that_dies=8100)
+    assert code == 1
+    assert {row["configuration"]: row["error"] for row in rows if "error" in row}.keys() == {"plan", "vllm-defaults"}
+    assert not [row for row in rows if row.get("rate") == 12]
+
+
+def test_nothing_is_measured_on_a_gpu_that_is_in_use_simulated(fake):
+    bench.idle(0)
+    fake._gpu(2)["mem_v2"]["used"] = 5 << 30
+    with pytest.raises(SystemExit, match=r"GPU 2 holds 5120 MiB already"):
+        bench.idle(0)
