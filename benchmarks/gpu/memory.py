@@ -141,8 +141,12 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def parts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Predicted and measured of each pipeline rank's terms, GiB, and the error of KV tokens, as a share."""
+    """Predicted and measured of each pipeline rank's terms, GiB, and the error of KV tokens, as a share.
+
+    Of CUDA graphs what vLLM counted, or where it was told to count none what they took in the end.
+    """
     ranks, cache = predicted(row)
+    counted = row["args"].get("estimate_cudagraphs", True)
     each = len(row["ranks"]) // len(ranks)
     told = []
     for number, memory in enumerate(ranks):
@@ -151,7 +155,10 @@ def parts(row: Mapping[str, Any]) -> dict[str, Any]:
             "weights": (memory.weights, real["weights_bytes"]),
             "non_torch": (memory.non_torch, real["total_consumed_bytes"] - real["weights_bytes"]),
             "activation_peak": (memory.activation_peak, real["activation_peak_bytes"]),
-            "cuda_graphs": (memory.cuda_graphs, real["cuda_graphs_estimate_bytes"]),
+            "cuda_graphs": (
+                memory.cuda_graphs,
+                real["cuda_graphs_estimate_bytes"] if counted else float(row["graph_pool_gib"]) * 2**30,
+            ),
             "context": (memory.context, real["init"]["total_memory"] - real["init"]["free_memory"]),
         }
         told.append({term: [round(size / 2**30, 3) for size in pair] for term, pair in pairs.items()})

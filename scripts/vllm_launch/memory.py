@@ -46,16 +46,22 @@ PIPELINE_CHANNELS = 256 * _MIB
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
-GRAPH_POOL, GRAPH_LAYER, GRAPH_SAMPLED = 143 * _MIB, 0.1333 * _MIB, 6.4 * _MIB
+GRAPH_POOL, GRAPH_LAYER, GRAPH_SAMPLED = 143 * _MIB, 0.1333 * _MIB, 0.28 * _MIB
 """vLLM's estimate for CUDA graphs, beside attention's splits: the pool of the largest batch, each layer of a graph that
-it captures to look, and each graph of a whole batch that it only extrapolates, by the second largest of them, which is
-an accident of PyTorch's allocator. H100 and H200, 2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says
-0.92; 16 layers (PP=2): 0.50 and 0.81; 64 layers: 1.14 and, at 22 MiB for the second largest, 2.2."""
+it captures to look, and each layer of a graph of a whole batch that it only extrapolates, by the second largest of
+them, which is an accident of PyTorch's allocator: 0.08 (Llama-3-70B) to 0.35 MiB (Qwen3-32B). H100 and H200,
+2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says 0.92; 16 layers (PP=2): 0.50 and 0.81; 48: 0.72 and
+1.28; 64: 1.14 and 2.2; 27 of which 26 have experts: 0.97 and 1.52."""
 
 GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * _MIB, 0.0355 * _MIB
 """What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
-memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 860 (64),
-and 800 for 166 graphs of up to 1,024 requests. None of these is more than is said here."""
+memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 510 (48),
+860 (64), 830 (27, 26 of them with experts), and 800 for 166 graphs of up to 1,024 requests. None of these is more than
+is said here."""
+
+GRAPH_EXPERTS = 0.75
+"""How much more of a graph a layer of experts is than a dense one: it has so many more kernels (DeepSeek-V2-Lite, as
+above: 0.24 MiB for each layer that vLLM looks at)."""
 
 GRAPH_SPLITS = 32
 """Splits of a context that a graph of a whole batch has room for (config/attention.py:
@@ -382,6 +388,7 @@ def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) 
     sizes = capture_sizes(run, gpu)
     if not sizes:
         return 0
+    nodes = layers * (1 + GRAPH_EXPERTS * sum(layer.moe for layer in model.layers) / len(model.layers))
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     whole = [size for size in sizes if size <= run.max_num_seqs]
     captured = whole[-2:] if run.estimate_cudagraphs else whole
@@ -389,10 +396,10 @@ def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) 
     width = model.mla.kv_lora_rank if model.mla else model.head_dim
     splits = GRAPH_SPLITS * split * (model.heads // layout.tensor) * (width + 1) * 4
     if not run.estimate_cudagraphs:
-        return round(GRAPHS_TAKEN + splits + cases * (len(sizes) + len(whole)) * layers * GRAPHS_TAKEN_LAYER)
+        return round(GRAPHS_TAKEN + splits + cases * (len(sizes) + len(whole)) * nodes * GRAPHS_TAKEN_LAYER)
     looked_at = cases * len(sizes) + len(captured)
     guessed = max(0, cases * len(whole) - len(captured))
-    return round(GRAPH_POOL + splits + looked_at * layers * GRAPH_LAYER + guessed * GRAPH_SAMPLED)
+    return round(GRAPH_POOL + splits + looked_at * nodes * GRAPH_LAYER + guessed * layers * GRAPH_SAMPLED)
 
 
 def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool, last: bool) -> int:

@@ -98,9 +98,9 @@ def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
     told = memory.parts(row)
     assert abs(told["kv_error"]) < 0.005
     [terms] = told["parts_gib"]
-    for term in ("weights", "non_torch", "cuda_graphs", "context"):
+    for term, near in {"weights": 0.05, "non_torch": 0.05, "cuda_graphs": 0.15, "context": 0.05}.items():
         planned, real = terms[term]
-        assert planned == pytest.approx(real, abs=0.05), term
+        assert planned == pytest.approx(real, abs=near), term
     assert memory.summary([row | told, {"error": "no"}]) == {
         "rows": 1, "mean_absolute_error": abs(told["kv_error"]), "worst": abs(told["kv_error"]),
     }  # fmt: skip
@@ -130,7 +130,7 @@ def beside(tmp_path, monkeypatch):
         yield
 
     def measured(_model, ports, _workload, *, rate, **_):
-        if ports == [dies] and rate == 4:  # noqa: PLR2004
+        if ports == [dies] and rate == 4:
             raise RuntimeError("it died")
         told(rate)
         return {"rate": rate}

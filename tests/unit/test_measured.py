@@ -19,9 +19,9 @@ def error(row):
     return predicted(row)[1].tokens / row["kv_cache_tokens"] - 1
 
 
-WORSE = {"h100-memory-2026-11-26-qwen3-32b": 0.12}
+WORSE = {"h100-memory-2026-11-26-qwen3-32b": 0.05}
 """Weights fill 61 of 79 GiB, and vLLM's own guess at CUDA graphs, from the second largest alone, is 2.2 GiB, for 0.84 that
-they take and 0.9 on other models: nothing that can be known before."""
+they take. Where the launcher decides on memory vLLM does not guess: the same row "not guessed" is within 0.3 %."""
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -144,17 +144,27 @@ SPLITS = 32 * 512 * 32 * (128 + 1) * 4
 
 def test_graphs_take_a_pool_splits_and_something_for_each_layer_and_size():
     # 51 sizes, and the two largest once more as whole batches; 49 more of those are guessed
-    fixed = memory.GRAPH_POOL + SPLITS + 49 * memory.GRAPH_SAMPLED
-    assert graphs(layers=32) == round(fixed + 53 * 32 * memory.GRAPH_LAYER)
-    assert graphs(layers=64) == round(fixed + 53 * 64 * memory.GRAPH_LAYER)
+    each = 53 * memory.GRAPH_LAYER + 49 * memory.GRAPH_SAMPLED
+    assert graphs(layers=32) == round(memory.GRAPH_POOL + SPLITS + 32 * each)
+    assert graphs(layers=64) == round(memory.GRAPH_POOL + SPLITS + 64 * each)
     few = run(max_num_seqs=5)  # 1, 2, 4, 5, 8, of which 8 is no whole batch
     room = SPLITS * 5 // 512
-    assert graphs(few) == round(memory.GRAPH_POOL + room + 7 * 32 * memory.GRAPH_LAYER + 2 * memory.GRAPH_SAMPLED)
+    each = 7 * memory.GRAPH_LAYER + 2 * memory.GRAPH_SAMPLED
+    assert graphs(few) == round(memory.GRAPH_POOL + room + 32 * each)
+
+
+@pytest.mark.parametrize(
+    ("guessed", "of_a_layer"), [(True, 53 * memory.GRAPH_LAYER), (False, 102 * memory.GRAPHS_TAKEN_LAYER)]
+)
+def test_a_layer_of_experts_is_more_of_a_graph_than_a_dense_one(guessed, of_a_layer):
+    batch = run(estimate_cudagraphs=guessed)
+    mixed = of_gpu(model(layers=(FULL,) * 16 + (MOE,) * 16, experts=EXPERTS), batch, ONE, gpu()).cuda_graphs
+    assert mixed - graphs(batch) == pytest.approx(16 * memory.GRAPH_EXPERTS * of_a_layer, abs=1)
 
 
 def test_with_adapters_every_batch_size_is_captured_twice():
     """v1/worker/gpu/lora_utils.py:get_lora_capture_cases."""
-    more = 51 * (32 * memory.GRAPH_LAYER + memory.GRAPH_SAMPLED)
+    more = 51 * 32 * (memory.GRAPH_LAYER + memory.GRAPH_SAMPLED)
     assert graphs(run(adapter_ranks=16)) - graphs() == pytest.approx(more, abs=1)
 
 
@@ -169,12 +179,13 @@ def test_latent_attention_splits_what_is_as_wide_as_its_latent():
 
 def test_nothing_is_split_in_graphs_for_more_requests_than_attention_splits_for():
     wide = run(max_cudagraph_capture_size=1024)  # 83 sizes; 1,008 and 1,024 are the two that vLLM looks at
-    expected = memory.GRAPH_POOL + 85 * 32 * memory.GRAPH_LAYER + 81 * memory.GRAPH_SAMPLED
+    expected = memory.GRAPH_POOL + 32 * (85 * memory.GRAPH_LAYER + 81 * memory.GRAPH_SAMPLED)
     assert graphs(wide) == round(expected)
 
 
 def test_a_stage_captures_its_own_layers_alone():
-    assert graphs() - graphs(layout=Layout(pipeline=4)) == pytest.approx(53 * 24 * memory.GRAPH_LAYER, abs=1)
+    each = 53 * memory.GRAPH_LAYER + 49 * memory.GRAPH_SAMPLED
+    assert graphs() - graphs(layout=Layout(pipeline=4)) == pytest.approx(24 * each, abs=1)
 
 
 def test_without_graphs_nothing_is_taken_for_them():
