@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_launch.gpus import Gpu
-from vllm_launch.kv import kv_cache
-from vllm_launch.memory import KvCache, Memory, Run, kv_bytes, of_ranks
+from vllm_launch.kv import KvCache, kv_cache
+from vllm_launch.memory import Memory, kv_bytes, of_ranks
 from vllm_launch.model import read_model
 from vllm_launch.parallel import Layout
+from vllm_launch.run import Run
 
 MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320

@@ -12,6 +12,7 @@ from vllm_launch.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.memory import gib
 from vllm_launch.model import Model
 from vllm_launch.parallel import problems
+from vllm_launch.run import Run, default_batch
 
 YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
 """Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""
@@ -138,7 +139,7 @@ def _streams(chosen: Candidate) -> str:
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _utilization(gpu: Gpu, run: memory.Run, parts: memory.Memory) -> str:
+def _utilization(gpu: Gpu, run: Run, parts: memory.Memory) -> str:
     """What stands between a GPU's memory and what vLLM may claim of it."""
     taken = gpu.memory_total - gpu.memory_free
     others = f" less {gib(taken)} that is taken already" if taken else ""
@@ -151,7 +152,7 @@ def _utilization(gpu: Gpu, run: memory.Run, parts: memory.Memory) -> str:
 
 def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
     world = chosen.layout.tensor * chosen.layout.pipeline
-    default = memory.default_batch(chosen.gpus[0] if chosen.gpus else None, world)
+    default = default_batch(chosen.gpus[0] if chosen.gpus else None, world)
     values = chosen.run.max_num_batched_tokens, chosen.run.max_num_seqs
     own = batch_of(asked, model, default)
     states = any(layer.state_shapes for layer in model.layers) and values[0] == own[0]

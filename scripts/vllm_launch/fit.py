@@ -10,9 +10,11 @@ import msgspec
 
 from vllm_launch import kv, memory, parallel
 from vllm_launch.gpus import Cpu, Gpu
-from vllm_launch.memory import KvCache, Memory, Run, gib
+from vllm_launch.kv import KvCache
+from vllm_launch.memory import Memory, gib
 from vllm_launch.model import Model
 from vllm_launch.parallel import Layout
+from vllm_launch.run import Run
 from vllm_launch.weights import weights
 
 MIB = 1 << 20

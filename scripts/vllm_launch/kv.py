@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import msgspec
 
 from vllm_launch.gpus import Gpu
-from vllm_launch.memory import KvCache, Run
 from vllm_launch.model import Layer, Model
 from vllm_launch.parallel import Layout, layer_split
+from vllm_launch.run import DTYPE_BYTES, Run
 
-_MODEL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
@@ -21,6 +20,15 @@ _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 Room = int | Sequence[int]
 """Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
+
+
+class KvCache(msgspec.Struct, frozen=True, kw_only=True):
+    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
+
+    dtype: str
+    bytes: int
+    tokens: int
+    bytes_per_token: int
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,12 +302,12 @@ def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str
 def _element_bytes(dtype: str, model_dtype: str) -> int:
     if dtype.startswith(("fp8", "int8")):
         return 1
-    return _MODEL_DTYPE_BYTES.get(dtype, _MODEL_DTYPE_BYTES[model_dtype])
+    return DTYPE_BYTES.get(dtype, DTYPE_BYTES[model_dtype])
 
 
 def _state_bytes(layer: Layer, layout: Layout) -> int:
     """Bytes of a layer's recurrent state on one GPU: every state is split over tensor-parallel ranks once."""
     return sum(
-        math.ceil(math.prod(shape) / layout.tensor) * _STATE_DTYPE_BYTES.get(dtype, _MODEL_DTYPE_BYTES.get(dtype, 4))
+        math.ceil(math.prod(shape) / layout.tensor) * _STATE_DTYPE_BYTES.get(dtype, DTYPE_BYTES.get(dtype, 4))
         for shape, dtype in zip(layer.state_shapes, layer.state_dtypes, strict=True)
     )

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm_launch import kv
+from vllm_launch.cuda_graphs import SPLIT_REQUESTS, cuda_graphs
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model
 from vllm_launch.parallel import Layout, expert_width, layer_split, padded_vocab
+from vllm_launch.run import Run, activation_bytes
 from vllm_launch.weights import by_rank
 
 _MIB = 1 << 20
 _GIB = 1 << 30
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
 """CUDA context and cuBLAS handles before vLLM's first look; it grows with the number of multiprocessors. H200: total
@@ -46,36 +48,9 @@ PIPELINE_CHANNELS = 256 * _MIB
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
-GRAPH_POOL, GRAPH_LAYER, GRAPH_SAMPLED = 143 * _MIB, 0.1333 * _MIB, 0.28 * _MIB
-"""vLLM's estimate for CUDA graphs, beside attention's splits: the pool of the largest batch, each layer of a graph that
-it captures to look, and each layer of a graph of a whole batch that it only extrapolates, by the second largest of
-them, which is an accident of PyTorch's allocator: 0.08 (Llama-3-70B) to 0.35 MiB (Qwen3-32B). H100 and H200,
-2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says 0.92; 16 layers (PP=2): 0.50 and 0.81; 48: 0.72 and
-1.28; 64: 1.14 and 2.2; 27 of which 26 have experts: 0.97 and 1.52."""
-
-GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * _MIB, 0.0355 * _MIB
-"""What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
-memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 510 (48),
-860 (64), 830 (27, 26 of them with experts), and 800 for 166 graphs of up to 1,024 requests. None of these is more than
-is said here."""
-
-GRAPH_EXPERTS = 0.75
-"""How much more of a graph a layer of experts is than a dense one: it has so many more kernels (DeepSeek-V2-Lite, as
-above: 0.24 MiB for each layer that vLLM looks at)."""
-
-GRAPH_SPLITS = 32
-"""Splits of a context that a graph of a whole batch has room for (config/attention.py:
-flash_attn_max_num_splits_for_cuda_graph)."""
-
 TIMED_BEFORE = 50 * _MIB
 """Of what the profile leaves allocated, cuBLAS' workspaces above all, what comes after the first kernels were compiled.
 H100, 2026-11-26, three runs of 1.06, 0.96 and 1.56 GiB: 49.7 to 50.0 MiB."""
-
-GRAPHS_UNUSED = 0.3
-"""Of vLLM's estimate for CUDA graphs, what they do not take in the end at the least, so that serving has it. vLLM's own
-log, "CUDA graph pool memory", 2026-11-26: 0.45 of 0.92 GiB on an H100 and an H200, 0.31 of 0.76 with TP=2, 0.42 of 0.81
-with PP=2, 0.84 of 2.2 with 64 layers. With graphs for more requests than attention splits for, which are the ones that
-the estimate is made from, 0.79 of 0.76."""
 
 SAMPLER_COPIES = 4
 """Float32 copies of the logits that sampling needs at once, which vLLM's profile does not run
@@ -88,9 +63,6 @@ memory."""
 MULTIPROCESSORS = 132
 """Of an H100 SXM, H200 or GH200 (NVIDIA's data sheets); an H100 PCIe has 114, which needs less."""
 
-SPLIT_REQUESTS = 992
-"""In larger batches FlashAttention 3 splits nothing (hopper/flash_api.cpp:PREPARE_VARLEN_MAX_BATCHES_1CTA)."""
-
 FRAGMENTS = 256 * _MIB
 """What PyTorch's allocator cannot hand out again while requests come and go."""
 
@@ -100,33 +72,6 @@ MOST = 0.99
 def gib(size: int) -> str:
     """Bytes for people: "14.96 GiB"; below a tenth of one, "96 MiB"."""
     return f"{size / _MIB:.0f} MiB" if 0 < abs(size) < _GIB / 10 else f"{size / _GIB:.2f} GiB"
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine arguments that change memory, all decided. Names are vLLM's."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_cache_dtype: str = "auto"
-    block_size: int | None = None
-    enforce_eager: bool = False
-    max_cudagraph_capture_size: int | None = None
-    language_model_only: bool = False
-    quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
-    dtype: str | None = None
-    fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
-    adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
-    estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
-
-
-class KvCache(msgspec.Struct, frozen=True, kw_only=True):
-    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
-
-    dtype: str
-    bytes: int
-    tokens: int
-    bytes_per_token: int
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,33 +88,6 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     safety: int
 
 
-def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
-    """VLLM's (max_num_batched_tokens, max_num_seqs) for its server when neither is set; ``gpu`` None is the CPU engine.
-
-    Both are for one vLLM of ``world_size`` = TP times PP. Source: vllm/engine/arg_utils.py:get_batch_defaults.
-    """
-    if gpu is None:
-        return 2048 * world_size, 128 * world_size
-    if gpu.memory_total >= 160 * _GIB:
-        return 16384, 1024
-    if gpu.memory_total >= 70 * _GIB and "a100" not in gpu.name.lower():
-        return 8192, 1024
-    return 2048, 256
-
-
-def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
-    """The batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
-    if run.enforce_eager:
-        return []
-    ceiling = 1024 if gpu.compute_capability[0] == 10 else 512  # noqa: PLR2004 - data-centre Blackwell
-    most, full = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
-    if most is None:
-        most = min(2 * run.max_num_seqs, ceiling)
-        full.add(run.max_num_seqs)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), *full}
-    return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
-
-
 def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
     """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
@@ -178,16 +96,13 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     they take in the end; told not to, it counts none. Source: v1/worker/gpu_worker.py:determine_available_memory,
     utils/mem_utils.py.
     """
-    graphs = [_cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
-    unused = GRAPHS_UNUSED if run.estimate_cudagraphs and (run.max_cudagraph_capture_size or 0) <= SPLIT_REQUESTS else 0
+    graphs = [cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
     sampler, attention = _sampler(model, run), _attention(model, run, layout, gpu)
     beyond = _beyond(model, run, layout, gpu)
     ranks = []
     for rank, held in enumerate(by_rank(model, run, layout, gpu)):
         first, last = rank == 0, rank == layout.pipeline - 1
         forward = _activation_peak(model, run, layout, gpu, first=first, last=last)
-        # A pass' activations, attention among them, have ``forward`` already.
-        serving = beyond + max(sampler, attention - forward) - round(unused * graphs[rank])
         ranks.append(
             Memory(
                 weights=held,
@@ -195,7 +110,7 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
                 context=_context(model, layout, gpu),
-                safety=max(FRAGMENTS, serving),
+                safety=beyond + max(sampler, attention - forward),  # a pass' activations have ``forward`` already
             )
         )
     return tuple(ranks)
@@ -246,11 +161,6 @@ def _counted(memory: Memory, run: Run) -> int:
     return memory.weights + memory.activation_peak + graphs + memory.non_torch
 
 
-def _width(model: Model, run: Run) -> int:
-    """Bytes of one activation."""
-    return _BYTES[run.dtype if run.dtype in _BYTES else model.dtype]
-
-
 def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, first: bool, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
@@ -258,7 +168,7 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
     no attention but reserves what MLA's longest prefill expands. The greedy sampler keeps one copy of the logits.
     Source: v1/worker/gpu/model_runner.py:profile_run, mla_attention.py:determine_chunked_prefill_workspace_size.
     """
-    tokens, width, hidden = run.max_num_batched_tokens, _width(model, run), model.hidden_size
+    tokens, width, hidden = run.max_num_batched_tokens, activation_bytes(model, run), model.hidden_size
     stream = 3 * tokens * hidden * width
     tensor = layout.tensor
     inner = [tokens * width * (model.heads * model.head_dim + 2 * model.kv_heads * model.head_dim) // tensor]
@@ -300,7 +210,7 @@ def _timing_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     from_outside = model.multimodal and not run.language_model_only
     if layout.tensor > 1 or run.enforce_eager or from_outside:
         return 0
-    row = model.hidden_size * _width(model, run)
+    row = model.hidden_size * activation_bytes(model, run)
     later = TIMED_BEFORE + _workspace(model, run, layout, gpu)
     return (padded_vocab(model.vocab_size) + 2 * run.max_num_batched_tokens) * row - later
 
@@ -324,7 +234,7 @@ def _attention(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
         splits = _splits(tiles * groups, math.ceil(run.max_model_len / 128))
         scratch = max(scratch, splits * queries * heads * (model.head_dim + 1) * 4)
     held = 2 * model.hidden_size + 2 * (heads + groups) * model.head_dim  # input, residual, Q, K, V, output
-    return scratch + most * held * _width(model, run)
+    return scratch + most * held * activation_bytes(model, run)
 
 
 @functools.cache
@@ -349,7 +259,7 @@ def _arriving(model: Model, run: Run, layout: Layout) -> int:
     """
     if layout.data == 1:
         return 0
-    return run.max_num_batched_tokens * layout.data * model.hidden_size * _width(model, run)
+    return run.max_num_batched_tokens * layout.data * model.hidden_size * activation_bytes(model, run)
 
 
 def _workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
@@ -360,8 +270,8 @@ def _workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
     chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
     cut = expert_width(model.experts, layout)
     if _in_kernel(model, gpu):
-        return chosen * cut * _width(model, run)
-    return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * _width(model, run)
+        return chosen * cut * activation_bytes(model, run)
+    return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * activation_bytes(model, run)
 
 
 def _talks(model: Model, layout: Layout) -> bool:
@@ -379,29 +289,6 @@ def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
     return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
 
 
-def _cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
-    """What vLLM's profile expects of CUDA graphs, or what they take where it is told not to count that.
-
-    It captures those of parts of a batch, and of those of whole batches the largest two; from the second it guesses
-    the others. Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory.
-    """
-    sizes = capture_sizes(run, gpu)
-    if not sizes:
-        return 0
-    nodes = layers * (1 + GRAPH_EXPERTS * sum(layer.moe for layer in model.layers) / len(model.layers))
-    cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
-    whole = [size for size in sizes if size <= run.max_num_seqs]
-    captured = whole[-2:] if run.estimate_cudagraphs else whole
-    split = max((size for size in captured if size <= SPLIT_REQUESTS), default=0)
-    width = model.mla.kv_lora_rank if model.mla else model.head_dim
-    splits = GRAPH_SPLITS * split * (model.heads // layout.tensor) * (width + 1) * 4
-    if not run.estimate_cudagraphs:
-        return round(GRAPHS_TAKEN + splits + cases * (len(sizes) + len(whole)) * nodes * GRAPHS_TAKEN_LAYER)
-    looked_at = cases * len(sizes) + len(captured)
-    guessed = max(0, cases * len(whole) - len(captured))
-    return round(GRAPH_POOL + splits + looked_at * nodes * GRAPH_LAYER + guessed * layers * GRAPH_SAMPLED)
-
-
 def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool, last: bool) -> int:
     """What stays allocated besides weights: the sampler's state, the experts' workspace, CUDA modules, collectives.
 
@@ -416,12 +303,12 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     if _talks(model, layout):
         total += COLLECTIVES
     if layout.tensor > 1:
-        message = run.max_num_batched_tokens * model.hidden_size * _width(model, run)
+        message = run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         fused = run.fuse_allreduce_rms and not run.enforce_eager
         total += 4 * layout.tensor * min(round(limit * _MIB), message) if fused else 0
     if not first:  # the hidden states and residual that arrive from the rank before
-        total += 2 * run.max_num_batched_tokens * model.hidden_size * _width(model, run)
+        total += 2 * run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
     return total
 
 
@@ -446,8 +333,6 @@ def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
     the cache is sized; the row of a window is as long as any other.
     """
-    from vllm_launch import kv  # noqa: PLC0415 - it builds the structs above
-
     rows = sum(
         math.ceil(run.max_model_len / min(spec.block for spec in group))
         for group in kv.grouping_of(model, run, layout, gpu).groups

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,9 +10,7 @@ from vllm_launch import architectures
 from vllm_launch.gpus import Gpu
 from vllm_launch.model import Experts, Model, Quantization
 from vllm_launch.quantization import MIN_CAPABILITY
-
-if TYPE_CHECKING:
-    from vllm_launch.memory import Run  # memory needs Layout to be split by
+from vllm_launch.run import Run
 
 _GPTQ = {"gptq", "auto_gptq", "gptq_marlin"}
 _AWQ = {"awq", "auto_awq", "awq_marlin"}

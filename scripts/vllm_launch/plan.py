@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from vllm_launch import explain, memory
+from vllm_launch import explain
 from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.errors import UsageError
 from vllm_launch.explain import Reason, Rejected
 from vllm_launch.fit import Asked, Candidate, NoFit, Objective, batch_of, on_cpu, on_gpus, run_of
 from vllm_launch.gpus import Gpu, Hardware, alike, gpu_too_old
-from vllm_launch.memory import KvCache, Memory
+from vllm_launch.kv import KvCache
+from vllm_launch.memory import Memory
 from vllm_launch.model import Model
 from vllm_launch.parallel import Layout, problems
+from vllm_launch.run import Run, default_batch
 
 SMALLER_BATCHES = ((2048, 256), (2048, 64), (512, 16))
 """(max_num_batched_tokens, max_num_seqs) to try in turn when vLLM's defaults leave no room: both cost memory."""
@@ -221,7 +223,7 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
 
     vLLM's own batch comes first; smaller ones are tried when with it nothing is useful.
     """
-    batches = [batch_of(asked, model, batch) for batch in (memory.default_batch(group[0]), *SMALLER_BATCHES)]
+    batches = [batch_of(asked, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
     oldest = min(gpu.compute_capability for gpu in group)
     fallback: Candidate | None = None
     first: list[NoFit] = []
@@ -258,7 +260,7 @@ def _grown(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model,
     return found
 
 
-def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, run: memory.Run) -> Candidate | NoFit:
+def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, run: Run) -> Candidate | NoFit:
     """``layout`` with as many replicas as give the most tokens: a GPU that is half taken drags all of them down.
 
     Where the experts' width cannot be cut, whole experts can be spread (expert parallelism), unless that was asked for
@@ -289,7 +291,7 @@ def _plan_cpu(asked: Asked, hardware: Hardware, model: Model) -> Plan:
         data=asked.data_parallel_size or 1,
         expert_parallel=bool(asked.enable_expert_parallel),
     )
-    batch = batch_of(asked, model, memory.default_batch(None, layout.tensor * layout.pipeline))
+    batch = batch_of(asked, model, default_batch(None, layout.tensor * layout.pipeline))
     run = run_of(asked, model, batch, None)
     found = on_cpu(asked, layout, hardware.cpu, model, run)
     if isinstance(found, NoFit):

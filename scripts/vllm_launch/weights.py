@@ -10,7 +10,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,9 +17,7 @@ from vllm_launch.gpus import Gpu
 from vllm_launch.model import Model, Tensor
 from vllm_launch.parallel import Layout, expert_ranks, expert_width, layer_split, padded_vocab
 from vllm_launch.quantization import is_ignored
-
-if TYPE_CHECKING:
-    from vllm_launch.memory import Run  # memory adds these weights up
+from vllm_launch.run import Run
 
 _MIB = 1 << 20
 _BITS = {

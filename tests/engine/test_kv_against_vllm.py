@@ -11,9 +11,9 @@ import pytest
 
 from vllm_launch.gpus import Gpu
 from vllm_launch.kv import kv_cache, layer_specs, longest_that_fits
-from vllm_launch.memory import Run
 from vllm_launch.model import Layer, Mla, Model
 from vllm_launch.parallel import Layout, layer_split
+from vllm_launch.run import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what its own import uses

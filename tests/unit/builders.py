@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from vllm_launch.gpus import Gpu
-from vllm_launch.memory import Run
 from vllm_launch.model import Experts, Layer, Mla, Model, Quantization, Tensor
+from vllm_launch.run import Run
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -22,7 +22,7 @@ FACTS = {
     "config", "architectures", "layers", "quantization", "tensor_list", "tensors", "tensors_moe", "tensors_state",
     "tensors_vision",
 }  # fmt: skip
-PHYSICS = {"memory", "weights", "kv", "parallel"}
+PHYSICS = {"memory", "weights", "kv", "parallel", "cuda_graphs", "run"}
 ROOMS = (
     {"errors", "guard", "__init__"},
     {"engine_args", "config_file", "multicast"},

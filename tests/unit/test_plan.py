@@ -16,9 +16,9 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Gpu, GpuProcess, Hardware
-from vllm_launch.memory import Run
 from vllm_launch.parallel import Layout
 from vllm_launch.plan import DECIDED, Plan, plan
+from vllm_launch.run import Run
 
 
 def sized(gib, *, layers=32, **changes):
