@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_health import nvml, scrape
+from vllm_health import metrics, nvml, scrape
 from vllm_launch import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
@@ -196,6 +197,19 @@ def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
     )
     with urllib.request.urlopen(request, timeout=seconds) as answer:
         return dict(json.load(answer))
+
+
+def preemptions(port: int) -> int:
+    """How often a request was put out of the batch for want of cache since the start; its tokens are computed again.
+
+    Raises:
+        DeadError: the server does not say.
+    """
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        found = re.findall(rf"^{metrics.PREEMPTIONS}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+    if not found:
+        raise DeadError(f"/metrics has no {metrics.PREEMPTIONS}")
+    return round(sum(map(float, found)))
 
 
 def cache_info(port: int) -> list[int]:

@@ -47,10 +47,11 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
                 [" ".join([row["configuration"], *flags]), row["rate"] or "all at once",
                  f"{row['output_tok_s']:,.0f}", f"{row['output_tok_s'] / base['output_tok_s']:.3f}",
                  *(f"{row['ttft_ms'][cut]:,.0f}" for cut in ("p50", "p99")),
-                 *(f"{row['itl_ms'][cut]:,.1f}" for cut in ("p50", "p99")), row["requests"], row["ready_s"]]
+                 *(f"{row['itl_ms'][cut]:,.1f}" for cut in ("p50", "p99")), row["requests"],
+                 row.get("preemptions", ""), row["ready_s"]]
             )  # fmt: skip
         head = [workload, "requests/s", "output tok/s", "ratio", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "requests",
-                "ready after s"]  # fmt: skip
+                "preemptions", "ready after s"]  # fmt: skip
         yield from (*table(head, lines), "")
 
 

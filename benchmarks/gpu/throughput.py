@@ -6,7 +6,7 @@
 Every configuration is started, warmed up and measured in one run, one after another, or with ``--at-once`` all beside
 each other on GPUs of their own, each measurement at the same time, so that whatever else a shared host does meets all
 alike. Weights are dummies, so ``ignore_eos`` is set and every answer has its full length. tok/s are output tokens;
-times are milliseconds.
+times are milliseconds; ``preemptions``: requests put out of the batch for want of cache, computed again.
 """
 
 from __future__ import annotations
@@ -235,7 +235,9 @@ def run(
                     what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
                 )
                 together()
+                before = sum(map(bench.preemptions, ports))
                 row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
+                row["preemptions"] = sum(map(bench.preemptions, ports)) - before
                 add(**common, workload=workload, requests=requests, **row)
 
 

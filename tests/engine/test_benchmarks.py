@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+import bench  # noqa: E402
 import throughput  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM warn about themselves
@@ -26,6 +27,10 @@ def test_processes_that_begin_together_measure_one_server(serving, tiny_model, m
     assert 0 < found["ttft_ms"]["p50"] <= found["ttft_ms"]["p99"]
     assert 0 < found["itl_ms"]["p50"] <= found["itl_ms"]["p99"]
     assert found["output_tok_s"] > 0
+
+
+def test_preemptions_are_read_of_every_engine(serving):
+    assert bench.preemptions(serving.port) >= 0  # it raises where the pinned vLLM has no such metric
 
 
 def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):

@@ -139,6 +139,7 @@ def beside(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "running", running)
     monkeypatch.setattr(bench, "wait_for", lambda *_: None)
     monkeypatch.setattr(bench, "cache_info", lambda port: [port])
+    monkeypatch.setattr(bench, "preemptions", lambda _: len(calls.read_text()))  # something that grows
     monkeypatch.setattr(throughput, "measured", measured)
     monkeypatch.setattr(bench, "SHAPES", {"llama3-8b": {}})
     (tmp_path / "tokenizer").mkdir()
