@@ -51,6 +51,7 @@ CONFIGURATIONS = {
     "plan-fp8-kv": Configuration(launcher=True, flags=("--launch-quality=fp8-kv",)),
     "vllm-tp-2": Configuration(launcher=False, flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
     "plan-2": Configuration(launcher=True, gpus=2),
+    "plan-2-uni": Configuration(launcher=True, flags=("--distributed-executor-backend=uni",), gpus=2),
     "plan-2-latency": Configuration(launcher=True, flags=("--launch-objective=latency",), gpus=2),
     "two-servers": Configuration(launcher=True, gpus=2, servers=2),
     "vllm-tp-4": Configuration(launcher=False, flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
