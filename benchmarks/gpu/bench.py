@@ -81,7 +81,7 @@ class Result:
 
 
 def idle(seconds: float = 30) -> None:
-    """Wait until the GPUs are empty: what is left of a killed engine takes a moment to go.
+    """Wait until no GPU holds more than 1 GiB, which a driver stays below: a killed engine takes a moment to go.
 
     Raises:
         SystemExit: one still is not.

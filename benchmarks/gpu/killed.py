@@ -26,6 +26,14 @@ import bench
 from vllm_health import nvml
 from vllm_launch import process
 
+FAULTS = (
+    ("worker killed at start", "worker", signal.SIGKILL, False),
+    ("worker killed while serving", "worker", signal.SIGKILL, True),
+    ("worker stopped while serving", "worker", signal.SIGSTOP, True),
+    ("engine core stopped while serving", "engine core", signal.SIGSTOP, True),
+)
+"""Name, whom it hits (on one GPU the engine core is its own worker), the signal, whether it serves by then."""
+
 LIMIT_S = 120
 STALL_S = 20
 
@@ -91,11 +99,10 @@ def tried(
 
 def main() -> int:
     parser = bench.parser(__doc__)
-    parser.add_argument("--fault", action="append", help="only this one, as the rows name them; may be repeated")
+    parser.add_argument("--fault", action="append", choices=[name for name, *_ in FAULTS], help="may be repeated")
     given = parser.parse_args()
     result = bench.Result(given.out, "faults", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
-    worker = "VLLM::Worker" if gpus > 1 else "VLLM::EngineCore"
     flags = [f"--launch-stall-seconds={STALL_S}", "--enforce-eager"]  # deaths are the same uncompiled
     flags += ["--tensor-parallel-size=2"] if gpus > 1 else []
     good = True
@@ -103,14 +110,10 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         model = bench.model_folder(given.shape, given.tokenizer, Path(name))
-        for fault, title, sign, serving in (
-            ("worker killed at start", worker, signal.SIGKILL, False),
-            ("worker killed while serving", worker, signal.SIGKILL, True),
-            ("worker stopped while serving", worker, signal.SIGSTOP, True),
-            ("engine core stopped while serving", "VLLM::EngineCore", signal.SIGSTOP, True),
-        ):
+        for fault, victim, sign, serving in FAULTS:
             if given.fault and fault not in given.fault:
                 continue
+            title = "VLLM::Worker" if victim == "worker" and gpus > 1 else "VLLM::EngineCore"
             log = logs / f"{fault.replace(' ', '-')}.log"
             row = tried(fault, bench.planned(model, flags), log, title=title, sign=sign, serving=serving)
             result.add(gpus=gpus, **row)

@@ -12,9 +12,9 @@ _MIB = 1 << 20
 GRAPH_POOL, GRAPH_LAYER, GRAPH_SAMPLED = 143 * _MIB, 0.1333 * _MIB, 0.28 * _MIB
 """vLLM's estimate for CUDA graphs, beside attention's splits: the pool of the largest batch, each layer of a graph that
 it captures to look, and each layer of a graph of a whole batch that it only extrapolates, by the second largest of
-them, which is an accident of PyTorch's allocator: 0.08 (Llama-3-70B) to 0.35 MiB (Qwen3-32B). H100 and H200,
-2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says 0.92; 16 layers (PP=2): 0.50 and 0.81; 48: 0.72 and
-1.28; 64: 1.14 and 2.2; 27 of which 26 have experts: 0.97 and 1.52."""
+them, which is an accident of PyTorch's allocator: 0.08 (Llama-3-70B) to 0.43 MiB (DeepSeek-V2-Lite). H100 and H200,
+2026-11-26, 32 layers: it captures 53 graphs, sees 0.61 GiB and says 0.92; 16 layers (PP=2): 0.50 and 0.81; 48: 0.72
+and 1.28; 64: 1.14 and 2.2; 27 of which 26 have experts: 0.97 and 1.52."""
 
 GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * _MIB, 0.0355 * _MIB
 """What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
