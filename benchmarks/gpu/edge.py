@@ -50,9 +50,9 @@ def body(seed: int, chance: random.Random, vocabulary: int, longest: int) -> dic
     Logprobs are few, as more are the API server's work and no GPU memory. None is greedy or has a seed of its own: one
     of those in a batch takes all of it to a sampler that needs less (v1/worker/gpu/sample/sampler.py:sample).
     """
-    length = longest if not seed % LONG_EVERY else chance.choice((16, 200))
+    length = longest if not seed % LONG_EVERY else chance.choice((16, min(200, longest)))
     asked = {
-        "model": "shape", "stream": True, "ignore_eos": True, "max_tokens": chance.randrange(200, 400),
+        "stream": True, "ignore_eos": True, "max_tokens": chance.randrange(200, 400),
         "prompt": [chance.randrange(5, vocabulary) for _ in range(length)], "temperature": 0.8, "top_p": 0.9,
         "top_k": 50, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logprobs": 2,
     }  # fmt: skip
@@ -68,8 +68,8 @@ class Load:
     ``most_running``: requests that the engine had in one batch.
     """
 
-    def __init__(self, port: int, vocabulary: int, longest: int) -> None:
-        self.url, self.port = f"http://127.0.0.1:{port}", port
+    def __init__(self, port: int, vocabulary: int, longest: int, *, model: str = "shape", key: str = "") -> None:
+        self.url, self.port, self.model, self.key = f"http://127.0.0.1:{port}", port, model, key
         self.vocabulary, self.longest = vocabulary, longest
         self.told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
 
@@ -85,7 +85,7 @@ class Load:
         return self.told
 
     async def _burst(self, session: aiohttp.ClientSession) -> None:
-        plain = {"model": "shape", "stream": True, "ignore_eos": True}
+        plain = {"stream": True, "ignore_eos": True}
         async with asyncio.TaskGroup() as together:
             for number in range(LONG_BEFORE + BURST):
                 long = number < LONG_BEFORE
@@ -104,7 +104,9 @@ class Load:
     async def _ask(self, session: aiohttp.ClientSession, asked: dict[str, Any]) -> bool:
         """Whether it is worth asking again."""
         try:
-            async with session.post(f"{self.url}/v1/completions", json=asked) as answer:
+            headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+            told = {"model": self.model, **asked}
+            async with session.post(f"{self.url}/v1/completions", json=told, headers=headers) as answer:
                 text = await answer.read()
         except TimeoutError:
             self.told["late"] += 1
