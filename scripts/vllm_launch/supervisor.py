@@ -41,7 +41,7 @@ END_GRACE_SECONDS = 2.0
 REAP_SECONDS = 5.0
 """For the threads of a process that was killed, and with them what it holds of a GPU."""
 ENGINE_NICENESS = 5
-"""Above our own: a third of the weight, which counts only between us and vLLM, in one session or container."""
+"""Of the CPU engine, above our own: a third of the weight, which counts within one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
 _VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
 
@@ -171,8 +171,10 @@ class _Run:
             )
         except OSError as error:
             raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
-        # Probes are answered, and signals obeyed, while vLLM takes every core there is.
-        os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + ENGINE_NICENESS)
+        # Probes are answered, and signals obeyed, while the CPU engine takes every core there is. One that feeds a GPU
+        # does not, and must not wait behind whatever else runs beside it.
+        niceness = 0 if self.options.planned_gpus else ENGINE_NICENESS
+        os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         self._will = process.last_will(self.child.pid)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):

@@ -92,6 +92,12 @@ def test_the_childs_log_comes_through_byte_for_byte(tmp_path):
     assert "to stderr\n" in err
 
 
+@pytest.mark.parametrize(("gpus", "nicer"), [(0, 5), (2, 0)])
+def test_only_an_engine_that_takes_every_core_comes_second_to_us(tmp_path, gpus, nicer):
+    code, out, _ = Run(tmp_path, shell("sleep 0.5; nice; exit 3"), planned_gpus=gpus).end()
+    assert (code, int(out)) == (3, os.getpriority(os.PRIO_PROCESS, 0) + nicer)
+
+
 def test_an_unrequested_exit_0_is_our_exit_1_and_its_reason_reaches_kubernetes(tmp_path):
     (tmp_path / "termination-log").touch()
     run = Run(tmp_path, shell("echo '(EngineCore pid=7) ValueError: no room' >&2; exit 0"))
