@@ -199,14 +199,19 @@ def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
+def exposition(port: int) -> str:
+    """The server's /metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
+
+
 def preemptions(port: int) -> int:
     """How often a request was put out of the batch for want of cache since the start; its tokens are computed again.
 
     Raises:
         DeadError: the server does not say.
     """
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        found = re.findall(rf"^{metrics.PREEMPTIONS}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+    found = re.findall(rf"^{metrics.PREEMPTIONS}{{.*}} (\S+)$", exposition(port), re.MULTILINE)
     if not found:
         raise DeadError(f"/metrics has no {metrics.PREEMPTIONS}")
     return round(sum(map(float, found)))
@@ -214,5 +219,4 @@ def preemptions(port: int) -> int:
 
 def cache_info(port: int) -> list[int]:
     """KV tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        return list(scrape.read(answer.read().decode()).kv_cache_tokens.values())
+    return list(scrape.read(exposition(port)).kv_cache_tokens.values())

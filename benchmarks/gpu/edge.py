@@ -69,7 +69,8 @@ class Load:
     """
 
     def __init__(self, port: int, vocabulary: int, longest: int, *, model: str = "shape", key: str = "") -> None:
-        self.url, self.port, self.model, self.key = f"http://127.0.0.1:{port}", port, model, key
+        self.url, self.port, self.model = f"http://127.0.0.1:{port}", port, model
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.vocabulary, self.longest = vocabulary, longest
         self.told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
 
@@ -77,7 +78,7 @@ class Load:
         """The burst, then ``STREAMS`` streams at a time until ``seconds`` are over."""
         deadline = time.monotonic() + seconds
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers) as session:
             looking = asyncio.create_task(self._look(session))
             await self._burst(session)
             await asyncio.gather(*(self._stream(session, seed, deadline) for seed in range(STREAMS)))
@@ -104,9 +105,7 @@ class Load:
     async def _ask(self, session: aiohttp.ClientSession, asked: dict[str, Any]) -> bool:
         """Whether it is worth asking again."""
         try:
-            headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-            told = {"model": self.model, **asked}
-            async with session.post(f"{self.url}/v1/completions", json=told, headers=headers) as answer:
+            async with session.post(f"{self.url}/v1/completions", json={"model": self.model, **asked}) as answer:
                 text = await answer.read()
         except TimeoutError:
             self.told["late"] += 1

@@ -38,6 +38,7 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
+        also = ["preemptions"] if any("preemptions" in row for row in mine) else []  # older results do not say
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]
@@ -48,10 +49,10 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
                  f"{row['output_tok_s']:,.0f}", f"{row['output_tok_s'] / base['output_tok_s']:.3f}",
                  *(f"{row['ttft_ms'][cut]:,.0f}" for cut in ("p50", "p99")),
                  *(f"{row['itl_ms'][cut]:,.1f}" for cut in ("p50", "p99")), row["requests"],
-                 row.get("preemptions", ""), row["ready_s"]]
+                 *(row.get(name, "") for name in also), row["ready_s"]]
             )  # fmt: skip
         head = [workload, "requests/s", "output tok/s", "ratio", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "requests",
-                "preemptions", "ready after s"]  # fmt: skip
+                *also, "ready after s"]  # fmt: skip
         yield from (*table(head, lines), "")
 
 

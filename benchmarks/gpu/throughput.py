@@ -197,7 +197,7 @@ def run(
     model: Path,
     add: Callable[..., None],
     *,
-    first: int | None = 0,
+    first: int | None,
     together: Callable[[], object] = lambda: None,
 ) -> None:
     """Start one configuration, measure what was asked for, end it.
@@ -269,14 +269,14 @@ def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, mode
         finally:
             told.put(None)
 
-    processes, first = [], 0
-    for name, this in chosen.items():
-        processes.append(fork.Process(target=beside, args=(name, this, first)))
-        first += this.gpus
-    good, running = True, len(processes)
+    started, first = [], 0
+    good, running = True, len(chosen)
     try:
-        for process in processes:
+        for name, this in chosen.items():
+            process = fork.Process(target=beside, args=(name, this, first))
             process.start()
+            started.append(process)
+            first += this.gpus
         while running:
             row = told.get()
             running -= row is None
@@ -284,7 +284,7 @@ def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, mode
                 result.add(**row)
                 good &= "error" not in row
     finally:  # a signal: they end their servers
-        for process in processes:
+        for process in started:
             process.terminate()
             process.join()
     return good

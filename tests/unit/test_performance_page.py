@@ -34,6 +34,17 @@ def test_ratios_are_to_the_defaults_at_the_same_rate():
     ]  # fmt: skip
 
 
+def test_preemptions_have_a_column_where_they_were_counted():
+    times = {"p50": 1.0, "p99": 2.0}
+    row = {"workload": "w", "configuration": "plan", "flags": [], "rate": 4, "requests": 1, "ready_s": 9,
+           "output_tok_s": 100, "ttft_ms": times, "itl_ms": times}  # fmt: skip
+    told = {name: list(report.throughput({"rows": [{**row, **more}]}))
+            for name, more in (("without", {}), ("with", {"preemptions": 7}))}  # fmt: skip
+    assert "preemptions" not in told["without"][0]
+    assert told["with"][0].endswith("| requests | preemptions | ready after s |")
+    assert told["with"][2].endswith("| 1 | 7 | 9 |")
+
+
 def test_an_error_of_many_lines_stays_one_row():
     rows = [{"utilization": 0.99, "survived": False, "error": "Traceback\nOutOfMemoryError: 1 | 2\n", "load": {}}]
     lines = list(report.plain({"rows": rows}))
