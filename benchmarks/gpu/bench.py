@@ -11,8 +11,10 @@ import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -93,6 +95,35 @@ def idle(seconds: float = 30) -> None:
                 if time.monotonic() > deadline:
                     raise SystemExit(f"GPU {index} holds {memory.used >> 20} MiB already: end what runs there")
                 time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, float]]:
+    """Filled at the end: ``gpu_busy``, the share of time in which any kernel ran, and ``watts``, the median of each.
+
+    Medians over the ``gpus`` (NVML's indices) and over time, so that a load's first and last seconds do not count.
+    Empty where NVML says neither.
+    """
+    told, seen, over = dict[str, float](), list[nvml.Load](), threading.Event()
+
+    def look() -> None:
+        with nvml.open_nvml() as opened:
+            while not over.wait(every_s):
+                seen.extend(opened.load(index) for index in gpus)
+
+    looking = threading.Thread(target=look)
+    if gpus:
+        looking.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        if gpus:
+            looking.join()
+        busy = [one.utilization for one in seen if one.utilization is not None]
+        watts = [one.power for one in seen if one.power is not None]
+        told |= {"gpu_busy": round(statistics.median(busy), 3)} if busy else {}
+        told |= {"watts": round(statistics.median(watts))} if watts else {}
 
 
 def model_folder(shape: str, tokenizer: Path, where: Path) -> Path:

@@ -38,7 +38,7 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
-        also = ["preemptions"] if any("preemptions" in row for row in mine) else []  # older results do not say
+        also = [name for name in ("preemptions", "gpu_busy", "watts") if any(name in row for row in mine)]
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]
@@ -52,7 +52,7 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
                  *(row.get(name, "") for name in also), row["ready_s"]]
             )  # fmt: skip
         head = [workload, "requests/s", "output tok/s", "ratio", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "requests",
-                *also, "ready after s"]  # fmt: skip
+                *(name.replace("_", " ") for name in also), "ready after s"]  # fmt: skip
         yield from (*table(head, lines), "")
 
 

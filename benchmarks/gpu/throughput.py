@@ -6,7 +6,8 @@
 Every configuration is started, warmed up and measured in one run, one after another, or with ``--at-once`` all beside
 each other on GPUs of their own, each measurement at the same time, so that whatever else a shared host does meets all
 alike. Weights are dummies, so ``ignore_eos`` is set and every answer has its full length. tok/s are output tokens;
-times are milliseconds; ``preemptions``: requests put out of the batch for want of cache, computed again.
+times are milliseconds; ``preemptions``: requests put out of the batch for want of cache, computed again;
+``gpu_busy``: the share of time in which a GPU ran any kernel, ``watts`` what it took.
 """
 
 from __future__ import annotations
@@ -237,9 +238,10 @@ def run(
                 )
                 together()
                 before = sum(map(bench.preemptions, ports))
-                row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
+                with bench.load_of(() if first is None else range(first, first + this.gpus)) as load:
+                    row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
                 row["preemptions"] = sum(map(bench.preemptions, ports)) - before
-                add(**common, workload=workload, requests=requests, **row)
+                add(**common, workload=workload, requests=requests, **row, **load)
 
 
 def run_or_tell(
