@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from vllm_launch import kv, memory
-from vllm_launch.fit import AUTO, USEFUL_REQUESTS, USEFUL_TOKENS, Asked, Candidate, NoFit, batch_of
+from vllm_launch.fit import AUTO, USEFUL_REQUESTS, USEFUL_TOKENS, Asked, Candidate, NoFit, batch_of, watermark_of
 from vllm_launch.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.memory import gib
 from vllm_launch.model import Model
@@ -170,6 +170,9 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         elif value != usual:
             why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
+    if share := watermark_of(asked, model, chosen):
+        why = "of the KV cache stays free for those that run to grow into: one put out for want of it is computed again"
+        yield Reason(field="watermark", value=share, why=why, source=RULE)
 
 
 def too_small(found: Candidate) -> str:

@@ -31,6 +31,11 @@ CPU_SHARE = 0.5
 """Of the memory that weights leave on a CPU, the most that the cache takes unasked: the rest is the page cache's, which
 the weights are read through, and that of other programs."""
 
+WATERMARK = 0.05
+"""Of the KV cache, what stays free where a request is let into the batch; vLLM's default is nothing. Those that run
+grow into it: with no room left one is put out, and its tokens are computed again. More than this keeps requests waiting
+for room that nobody needs. Source: benchmarks/gpu/scheduling.py, of vLLM's own v1/core/kv_cache_manager.py."""
+
 AUTO = -1
 """``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
 
@@ -55,6 +60,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    watermark: float | None = None
     kv_cache_dtype: str | None = None
     block_size: int | None = None
     dtype: str | None = None
@@ -115,6 +121,14 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     missing: int | None = None
     longest: int = 0  # tokens of the longest request that would fit
+
+
+def watermark_of(asked: Asked, model: Model, found: Candidate) -> float:
+    """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool."""
+    if asked.watermark is not None:
+        return asked.watermark
+    outgrown = 0 < found.kv_cache.tokens < found.run.max_num_seqs * found.run.max_model_len
+    return WATERMARK if outgrown and model.task == "generate" else 0.0
 
 
 def tightest(gpus: Sequence[Gpu]) -> Gpu:

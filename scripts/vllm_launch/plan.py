@@ -14,7 +14,7 @@ from vllm_launch import explain
 from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.errors import UsageError
 from vllm_launch.explain import Reason, Rejected
-from vllm_launch.fit import Asked, Candidate, NoFit, Objective, batch_of, on_cpu, on_gpus, run_of
+from vllm_launch.fit import Asked, Candidate, NoFit, Objective, batch_of, on_cpu, on_gpus, run_of, watermark_of
 from vllm_launch.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.kv import KvCache
 from vllm_launch.memory import Memory
@@ -38,7 +38,7 @@ a monitoring agent holds, must not change which GPUs are neighbours."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 DECIDED = (
     *PARALLEL, "enable_expert_parallel", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
-    "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype",
+    "max_num_seqs", "max_num_batched_tokens", "watermark", "kv_cache_dtype",
 )  # fmt: skip
 """vLLM's options that a plan may set; the other fields that reasons speak of are not options."""
 
@@ -56,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    watermark: float  # share of the KV cache
     kv_cache: KvCache
     memory: Memory
     argv: list[str]
@@ -113,6 +114,7 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         max_model_len=run.max_model_len,
         max_num_seqs=run.max_num_seqs,
         max_num_batched_tokens=run.max_num_batched_tokens,
+        watermark=watermark_of(asked, model, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
         argv=[],

@@ -600,12 +600,41 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
     except UsageError:
         return
     fields = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
-              "max_model_len", "max_num_seqs", "max_num_batched_tokens")  # fmt: skip
+              "max_model_len", "max_num_seqs", "max_num_batched_tokens", "watermark")  # fmt: skip
     asked = {field: getattr(found, field) for field in fields}
     again = plan(Asked(**asked, estimate_cudagraphs=not found.env), hardware, of)  # its environment
     assert isinstance(again, Plan)
     assert again.kv_cache == found.kv_cache
     assert again.decided == {}
+
+
+# ---- the watermark
+
+
+def test_room_is_kept_for_requests_that_can_outgrow_the_cache():
+    found = plan(Asked(), machine(1), sized(60))
+    assert found.watermark == found.decided["watermark"] == 0.05
+    assert reason(found, "watermark").source == "rule"
+
+
+def test_no_room_is_kept_where_all_requests_fit_to_their_end():
+    found = plan(Asked(max_num_seqs=4, max_model_len=512), machine(1), sized(1))
+    assert found.kv_cache.tokens >= 4 * 512
+    assert found.watermark == 0
+    assert "watermark" not in found.decided
+    just = found.kv_cache.tokens // 512 + 1
+    assert plan(Asked(max_num_seqs=just, max_model_len=512), machine(1), sized(1)).watermark == 0.05
+
+
+def test_no_room_is_kept_for_a_model_that_pools():
+    assert plan(Asked(), machine(1), sized(1, task="pooling")).watermark == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_a_watermark_of_ones_own_stays(share):
+    found = plan(Asked(watermark=share), machine(1), sized(60))
+    assert found.watermark == share
+    assert "watermark" not in found.decided
 
 
 # ---- CUDA graphs: counted by vLLM's guess, or by the plan
