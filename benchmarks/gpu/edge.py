@@ -75,12 +75,12 @@ class Load:
         self.told: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
 
     async def run(self, seconds: float) -> dict[str, Any]:
-        """The burst, then ``STREAMS`` streams at a time until ``seconds`` are over."""
-        deadline = time.monotonic() + seconds
+        """The burst, and when it is over ``STREAMS`` streams at a time for ``seconds``."""
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PATIENCE_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers) as session:
             looking = asyncio.create_task(self._look(session))
             await self._burst(session)
+            deadline = time.monotonic() + seconds
             await asyncio.gather(*(self._stream(session, seed, deadline) for seed in range(STREAMS)))
             looking.cancel()
         return self.told

@@ -34,12 +34,16 @@ def source(told: Mapping[str, Any]) -> str:
     return f"{where}, {versions}, {of['date']}: `{of['command']}`"
 
 
+SOMETIMES = ("turns", "itl_range", "preemptions", "gpu_busy", "watts")
+"""Columns of throughput that not every run has."""
+
+
 def throughput(told: Mapping[str, Any]) -> Iterator[str]:
     """A table for each workload; ratios are at one rate, to vLLM's defaults or else to the first row."""
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
-        also = [name for name in ("preemptions", "gpu_busy", "watts") if any(name in row for row in mine)]
+        also = [name for name in SOMETIMES if any(name in row for row in mine)]
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]

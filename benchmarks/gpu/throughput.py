@@ -4,10 +4,10 @@
 ``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. The load is vLLM's own
 (``vllm bench serve``), from several processes at once, since one of them is slower than two GPUs; they begin together.
 Every configuration is started, warmed up and measured in one run, one after another, or with ``--at-once`` all beside
-each other on GPUs of their own, each measurement at the same time, so that whatever else a shared host does meets all
-alike. Weights are dummies, so ``ignore_eos`` is set and every answer has its full length. tok/s are output tokens;
-times are milliseconds; ``preemptions``: requests put out of the batch for want of cache, computed again;
-``gpu_busy``: the share of time in which a GPU ran any kernel, ``watts`` what it took.
+each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded in
+turns, so that whatever else a shared host does meets all alike. Weights are dummies, so ``ignore_eos`` is set and every
+answer has its full length. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the
+batch for want of cache, computed again; ``gpu_busy``: the share of time in which a GPU ran any kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import itertools
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,77 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99)}
 
 
+class Server(msgspec.Struct, frozen=True):
+    """A configuration that runs: its ``ports``, its ``gpus`` by NVML's index, and what all of its rows say."""
+
+    ports: list[int]
+    gpus: list[int]
+    row: dict[str, Any]
+
+
+def started(
+    name: str, this: Configuration, given: argparse.Namespace, model: Path, stack: contextlib.ExitStack,
+    *, first: int | None, place: int = 0,
+) -> Server:  # fmt: skip
+    """Start one configuration until it answers; ``stack`` ends it.
+
+    ``first`` is its first GPU, None where there is none; ``place`` keeps its ports from those of others.
+    """
+    command = bench.planned if this.launcher else bench.defaults
+    began, share = time.monotonic(), this.gpus // this.servers
+    ports = [bench.PORT + 100 * place + 10 * number for number in range(this.servers)]
+    logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
+    gpus = [] if first is None else [*range(first, first + this.gpus)]
+    processes = []
+    for number, port in enumerate(ports):
+        mine = gpus[number * share : (number + 1) * share]
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))} if mine else {}
+        server = bench.running(command(model, this.flags, port), logs[number], port=port, env=bench.environment() | env)
+        processes.append(stack.enter_context(server))
+    for process, port, log in zip(processes, ports, logs, strict=True):
+        bench.wait_for(process, port, log, 420)
+    ready = round(time.monotonic() - began, 1)
+    row = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
+    row["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
+    return Server(ports, gpus, row)
+
+
+def warm_up(server: Server, model: Path) -> None:
+    """Some requests, whose answers nobody counts."""
+    gpus = server.row["gpus"]
+    measured(model, server.ports, WORKLOADS["512/256"], requests=64 * gpus, rate=float("inf"),
+             clients=CLIENTS_PER_GPU * gpus, seed=9)  # fmt: skip
+
+
+class Load(msgspec.Struct, frozen=True):
+    """``requests`` of a workload, ``rate`` of them a second."""
+
+    workload: str
+    rate: float
+    requests: int
+
+
+def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
+    """What is to be measured, for all ``gpus`` together."""
+    for workload in given.workload or WORKLOADS:
+        what = WORKLOADS[workload]
+        below = [] if given.saturation_only else [rate * gpus for rate in what.rates]
+        for rate in given.rate or [float("inf"), *below]:
+            all_at_once = rate == float("inf")
+            requests = what.requests * gpus * given.share if all_at_once else rate * RATE_SECONDS
+            yield Load(workload, rate, round(requests))
+
+
+def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]:
+    """One measurement. ``seed`` is its own, or the prefix cache knows its prompts."""
+    before = sum(map(bench.preemptions, server.ports))
+    with bench.load_of(server.gpus) as gpus:
+        row = measured(model, server.ports, WORKLOADS[load.workload], requests=load.requests, rate=load.rate,
+                       clients=CLIENTS_PER_GPU * server.row["gpus"], seed=seed)  # fmt: skip
+    row["preemptions"] = sum(map(bench.preemptions, server.ports)) - before
+    return server.row | {"workload": load.workload, "requests": load.requests} | row | gpus
+
+
 def run(
     name: str,
     this: Configuration,
@@ -201,47 +273,52 @@ def run(
     first: int | None,
     together: Callable[[], object] = lambda: None,
 ) -> None:
-    """Start one configuration, measure what was asked for, end it.
-
-    ``first`` is its first GPU, None where there is none; before each measurement ``together`` waits for the others.
-    """
-    command = bench.planned if this.launcher else bench.defaults
+    """Start one configuration, measure what was asked for, end it; before each ``together`` waits for the others."""
     with contextlib.ExitStack() as stack:
-        began, share = time.monotonic(), this.gpus // this.servers
-        ports = [bench.PORT + 100 * (first or 0) + 10 * number for number in range(this.servers)]
-        logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
-        processes = []
-        for number, port in enumerate(ports):
-            seen = {}
-            if first is not None:
-                seen["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + number * share + index) for index in range(share))
-            server = bench.running(
-                command(model, this.flags, port), logs[number], port=port, env=bench.environment() | seen
-            )
-            processes.append(stack.enter_context(server))
-        for process, port, log in zip(processes, ports, logs, strict=True):
-            bench.wait_for(process, port, log, 420)
-        ready = round(time.monotonic() - began, 1)
-        common = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
-        common["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
-        clients = CLIENTS_PER_GPU * this.gpus
-        warm = WORKLOADS["512/256"]
+        server = started(name, this, given, model, stack, first=first, place=first or 0)
         together()
-        measured(model, ports, warm, requests=64 * this.gpus, rate=float("inf"), clients=clients, seed=9)
-        fresh = itertools.count(10)  # of each measurement its own prompts, or the prefix cache knows them
-        for workload in given.workload or WORKLOADS:
-            what = WORKLOADS[workload]
-            below = [] if given.saturation_only else [rate * this.gpus for rate in what.rates]
-            for rate in given.rate or [float("inf"), *below]:
-                requests = round(
-                    what.requests * this.gpus * given.share if rate == float("inf") else rate * RATE_SECONDS
-                )
-                together()
-                before = sum(map(bench.preemptions, ports))
-                with bench.load_of(() if first is None else range(first, first + this.gpus)) as load:
-                    row = measured(model, ports, what, requests=requests, rate=rate, clients=clients, seed=next(fresh))
-                row["preemptions"] = sum(map(bench.preemptions, ports)) - before
-                add(**common, workload=workload, requests=requests, **row, **load)
+        warm_up(server, model)
+        for seed, load in enumerate(loads(given, this.gpus), 10):
+            together()
+            add(**row_of(server, model, load, seed))
+
+
+def in_turns(
+    chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, add: Callable[..., None], *, gpus: bool
+) -> None:
+    """All of ``chosen`` on the first GPU, loaded one after another and again: a host that slows down slows all down.
+
+    Each needs a share of the GPU's memory in its flags. They are started one after another, since vLLM measures memory.
+    """
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for place, (name, this) in enumerate(chosen.items()):
+            servers.append(started(name, this, given, model, stack, first=0 if gpus else None, place=place))
+        for server in servers:
+            warm_up(server, model)
+        seeds = itertools.count(10)
+        for load in loads(given, 1):
+            rows: list[list[dict[str, Any]]] = [[] for _ in servers]
+            for turn in range(given.in_turns):  # to and fro, so that nobody is always the first
+                for number in range(len(servers))[:: 1 if turn % 2 == 0 else -1]:
+                    rows[number].append(row_of(servers[number], model, load, next(seeds)))
+            for mine in rows:
+                add(**median(mine))
+
+
+def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row for those of the same load: medians, sums of what was counted, and the range of the median ITL."""
+    told = dict(rows[0]) | {"turns": len(rows)}
+    for name in ("seconds", "output_tok_s", "gpu_busy", "watts"):
+        if found := [row[name] for row in rows if name in row]:
+            told[name] = round(statistics.median(found), 3)
+    for name in ("ttft_ms", "itl_ms"):
+        told[name] = {cut: round(statistics.median(row[name][cut] for row in rows), 2) for cut in rows[0][name]}
+    for name in ("completed", "failed", "preemptions"):
+        told[name] = sum(row[name] for row in rows)
+    middles = [row["itl_ms"]["p50"] for row in rows]
+    told["itl_range"] = f"{min(middles):.1f}-{max(middles):.1f}"
+    return told
 
 
 def run_or_tell(
@@ -304,6 +381,10 @@ def main() -> int:
     )
     parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
     parser.add_argument("--at-once", action="store_true", help="the configurations beside each other")
+    parser.add_argument(
+        "--in-turns", type=int, default=0, metavar="TURNS",
+        help="all on one GPU, loaded in turns so many times; each needs a share of its memory in its flags",
+    )  # fmt: skip
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
     given = parser.parse_args()
     result = bench.Result(given.out, "throughput", given.caches)
@@ -318,6 +399,9 @@ def main() -> int:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
         if given.at_once:
             return int(not at_once(chosen, given, model, result))
+        if given.in_turns:
+            in_turns(chosen, given, model, result.add, gpus=gpus > 0)
+            return 0
         first = 0 if gpus else None
         good = [run_or_tell(name, this, given, model, result.add, first=first) for name, this in chosen.items()]
     return int(not all(good))

@@ -1,7 +1,11 @@
 """The load of benchmarks/gpu, which is vLLM's own tool, on the real engine."""
 
+import argparse
 import asyncio
+import functools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +16,8 @@ sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import bench  # noqa: E402
 import edge  # noqa: E402
 import throughput  # noqa: E402
+
+from vllm_launch import fit  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM warn about themselves
 SHORT = throughput.Workload(
@@ -54,3 +60,61 @@ def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, mo
         throughput.measured(
             Path(tiny_model), [serving.port], SHORT, requests=2, rate=float("inf"), clients=1, seed=2, name="tiny"
         )
+
+
+def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", serving.key)
+    monkeypatch.setitem(throughput.WORKLOADS, "512/256", SHORT)
+    asked, plain = [], functools.partial(throughput.measured, name="tiny")
+
+    def measured(model, ports, workload, **how):
+        asked.append((ports[0], how["rate"], how["seed"]))
+        return plain(model, [serving.port], workload, **how)
+
+    def started(name, *_, place, **__):  # the same server under two names
+        return throughput.Server([place], [], {"configuration": name, "gpus": 1})
+
+    monkeypatch.setattr(throughput, "measured", measured)
+    monkeypatch.setattr(throughput, "started", started)
+    monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
+    given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1)
+    monkeypatch.setattr(throughput, "RATE_SECONDS", 1)
+    rows = []
+    chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration(launcher=True))
+    throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
+    assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
+        ("defaults", 3, 24), ("plan", 3, 24),
+    ]  # fmt: skip
+    assert [place for place, _, _ in asked[2:]] == [0, 1, 1, 0, 0, 1]  # after each has been warmed up
+    assert len({seed for _, _, seed in asked[2:]}) == 6  # no prompt twice
+
+
+def test_medians_are_of_turns_and_counts_are_sums():
+    def row(tokens, itl, preempted):
+        return {
+            "configuration": "plan", "seconds": 2.0, "output_tok_s": tokens, "ttft_ms": {"p50": itl, "p99": itl},
+            "itl_ms": {"p50": itl, "p99": 9.0}, "completed": 5, "failed": 1, "preemptions": preempted, "watts": 100,
+        }  # fmt: skip
+
+    told = throughput.median([row(100.0, 2.0, 1), row(900.0, 9.0, 2), row(200.0, 3.0, 3)])
+    assert (told["output_tok_s"], told["itl_ms"], told["ttft_ms"]["p50"]) == (200.0, {"p50": 3.0, "p99": 9.0}, 3.0)
+    assert (told["completed"], told["failed"], told["preemptions"], told["turns"]) == (15, 3, 6, 3)
+    assert told["itl_range"] == "2.0-9.0"
+    assert told["watts"] == 100
+    assert "gpu_busy" not in told  # as nobody saw one
+
+
+def test_vllms_scheduler_decides_as_docs_performance_says(tmp_path):
+    published = json.loads((ROOT / "benchmarks/gpu/results/scheduling.json").read_text())["rows"]
+    load = "4000/500, all at once"
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu/scheduling.py", f"--load={load}", f"--out={tmp_path / 'out.json'}"],
+        env=os.environ | {"VLLM_TARGET_DEVICE": "cpu"},
+        check=True,
+    )
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert rows == [row for row in published if row["load"] == load]
+    assert [row["watermark"] for row in rows] == sorted({0.0, fit.WATERMARK} | {row["watermark"] for row in rows})
+    plain, planned = (next(row for row in rows if row["watermark"] == share) for share in (0.0, fit.WATERMARK))
+    assert planned["preempted"] < plain["preempted"]
+    assert planned["ratio"] > 1

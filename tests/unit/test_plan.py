@@ -617,13 +617,14 @@ def test_room_is_kept_for_requests_that_can_outgrow_the_cache():
     assert reason(found, "watermark").source == "rule"
 
 
-def test_no_room_is_kept_where_all_requests_fit_to_their_end():
-    found = plan(Asked(max_num_seqs=4, max_model_len=512), machine(1), sized(1))
-    assert found.kv_cache.tokens >= 4 * 512
-    assert found.watermark == 0
-    assert "watermark" not in found.decided
-    just = found.kv_cache.tokens // 512 + 1
-    assert plan(Asked(max_num_seqs=just, max_model_len=512), machine(1), sized(1)).watermark == 0.05
+@pytest.mark.parametrize(("share", "watermark"), [(0.9, 0), (1.1, 0.05)])
+def test_no_room_is_kept_where_all_requests_fit_to_their_end(share, watermark):
+    asked = Asked(max_num_seqs=4, max_model_len=4096, max_num_batched_tokens=4096)
+    tokens = plan(asked, machine(1), sized(60)).kv_cache.tokens
+    asked = msgspec.structs.replace(asked, max_num_seqs=int(share * tokens / 4096))
+    found = plan(asked, machine(1), sized(60))
+    assert found.watermark == watermark
+    assert ("watermark" in found.decided) == (watermark > 0)
 
 
 def test_no_room_is_kept_for_a_model_that_pools():
