@@ -202,7 +202,8 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     gpu = tightest(gpus)
     ranks = memory.of_ranks(model, run, layout, gpu)
     parts = memory.fullest(ranks, run)
-    utilization = asked.gpu_memory_utilization or memory.safe_utilization(parts, run, gpu)
+    safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one holds for all, whoever leaves the least
+    utilization = asked.gpu_memory_utilization or safe
     left = memory.kv_bytes(parts, run, gpu, utilization)
     if refusal := _refusal(asked, layout, parts, gpu, left):
         return refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Gpu, GpuProcess, Hardware
+from vllm_launch.model import read_model
 from vllm_launch.parallel import Layout
 from vllm_launch.plan import DECIDED, Plan, plan
 from vllm_launch.run import Run
@@ -606,6 +608,19 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
     assert isinstance(again, Plan)
     assert again.kv_cache == found.kv_cache
     assert again.decided == {}
+
+
+def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
+    of = read_model(str(Path(__file__).parents[1] / "data" / "models" / "Qwen--Qwen3-30B-A3B"))
+    hardware = parse_hardware_name("H200:2")
+    found = plan(Asked(pipeline_parallel_size=2, tensor_parallel_size=1), hardware, of)
+    run = Run(max_model_len=found.max_model_len, max_num_seqs=found.max_num_seqs,
+              max_num_batched_tokens=found.max_num_batched_tokens, estimate_cudagraphs=False)  # fmt: skip
+    stages = memory.of_ranks(of, run, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0])
+    safe = [memory.safe_utilization(stage, run, hardware.gpus[0]) for stage in stages]
+    assert safe[0] < safe[1]  # though the last stage, with the head, leaves less for the cache
+    assert memory.fullest(stages, run) == stages[1]
+    assert found.gpu_memory_utilization == safe[0]
 
 
 # ---- the watermark
