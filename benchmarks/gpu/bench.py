@@ -108,7 +108,7 @@ def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, flo
     told, seen, over = dict[str, float](), list[nvml.Load](), threading.Event()
 
     def look() -> None:
-        with nvml.open_nvml() as opened:
+        with contextlib.suppress(nvml.NvmlUnavailable, nvml.GpuLost), nvml.open_nvml() as opened:
             while not over.wait(every_s):
                 seen.extend(opened.load(index) for index in gpus)
 

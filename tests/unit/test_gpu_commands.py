@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import bench  # noqa: E402
 import memory  # noqa: E402
 import smoke  # noqa: E402
 import throughput  # noqa: E402
+
+from vllm_health import nvml  # noqa: E402
 
 
 @pytest.fixture
@@ -61,6 +64,26 @@ def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("test-gpu: libnvidia-ml.so.1 is not here")
+
+
+def test_a_load_is_told_by_the_medians_of_what_nvml_saw_simulated(fake, monkeypatch):
+    assert not fake.opened
+    seen = iter([0.1, *[0.9] * 1000])
+    monkeypatch.setattr(nvml.Nvml, "load", lambda *_: nvml.Load(utilization=next(seen), power=600.4, temperature=None))
+    with bench.load_of([0, 1], every_s=0.001) as told:
+        time.sleep(0.1)
+        assert told == {}
+    assert told == {"gpu_busy": 0.9, "watts": 600}
+
+
+def test_a_load_that_nvml_does_not_see_is_told_without_it_simulated(fake):
+    fake.broken["handle", 0] = LOST
+    with bench.load_of([0], every_s=0.001) as told:
+        time.sleep(0.05)
+    assert told == {}
+    with bench.load_of([]) as told:
+        pass
+    assert told == {}
 
 
 def test_a_server_that_ends_is_told_with_its_last_words_and_nothing_of_it_is_left(tmp_path):
