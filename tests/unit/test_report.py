@@ -69,7 +69,7 @@ def test_the_json_has_exactly_the_fields_of_the_contract(machine: str) -> None:
     assert fields(found) == {
         "model": "str", "objective": "str", "tensor_parallel_size": "int", "pipeline_parallel_size": "int",
         "data_parallel_size": "int", "gpus": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
-        "max_num_seqs": "int", "max_num_batched_tokens": "int",
+        "max_num_seqs": "int", "max_num_batched_tokens": "int", "watermark": "float",
         "kv_cache": {"dtype": "str", "bytes": "int", "tokens": "int", "bytes_per_token": "int"},
         "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int"},
         "argv": "list", "reasons": "list", "rejected": "list", "warnings": "list",
