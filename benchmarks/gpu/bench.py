@@ -100,10 +100,10 @@ def idle(seconds: float = 30) -> None:
 
 @contextlib.contextmanager
 def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, float]]:
-    """Filled at the end: ``gpu_busy``, the share of time in which any kernel ran, and ``watts``, the median of each.
+    """Filled at the end: ``gpu_busy``, the share of time in which any kernel ran, and ``watts``.
 
-    Medians over the ``gpus`` (NVML's indices) and over time, so that a load's first and last seconds do not count.
-    Empty where NVML says neither.
+    Both are medians of NVML's samples of all ``gpus`` (NVML's indices), so that a load's first and last seconds do not
+    count. Empty where NVML says neither.
     """
     told, seen, over = dict[str, float](), list[nvml.Load](), threading.Event()
 

@@ -7,7 +7,7 @@ Every configuration is started, warmed up and measured in one run, one after ano
 each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded in
 turns, so that whatever else a shared host does meets all alike. Weights are dummies, so ``ignore_eos`` is set and every
 answer has its full length. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the
-batch for want of cache, computed again; ``gpu_busy``: the share of time in which a GPU ran any kernel.
+batch for want of cache, computed again; ``gpu_busy``: the share of time in which a kernel ran (``bench.load_of``).
 """
 
 from __future__ import annotations
@@ -307,15 +307,13 @@ def in_turns(
 
 
 def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for those of the same load: medians, sums of what was counted, and the range of the median ITL."""
-    told = dict(rows[0]) | {"turns": len(rows)}
-    for name in ("seconds", "output_tok_s", "gpu_busy", "watts"):
+    """One row for those of the same load: medians, all failures, and the range of the median ITL."""
+    told = dict(rows[0]) | {"turns": len(rows), "failed": sum(row["failed"] for row in rows)}
+    for name in ("seconds", "output_tok_s", "completed", "preemptions", "gpu_busy", "watts"):
         if found := [row[name] for row in rows if name in row]:
             told[name] = round(statistics.median(found), 3)
     for name in ("ttft_ms", "itl_ms"):
         told[name] = {cut: round(statistics.median(row[name][cut] for row in rows), 2) for cut in rows[0][name]}
-    for name in ("completed", "failed", "preemptions"):
-        told[name] = sum(row[name] for row in rows)
     middles = [row["itl_ms"]["p50"] for row in rows]
     told["itl_range"] = f"{min(middles):.1f}-{max(middles):.1f}"
     return told
@@ -387,9 +385,14 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
     given = parser.parse_args()
+    wide = [name for name in given.configuration or () if CONFIGURATIONS[name].gpus > 1]
+    if given.in_turns < 0 or (given.in_turns and (given.at_once or wide)):
+        parser.error("--in-turns takes a number of turns, servers of one GPU, and not --at-once beside it")
     result = bench.Result(given.out, "throughput", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
-    names = given.configuration or [name for name, this in CONFIGURATIONS.items() if this.gpus <= gpus]
+    names = given.configuration or [
+        name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
+    ]
     chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
     for text in given.also:
         name, _, words = text.partition("=")

@@ -170,8 +170,8 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         elif value != usual:
             why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
-    if share := watermark_of(asked, model, chosen):
-        why = "of the KV cache stays free for those that run to grow into: one put out for want of it is computed again"
+    if (share := watermark_of(asked, model, chosen)) or asked.watermark is not None:
+        why = "of the KV cache is kept free for running requests to grow into: one preempted is computed again"
         yield Reason(field="watermark", value=share, why=why, source=RULE)
 
 

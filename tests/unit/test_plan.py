@@ -649,8 +649,17 @@ def test_no_room_is_kept_for_a_model_that_pools():
 @pytest.mark.parametrize("share", [0.0, 0.2])
 def test_a_watermark_of_ones_own_stays(share):
     found = plan(Asked(watermark=share), machine(1), sized(60))
-    assert found.watermark == share
+    assert found.watermark == reason(found, "watermark").value == share
+    assert reason(found, "watermark").source == "you"
     assert "watermark" not in found.decided
+
+
+@pytest.mark.parametrize(("times", "watermark"), [(1.9, 0), (2.1, 0.05)])
+def test_no_room_is_kept_where_the_longest_request_would_wait_for_it_alone(times, watermark):
+    long = sized(60, max_model_len=1_000_000)
+    tokens = plan(Asked(max_model_len=60_000), machine(1), long).kv_cache.tokens
+    found = plan(Asked(max_model_len=int(tokens / times)), machine(1), long)
+    assert found.watermark == watermark
 
 
 # ---- CUDA graphs: counted by vLLM's guess, or by the plan
