@@ -4,8 +4,8 @@
 ``python benchmarks/gpu/scheduling.py --out FILE`` needs the pinned vLLM for any hardware. The scheduler, the blocks of
 the KV cache and its prefix cache are vLLM's; simulated is the GPU alone, an H100 with Llama-3-8B in bfloat16, whose
 steps last as long as their arithmetic and their reads (``step_seconds``). So preemptions and tokens are what vLLM would
-do, and of the times only their ratios mean anything. ``recomputed`` is the share of tokens computed beyond what the
-requests need, ``ratio`` that of output tokens a second to the same load without a watermark.
+do, without asynchronous scheduling, and of times only ratios mean anything. ``recomputed`` are tokens computed beyond
+those that the requests need, as a share of these; ``ratio`` is of output tokens a second, to no watermark.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from vllm.v1.structured_output import StructuredOutputManager  # noqa: TID251
 
 BLOCK = 16
 """Tokens of a block, as vLLM has it on GPUs."""
-KV_TOKENS = 484_192
-"""Of the plan for Llama-3-8B on an H100 (docs/performance.md)."""
+LARGE, SMALL, LEAST = 484_192, 40_000, 20_000
+"""Tokens of the KV cache: of the plan for Llama-3-8B on an H100 (docs/performance.md), and where there is little."""
 BATCH = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
 """VLLM's defaults there."""
-WATERMARKS = (0.0, 0.02, 0.05, 0.1, 0.2)
+WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1)
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -68,22 +68,24 @@ def reasoning(chance: random.Random) -> tuple[int, int]:
     return 200, min(7000, 1 + int(chance.expovariate(1 / 1500)))
 
 
-LOADS: dict[str, Callable[[], list[Asked]]] = {
-    "512/256, all at once": lambda: at_once(2089, 512, 256),
-    "4000/500, all at once": lambda: at_once(400, 4000, 500),
-    "512/256, 45 a second": lambda: spread(3000, 45, lambda _: (512, 256)),
-    "chat, 40 a second": lambda: spread(2500, 40, chat),
-    "reasoning, 20 a second": lambda: spread(1500, 20, reasoning),
+LOADS: dict[str, tuple[int, Callable[[], list[Asked]]]] = {
+    "512/256, all at once": (LARGE, lambda: at_once(2089, 512, 256)),
+    "4000/500, all at once": (LARGE, lambda: at_once(400, 4000, 500)),
+    "512/256, 45 a second": (LARGE, lambda: spread(3000, 45, lambda _: (512, 256))),
+    "chat, 40 a second": (LARGE, lambda: spread(2500, 40, chat)),
+    "reasoning, 20 a second": (LARGE, lambda: spread(1500, 20, reasoning)),
+    "chat, 15 a second": (SMALL, lambda: spread(800, 15, chat)),
+    "chat, 9 a second": (LEAST, lambda: spread(500, 9, chat)),
 }
-"""More than the GPU can serve, or nothing would be preempted. Lengths of "chat" (600 and 300 tokens) and of answers in
-"reasoning" (1,500 after 200) are means of exponential distributions."""
+"""KV tokens, and requests: more than the GPU can serve, or nothing would be preempted. Lengths of "chat" (600 and 300
+tokens) and of answers in "reasoning" (1,500 after 200) are means of exponential distributions."""
 
 
 def step_seconds(tokens: int, attended: int) -> float:
     """Of a step that computes ``tokens`` and whose attention reads the cache of ``attended``.
 
     2 ms of the host's; 16 GFLOP a token at 650 TFLOP/s, or 16 GB of weights at 3 TB/s if that takes longer; 128 KiB of
-    cache a token. The rates are what an H100 gave for large matrix products and copies, less a sixth for the former.
+    cache a token. Assumed for an H100: a large copy gives 3 TB/s, a large matrix product a fifth more than 650 TFLOP/s.
     """
     return 0.002 + max(tokens * 16e9 / 650e12, 16e9 / 3e12) + attended * 131072 / 3e12
 
@@ -150,11 +152,12 @@ def main() -> int:
     given: argparse.Namespace = parser.parse_args()
     result = bench.Result(given.out, "scheduling", given.caches)
     for name in given.load or LOADS:
-        load, plain = LOADS[name](), None
+        (kv_tokens, make), plain = LOADS[name], None
+        load = make()
         for watermark in WATERMARKS:
-            row = served(load, KV_TOKENS, watermark)
+            row = served(load, kv_tokens, watermark)
             plain = plain or row["output_tok_s"]
-            result.add(load=name, requests=len(load), watermark=watermark, **row,
+            result.add(load=name, kv_tokens=kv_tokens, requests=len(load), watermark=watermark, **row,
                        ratio=round(row["output_tok_s"] / plain, 3))  # fmt: skip
     return 0
 

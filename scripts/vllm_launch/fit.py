@@ -31,10 +31,10 @@ CPU_SHARE = 0.5
 """Of the memory that weights leave on a CPU, the most that the cache takes unasked: the rest is the page cache's, which
 the weights are read through, and that of other programs."""
 
-WATERMARK = 0.05
+WATERMARK = 0.02
 """Of the KV cache, what is kept free where a request is let into the batch; vLLM's default is nothing. Running requests
-grow into it: with no room left one is preempted, and its tokens are computed again. From 0.02 to 0.1 the gain is much
-the same, more keeps requests waiting for nothing. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
+grow into it: with no room left one is preempted, and its tokens are computed again. More gives large caches little, and
+costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
 
 AUTO = -1
 """``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
@@ -126,14 +126,14 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
 def watermark_of(asked: Asked, model: Model, found: Candidate) -> float:
     """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool.
 
-    And 0 where the cache does not hold two of the longest: one of them would have to wait until nothing else runs, and
-    those behind it with it (v1/core/sched/scheduler.py: the first that is not let in ends the turn).
+    And 0 in a cache that is not useful, or does not hold two of the longest: one of them would have to wait until
+    nothing else runs, and those behind it with it (v1/core/sched/scheduler.py: whoever is not let in ends the turn).
     """
     if asked.watermark is not None:
         return asked.watermark
     longest, tokens = found.run.max_model_len, found.kv_cache.tokens
     outgrown = 2 * longest <= tokens < found.run.max_num_seqs * longest
-    return WATERMARK if outgrown and model.task == "generate" else 0.0
+    return WATERMARK if outgrown and found.useful and model.task == "generate" else 0.0
 
 
 def tightest(gpus: Sequence[Gpu]) -> Gpu:

@@ -628,11 +628,11 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
 
 def test_room_is_kept_for_requests_that_can_outgrow_the_cache():
     found = plan(Asked(), machine(1), sized(60))
-    assert found.watermark == found.decided["watermark"] == 0.05
+    assert found.watermark == found.decided["watermark"] == 0.02
     assert reason(found, "watermark").source == "rule"
 
 
-@pytest.mark.parametrize(("share", "watermark"), [(0.9, 0), (1.1, 0.05)])
+@pytest.mark.parametrize(("share", "watermark"), [(0.9, 0), (1.1, 0.02)])
 def test_no_room_is_kept_where_all_requests_fit_to_their_end(share, watermark):
     asked = Asked(max_num_seqs=4, max_model_len=4096, max_num_batched_tokens=4096)
     tokens = plan(asked, machine(1), sized(60)).kv_cache.tokens
@@ -640,6 +640,12 @@ def test_no_room_is_kept_where_all_requests_fit_to_their_end(share, watermark):
     found = plan(asked, machine(1), sized(60))
     assert found.watermark == watermark
     assert ("watermark" in found.decided) == (watermark > 0)
+
+
+def test_no_room_is_kept_in_a_cache_for_few_requests():
+    few = plan(Asked(kv_cache_memory_bytes=3 * GIB, max_model_len=8192), machine(1), sized(60))
+    assert 2 * 8192 < few.kv_cache.tokens < 16 * 2048
+    assert few.watermark == 0
 
 
 def test_no_room_is_kept_for_a_model_that_pools():
@@ -654,7 +660,7 @@ def test_a_watermark_of_ones_own_stays(share):
     assert "watermark" not in found.decided
 
 
-@pytest.mark.parametrize(("times", "watermark"), [(1.9, 0), (2.1, 0.05)])
+@pytest.mark.parametrize(("times", "watermark"), [(1.9, 0), (2.1, 0.02)])
 def test_no_room_is_kept_where_the_longest_request_would_wait_for_it_alone(times, watermark):
     long = sized(60, max_model_len=1_000_000)
     tokens = plan(Asked(max_model_len=60_000), machine(1), long).kv_cache.tokens
