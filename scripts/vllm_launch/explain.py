@@ -230,9 +230,8 @@ def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterat
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
         yield f"{len(hardware.gpus) - len(chosen.gpus)} GPUs are left unused"
-    safe = memory.safe_utilization(chosen.memory, chosen.run, chosen.tightest)
-    if asked.gpu_memory_utilization is not None and chosen.utilization > safe:
+    if asked.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
-            f"serving may take beyond vLLM's profile: up to {safe} is safe"
+            f"serving may take beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
         )

@@ -99,6 +99,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     run: Run
     memory: Memory
     utilization: float
+    safe_utilization: float  # the largest that leaves every rank its room; 0.0 on the CPU engine
     kv_bytes: int
     kv_cache: KvCache
     useful: bool
@@ -232,6 +233,7 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
         run=run,
         memory=parts,
         utilization=utilization,
+        safe_utilization=safe,
         kv_bytes=left,
         kv_cache=cache,
         useful=useful,
@@ -300,6 +302,7 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         run=run,
         memory=parts,
         utilization=asked.gpu_memory_utilization or 0.0,
+        safe_utilization=0.0,
         kv_bytes=most,
         kv_cache=cache,
         useful=useful,

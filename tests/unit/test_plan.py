@@ -621,6 +621,9 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
     assert safe[0] < safe[1]  # though the last stage, with the head, leaves less for the cache
     assert memory.fullest(stages, run) == stages[1]
     assert found.gpu_memory_utilization == safe[0]
+    more = Asked(pipeline_parallel_size=2, tensor_parallel_size=1, gpu_memory_utilization=safe[1],
+                 estimate_cudagraphs=False)  # fmt: skip
+    assert any(text.endswith(f"up to {safe[0]} is safe") for text in plan(more, hardware, of).warnings)
 
 
 # ---- the watermark
