@@ -75,8 +75,11 @@ def course(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def hung(course):
-    """An engine that is stopped: it hangs, is ended by its launcher, and nobody starts it again."""
-    run = course.start("hung", "--launch-stall-seconds=20")
+    """An engine that is stopped: it hangs, is ended by its launcher, and nobody starts it again.
+
+    It is `stalled` for a fifth of its time before it is ended (VLLMEngineStalled.md): two scrapes, so one sees it.
+    """
+    run = course.start("hung", f"--launch-stall-seconds={2 * INTERVAL_S * 5}")
     course.scrape("hung-0", run.port, run.health_port)
     run.wait_for("vllm-launch: ready")
     time.sleep(3 * INTERVAL_S)
@@ -88,9 +91,7 @@ def hung(course):
 @pytest.fixture(scope="module")
 def flooded(course):
     """An engine that is asked for far more than it can do and may turn requests away."""
-    run = course.start(
-        "flooded", "--max-num-queued-reqs=4", "--launch-stall-seconds=20", max_num_seqs=2, drain_seconds=60
-    )
+    run = course.start("flooded", "--max-num-queued-reqs=4", max_num_seqs=2, drain_seconds=60)
     course.scrape("flooded-0", run.port, run.health_port)
     run.wait_for("vllm-launch: ready")
     course.fault(("VLLMAvailabilityBurn", "flooded"), ("VLLMAdmissionRejections", "flooded"))
@@ -102,7 +103,7 @@ def flooded(course):
 
 
 def test_a_hung_engine_pages(course, hung):
-    course.page(("VLLMEngineStalled", "hung-0"), 60)
+    course.page(("VLLMEngineStalled", "hung-0"), 90)
     hung.process.wait(60)
 
 
