@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
-import throughput
+import bench_serve
 
 BATCHES = (1, 8, 32, 128, 256, 512)
 MOST = 1024
@@ -70,13 +70,13 @@ def of_transformers(model: Path) -> Iterator[tuple[int, float | str]]:
 
 def of_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
     """(batch, tok/s), as they come; the first of two measurements warms up."""
-    workload = throughput.WORKLOADS["512/256"]
+    workload = bench_serve.WORKLOADS["512/256"]
     with bench.served(bench.planned(model, []), log, env=bench.environment()):
         for batch in (*BATCHES, MOST):
-            clients = min(batch, throughput.CLIENTS_PER_GPU)
-            of_batch = throughput.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
+            clients = min(batch, bench_serve.CLIENTS_PER_GPU)
+            of_batch = bench_serve.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
             for seed, requests in ((batch, batch), (batch + 1, batch * 2)):
-                row = throughput.measured(
+                row = bench_serve.measured(
                     model, [bench.PORT], of_batch, requests=requests, rate=float("inf"), clients=clients, seed=seed
                 )
             yield batch, row["output_tok_s"]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the tables of docs/performance.md from what was measured: ``python benchmarks/gpu/report.py``.
 
-Each file in ``results/`` is what one command of this folder wrote; its rows go between the comments that name its
-question. A row of figures never mixes files: ratios are of one run.
+Each file in ``results/`` is what one command of this folder wrote; its rows go between the comments that name it.
+A table never mixes files: ratios are of one run.
 """
 
 from __future__ import annotations
@@ -147,18 +147,23 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
 
 
 def rendered(page: str) -> str:
-    """``page`` with every table as the results have it."""
-    paths = [*sorted((HERE / "results").glob("*.json")), *sorted(MEASURED.glob("*.json"))]
-    results = [told for path in paths if "question" in (told := json.loads(path.read_text()))]
-    for question, lines in TABLES.items():
-        mine = [told for told in results if told["question"] == question]
-        parts = ["\n".join(lines(told)).strip() + f"\n\n{source(told)}" for told in mine]
-        page = between(page, question, "\n\n".join(parts) or "Not measured yet.")
+    """``page`` with every table as the results have it.
+
+    Raises:
+        SystemExit: a result has no place, or a place no result.
+    """
+    paths = [*(HERE / "results").glob("*.json"), *MEASURED.glob("*.json")]
+    results = {path.stem: told for path in sorted(paths) if "question" in (told := json.loads(path.read_text()))}
+    for name, told in results.items():
+        page = between(page, name, "\n".join(TABLES[told["question"]](told)).strip() + f"\n\n{source(told)}")
+    if lost := set(re.findall(r"<!-- /(\S+) -->", page)) - {*results, "predictions"}:
+        raise SystemExit(f"docs/performance.md has places for {', '.join(sorted(lost))}, of which there is no result")
     return between(page, "predictions", predictions())
 
 
 def between(page: str, name: str, text: str) -> str:
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    """``page`` with ``text`` between the two comments that name it."""
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not pattern.search(page):
         raise SystemExit(f"docs/performance.md has no place for {name}: <!-- {name} --> and <!-- /{name} -->")
     return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)

@@ -1,25 +1,21 @@
 #!/usr/bin/env python3
 """Throughput and latency through the OpenAI API: this launcher's plan against vLLM's defaults and other splits.
 
-``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. The load is vLLM's own
-(``vllm bench serve``), from several processes at once, since one of them is slower than two GPUs; they begin together.
-Every configuration is started, warmed up and measured in one run, one after another, or with ``--at-once`` all beside
-each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded in
-turns, so that whatever else a shared host does meets all alike. Weights are dummies, so ``ignore_eos`` is set and every
-answer has its full length. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the
-batch for want of cache, computed again; ``gpu_busy``: the share of time in which a kernel ran (``bench.load_of``).
+``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. Every configuration is
+started, warmed up and measured in one run (the load: bench_serve.py), one after another, or with ``--at-once`` all
+beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded
+in turns, so that whatever else a shared host does meets all alike. tok/s are output tokens; times are milliseconds;
+``preemptions``: requests put out of the batch for want of cache, computed again; ``gpu_busy``: the share of time in
+which a kernel ran (``bench.load_of``).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import functools
 import itertools
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -30,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import bench_serve
 import msgspec
 
 from vllm_launch import multicast
@@ -61,135 +58,7 @@ CONFIGURATIONS = {
 }
 """Name: what is started. vLLM's are its server with no argument but those."""
 
-
-class Workload(msgspec.Struct, frozen=True):
-    """``requests`` for one GPU at saturation; ``rates`` are requests a second for one GPU."""
-
-    flags: tuple[str, ...]
-    requests: int
-    rates: tuple[float, ...]
-
-
-WORKLOADS = {
-    "512/256": Workload(
-        ("--dataset-name=random", "--random-input-len=512", "--random-output-len=256"), 3072, (4, 12, 20)
-    ),
-    "4000/500": Workload(
-        ("--dataset-name=random", "--random-input-len=4000", "--random-output-len=500"), 400, (0.5, 1.5, 3)
-    ),
-    "shared prefixes": Workload(
-        ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=2048",
-         "--prefix-repetition-suffix-len=256", "--prefix-repetition-num-prefixes=4",
-         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20),
-    ),
-}  # fmt: skip
-"""Input and output tokens of a request. "shared prefixes": 4 beginnings of 2,048 tokens for each load process,
-256 tokens of its own, 256 out."""
-
 RATE_SECONDS = 20
-CLIENTS_PER_GPU = 4
-
-
-def client(args: argparse.Namespace, together: Any, told: Any) -> None:
-    """One load process: vLLM's benchmark, held until all are ready to begin."""
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends
-    from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - the load tool is vLLM's
-
-    plain = serve.benchmark
-
-    @functools.wraps(plain)
-    async def held(*args: Any, **kwargs: Any) -> Any:
-        together.wait(600)
-        return await plain(*args, **kwargs)
-
-    serve.benchmark = held
-    try:
-        found = asyncio.run(serve.main_async(args))
-        told.put(
-            {
-                key: found[key]
-                for key in (
-                    "duration",
-                    "completed",
-                    "total_input_tokens",
-                    "total_output_tokens",
-                    "ttfts",
-                    "itls",
-                    "errors",
-                )
-            }
-        )
-    except BaseException as error:
-        together.abort()
-        told.put({"error": repr(error)})
-        raise
-
-
-def measured(
-    model: Path,
-    ports: Sequence[int],
-    workload: Workload,
-    *,
-    requests: int,
-    rate: float,
-    clients: int,
-    seed: int,
-    name: str = "shape",
-) -> dict[str, Any]:
-    """What ``clients`` processes together saw of the model served as ``name``, whose tokenizer is in ``model``.
-
-    Every ``len(ports)``-th asks the same server. ``rate`` is requests a second of all together, infinite: all at once.
-
-    Raises:
-        RuntimeError: the load tool failed, or no request was answered.
-    """
-    from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - as above
-    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251 - as above
-
-    options = FlexibleArgumentParser()
-    serve.add_cli_args(options)
-    fork = multiprocessing.get_context("fork")
-    together, told = fork.Barrier(clients), fork.Queue()
-    processes = []
-    for number in range(clients):
-        args = options.parse_args(
-            [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", f"--model={name}", f"--tokenizer={model}",
-             *workload.flags, f"--num-prompts={max(1, requests // clients)}", f"--request-rate={rate / clients}",
-             f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
-             "--temperature=0", "--percentile-metrics=ttft,itl"]
-        )  # fmt: skip
-        processes.append(fork.Process(target=client, args=(args, together, told)))
-        processes[-1].start()
-    parts = [told.get(timeout=900) for _ in processes]
-    for process in processes:
-        process.join()
-    if wrong := [part["error"] for part in parts if "error" in part]:
-        raise RuntimeError(wrong[0])
-    errors = [error for part in parts for error in part["errors"] if error]
-    if not any(part["completed"] for part in parts):
-        raise RuntimeError(f"no request was answered: {errors[0] if errors else 'nobody says why'}")
-    seconds = max(part["duration"] for part in parts)
-    ttfts = [ttft for part in parts for ttft in part["ttfts"] if ttft]
-    itls = [itl for part in parts for gaps in part["itls"] for itl in gaps]
-    return {
-        "rate": None if rate == float("inf") else rate,
-        "completed": sum(part["completed"] for part in parts),
-        "failed": len(errors),
-        "seconds": round(seconds, 1),
-        "input_tokens": sum(part["total_input_tokens"] for part in parts),
-        "output_tok_s": round(sum(part["total_output_tokens"] for part in parts) / seconds, 1),
-        "ttft_ms": percentiles(ttfts),
-        "itl_ms": percentiles(itls),
-    }
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds; nothing of nothing, such as gaps between answers of one token."""
-    import numpy as np  # noqa: PLC0415 - vLLM has it
-
-    if not seconds:
-        return {}
-    return {f"p{cut}": round(float(np.percentile(seconds, cut)) * 1000, 2) for cut in (50, 99)}
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -230,8 +99,8 @@ def started(
 def warm_up(server: Server, model: Path) -> None:
     """Some requests, whose answers nobody counts."""
     gpus = server.row["gpus"]
-    measured(model, server.ports, WORKLOADS["512/256"], requests=64 * gpus, rate=float("inf"),
-             clients=CLIENTS_PER_GPU * gpus, seed=9)  # fmt: skip
+    workload, clients = bench_serve.WORKLOADS["512/256"], bench_serve.CLIENTS_PER_GPU * gpus
+    bench_serve.measured(model, server.ports, workload, requests=64 * gpus, rate=float("inf"), clients=clients, seed=9)
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -244,8 +113,8 @@ class Load(msgspec.Struct, frozen=True):
 
 def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
     """What is to be measured, for all ``gpus`` together."""
-    for workload in given.workload or WORKLOADS:
-        what = WORKLOADS[workload]
+    for workload in given.workload or bench_serve.WORKLOADS:
+        what = bench_serve.WORKLOADS[workload]
         below = [] if given.saturation_only else [rate * gpus for rate in what.rates]
         for rate in given.rate or [float("inf"), *below]:
             all_at_once = rate == float("inf")
@@ -257,8 +126,15 @@ def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]
     """One measurement. ``seed`` is its own, or the prefix cache knows its prompts."""
     before = sum(map(bench.preemptions, server.ports))
     with bench.load_of(server.gpus) as gpus:
-        row = measured(model, server.ports, WORKLOADS[load.workload], requests=load.requests, rate=load.rate,
-                       clients=CLIENTS_PER_GPU * server.row["gpus"], seed=seed)  # fmt: skip
+        row = bench_serve.measured(
+            model,
+            server.ports,
+            bench_serve.WORKLOADS[load.workload],
+            requests=load.requests,
+            rate=load.rate,
+            clients=bench_serve.CLIENTS_PER_GPU * server.row["gpus"],
+            seed=seed,
+        )
     row["preemptions"] = sum(map(bench.preemptions, server.ports)) - before
     return server.row | {"workload": load.workload, "requests": load.requests} | row | gpus
 
@@ -373,7 +249,7 @@ def main() -> int:
     parser.add_argument(
         "--also", action="append", default=[], metavar="NAME=[plan|vllm] FLAGS", help="another, on one GPU"
     )
-    parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
+    parser.add_argument("--workload", action="append", choices=list(bench_serve.WORKLOADS))
     parser.add_argument(
         "--rate", type=float, action="append", help="only this, of all GPUs together; inf: every request at once"
     )

@@ -14,20 +14,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import bench  # noqa: E402
+import bench_serve  # noqa: E402
 import edge  # noqa: E402
 import throughput  # noqa: E402
 
 from vllm_launch import fit  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM warn about themselves
-SHORT = throughput.Workload(
+SHORT = bench_serve.Workload(
     ("--dataset-name=random", "--random-input-len=16", "--random-output-len=8"), requests=0, rates=()
 )
 
 
 def test_processes_that_begin_together_measure_one_server(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)  # as vLLM's tool takes it
-    found = throughput.measured(
+    found = bench_serve.measured(
         Path(tiny_model), [serving.port], SHORT, requests=8, rate=float("inf"), clients=2, seed=1, name="tiny"
     )
     assert (found["completed"], found["failed"]) == (8, 0)
@@ -57,15 +58,15 @@ def test_preemptions_are_read_of_every_engine(serving):
 def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(RuntimeError, match=r"no request was answered: .*Unauthorized"):
-        throughput.measured(
+        bench_serve.measured(
             Path(tiny_model), [serving.port], SHORT, requests=2, rate=float("inf"), clients=1, seed=2, name="tiny"
         )
 
 
 def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)
-    monkeypatch.setitem(throughput.WORKLOADS, "512/256", SHORT)
-    asked, plain = [], functools.partial(throughput.measured, name="tiny")
+    monkeypatch.setitem(bench_serve.WORKLOADS, "512/256", SHORT)
+    asked, plain = [], functools.partial(bench_serve.measured, name="tiny")
 
     def measured(model, ports, workload, **how):
         asked.append((ports[0], how["rate"], how["seed"]))
@@ -74,7 +75,7 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
     def started(name, *_, place, **__):  # the same server under two names
         return throughput.Server([place], [], {"configuration": name, "gpus": 1})
 
-    monkeypatch.setattr(throughput, "measured", measured)
+    monkeypatch.setattr(bench_serve, "measured", measured)
     monkeypatch.setattr(throughput, "started", started)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
     given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1)

@@ -14,9 +14,12 @@ def test_the_tables_are_those_of_the_results():
     assert report.PAGE.read_text() == report.rendered(report.PAGE.read_text()), "make generate"
 
 
-def test_a_page_without_a_place_for_a_table_is_refused():
-    with pytest.raises(SystemExit, match="no place for memory"):
-        report.rendered("# Performance\n")
+def test_a_result_without_a_place_and_a_place_without_a_result_are_refused():
+    page = report.PAGE.read_text()
+    with pytest.raises(SystemExit, match=r"no place for start-h100: <!-- start-h100 -->"):
+        report.rendered(page.replace("<!-- start-h100 -->", ""))
+    with pytest.raises(SystemExit, match=r"places for start-b200, of which there is no result"):
+        report.rendered(f"{page}<!-- start-b200 -->\n<!-- /start-b200 -->\n")
 
 
 def test_ratios_are_to_the_defaults_at_the_same_rate():
