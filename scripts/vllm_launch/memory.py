@@ -45,6 +45,10 @@ allreduce_rms_fusion.py: FI_ALLREDUCE_FUSION_MAX_SIZE_MB); its workspace holds f
 PIPELINE_CHANNELS = 256 * _MIB
 """NCCL's send and receive channels between pipeline stages, which the profile does not open."""
 
+FLASHINFER_WORKSPACE = 394 * _MIB
+"""Of FlashInfer's attention, vLLM's first choice on data-centre Blackwell; allocated by the first batch and kept
+(v1/attention/backends/flashinfer.py, VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE)."""
+
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
@@ -164,14 +168,14 @@ def _counted(memory: Memory, run: Run) -> int:
 def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, first: bool, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
-    A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the profile runs
-    no attention but reserves what MLA's longest prefill expands. The greedy sampler keeps one copy of the logits.
-    Source: v1/worker/gpu/model_runner.py:profile_run, mla_attention.py:determine_chunked_prefill_workspace_size.
+    A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the greedy
+    sampler keeps one copy of the logits. Source: v1/worker/gpu/model_runner.py:profile_run.
     """
     tokens, width, hidden = run.max_num_batched_tokens, activation_bytes(model, run), model.hidden_size
-    stream = 3 * tokens * hidden * width
+    # What arrives from the stage before is copied, since a compiled graph may not change what it is given.
+    stream = (3 if first or run.enforce_eager else 4) * tokens * hidden * width
     tensor = layout.tensor
-    inner = [tokens * width * (model.heads * model.head_dim + 2 * model.kv_heads * model.head_dim) // tensor]
+    inner = [_around_attention(model, run, layout)]
     if model.experts is None or any(not layer.moe for layer in model.layers):
         inner.append(3 * tokens * width * model.intermediate_size // tensor)
     if model.experts and model.experts.shared_intermediate_size:
@@ -183,9 +187,6 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
             cut = expert_width(model.experts, layout)
             expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
         inner.append(_arriving(model, run, layout) + expanded)
-    if model.mla:
-        kept = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
-        inner.append(kept * model.heads // tensor * (model.mla.qk_nope_head_dim + model.mla.v_head_dim) * width)
     peak = stream + max(inner)
     if last and model.task == "generate":
         seqs = min(run.max_num_seqs, tokens)
@@ -198,6 +199,25 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
     if first and model.multimodal and not run.language_model_only:
         peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
     return peak
+
+
+def _around_attention(model: Model, run: Run, layout: Layout) -> int:
+    """What is alive around a layer's attention, which the profile does not run, beside input, residual and output.
+
+    Normed queries and keys stand beside those they were normed from, but the layer's own norm is done with. For MLA
+    vLLM reserves what its longest prefill expands. Source: models/qwen3_moe.py and layers/mla.py (forward),
+    mla_attention.py:determine_chunked_prefill_workspace_size.
+    """
+    tokens, width, mla = run.max_num_batched_tokens, activation_bytes(model, run), model.mla
+    if mla is None:
+        queries, keys = model.heads * model.head_dim // layout.tensor, model.kv_heads * model.head_dim // layout.tensor
+        normed = 3 * (queries + keys) - model.hidden_size if model.qk_norm else 0
+        return tokens * width * max(queries + 2 * keys, normed)
+    heads, head = model.heads // layout.tensor, mla.qk_nope_head_dim + mla.v_head_dim
+    kept = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
+    latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim  # before and after its norm
+    alive = heads * (head + mla.qk_rope_head_dim) + latent - model.hidden_size
+    return width * (kept * heads * head + tokens * alive)
 
 
 def _timing_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
@@ -328,7 +348,7 @@ def _sampler(model: Model, run: Run) -> int:
 
 
 def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
-    """What serving takes beyond the profile in any case: block tables, fragments, stages' channels.
+    """What serving takes beyond the profile in any case: block tables, fragments, channels, FlashInfer's workspace.
 
     Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
     the cache is sized; the row of a window is as long as any other.
@@ -337,5 +357,6 @@ def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
         math.ceil(run.max_model_len / min(spec.block for spec in group))
         for group in kv.grouping_of(model, run, layout, gpu).groups
     )
-    tables = 2 * 4 * run.max_num_seqs * rows
-    return tables + FRAGMENTS + (PIPELINE_CHANNELS if layout.pipeline > 1 else 0)
+    found = 2 * 4 * run.max_num_seqs * rows + FRAGMENTS
+    found += PIPELINE_CHANNELS if layout.pipeline > 1 else 0
+    return found + (FLASHINFER_WORKSPACE if gpu.compute_capability[0] == 10 else 0)  # noqa: PLR2004

@@ -89,6 +89,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     mla: Mla | None = None
     quantization: Quantization | None = None
     multimodal: bool = False
+    qk_norm: bool = False  # attention norms its queries and keys
     rope_positions: int | None = None  # rows of its tables of cosines and sines, where they are not max_model_len
     warnings: tuple[str, ...] = ()
 

@@ -37,6 +37,9 @@ ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 """vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS."""
 
+QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
+"""How the names of norms of an attention's queries end, in every family that has them (tensors.FAMILIES)."""
+
 
 def read(name: str, *, revision: str | None, token: str | None, hf_overrides: Mapping[str, Any] | None) -> Model:
     """See ``model.read_model``."""
@@ -108,6 +111,7 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
         mla=mla,
         quantization=quantization,
         multimodal="multimodal" in architecture.flags or (nested and tower is not None),
+        qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in stored),
         warnings=(*checkpoint.warnings, *warnings, *guesses),
     )
 

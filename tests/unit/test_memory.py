@@ -173,13 +173,25 @@ def test_latent_attention_expands_keys_and_values_of_a_workspace():
     """mla_attention.py:determine_chunked_prefill_workspace_size: eight of the longest requests, 64k tokens at most."""
     expanded = 128 * (128 + 128) * 2  # bytes of a token: heads, of keys without RoPE and values
     few = run(max_num_batched_tokens=64, max_num_seqs=8)
-    stream = 3 * 64 * 4096 * 2
+    # Beside it input, residual, queries, the latent before and after its norm, and the attention's output.
+    around = 64 * (2 * 4096 + 128 * (128 + 64) + (512 + 64) + 512 + 128 * 128) * 2
     for length, kept in [(2048, 16_384), (8192, 65_536), (100_000, 65_536)]:
         batch = msgspec.structs.replace(few, max_model_len=length)
-        assert peak(LATENT_MODEL, batch) == stream + kept * expanded
+        assert peak(LATENT_MODEL, batch) == around + kept * expanded
     short = run(max_num_batched_tokens=64, max_num_seqs=256, max_model_len=128)
-    assert peak(LATENT_MODEL, short) == stream + 4 * 256 * 16 * expanded  # four blocks of 16 for each request
-    assert peak(LATENT_MODEL, short, Layout(tensor=4)) == stream + 4 * 256 * 16 * expanded // 4
+    assert peak(LATENT_MODEL, short) == around + 4 * 256 * 16 * expanded  # four blocks of 16 for each request
+    quarter = 64 * (2 * 4096 + 32 * (128 + 64) + (512 + 64) + 512 + 32 * 128) * 2
+    assert peak(LATENT_MODEL, short, Layout(tensor=4)) == quarter + 4 * 256 * 16 * expanded // 4
+
+
+def test_normed_queries_and_keys_stand_beside_those_they_were_normed_from():
+    """models/qwen3_moe.py:Qwen3MoeAttention.forward: input and residual, Q, K and V, normed Q and K, the output."""
+    wide = {"heads": 128, "head_dim": 128, "kv_heads": 8, **TINY_FFN, **POOLING}
+    queries, keys = 4 * ROW, ROW // 4
+    assert peak(model(**wide)) == 3 * ROW + queries + 2 * keys
+    assert peak(model(**wide, qk_norm=True)) == 2 * ROW + 3 * queries + 3 * keys
+    halved = peak(model(**wide, qk_norm=True), layout=Layout(tensor=2))
+    assert halved == 2 * ROW + 3 * (queries + keys) // 2
 
 
 def test_the_sampler_can_be_the_peak():
@@ -226,7 +238,14 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
     assert peak(sees) == peak() + 2 * ROW + 512 * MIB
     assert peak(sees, run(language_model_only=True)) == peak()
     first, last = memory.of_ranks(sees, run(), Layout(pipeline=2), gpu())  # v1/worker/gpu/model_runner.py:profile_run
-    assert (first.activation_peak, last.activation_peak) == (peak(sees), peak())
+    assert (first.activation_peak, last.activation_peak) == (peak(sees), peak() + ROW)
+
+
+def test_a_compiled_stage_copies_what_it_is_given():
+    """H100, PP=2, 2026-11-26: 0.906 GiB on the second GPU, and 13.5 rows without the copy are 0.844."""
+    for batch, more in ((run(), ROW), (eager(), 0)):
+        _, last = memory.of_ranks(model(**POOLING), batch, Layout(pipeline=2), gpu())
+        assert last.activation_peak == peak(model(**POOLING)) + more
 
 
 # --- what stays allocated besides weights
@@ -392,6 +411,10 @@ def test_stages_open_channels_that_the_profile_does_not_see():
     assert safety(layout=Layout(pipeline=2)) == safety() + memory.PIPELINE_CHANNELS
 
 
+def test_flashinfer_keeps_a_workspace_on_data_centre_blackwell():
+    assert safety(on=gpu(capability=(10, 3))) == safety() + 394 * MIB
+
+
 # --- attention while serving, which the profile does not run
 
 
@@ -423,7 +446,7 @@ def test_on_hopper_a_batch_of_short_prompts_beside_a_long_one_must_fit():
     beside = 4.5 * ROW - (3 + 3 * 0.875) * ROW
     tables = 2 * 4 * 1024 * 512
     assert safety(small, on=gpu()) == splits + beside + tables + memory.FRAGMENTS
-    assert safety(small, on=gpu(capability=(10, 0))) == safety(small)
+    assert safety(small, on=gpu(capability=(12, 0))) == safety(small)
     latent = model(vocab_size=64, layers=(LATENT,), mla=DEEPSEEK)
     assert safety(latent, on=gpu()) == safety(latent)
 
@@ -469,7 +492,7 @@ def test_nothing_is_timed_with_shards_eager_or_embeddings_from_outside_or_on_lat
         (found,) = first_start(of, asked, layout)
         assert found.activation_peak == peak(of, asked, layout)
     first, last = first_start(batch=batch, layout=Layout(pipeline=2))
-    assert first.activation_peak > peak(batch=batch) >= last.activation_peak
+    assert first.activation_peak > last.activation_peak == peak(batch=batch) + ROW // 4
     (text,) = first_start(model(multimodal=True), msgspec.structs.replace(batch, language_model_only=True))
     assert text.activation_peak == first_start(batch=batch)[0].activation_peak
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vllm_launch.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.errors import UsageError
 from vllm_launch.model import Model, Tensor, read_model
-from vllm_launch.model_reader import build
+from vllm_launch.model_reader import QUERY_NORMS, build
+from vllm_launch.tensors import FAMILIES
 
 PUBLIC = Path(__file__).parents[1] / "data" / "models"
 LLAMA: dict[str, Any] = json.loads((PUBLIC / "meta-llama--Meta-Llama-3-8B" / "config.json").read_text())
@@ -118,6 +119,14 @@ def test_gemma3_has_one_full_layer_in_six_and_the_defaults_of_its_text_config() 
     assert Counter(layer.kind for layer in model.layers) == {"sliding": 52, "full": 10}
     assert (model.vocab_size, model.tie_word_embeddings, model.multimodal) == (262208, True, True)
     assert any("vision" in warning for warning in model.warnings)
+
+
+def test_it_is_known_which_models_norm_queries_and_keys() -> None:
+    normed = {path.name for path in PUBLIC.iterdir() if path.is_dir() and public(path.name).qk_norm}
+    qwens = {"Qwen--Qwen3-30B-A3B", "Qwen--Qwen3-Next-80B-A3B-Instruct"}
+    assert normed == {*qwens, "google--gemma-3-27b-it"}
+    named = {f".{family.qk_names[0]}.weight" for family in FAMILIES.values() if family.qk_norm}
+    assert named <= {*QUERY_NORMS}
 
 
 def test_mla_keeps_one_latent_head() -> None:
