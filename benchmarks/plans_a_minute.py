@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.fit import Asked
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.plan import plan
 
 MODELS = Path(__file__).parents[1] / "tests/data/models"

@@ -12,7 +12,7 @@ import msgspec
 
 from vllm_launch import command, report
 from vllm_launch.catalogue import parse_hardware_name
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.plan import plan
 from vllm_launch.settings import asked, read_settings
 

@@ -11,7 +11,7 @@ from typing import Any
 from vllm_launch.gpus import Gpu
 from vllm_launch.kv import KvCache, kv_cache
 from vllm_launch.memory import Memory, kv_bytes, of_ranks
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.parallel import Layout
 from vllm_launch.run import Run
 

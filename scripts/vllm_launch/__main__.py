@@ -20,7 +20,7 @@ from vllm_launch import command, engine_args, hardware_file, report
 from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware, driver_too_old, read_hardware, visible
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.plan import Plan, plan
 from vllm_launch.settings import Settings, asked, read_settings, redacted
 

@@ -1,16 +1,14 @@
-"""Finds a model's files, in a folder or on the hub, and reads what is small: JSON and safetensors headers."""
+"""Reads what is small in a model's folder: JSON and safetensors headers."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vllm_launch import quantization
 from vllm_launch.config import parse_json, shown
 from vllm_launch.errors import UsageError
 from vllm_launch.model import Tensor
@@ -49,40 +47,12 @@ class Checkpoint:
         self.path, self.files, self.tensors, self.warnings = path, files, tensors, tuple(warnings)
 
 
-def open_checkpoint(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """The checkpoint ``name``: a folder, or a hub id (``revision`` and ``token`` are for the hub alone).
+def read_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``.
 
     Raises:
-        UsageError: there is no such model, it may not be read, or its files are broken.
+        UsageError: its files are broken, not all there, or in a form that vLLM does not read.
     """
-    if not name or "\0" in name:
-        raise UsageError(f"model {name!r}", "is not a name", "give a folder or a hub id such as Qwen/Qwen3-8B")
-    folder = Path(name)
-    try:
-        mode = folder.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return read_folder(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        mode = 0
-    except OSError as error:  # a folder on the way that this user may not enter, a name that is too long
-        remedy = "check the name, and the permissions of the folders on the way"
-        raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
-    if mode and folder.suffix == ".gguf":
-        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", quantization.GONE["gguf"])
-    if mode:
-        raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
-    if name.startswith(("http://", "https://")):
-        ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
-        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {ident}")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"model {name}", "there is no such folder", "give a folder that exists, or a hub id")
-    from vllm_launch.hub import read_hub  # noqa: PLC0415 - slow to import, and folders do not need it
-
-    return read_hub(name, revision=revision, token=token)
-
-
-def read_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``."""
     config = folder / "config.json"
     if not config.is_file():
         what = (
@@ -95,8 +65,8 @@ def read_folder(folder: Path) -> Checkpoint:
     for name in SMALL_FILES:
         if (folder / name).is_file():
             files[name] = read_json(folder / name)
-    if shards := _shards(folder):
-        return Checkpoint(folder, files, read_headers([folder / name for name in shards]), ())
+    if names := shards(folder):
+        return Checkpoint(folder, files, read_headers([folder / name for name in names]), ())
     others = sorted({path.suffix[1:] for path in _listing(folder)} & OTHER_WEIGHTS.keys())
     others = [
         suffix
@@ -112,29 +82,20 @@ def read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, files, None, ())
 
 
-def weight_files(name: str, revision: str | None = None) -> list[Path]:
-    """The safetensors files of a checkpoint that ``open_checkpoint`` has read; none unless all are on this machine."""
-    if (folder := Path(name)).is_dir():
-        return [folder / shard for shard in _shards(folder)]
-    from vllm_launch.hub import cached_files  # noqa: PLC0415 - as above
-
-    return cached_files(name, revision)
-
-
-def _shards(folder: Path) -> list[str]:
+def shards(folder: Path) -> list[str]:
     """Names of the safetensors files that vLLM loads from ``folder``."""
     index = folder / "model.safetensors.index.json"
     present = sorted(path.name for path in _listing(folder) if path.name.endswith(".safetensors"))
     if index.is_file():
-        shards = shard_names(read_json(index), str(index))
-        _all_there(str(index), folder, shards, present)
-        return shards
+        names = shard_names(read_json(index), str(index))
+        _all_there(str(index), folder, names, present)
+        return names
     # vllm/model_executor/model_loader/weight_utils.py:filter_duplicate_safetensors_files wants the one set;
     # Mistral's repositories hold the same weights again as consolidated.safetensors.
-    shards = [name for name in present if not name.startswith("consolidated")] or present
+    names = [name for name in present if not name.startswith("consolidated")] or present
     linked = [path.name for path in folder.glob("*.safetensors") if path.is_symlink()]  # to the hub's cache
-    _all_there(f"model {folder}", folder, sorted({*_by_their_numbers(shards), *linked}), present)
-    return shards
+    _all_there(f"model {folder}", folder, sorted({*_by_their_numbers(names), *linked}), present)
+    return names
 
 
 def _by_their_numbers(names: Iterable[str]) -> list[str]:

@@ -1,9 +1,8 @@
-"""What the model is: its shape, from config.json and safetensors headers, without torch or transformers."""
+"""What the model is: its shape, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -92,23 +91,3 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = False  # attention norms its queries and keys
     rope_positions: int | None = None  # rows of its tables of cosines and sines, where they are not max_model_len
     warnings: tuple[str, ...] = ()
-
-
-def read_model(
-    name: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    hf_overrides: Mapping[str, Any] | None = None,
-) -> Model:
-    """The model in the folder ``name``, or of the hub id ``name``; no weights are read.
-
-    ``revision`` and ``token`` are for the hub (None: HF_TOKEN or the stored login); ``hf_overrides`` is vLLM's
-    --hf-overrides. ``tensors_from`` says whether the sizes are read (safetensors headers) or follow from config.json.
-
-    Raises:
-        UsageError: there is no such model, it may not be read, its files are broken, or vLLM does not run it.
-    """
-    from vllm_launch import model_reader  # noqa: PLC0415 - it builds the structs above
-
-    return model_reader.read(name, revision=revision, token=token, hf_overrides=hf_overrides)

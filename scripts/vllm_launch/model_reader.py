@@ -1,13 +1,16 @@
-"""Makes a Model of what a checkpoint's files say."""
+"""Finds a model, in a folder or on the hub, and makes a Model of what its files say, without torch or transformers."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_launch.architectures import Architecture, config_defaults, resolve
-from vllm_launch.checkpoint import Checkpoint, open_checkpoint
+from vllm_launch.checkpoint import Checkpoint, read_folder, shards
 from vllm_launch.config import Config, language_config, shown
+from vllm_launch.errors import UsageError
 from vllm_launch.layers import (
     SAFETENSORS_DTYPE,
     attention_heads,
@@ -18,7 +21,7 @@ from vllm_launch.layers import (
     read_mla,
 )
 from vllm_launch.model import Model
-from vllm_launch.quantization import DEPRECATED, read_quantization
+from vllm_launch.quantization import DEPRECATED, GONE, read_quantization
 from vllm_launch.tensors import tensors
 from vllm_launch.tensors_moe import is_moe, read_experts
 
@@ -41,10 +44,63 @@ QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight
 """How the names of norms of an attention's queries end, in every family that has them (tensors.FAMILIES)."""
 
 
-def read(name: str, *, revision: str | None, token: str | None, hf_overrides: Mapping[str, Any] | None) -> Model:
-    """See ``model.read_model``."""
-    checkpoint = open_checkpoint(name, revision=revision, token=token)
-    return build(name, checkpoint, hf_overrides or {})
+def read_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
+) -> Model:
+    """The model in the folder ``name``, or of the hub id ``name``; no weights are read.
+
+    ``revision`` and ``token`` are for the hub (None: HF_TOKEN or the stored login); ``hf_overrides`` is vLLM's
+    --hf-overrides. ``tensors_from`` says whether the sizes are read (safetensors headers) or follow from config.json.
+
+    Raises:
+        UsageError: there is no such model, it may not be read, its files are broken, or vLLM does not run it.
+    """
+    return build(name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {})
+
+
+def open_checkpoint(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+    """The checkpoint ``name``: a folder, or a hub id (``revision`` and ``token`` are for the hub alone).
+
+    Raises:
+        UsageError: there is no such model, it may not be read, or its files are broken.
+    """
+    if not name or "\0" in name:
+        raise UsageError(f"model {name!r}", "is not a name", "give a folder or a hub id such as Qwen/Qwen3-8B")
+    folder = Path(name)
+    try:
+        mode = folder.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return read_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:  # a folder on the way that this user may not enter, a name that is too long
+        remedy = "check the name, and the permissions of the folders on the way"
+        raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
+    if mode and folder.suffix == ".gguf":
+        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", GONE["gguf"])
+    if mode:
+        raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
+    if name.startswith(("http://", "https://")):
+        ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
+        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {ident}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"model {name}", "there is no such folder", "give a folder that exists, or a hub id")
+    from vllm_launch.hub import read_hub  # noqa: PLC0415 - slow to import, and folders do not need it
+
+    return read_hub(name, revision=revision, token=token)
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint that ``open_checkpoint`` has read; none unless all are on this machine."""
+    if (folder := Path(name)).is_dir():
+        return [folder / shard for shard in shards(folder)]
+    from vllm_launch.hub import cached_files  # noqa: PLC0415 - as above
+
+    return cached_files(name, revision)
 
 
 def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) -> Model:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vllm_health.limits import Limits
-from vllm_launch import checkpoint, command, cpu, p2p, read_ahead, report, start_history, supervisor
+from vllm_launch import command, cpu, model_reader, p2p, read_ahead, report, start_history, supervisor
 from vllm_launch.errors import UsageError
 from vllm_launch.gpus import Hardware
 from vllm_launch.memory import gib
@@ -200,7 +200,7 @@ def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
     if chosen not in read_ahead.LOADERS or settings.engine.get("safetensors_load_strategy") or hardware.cpu is None:
         return 0
     revision = settings.engine.get("revision")
-    files = checkpoint.weight_files(settings.model, revision if isinstance(revision, str) else None)
+    files = model_reader.weight_files(settings.model, revision if isinstance(revision, str) else None)
     return read_ahead.begin(files, hardware.cpu.memory_available)
 
 

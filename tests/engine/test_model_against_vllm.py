@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.quantization import MIN_CAPABILITY, minimum_compute_capability
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, transformers and vLLM warn about themselves

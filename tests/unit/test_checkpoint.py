@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_launch.checkpoint import HEADER_LIMIT, open_checkpoint, parse_header, read_folder, read_header, shard_names
+from vllm_launch.checkpoint import HEADER_LIMIT, parse_header, read_folder, read_header, shard_names
 from vllm_launch.errors import UsageError
 from vllm_launch.model import Tensor
+from vllm_launch.model_reader import open_checkpoint
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 

@@ -14,9 +14,8 @@ import pytest
 from huggingface_hub import constants, errors
 
 from vllm_launch import hub
-from vllm_launch.checkpoint import weight_files
 from vllm_launch.errors import UsageError
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import re
 import subprocess
@@ -87,6 +88,12 @@ def test_a_file_imports_only_what_knows_less_than_it_does(name: str) -> None:
     allowed = {f"vllm_launch.{one}" for room in ROOMS[: place + 1] for one in room}
     ours = {one for one in imported(SOURCES[name]) if one.startswith("vllm_launch")}
     assert ours <= allowed
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside of functions count too: what such a circle ties can only be understood together."""
+    ours = {name: {one for one in imported(tree) if one in SOURCES} for name, tree in SOURCES.items()}
+    graphlib.TopologicalSorter(ours).prepare()  # it raises, and names them
 
 
 def test_only_serving_supervises_and_only_the_command_line_serves() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from vllm_launch.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.errors import UsageError
-from vllm_launch.model import Model, Tensor, read_model
-from vllm_launch.model_reader import QUERY_NORMS, build
+from vllm_launch.model import Model, Tensor
+from vllm_launch.model_reader import QUERY_NORMS, build, read_model
 from vllm_launch.tensors import FAMILIES
 
 PUBLIC = Path(__file__).parents[1] / "data" / "models"

@@ -17,7 +17,7 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Gpu, GpuProcess, Hardware
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.parallel import Layout
 from vllm_launch.plan import DECIDED, Plan, plan
 from vllm_launch.run import Run

@@ -23,7 +23,7 @@ from vllm_launch.cpu import Cpu, NumaNode
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import GpuProcess, Hardware
 from vllm_launch.hardware_file import load_hardware
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.plan import Plan, plan
 from vllm_launch.report import BAR, _scaled, hardware_table, plan_as, used
 from vllm_launch.settings import read_settings

@@ -24,7 +24,7 @@ from vllm_launch.catalogue import parse_hardware_name
 from vllm_launch.errors import UsageError
 from vllm_launch.fit import Asked
 from vllm_launch.gpus import Hardware
-from vllm_launch.model import read_model
+from vllm_launch.model_reader import read_model
 from vllm_launch.plan import Plan, plan
 from vllm_launch.settings import Settings, read_settings
 
