@@ -45,9 +45,9 @@ allreduce_rms_fusion.py: FI_ALLREDUCE_FUSION_MAX_SIZE_MB); its workspace holds f
 PIPELINE_CHANNELS = 256 * _MIB
 """NCCL's send and receive channels between pipeline stages, which the profile does not open."""
 
-FLASHINFER_WORKSPACE = 394 * _MIB
-"""Of FlashInfer's attention, vLLM's first choice on data-centre Blackwell; allocated by the first batch and kept
-(v1/attention/backends/flashinfer.py, VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE)."""
+FLASHINFER_WORKSPACE, FLASHINFER_BYTES = 394 * _MIB, 16
+"""Of FlashInfer's attention: at least, and for each element of a batch's queries (v1/attention/backends/flashinfer.py,
+VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE and FLASHINFER_PREFILL_WORKSPACE_BYTES_PER_ELEM)."""
 
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
@@ -359,4 +359,19 @@ def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     )
     found = 2 * 4 * run.max_num_seqs * rows + FRAGMENTS
     found += PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return found + (FLASHINFER_WORKSPACE if gpu.compute_capability[0] == 10 else 0)  # noqa: PLR2004
+    return found + _flashinfer(model, run, layout, gpu)
+
+
+def _flashinfer(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+    """FlashInfer's workspace, which the first batch allocates and nobody frees; 0 where other kernels attend.
+
+    vLLM takes FlashInfer first on data-centre Blackwell, where kernels of TensorRT-LLM need no more than the least, and
+    on other GPUs but Hopper where FlashAttention does not read the cache (platforms/cuda.py:_get_backend_priorities).
+    """
+    major = gpu.compute_capability[0]
+    if major == 10:  # noqa: PLR2004 - data-centre Blackwell
+        return FLASHINFER_WORKSPACE
+    if major == 9 or model.mla or not kv.kv_dtype(model, run).startswith("fp8"):  # noqa: PLR2004 - Hopper
+        return 0
+    queries = run.max_num_batched_tokens * (model.heads // layout.tensor) * model.head_dim
+    return max(FLASHINFER_WORKSPACE, queries * FLASHINFER_BYTES)

@@ -411,8 +411,18 @@ def test_stages_open_channels_that_the_profile_does_not_see():
     assert safety(layout=Layout(pipeline=2)) == safety() + memory.PIPELINE_CHANNELS
 
 
-def test_flashinfer_keeps_a_workspace_on_data_centre_blackwell():
-    assert safety(on=gpu(capability=(10, 3))) == safety() + 394 * MIB
+def test_flashinfer_keeps_a_workspace_where_it_attends():
+    """v1/attention/backends/flashinfer.py:_get_workspace_buffer and _get_trtllm_workspace_buffer."""
+    fp8 = run(kv_cache_dtype="fp8")
+    ada, blackwell, geforce = (gpu(capability=capability) for capability in [(8, 9), (10, 3), (12, 0)])
+    for batch in (run(), fp8):
+        assert safety(batch=batch, on=blackwell) == safety() + 394 * MIB
+    for on in (ada, geforce):
+        assert safety(on=on) == safety()
+        assert safety(batch=fp8, on=on) == safety() + 8192 * 32 * 128 * 16
+        assert safety(batch=fp8, layout=Layout(tensor=2), on=on) == safety() + 394 * MIB  # at least
+    latent = model(layers=(LATENT,), mla=DEEPSEEK)
+    assert safety(latent, batch=fp8, on=ada) == safety(latent, on=ada)
 
 
 # --- attention while serving, which the profile does not run
