@@ -67,6 +67,9 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-12b-tp2-eager": ("gemma3-12b", TP2 | EAGER),
     "gpt-oss-20b-tp2-eager": ("gpt-oss-20b", TP2 | EAGER),
     "llama3-70b-tp2": ("llama3-70b", TP2),
+    "qwen3-32b-tp2": ("qwen3-32b", TP2),
+    "qwen3-30b-a3b": ("qwen3-30b-a3b", {}),
+    "gpt-oss-20b": ("gpt-oss-20b", {}),
     "qwen3-32b-pp2-eager": ("qwen3-32b", PP2 | EAGER),
     "mixtral-8x7b-tp2-eager": ("mixtral-8x7b", TP2 | EAGER),
     "llama3-8b-fp8-tp2-eager": ("llama3-8b-fp8", TP2 | EAGER),
@@ -76,13 +79,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 LOGGED = {
     "attention_backend": r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention backend|backend\.)",
     "moe_backend": r"Using '?([\w ]+?)'? \w+ MoE backend",
+    "graphs_seen_gib": r"(?s)\A.*?Graph capturing finished in [^\n]* took (-?[\d.]+) GiB",
     "graph_capture_gib": r"Graph capturing finished in .* took (-?[\d.]+) GiB",
     "graph_pool_gib": r"CUDA graph pool memory: (-?[\d.]+) GiB \(actual\)",
     "compile_s": r"torch\.compile took ([\d.]+) s",
     "compile_cache_hit": r"(Directly load (?:AOT|the compiled))",
     "all_reduce": r"Using (\[.*?\]) all-reduce backends",
 }
-"""What only vLLM's log says. ``graph_capture_gib`` also counts what warm-up left in the allocator."""
+"""What only vLLM's log says. ``graphs_seen_gib`` is of the capture from which vLLM guesses; ``graph_capture_gib``, of
+the one that counts, has what warm-up left in the allocator as well."""
 
 
 def gpus_of(args: Mapping[str, Any]) -> int:
