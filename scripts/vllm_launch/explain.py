@@ -17,6 +17,9 @@ from vllm_launch.run import Run, default_batch
 YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
 """Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""
 
+MUCH = 1 / 20
+"""Share of the KV cache that is worth a warning."""
+
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """Why one value is what it is. ``source`` is YOU, MODEL, HARDWARE, VLLM or RULE."""
@@ -195,7 +198,7 @@ def cpu_remedy(miss: NoFit) -> str:
 
 def warnings(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
     """What the person should know before believing the plan."""
-    return [*_loud_cuts(asked, model, chosen), *_gpu_warnings(asked, hardware, chosen)]
+    return [*_loud_cuts(asked, model, chosen), *_gpu_warnings(asked, hardware, chosen), *_guess(asked, model, chosen)]
 
 
 def _loud_cuts(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
@@ -234,4 +237,18 @@ def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterat
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
             f"serving may take beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
+        )
+
+
+def _guess(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
+    """VLLM's guess at CUDA graphs, where it makes one that nobody asked for and the cache is much smaller for it."""
+    left_to_vllm = asked.gpu_memory_utilization is not None and asked.estimate_cudagraphs is None
+    if not chosen.gpus or not left_to_vllm or asked.kv_cache_memory_bytes:
+        return
+    plain = msgspec.structs.replace(chosen.run, estimate_cudagraphs=False)
+    guess, taken = chosen.memory.cuda_graphs, memory.of_gpu(model, plain, chosen.layout, chosen.tightest).cuda_graphs
+    if guess - taken > chosen.kv_bytes * MUCH:
+        yield (
+            f"vLLM will take {gib(guess)} off the KV cache for CUDA graphs that take {gib(taken)}: it guesses, since "
+            "gpu_memory_utilization is set; without it the plan leaves them what they take"
         )

@@ -335,6 +335,26 @@ def test_more_than_the_model_is_made_for_is_refused_unless_the_person_knows_bett
     assert plan(Asked(max_model_len=8192), machine(1), sized(16)).max_model_len == 8192
 
 
+def test_a_guess_of_vllms_that_costs_much_of_the_cache_is_told_of():
+    def told(asked, weights):
+        return [text for text in plan(asked, machine(total=79), sized(weights, heads=64)).warnings if "guess" in text]
+
+    yours = Asked(gpu_memory_utilization=0.92)
+    (text,) = told(yours, 61)
+    run = Run(max_model_len=8192, max_num_seqs=1024, max_num_batched_tokens=8192)
+    (gpu,) = machine(total=79).gpus
+    graphs = [
+        memory.of_gpu(sized(61, heads=64), msgspec.structs.replace(run, estimate_cudagraphs=guess), Layout(), gpu)
+        for guess in (True, False)
+    ]
+    guess, taken = (memory.gib(one.cuda_graphs) for one in graphs)
+    assert f"{guess} off the KV cache for CUDA graphs that take {taken}" in text
+    assert not told(yours, 16)  # little of a large cache
+    assert not told(Asked(), 61)
+    for more in ({"estimate_cudagraphs": True}, {"enforce_eager": True}, {"kv_cache_memory_bytes": 2 * GIB}):
+        assert not told(msgspec.structs.replace(yours, **more), 61)
+
+
 def test_a_utilisation_that_leaves_no_margin_is_taken_with_a_warning():
     found = plan(Asked(gpu_memory_utilization=0.99), machine(1), sized(16))
     assert any("gpu_memory_utilization 0.99 leaves less than" in text for text in found.warnings)
