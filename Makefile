@@ -169,7 +169,7 @@ soak: export SATURATED_MINUTES = 15
 soak: mutants bench test-faults test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## The figures that README and docs claim, measured again
+bench: $(VENV)/.dev  ## The figures that README and docs claim and that need no GPU, measured again
 	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py && \
 	$(bin)/python benchmarks/health_cost.py
 

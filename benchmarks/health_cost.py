@@ -36,13 +36,13 @@ def main() -> int:
             *(sys.executable, "-m", "vllm_launch", "serve", model, "--served-model-name=tiny", "--enforce-eager"),
             *("--max-model-len=512", "--max-num-seqs=8", f"--port={api}", f"--launch-health-port={health}"),
         ]
-        load = [sys.executable, str(ROOT / "tests/engine/load.py"), url, "none", "64", "0.3", "120"]
+        load = [sys.executable, str(ROOT / "tests/common/load.py"), url, "none", "64", "0.3", "120"]
         running = [_start(serve)]
         try:
             sidecar = _start([sys.executable, "-m", "vllm_health", "serve", "--target", url, f"--port={beside}"])
             running.append(sidecar)
             subprocess.run([sys.executable, "-m", "vllm_health", "wait", f"http://127.0.0.1:{beside}"], check=True)
-            running.append(_start(load))
+            running.append(streams := _start(load))
             time.sleep(5)
             before, began = _cpu_seconds(sidecar.pid), time.monotonic()
             time.sleep(SECONDS)
@@ -54,6 +54,8 @@ def main() -> int:
                     latencies[name].append(_livez(port))
                 time.sleep(0.05)
             resident = _resident(sidecar.pid)
+            if streams.poll() is not None:
+                raise SystemExit(f"the load ended with {streams.returncode}, so this was no saturated engine")
         finally:
             for process in reversed(running):
                 process.send_signal(signal.SIGTERM if process is not running[0] else signal.SIGQUIT)

@@ -100,10 +100,10 @@ def idle(seconds: float = 30) -> None:
 
 @contextlib.contextmanager
 def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, float]]:
-    """Filled at the end: ``gpu_busy``, the share of time in which any kernel ran, and ``watts``.
+    """Filled at the end: ``gpu_busy``, the share of a sampling period in which any kernel ran, and ``watts``.
 
-    Both are medians of NVML's samples of all ``gpus`` (NVML's indices), so that a load's first and last seconds do not
-    count. Empty where NVML says neither.
+    Both are medians of NVML's samples (a period is a second at most) of all ``gpus`` (NVML's indices), so that a load's
+    first and last seconds do not count. Empty where NVML says neither.
     """
     told, seen, over = dict[str, float](), list[nvml.Load](), threading.Event()
 

@@ -192,7 +192,9 @@ def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str,
 def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=45, help="of load at each utilisation")
-    parser.add_argument("--utilization", type=float, action="append", default=[], help="only these, and no halving")
+    parser.add_argument(
+        "--utilization", type=float, action="append", default=[], help="after the plan only these, and no halving"
+    )
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--no-plan", action="store_true")
     given, flags = parser.parse_known_args()

@@ -55,7 +55,7 @@ def main() -> int:
             uuids, python=sys.executable, cache_dir=Path(folder), boot_id="now", driver=snapshot.driver, timeout_s=120
         )
     result.add(fact="p2p", **msgspec.to_builtins(verdict))
-    good = seen and len(report.ecc) == len(report.slowdowns) == len(uuids) and report.down is None
+    good = seen and len(report.ecc) == len(report.slowdowns) == len(uuids) and report.down is None and not report.faults
     return int(not good or verdict.ok is False)
 
 

@@ -75,7 +75,7 @@ def memory(told: Mapping[str, Any]) -> Iterator[str]:
             for term in ("weights", "non_torch", "activation_peak", "cuda_graphs", "context")
         ]
         lines.append([row["row"], f"{row['kv_cache_tokens']:,}", f"{parts['kv_error']:+.2%}", *terms])
-    head = ["model and knobs", "KV tokens", "plan", "weights", "other", "activations", "graphs", "context"]
+    head = ["model and knobs", "KV tokens", "error of the plan", "weights", "other", "activations", "graphs", "context"]
     yield from table(head, lines)
 
 
@@ -94,8 +94,12 @@ def edge(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plain(told: Mapping[str, Any]) -> Iterator[str]:
-    """What a row holds that is short, as it is; of errors and what was said the last line's first sentence."""
+    """What a row holds that is short, as it is; of errors and what was said the last line's first sentence.
+
+    A row that has nothing but its name was not measured, and is left out.
+    """
     rows = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in told["rows"]]
+    rows = [row for row in rows if len([value for value in row.values() if value is not None]) > 1]
     head = list(dict.fromkeys(key for row in rows for key in row))
     yield from table(head, [[short(row.get(key)) for key in head] for row in rows])
 
@@ -110,7 +114,7 @@ def facts(told: Mapping[str, Any]) -> Iterator[str]:
     lines = []
     for row in told["rows"]:
         rest = {key: value for key, value in row.items() if key not in {"fact", "ms", "ms_median", "ms_max"}}
-        said = [f"{key} {short(value)}" for key, value in rest.items() if not isinstance(value, dict | list)]
+        said = [f"{key} {short(value)}" for key, value in rest.items() if not isinstance(value, dict | list | None)]
         for device in row.get("devices", ()):
             memory = {key: f"{size / 2**30:.2f}" for key, size in device["memory"].items()}
             said.append(

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """What works on this machine's NVIDIA GPUs: ``make test-gpu``; at most some minutes, each step has its limit.
 
-Line by line: NVML, faults that can be seen, copies between GPUs, a plan, a start, an answer, the KV cache against the
-plan, a drain that empties the GPUs. The model is the tiny one of ``make run``, on every GPU at once, so what is tried
-is the machine and not a model. Exit 0 when everything works, 1 otherwise, 2 where there is no GPU.
+Line by line: NVML, faults that can be seen, whether the GPUs are idle, copies between them, a start by the plan, an
+answer, the KV cache against the plan, a drain that empties the GPUs. The model is the tiny one of ``make run``, on
+every GPU at once, so what is tried is the machine and not a model. Exit 0 when everything works, 1 otherwise, 2 where
+there is no GPU.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def expect(condition: object, why: str) -> None:
         raise RuntimeError(why)
 
 
+def in_use(snapshot: nvml.Snapshot) -> list[str]:
+    """A line for each GPU that holds more than 1 GiB, which a driver stays below."""
+    used = {one.index: one.memory.used for one in snapshot.devices if one.memory}
+    return [f"GPU {index}: {size >> 20} MiB in use" for index, size in used.items() if size > 1 << 30]
+
+
 def look() -> list[str]:
     """NVML's part; the UUIDs of the GPUs."""
     with nvml.open_nvml() as opened:
@@ -66,9 +73,8 @@ def look() -> list[str]:
             seen.append(f"ECC of {len(report.ecc)}, slowdowns of {len(report.slowdowns)} of {opened.count()} GPUs")
             expect(report.down is None, f"{report.down}")
         with step("GPUs are idle") as seen:
-            used = {one.index: one.memory.used for one in snapshot.devices if one.memory}
-            busy = [f"GPU {index}: {size >> 20} MiB in use" for index, size in used.items() if size > 1 << 30]
-            seen.extend(busy or ["nothing else runs"])
+            expect(not (busy := in_use(snapshot)), "; ".join(busy))
+            seen.append("nothing else runs")
         return [one.uuid for one in snapshot.devices]
 
 
@@ -116,10 +122,10 @@ def serve(folder: Path, gpus: int) -> None:
             code = launcher.wait(40)
             time.sleep(1)
             with nvml.open_nvml() as opened:
-                mine = [one.pid for device in opened.snapshot().devices for one in device.processes or ()]
+                left = in_use(opened.snapshot())
             seen.append(f"exit {code}")
             expect(code == 0, f"exit {code}")
-            expect(launcher.pid not in mine, "still on a GPU")
+            expect(not left, "; ".join(left))
     finally:
         launcher.kill()
         launcher.wait()

@@ -3,8 +3,9 @@
 
 ``python benchmarks/gpu/start.py --tokenizer FOLDER --kernels FOLDER --out FILE`` needs vLLM and idle GPUs. KERNELS is
 where FlashInfer's prebuilt kernels lie (flashinfer_jit_cache; docker/kernels.py), as the image has them. Every
-start is the launcher's, with a cache folder of its own; "warm" is the second start in the same. Seconds; phases are the
-launcher's own (vllm_launch/progress.py), "first token" from ready to the end of a request for one token.
+start is the launcher's, with a cache folder of its own, but for the second one with kernels, which finds what the first
+left. Seconds from the start of the process, "first token" to the end of a request for one; phases:
+vllm_launch/progress.py.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 started, warmed up and measured in one run (the load: bench_serve.py), one after another, or with ``--at-once`` all
 beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded
 in turns, so that whatever else a shared host does meets all alike. tok/s are output tokens; times are milliseconds;
-``preemptions``: requests put out of the batch for want of cache, computed again; ``gpu_busy``: the share of time in
-which a kernel ran (``bench.load_of``).
+``preemptions``: requests put out of the batch for want of cache, computed again; ``gpu_busy``
+and ``watts``: ``bench.load_of``.
 """
 
 from __future__ import annotations

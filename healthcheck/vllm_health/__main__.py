@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     waiting = commands.add_parser("wait", help="wait until a health port says that vLLM is ready", allow_abbrev=False)
     waiting.set_defaults(run=_wait)
     waiting.add_argument("--seconds", type=_seconds, default=0.0, help="give up after this; default 0: never")
-    for command in (smoking, waiting):
-        command.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
+    smoking.add_argument("url", metavar="URL", help="of the API, such as http://127.0.0.1:8000")
+    waiting.add_argument("url", metavar="URL", help="of the health port, such as http://127.0.0.1:8001")
     for command in (serving, smoking, waiting):
         command.add_argument("--api-key-file", metavar="FILE", help="its first line; else VLLM_API_KEY")
         command.add_argument("--model", help="name to ask for; default: the one that the server names first")

@@ -78,7 +78,7 @@ spec:
       ports:
         - {name: api, containerPort: {{ include "vllm.port" . }}}
         - {name: health, containerPort: {{ include "vllm.healthPort" . }}}
-      # The launcher judges; probes only ask. A start may take as long as it moves, load fails none of them.
+      # The launcher judges; probes only ask. A start has rollout.startMinutes, load fails none of them.
       startupProbe:
         httpGet: {path: /startupz, port: health}
         periodSeconds: 5

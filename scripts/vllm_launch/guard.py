@@ -1,8 +1,8 @@
-"""The door of vLLM's API server: keys on every route but health, an allow-list of routes, 503 while draining.
+"""The door of vLLM's API server: keys, an allow-list of routes, 503 while draining.
 
-vLLM loads this with ``--middleware vllm_launch.guard.Guard`` and gives it the application alone
-(vllm/entrypoints/launchers/app.py), so what it should do is in the JSON file that ``LAUNCH_GUARD_FILE`` names. It runs
-inside vLLM's processes and imports the standard library only.
+/health, /ping and /metrics are always open. vLLM loads this with ``--middleware vllm_launch.guard.Guard`` and gives it
+the application alone (vllm/entrypoints/launchers/app.py), so what it should do is in the JSON file that
+``LAUNCH_GUARD_FILE`` names. It runs inside vLLM's processes and imports the standard library only.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
-    ``weights + non_torch``, and ``cuda_graphs`` is its estimate, from two of the largest graphs, which is more than
-    they take in the end; told not to, it counts none. Source: v1/worker/gpu_worker.py:determine_available_memory,
+    ``weights + non_torch``, and ``cuda_graphs`` is its estimate, which is more than they take in the end; told not
+    to, it counts none. Source: v1/worker/gpu_worker.py:determine_available_memory,
     utils/mem_utils.py.
     """
     graphs = [cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
