@@ -37,7 +37,7 @@ def told(fake, monkeypatch, capsys):
 
 def test_a_machine_that_is_well_is_told_line_by_line_simulated(told):
     lines = told()
-    assert list(lines) == ["GPUs (NVML)", "faults can be seen", "GPUs are idle"]
+    assert list(lines) == ["GPUs (NVML)", "faults can be seen", "memory that others hold"]
     assert all(line.startswith("ok   ") for line in lines.values())
     assert "3: NVIDIA H200, 139.8 GiB" in lines["GPUs (NVML)"]
     assert smoke.failed == []
@@ -54,7 +54,19 @@ def test_a_lost_gpu_fails_and_the_rest_is_tried_simulated(told, fake):
 
 def test_a_gpu_that_others_use_is_told_simulated(told, fake):
     fake._gpu(2)["mem_v2"]["used"] = 1200 << 20  # the driver's own 615 MiB are not among them
-    assert told()["GPUs are idle"].endswith("GPU 2: 1200 MiB in use")
+    line = told()["memory that others hold"]
+    assert line.startswith("ok   ")  # the plan takes what is left
+    assert "; GPU 2: 1200 MiB; " in line
+
+
+def test_a_gpu_that_still_holds_memory_after_a_drain_is_a_failure_simulated(fake):
+    before = dict.fromkeys(range(4), 100)
+    smoke.emptied(before, seconds=0)
+    fake._gpu(3)["mem_v2"]["used"] = 300 << 20  # a driver keeps some
+    smoke.emptied(before, seconds=0)
+    fake._gpu(3)["mem_v2"]["used"] = 400 << 20
+    with pytest.raises(RuntimeError, match="GPU 3 still holds 400 MiB, 100 before"):
+        smoke.emptied(before, seconds=0)
 
 
 def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
