@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 from vllm_launch.gpus import Gpu
 from vllm_launch.kv import kv_dtype
 from vllm_launch.model import Model
@@ -64,29 +67,30 @@ def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -
     nodes = layers * (1 + GRAPH_LATENT if model.mla else 1)
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     whole = [size for size in sizes if size <= run.max_num_seqs]
-    splits = [_splits(model, run, layout, gpu, size) for size in whole]
+    splits = functools.partial(_splits, model, run, layout, gpu)
     if not run.estimate_cudagraphs:
         graphs = cases * (len(sizes) + len(whole))
-        return round(GRAPHS_TAKEN + max(splits, default=0) + graphs * nodes * GRAPHS_TAKEN_LAYER)
+        return round(GRAPHS_TAKEN + splits(whole) + graphs * nodes * GRAPHS_TAKEN_LAYER)
     looked_at = cases * len(sizes) + len(whole[-2:])
-    seen = GRAPH_POOL + max(splits[-2:], default=0) + looked_at * nodes * GRAPH_LAYER
+    seen = GRAPH_POOL + splits(whole[-2:]) + looked_at * nodes * GRAPH_LAYER
     if len(whole) < 2:  # noqa: PLR2004 - there is no second
         return round(seen)
     # What lies in a layer's splits when attention comes again makes the next layer take its own: where queries and
     # keys are normed, more is alive then than PyTorch's smaller segments hold. A feed-forward fits into the splits.
     feed_forward = 3 * whole[-2] * model.intermediate_size * activation_bytes(model, run) // layout.tensor
-    released = GRAPH_RELEASED + max(splits[-2] * (2 if model.qk_norm else 1), feed_forward)
+    released = GRAPH_RELEASED + max(splits(whole[-2:-1]) * (2 if model.qk_norm else 1), feed_forward)
     return round(seen + released + (cases * len(whole) - 1) * _MIB)
 
 
-def _splits(model: Model, run: Run, layout: Layout, gpu: Gpu, size: int) -> int:
-    """Bytes of partial results of attention in a graph of ``size`` requests, in float32, and a sum for each.
+def _splits(model: Model, run: Run, layout: Layout, gpu: Gpu, sizes: Sequence[int]) -> int:
+    """Bytes of attention's partial results, in float32 and with a sum for each, in the largest graph that splits.
 
     FlashAttention 3 alone is given room for so many, on Hopper (v1/attention/backends/flash_attn.py). FLASHMLA, which
     reads FP8 where FLASH_ATTN_MLA does not, splits by multiprocessors (mla/flashmla.py).
     """
     hopper = gpu.compute_capability[0] == 9  # noqa: PLR2004
-    if not hopper or size > SPLIT_REQUESTS or (model.mla and kv_dtype(model, run).startswith("fp8")):
+    if not hopper or (model.mla and kv_dtype(model, run).startswith("fp8")):
         return 0
+    size = max((size for size in sizes if size <= SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim
     return GRAPH_SPLITS * size * (model.heads // layout.tensor) * (width + 1) * 4

@@ -357,9 +357,9 @@ def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
         math.ceil(run.max_model_len / min(spec.block for spec in group))
         for group in kv.grouping_of(model, run, layout, gpu).groups
     )
-    found = 2 * 4 * run.max_num_seqs * rows + FRAGMENTS
-    found += PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return found + _flashinfer(model, run, layout, gpu)
+    tables = 2 * 4 * run.max_num_seqs * rows
+    channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
+    return tables + FRAGMENTS + channels + _flashinfer(model, run, layout, gpu)
 
 
 def _flashinfer(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
