@@ -3,10 +3,10 @@
 
 ``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. Every configuration is
 started, warmed up and measured in one run (the load: bench_serve.py), one after another, or with ``--at-once`` all
-beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on one GPU, loaded
-in turns, so that whatever else a shared host does meets all alike. tok/s are output tokens; times are milliseconds;
-``preemptions``: requests put out of the batch for want of cache, computed again; ``gpu_busy``
-and ``watts``: ``bench.load_of``.
+beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on the same GPUs,
+loaded in turns, so that whatever else a shared host does meets all alike. Flags that are none of this command's go to
+every server. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the batch for want
+of cache, computed again; ``gpu_busy`` and ``watts``: ``bench.load_of``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,6 @@ CONFIGURATIONS = {
     "plan-4": Configuration(launcher=True, gpus=4),
 }
 """Name: what is started. vLLM's are its server with no argument but those."""
-
-RATE_SECONDS = 20
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -118,7 +116,7 @@ def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
         below = [] if given.saturation_only else [rate * gpus for rate in what.rates]
         for rate in given.rate or [float("inf"), *below]:
             all_at_once = rate == float("inf")
-            requests = what.requests * gpus * given.share if all_at_once else rate * RATE_SECONDS
+            requests = what.requests * gpus * given.share if all_at_once else rate * given.seconds
             yield Load(workload, rate, round(requests))
 
 
@@ -162,9 +160,9 @@ def run(
 def in_turns(
     chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, add: Callable[..., None], *, gpus: bool
 ) -> None:
-    """All of ``chosen`` on the first GPU, loaded one after another and again: a host that slows down slows all down.
+    """All of ``chosen`` on the same GPUs, loaded one after another and again: a host that slows down slows all down.
 
-    Each needs a share of the GPU's memory in its flags. They are started one after another, since vLLM measures memory.
+    Each needs a share of a GPU's memory in its flags. They are started one after another, since vLLM measures memory.
     """
     with contextlib.ExitStack() as stack:
         servers = []
@@ -173,7 +171,7 @@ def in_turns(
         for server in servers:
             warm_up(server, model)
         seeds = itertools.count(10)
-        for load in loads(given, 1):
+        for load in loads(given, servers[0].row["gpus"]):
             rows: list[list[dict[str, Any]]] = [[] for _ in servers]
             for turn in range(given.in_turns):  # to and fro, so that nobody is always the first
                 for number in range(len(servers))[:: 1 if turn % 2 == 0 else -1]:
@@ -257,13 +255,14 @@ def main() -> int:
     parser.add_argument("--at-once", action="store_true", help="the configurations beside each other")
     parser.add_argument(
         "--in-turns", type=int, default=0, metavar="TURNS",
-        help="all on one GPU, loaded in turns so many times; each needs a share of its memory in its flags",
+        help="all on the same GPUs, loaded in turns so many times; each needs a share of a GPU's memory in its flags",
     )  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=20, help="of requests at a rate")
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
-    given = parser.parse_args()
-    wide = [name for name in given.configuration or () if CONFIGURATIONS[name].gpus > 1]
-    if given.in_turns < 0 or (given.in_turns and (given.at_once or wide)):
-        parser.error("--in-turns takes a number of turns, servers of one GPU, and not --at-once beside it")
+    given, flags = parser.parse_known_args()
+    widths = {CONFIGURATIONS[name].gpus for name in given.configuration or ()} | ({1} if given.also else set())
+    if given.in_turns < 0 or (given.in_turns and (given.at_once or len(widths) > 1)):
+        parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
     result = bench.Result(given.out, "throughput", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
     names = given.configuration or [
@@ -272,8 +271,9 @@ def main() -> int:
     chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
     for text in given.also:
         name, _, words = text.partition("=")
-        kind, *flags = words.split()
-        chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(flags))
+        kind, *its = words.split()
+        chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(its))
+    chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
     with tempfile.TemporaryDirectory() as folder:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
         if given.at_once:

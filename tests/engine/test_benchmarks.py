@@ -78,8 +78,7 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
     monkeypatch.setattr(bench_serve, "measured", measured)
     monkeypatch.setattr(throughput, "started", started)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
-    given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1)
-    monkeypatch.setattr(throughput, "RATE_SECONDS", 1)
+    given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
     rows = []
     chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration(launcher=True))
     throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
