@@ -126,8 +126,9 @@ test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
 	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods
+test-faults: $(VENV)/.dev  ## What takes long to show: saturation, slow starts, floods, every alert broken once
 	@$(bin)/pytest tests/engine -v -rP -m long
+	@$(bin)/pytest tests/monitoring -v -rP -m long
 
 .PHONY: test-image
 test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
@@ -141,7 +142,7 @@ test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the imag
 
 .PHONY: test-monitoring
 test-monitoring: $(VENV)/.dev  ## Dashboards, alerts, runbooks: promtool, a real Prometheus and Alertmanager, the real engine's faults
-	@$(bin)/pytest tests/monitoring -v -rP --timeout 900
+	@$(bin)/pytest tests/monitoring -v -rP --timeout 900 -m "not long"
 
 .PHONY: test-chart
 test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values against the published schemas, what is refused

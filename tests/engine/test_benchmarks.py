@@ -106,7 +106,7 @@ def test_a_row_of_turns_is_their_medians_and_all_that_failed():
 
 def test_vllms_scheduler_decides_as_docs_performance_says(tmp_path):
     published = json.loads((ROOT / "benchmarks/gpu/results/scheduling.json").read_text())["rows"]
-    load = "4000/500, all at once"
+    load = "4000/500, all at once, as in turns"
     subprocess.run(
         [sys.executable, ROOT / "benchmarks/gpu/scheduling.py", f"--load={load}", f"--out={tmp_path / 'out.json'}"],
         env=os.environ | {"VLLM_TARGET_DEVICE": "cpu"},

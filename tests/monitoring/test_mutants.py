@@ -18,7 +18,7 @@ from vllm_health import metrics
 from vllm_monitoring import rules, thresholds
 from vllm_monitoring.thresholds import Thresholds
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 GROUPS = rules.groups(thresholds.read())["groups"]
 OPPOSITE = {">": "<", ">=": "<", "<": ">", "==": "!=", "and": "or", "or": "and", "unless": "and"}
 BOUNDARY = {">": ">=", ">=": ">", "<": "<="}

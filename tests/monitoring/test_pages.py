@@ -149,9 +149,14 @@ def test_gpu_faults_page_simulated(course):
         course.page((alert, "broken-0"), 60)
 
 
-def test_requests_that_are_turned_away_page(course, flooded):
-    del flooded
+@pytest.mark.usefixtures("flooded")
+def test_requests_that_are_turned_away_page(course):
     course.page(("VLLMAvailabilityBurn", "flooded"), 400)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("flooded")
+def test_that_an_engine_turns_requests_away_is_told(course):
     course.page(("VLLMAdmissionRejections", "flooded"), 900)
 
 

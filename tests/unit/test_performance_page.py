@@ -1,5 +1,6 @@
 """docs/performance.md says what was measured, and nothing else."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +21,26 @@ def test_a_result_without_a_place_and_a_place_without_a_result_are_refused():
         report.rendered(page.replace("<!-- start-h100 -->", ""))
     with pytest.raises(SystemExit, match=r"places for start-b200, of which there is no result"):
         report.rendered(f"{page}<!-- start-b200 -->\n<!-- /start-b200 -->\n")
+
+
+@pytest.mark.parametrize("workload", ["512/256", "4000/500"])
+def test_the_simulated_gpu_puts_requests_out_as_often_as_a_real_one_did(workload):
+    results = ROOT / "benchmarks/gpu/results"
+    real, simulated = (
+        json.loads((results / f"{name}.json").read_text())["rows"]
+        for name in ("throughput-h100-in-turns", "scheduling")
+    )  # fmt: skip
+    for server, watermark in (("defaults", 0.0), ("plan", 0.02)):
+        seen = next(
+            row for row in real if (row["configuration"], row["workload"], row["rate"]) == (server, workload, None)
+        )
+        said = next(
+            row for row in simulated
+            if (row["load"], row["watermark"]) == (f"{workload}, all at once, as in turns", watermark)
+        )  # fmt: skip
+        assert said["requests"] == seen["completed"]
+        assert said["kv_tokens"] == seen["kv_tokens"][0]
+        assert said["preempted"] == pytest.approx(seen["preemptions"], rel=0.03)
 
 
 def test_ratios_are_to_the_defaults_at_the_same_rate():
