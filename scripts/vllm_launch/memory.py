@@ -24,8 +24,9 @@ CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
 NCCL_CONTEXT = 123 * _MIB
-"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that share layers. H200, TP=2: 0.63 GiB;
-H100, PP=2, 2026-11-26: 0.515 as on one GPU, since stages open their channels later."""
+"""NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that share layers. H200, TP=2: 0.63 GiB,
+context included; H100, TP=2 without multicast, 2026-11-27: 0.561; PP=2, 2026-11-26: 0.515 as on one GPU, since stages
+open their channels later. The most counts: too little would be an out-of-memory, too much is 0.1 % of a cache."""
 
 RUNTIME = 270 * _MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
