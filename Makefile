@@ -126,9 +126,9 @@ test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
 	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev  ## What takes long to show: saturation, slow starts, floods, every alert broken once
+test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods
 	@$(bin)/pytest tests/engine -v -rP -m long
-	@$(bin)/pytest tests/monitoring -v -rP -m long
+	@$(bin)/pytest tests/monitoring/test_pages.py -v -rP -m long
 
 .PHONY: test-image
 test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
@@ -164,6 +164,7 @@ test-fleet: $(VENV)/.dev  ## What takes long on the cluster of KUBECONFIG: fault
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
 	@$(bin)/python benchmarks/mutants.py
+	@$(bin)/pytest tests/monitoring/test_mutants.py -q
 
 .PHONY: soak
 soak: export SATURATED_MINUTES = 15

@@ -104,9 +104,9 @@ def test_a_row_of_turns_is_their_medians_and_all_that_failed():
     assert "gpu_busy" not in told  # as nobody saw one
 
 
-def test_vllms_scheduler_decides_as_docs_performance_says(tmp_path):
+@pytest.mark.parametrize("load", ["4000/500, all at once", "4000/500, all at once, as in turns"])
+def test_vllms_scheduler_decides_as_docs_performance_says(tmp_path, load):
     published = json.loads((ROOT / "benchmarks/gpu/results/scheduling.json").read_text())["rows"]
-    load = "4000/500, all at once, as in turns"
     subprocess.run(
         [sys.executable, ROOT / "benchmarks/gpu/scheduling.py", f"--load={load}", f"--out={tmp_path / 'out.json'}"],
         env=os.environ | {"VLLM_TARGET_DEVICE": "cpu"},

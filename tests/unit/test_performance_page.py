@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import report  # noqa: E402
 
+from vllm_launch import fit  # noqa: E402
+
 
 def test_the_tables_are_those_of_the_results():
     assert report.PAGE.read_text() == report.rendered(report.PAGE.read_text()), "make generate"
@@ -30,7 +32,7 @@ def test_the_simulated_gpu_puts_requests_out_as_often_as_a_real_one_did(workload
         json.loads((results / f"{name}.json").read_text())["rows"]
         for name in ("throughput-h100-in-turns", "scheduling")
     )  # fmt: skip
-    for server, watermark in (("defaults", 0.0), ("plan", 0.02)):
+    for server, watermark in (("defaults", 0.0), ("plan", fit.WATERMARK)):
         seen = next(
             row for row in real if (row["configuration"], row["workload"], row["rate"]) == (server, workload, None)
         )
