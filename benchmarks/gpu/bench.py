@@ -141,6 +141,13 @@ def defaults(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
 
 
+def forked(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """VLLM's own command, whose processes fork as the launcher's do, and with no argument that is not in ``flags``."""
+    words = [str(model), "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *flags]
+    fork = "VLLM_WORKER_MULTIPROC_METHOD=fork"
+    return ["env", fork, sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
+
+
 def planned(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     """The launcher's."""
     ours = [f"--launch-health-port={port + 1}", "--launch-drain-seconds=6", "--launch-start-stall-seconds=300"]
@@ -219,6 +226,16 @@ def ended(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(1)  # for the driver to give the memory back
+
+
+def page_faults(session: int) -> int:
+    """Pages that the kernel has had to map since each process of ``session`` began (minflt in /proc/PID/stat)."""
+    found = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()  # from the third field on: proc(5)
+            found += int(fields[7]) if int(fields[3]) == session else 0
+    return found
 
 
 def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:

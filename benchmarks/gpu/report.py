@@ -34,7 +34,7 @@ def source(told: Mapping[str, Any]) -> str:
     return f"{where}, {versions}, {of['date']}: `{of['command']}`"
 
 
-SOMETIMES = ("turns", "itl_range", "preemptions", "gpu_busy", "watts")
+SOMETIMES = ("turns", "itl_range", "preemptions", "page_faults", "gpu_busy", "watts")
 """Columns of throughput that not every run has."""
 
 

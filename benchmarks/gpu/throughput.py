@@ -6,7 +6,8 @@ started, warmed up and measured in one run (the load: bench_serve.py), one after
 beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on the same GPUs,
 loaded in turns, so that whatever else a shared host does meets all alike. Flags that are none of this command's go to
 every server. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the batch for want
-of cache, computed again; ``gpu_busy`` and ``watts``: ``bench.load_of``.
+of cache, computed again; ``page_faults``: ``bench.page_faults`` during the load; ``gpu_busy`` and ``watts``:
+``bench.load_of``.
 """
 
 from __future__ import annotations
@@ -33,36 +34,42 @@ from vllm_launch import multicast
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """``servers`` processes side by side, each on GPUs of its own, share the load evenly."""
+    """``servers`` processes side by side, started by ``command``, each on GPUs of its own, share the load evenly."""
 
-    launcher: bool
+    command: str = "plan"
     flags: tuple[str, ...] = ()
     gpus: int = 1
     servers: int = 1
 
 
+COMMANDS = {"plan": bench.planned, "vllm": bench.defaults, "forked": bench.forked}
+
 NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
 """For vLLM's own server what the launcher does by itself in ``bench.environment``."""
 
 CONFIGURATIONS = {
-    "vllm-defaults": Configuration(launcher=False),
-    "plan": Configuration(launcher=True),
-    "plan-fp8-kv": Configuration(launcher=True, flags=("--launch-quality=fp8-kv",)),
-    "vllm-tp-2": Configuration(launcher=False, flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
-    "plan-2": Configuration(launcher=True, gpus=2),
-    "plan-2-uni": Configuration(launcher=True, flags=("--distributed-executor-backend=uni",), gpus=2),
-    "plan-2-latency": Configuration(launcher=True, flags=("--launch-objective=latency",), gpus=2),
-    "two-servers": Configuration(launcher=True, gpus=2, servers=2),
-    "vllm-tp-4": Configuration(launcher=False, flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
-    "plan-4": Configuration(launcher=True, gpus=4),
+    "vllm-defaults": Configuration("vllm"),
+    "plan": Configuration(),
+    "plan-fp8-kv": Configuration(flags=("--launch-quality=fp8-kv",)),
+    "vllm-tp-2": Configuration("vllm", flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
+    "plan-2": Configuration(gpus=2),
+    "plan-2-uni": Configuration(flags=("--distributed-executor-backend=uni",), gpus=2),
+    "plan-2-latency": Configuration(flags=("--launch-objective=latency",), gpus=2),
+    "two-servers": Configuration(gpus=2, servers=2),
+    "vllm-tp-4": Configuration("vllm", flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
+    "plan-4": Configuration(gpus=4),
 }
 """Name: what is started. vLLM's are its server with no argument but those."""
 
 
 class Server(msgspec.Struct, frozen=True):
-    """A configuration that runs: its ``ports``, its ``gpus`` by NVML's index, and what all of its rows say."""
+    """A configuration that runs: its ``ports``, its ``gpus`` by NVML's index, and what all of its rows say.
+
+    ``sessions`` are the ids of its processes' sessions.
+    """
 
     ports: list[int]
+    sessions: list[int]
     gpus: list[int]
     row: dict[str, Any]
 
@@ -75,7 +82,7 @@ def started(
 
     ``first`` is its first GPU, None where there is none; ``place`` keeps its ports from those of others.
     """
-    command = bench.planned if this.launcher else bench.defaults
+    command = COMMANDS[this.command]
     began, share = time.monotonic(), this.gpus // this.servers
     ports = [bench.PORT + 100 * place + 10 * number for number in range(this.servers)]
     logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
@@ -91,7 +98,7 @@ def started(
     ready = round(time.monotonic() - began, 1)
     row = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
     row["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
-    return Server(ports, gpus, row)
+    return Server(ports, [process.pid for process in processes], gpus, row)
 
 
 def warm_up(server: Server, model: Path) -> None:
@@ -122,7 +129,7 @@ def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
 
 def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]:
     """One measurement. ``seed`` is its own, or the prefix cache knows its prompts."""
-    before = sum(map(bench.preemptions, server.ports))
+    before, faults = sum(map(bench.preemptions, server.ports)), sum(map(bench.page_faults, server.sessions))
     with bench.load_of(server.gpus) as gpus:
         row = bench_serve.measured(
             model,
@@ -134,6 +141,7 @@ def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]
             seed=seed,
         )
     row["preemptions"] = sum(map(bench.preemptions, server.ports)) - before
+    row["page_faults"] = sum(map(bench.page_faults, server.sessions)) - faults
     return server.row | {"workload": load.workload, "requests": load.requests} | row | gpus
 
 
@@ -183,7 +191,7 @@ def in_turns(
 def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row for those of the same load: medians, all failures, and the range of the median ITL."""
     told = dict(rows[0]) | {"turns": len(rows), "failed": sum(row["failed"] for row in rows)}
-    for name in ("seconds", "output_tok_s", "completed", "preemptions", "gpu_busy", "watts"):
+    for name in ("seconds", "output_tok_s", "completed", "preemptions", "page_faults", "gpu_busy", "watts"):
         if found := [row[name] for row in rows if name in row]:
             told[name] = round(statistics.median(found), 3)
     for name in ("ttft_ms", "itl_ms"):
@@ -245,7 +253,7 @@ def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--configuration", action="append", choices=list(CONFIGURATIONS))
     parser.add_argument(
-        "--also", action="append", default=[], metavar="NAME=[plan|vllm] FLAGS", help="another, on one GPU"
+        "--also", action="append", default=[], metavar="NAME=[plan|vllm|forked] FLAGS", help="another, on one GPU"
     )
     parser.add_argument("--workload", action="append", choices=list(bench_serve.WORKLOADS))
     parser.add_argument(
@@ -271,8 +279,10 @@ def main() -> int:
     chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
     for text in given.also:
         name, _, words = text.partition("=")
-        kind, *its = words.split()
-        chosen[name] = Configuration(launcher=kind == "plan", flags=tuple(its))
+        command, *its = words.split() or [""]
+        if command not in COMMANDS:
+            parser.error(f"--also {text}: after NAME= comes one of {', '.join(COMMANDS)}")
+        chosen[name] = Configuration(command, flags=tuple(its))
     chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
     with tempfile.TemporaryDirectory() as folder:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))

@@ -54,7 +54,7 @@ def engine_command(
     if settings.model.startswith("-"):
         what = f"the model {settings.model!r} begins with a dash"
         raise UsageError(settings.origin["model"], what, "write ./ before a folder's name")
-    return [python, "-m", "vllm.entrypoints.cli.main", "serve", settings.model, *words]
+    return [python, "-m", "vllm_launch.vllm_cli", "serve", settings.model, *words]
 
 
 def credited(plan: Plan, settings: Settings) -> Plan:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -73,14 +74,14 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
         return plain(model, [serving.port], workload, **how)
 
     def started(name, *_, place, **__):  # the same server under two names
-        return throughput.Server([place], [], {"configuration": name, "gpus": 1})
+        return throughput.Server([place], [os.getsid(0)], [], {"configuration": name, "gpus": 1})
 
     monkeypatch.setattr(bench_serve, "measured", measured)
     monkeypatch.setattr(throughput, "started", started)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
     given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
     rows = []
-    chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration(launcher=True))
+    chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration())
     throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
     assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
         ("defaults", 3, 8), ("plan", 3, 8),
@@ -89,18 +90,44 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
     assert len({seed for _, _, seed in asked[2:]}) == 6  # no prompt twice
 
 
+def test_page_faults_are_those_of_a_servers_processes():
+    pages = 2000
+    touch = f"""
+import mmap, sys
+for _ in sys.stdin:
+    memory = mmap.mmap(-1, {pages} * mmap.PAGESIZE, mmap.MAP_PRIVATE)
+    for page in range({pages}):
+        memory[page * mmap.PAGESIZE] = 1
+    print(flush=True)
+"""
+    child = [sys.executable, "-c", touch]
+    server = [sys.executable, "-c", f"import subprocess; subprocess.run({child})"]
+    with subprocess.Popen(server, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True, bufsize=1) as process:
+
+        def touched():
+            process.stdin.write("again\n")
+            process.stdout.readline()
+            return bench.page_faults(process.pid)
+
+        first = touched()
+        assert pages <= touched() - first < pages * 1.1
+        assert bench.page_faults(-1) == 0  # nobody's session
+        process.stdin.close()
+
+
 def test_a_row_of_turns_is_their_medians_and_all_that_failed():
     def row(tokens, itl, preempted):
         return {
             "configuration": "plan", "seconds": 2.0, "output_tok_s": tokens, "ttft_ms": {"p50": itl, "p99": itl},
             "itl_ms": {"p50": itl, "p99": 9.0}, "completed": 5, "failed": 1, "preemptions": preempted, "watts": 100,
+            "page_faults": 7 * preempted,
         }  # fmt: skip
 
     told = throughput.median([row(100.0, 2.0, 1), row(900.0, 9.0, 2), row(200.0, 3.0, 3)])
     assert (told["output_tok_s"], told["itl_ms"], told["ttft_ms"]["p50"]) == (200.0, {"p50": 3.0, "p99": 9.0}, 3.0)
     assert (told["completed"], told["failed"], told["preemptions"], told["turns"]) == (5, 3, 2, 3)
     assert told["itl_range"] == "2.0-9.0"
-    assert told["watts"] == 100
+    assert (told["watts"], told["page_faults"]) == (100, 14)
     assert "gpu_busy" not in told  # as nobody saw one
 
 

