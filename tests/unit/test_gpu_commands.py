@@ -1,5 +1,6 @@
 """The commands of benchmarks/gpu as far as they need no GPU: what they call works, and what they do where it does not."""
 
+import argparse
 import contextlib
 import json
 import subprocess
@@ -155,12 +156,12 @@ def test_percentiles_are_milliseconds_of_however_few():
     assert bench_serve.percentiles([]) == {}
 
 
-# ---- throughput: configurations beside each other
+# ---- throughput, with servers and load simulated
 
 
 @pytest.fixture
-def beside(tmp_path, monkeypatch):
-    """Runs two configurations at once, with servers and load simulated; what was measured, and how it ended."""
+def throughputs(tmp_path, monkeypatch):
+    """Runs the command with ``words``; how it ended, its rows, and which servers and loads there were, a line each."""
     calls = tmp_path / "calls"
 
     def told(line):
@@ -168,38 +169,39 @@ def beside(tmp_path, monkeypatch):
             file.write(f"{line}\n")
 
     @contextlib.contextmanager
-    def running(*_, port, env):
-        told(f"{port} on GPU {env['CUDA_VISIBLE_DEVICES']}")
-        yield
+    def running(command, *_, port, env):
+        told(f"{port} on GPU {env['CUDA_VISIBLE_DEVICES']}: {' '.join(command)}")
+        yield argparse.Namespace(pid=port)
 
     def measured(_model, ports, _workload, *, rate, **_):
         if ports == [dies] and rate == 4:
             raise RuntimeError("it died")
         told(rate)
-        return {"rate": rate}
+        return {"rate": rate, "failed": 0, "ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
 
     dies = None
     monkeypatch.setattr(bench, "running", running)
     monkeypatch.setattr(bench, "wait_for", lambda *_: None)
     monkeypatch.setattr(bench, "cache_info", lambda port: [port])
+    monkeypatch.setattr(bench, "page_faults", lambda _: 0)
     monkeypatch.setattr(bench, "preemptions", lambda _: len(calls.read_text()))  # something that grows
     monkeypatch.setattr(bench_serve, "measured", measured)
     monkeypatch.setattr(bench, "SHAPES", {"llama3-8b": {}})
     (tmp_path / "tokenizer").mkdir()
 
-    def run(one_that_dies=None):
+    def run(*words, one_that_dies=None):
         nonlocal dies
         dies = one_that_dies
-        words = [
-            "--configuration=vllm-defaults",
-            "--configuration=plan",
-            "--workload=512/256",
-            "--at-once",
-            "--rate=4",
-            "--rate=12",
-        ]
         monkeypatch.setattr(
-            sys, "argv", ["throughput.py", f"--tokenizer={tmp_path}/tokenizer", f"--out={tmp_path}/out.json", *words]
+            sys,
+            "argv",
+            [
+                "throughput.py",
+                f"--tokenizer={tmp_path}/tokenizer",
+                f"--out={tmp_path}/out.json",
+                "--workload=512/256",
+                *words,
+            ],
         )
         code = throughput.main()
         return code, json.loads((tmp_path / "out.json").read_text())["rows"], calls.read_text().splitlines()
@@ -207,21 +209,60 @@ def beside(tmp_path, monkeypatch):
     return run
 
 
-def test_configurations_beside_each_other_have_their_own_gpus_and_are_measured_together_simulated(beside):
-    code, rows, calls = beside()
+BESIDE = ("--configuration=vllm-defaults", "--configuration=plan", "--at-once", "--rate=4", "--rate=12")
+
+
+def test_configurations_beside_each_other_have_their_own_gpus_and_are_measured_together_simulated(throughputs):
+    code, rows, calls = throughputs(*BESIDE)
     assert code == 0
     assert sorted((row["configuration"], row["kv_tokens"][0], row["rate"]) for row in rows) == [
         ("plan", 8100, 4.0), ("plan", 8100, 12.0), ("vllm-defaults", 8000, 4.0), ("vllm-defaults", 8000, 12.0),
     ]  # fmt: skip
-    assert sorted(calls[:2]) == ["8000 on GPU 0", "8100 on GPU 1"]
+    assert sorted(call.partition(":")[0] for call in calls[:2]) == ["8000 on GPU 0", "8100 on GPU 1"]
     assert calls[2:] == ["inf", "inf", "4.0", "4.0", "12.0", "12.0"]
 
 
-def test_one_that_dies_ends_those_beside_it_and_all_say_so_simulated(beside):
-    code, rows, _ = beside(one_that_dies=8100)
+def test_one_that_dies_ends_those_beside_it_and_all_say_so_simulated(throughputs):
+    code, rows, _ = throughputs(*BESIDE, one_that_dies=8100)
     assert code == 1
     assert {row["configuration"]: row["error"] for row in rows if "error" in row}.keys() == {"plan", "vllm-defaults"}
     assert not [row for row in rows if row.get("rate") == 12]
+
+
+@pytest.mark.usefixtures("fake")
+def test_servers_of_two_gpus_in_turns_are_all_given_the_flags_simulated(throughputs):
+    code, rows, calls = throughputs(
+        "--configuration=two-servers", "--configuration=plan-2", "--in-turns=2", "--rate=4", "--seconds=3",
+        "--gpu-memory-utilization=0.45",
+    )  # fmt: skip
+    assert code == 0
+    servers = [call for call in calls if " on GPU " in call]
+    places = [call.partition(":")[0] for call in servers]
+    assert places == ["8000 on GPU 0", "8010 on GPU 1", "8100 on GPU 0,1"]
+    assert all(call.endswith(" --gpu-memory-utilization=0.45") for call in servers)
+    assert [(row["configuration"], row["turns"], row["requests"]) for row in rows] == [
+        ("two-servers", 2, 12), ("plan-2", 2, 12),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("fake")
+def test_another_configuration_is_started_by_the_command_it_names_simulated(throughputs):
+    code, rows, calls = throughputs("--also=a=plan --max-num-seqs=9", "--also=b=vllm", "--also=c=forked", "--rate=4")
+    assert (code, [row["configuration"] for row in rows]) == (0, ["a", "b", "c"])
+    a, b, c = (call.partition(": ")[2] for call in calls if " on GPU " in call)
+    assert " -m vllm_launch serve " in a
+    assert a.endswith(" --max-num-seqs=9")
+    assert " -m vllm.entrypoints.openai.api_server " in b
+    assert c.startswith("env VLLM_WORKER_MULTIPROC_METHOD=fork ")
+    assert " -m vllm.entrypoints.cli.main serve " in c
+
+
+@pytest.mark.parametrize("words", ["x", "x=", "x=vlm --max-num-seqs=9"])
+def test_another_configuration_of_no_command_is_one_line_and_exit_2(throughputs, capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        throughputs(f"--also={words}")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: --also {words}: after NAME= comes one of plan, vllm, forked\n")
 
 
 def test_nothing_is_measured_on_a_gpu_that_is_in_use_simulated(fake):
