@@ -229,7 +229,10 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def page_faults(session: int) -> int:
-    """Pages that the kernel has had to map since each process of ``session`` began (minflt in /proc/PID/stat)."""
+    """Pages that the kernel has had to map since each process of ``session`` began (minflt in /proc/PID/stat).
+
+    A process that ends takes its own along.
+    """
     found = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended meanwhile

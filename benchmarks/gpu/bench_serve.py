@@ -10,6 +10,7 @@ import asyncio
 import functools
 import multiprocessing
 import os
+import queue
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,18 +105,19 @@ def measured(
     options = FlexibleArgumentParser()
     serve.add_cli_args(options)
     fork = multiprocessing.get_context("fork")
-    together, told = fork.Barrier(clients), fork.Queue()
+    shares = [share for share in shared(requests, clients) if share]
+    together, told = fork.Barrier(len(shares)), fork.Queue()
     processes = []
-    for number in range(clients):
+    for number, share in enumerate(shares):
         args = options.parse_args(
             [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", f"--model={name}", f"--tokenizer={model}",
-             *workload.flags, f"--num-prompts={max(1, requests // clients)}", f"--request-rate={rate / clients}",
+             *workload.flags, f"--num-prompts={share}", f"--request-rate={rate * share / requests}",
              f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
              "--temperature=0", "--percentile-metrics=ttft,itl"]
         )  # fmt: skip
         processes.append(fork.Process(target=client, args=(args, together, told)))
         processes[-1].start()
-    parts = [told.get(timeout=900) for _ in processes]
+    parts = [next_of(told, processes) for _ in processes]
     for process in processes:
         process.join()
     if wrong := [part["error"] for part in parts if "error" in part]:
@@ -136,6 +138,26 @@ def measured(
         "ttft_ms": percentiles(ttfts),
         "itl_ms": percentiles(itls),
     }
+
+
+def shared(requests: int, clients: int) -> list[int]:
+    """How many each of ``clients`` sends, as evenly as can be."""
+    each, more = divmod(requests, clients)
+    return [each + (number < more) for number in range(clients)]
+
+
+def next_of(told: Any, processes: Sequence[Any]) -> dict[str, Any]:
+    """What the next load process says.
+
+    Raises:
+        RuntimeError: one was killed, and will say nothing.
+    """
+    while True:
+        try:
+            return dict(told.get(timeout=5))
+        except queue.Empty:
+            if killed := [process.exitcode for process in processes if (process.exitcode or 0) < 0]:
+                raise RuntimeError(f"a load process was killed by signal {-killed[0]}") from None
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

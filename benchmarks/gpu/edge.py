@@ -42,6 +42,8 @@ where FlashAttention 3 needs most (vllm_launch/memory.py:_attention), and as man
 
 PATIENCE_S = 300
 MOST_TOLD = 5
+FLOOR = 0.92
+"""vLLM's default: where halving begins when nothing has survived yet."""
 
 
 def body(seed: int, chance: random.Random, vocabulary: int, longest: int) -> dict[str, Any]:
@@ -204,22 +206,28 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         model = bench.model_folder(given.shape, given.tokenizer, Path(name))
         logs = given.out.parent / "logs"
-        survives = 0.92
+        survived: float | None = None
+        dies = 0.999
         if not given.no_plan:
             row = tried(bench.planned(model, extension), logs / "edge-plan.log", given)
             said = (logs / "edge-plan.log").read_text(errors="replace")
-            if found := re.search(r"--gpu-memory-utilization=([\d.]+)", said):
-                survives = float(found[1])
-            good = row["survived"]
-            result.add(utilization=survives, by="plan", shape=given.shape, flags=flags, **row)
-        dies = 0.999
+            found = re.search(r"--gpu-memory-utilization=([\d.]+)", said)
+            at = float(found[1]) if found else None
+            result.add(utilization=at, by="plan", shape=given.shape, flags=flags, **row)
+            if good := row["survived"]:
+                survived = at
+            elif at is not None:
+                dies = at
         for number in range(len(given.utilization) or given.tries):
-            at = given.utilization[number] if given.utilization else round((survives + dies) / 2, 4)
+            at = given.utilization[number] if given.utilization else round(((survived or FLOOR) + dies) / 2, 4)
             words = [f"--gpu-memory-utilization={at}", *extension]
             row = tried(bench.defaults(model, words), logs / f"edge-{at}.log", given)
             result.add(utilization=at, by="hand", shape=given.shape, flags=flags, **row)
-            survives, dies = (max(at, survives), dies) if row["survived"] else (survives, min(at, dies))
-        result.told["highest_that_survived"] = survives
+            if row["survived"]:
+                survived = max(at, survived or 0)
+            else:
+                dies = min(at, dies)
+        result.told["highest_that_survived"] = survived
         result.write()
     return int(not good)
 

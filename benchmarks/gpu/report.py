@@ -34,7 +34,7 @@ def source(told: Mapping[str, Any]) -> str:
     return f"{where}, {versions}, {of['date']}: `{of['command']}`"
 
 
-SOMETIMES = ("turns", "itl_range", "preemptions", "page_faults", "gpu_busy", "watts")
+SOMETIMES = ("failed", "turns", "itl_range", "preemptions", "page_faults", "gpu_busy", "watts")
 """Columns of throughput that not every run has."""
 
 
@@ -43,7 +43,7 @@ def throughput(told: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
-        also = [name for name in SOMETIMES if any(name in row for row in mine)]
+        also = [name for name in SOMETIMES if any(row.get(name) or (name in row and name != "failed") for row in mine)]
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]
@@ -174,7 +174,6 @@ def between(page: str, name: str, text: str) -> str:
 
 
 def main() -> int:
-    sys.path.insert(0, str(HERE))
     PAGE.write_text(rendered(PAGE.read_text()))
     return 0
 

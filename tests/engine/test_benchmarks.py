@@ -84,7 +84,7 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
     chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration())
     throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
     assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
-        ("defaults", 3, 8), ("plan", 3, 8),
+        ("defaults", 3, 24), ("plan", 3, 24),
     ]  # fmt: skip
     assert [place for place, _, _ in asked[2:]] == [0, 1, 1, 0, 0, 1]  # after each has been warmed up
     assert len({seed for _, _, seed in asked[2:]}) == 6  # no prompt twice
@@ -96,6 +96,7 @@ def test_page_faults_are_those_of_a_servers_processes():
 import mmap, sys
 for _ in sys.stdin:
     memory = mmap.mmap(-1, {pages} * mmap.PAGESIZE, mmap.MAP_PRIVATE)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
     for page in range({pages}):
         memory[page * mmap.PAGESIZE] = 1
     print(flush=True)
@@ -125,7 +126,7 @@ def test_a_row_of_turns_is_their_medians_and_all_that_failed():
 
     told = throughput.median([row(100.0, 2.0, 1), row(900.0, 9.0, 2), row(200.0, 3.0, 3)])
     assert (told["output_tok_s"], told["itl_ms"], told["ttft_ms"]["p50"]) == (200.0, {"p50": 3.0, "p99": 9.0}, 3.0)
-    assert (told["completed"], told["failed"], told["preemptions"], told["turns"]) == (5, 3, 2, 3)
+    assert (told["completed"], told["failed"], told["preemptions"], told["turns"]) == (15, 3, 2, 3)
     assert told["itl_range"] == "2.0-9.0"
     assert (told["watts"], told["page_faults"]) == (100, 14)
     assert "gpu_busy" not in told  # as nobody saw one

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import queue
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import bench  # noqa: E402
 import bench_serve  # noqa: E402
 import memory  # noqa: E402
 import smoke  # noqa: E402
+import start  # noqa: E402
 import throughput  # noqa: E402
 
 from vllm_health import nvml  # noqa: E402
@@ -170,14 +172,14 @@ def throughputs(tmp_path, monkeypatch):
 
     @contextlib.contextmanager
     def running(command, *_, port, env):
-        told(f"{port} on GPU {env['CUDA_VISIBLE_DEVICES']}: {' '.join(command)}")
+        told(f"{port} on GPU {env.get('CUDA_VISIBLE_DEVICES')}: {' '.join(command)}")
         yield argparse.Namespace(pid=port)
 
     def measured(_model, ports, _workload, *, rate, **_):
         if ports == [dies] and rate == 4:
             raise RuntimeError("it died")
         told(rate)
-        return {"rate": rate, "failed": 0, "ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
+        return {"rate": rate, "failed": 0, "completed": 1, "ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
 
     dies = None
     monkeypatch.setattr(bench, "running", running)
@@ -255,6 +257,49 @@ def test_another_configuration_is_started_by_the_command_it_names_simulated(thro
     assert " -m vllm.entrypoints.openai.api_server " in b
     assert c.startswith("env VLLM_WORKER_MULTIPROC_METHOD=fork ")
     assert " -m vllm.entrypoints.cli.main serve " in c
+
+
+@pytest.mark.parametrize("words", ["=plan", "plan=vllm"])
+def test_another_configuration_has_a_name_of_its_own(throughputs, capsys, words):
+    with pytest.raises(SystemExit):
+        throughputs("--configuration=plan", f"--also={words}")
+    assert capsys.readouterr().err.endswith(f"error: --also {words}: give it a name of its own\n")
+
+
+@pytest.mark.usefixtures("fake")
+def test_more_gpus_than_there_are_are_not_asked_for_simulated(throughputs, capsys):
+    with pytest.raises(SystemExit):
+        throughputs("--configuration=plan-4", "--configuration=plan", "--at-once")
+    assert "plan-4, plan need 5 GPUs together, and here are 4: name fewer" in capsys.readouterr().err
+
+
+def test_a_server_that_dies_in_turns_is_told_and_fails_simulated(throughputs):
+    code, rows, _ = throughputs("--configuration=plan", "--in-turns=2", "--rate=4", one_that_dies=8000)
+    assert (code, [row["error"] for row in rows]) == (1, ["it died"])
+
+
+def test_every_request_is_sent_by_somebody():
+    assert bench_serve.shared(6, 4) == [2, 2, 1, 1]
+    assert bench_serve.shared(2, 4) == [1, 1, 0, 0]
+    assert bench_serve.shared(8, 4) == [2, 2, 2, 2]
+
+
+def test_a_load_process_that_is_killed_is_told():
+    class Silent(queue.Queue):
+        def get(self, **_):
+            raise queue.Empty
+
+    with pytest.raises(RuntimeError, match="killed by signal 9"):
+        bench_serve.next_of(Silent(), [argparse.Namespace(exitcode=None), argparse.Namespace(exitcode=-9)])
+
+
+def test_a_second_start_needs_a_first(monkeypatch, tmp_path, capsys):
+    words = [f"--tokenizer={tmp_path}", f"--kernels={tmp_path}", f"--out={tmp_path}/o", f"--only={start.SECOND}"]
+    monkeypatch.setattr(sys, "argv", ["start.py", *words])
+    with pytest.raises(SystemExit):
+        start.main()
+    assert "needs --only kernels, which fills its cache" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("words", ["x", "x=", "x=vlm --max-num-seqs=9"])

@@ -47,6 +47,15 @@ def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environme
     assert all_three.origin[f"launch.{field}"] == f"flag {flag}"
 
 
+@pytest.mark.parametrize("field", ["nvlink_multicast", "p2p_check"])
+def test_off_needs_no_quotes_though_yaml_reads_it_as_false(field):
+    settings = read("m", {}, f"launch:\n  {field}: off\n")
+    assert getattr(settings.launch, field) == "off"
+    assert read("m", {}, "launch: {nvlink_multicast: off}").no_multicast == "c.yaml line 1"
+    assert "give auto or off" in refused("m", {}, f"launch:\n  {field}: on\n")
+    assert "cannot be False" in refused("m", {}, "launch:\n  objective: off\n")
+
+
 def test_vllms_options_come_from_the_file_and_from_flags_which_win():
     settings = read("--port 9000", {}, "model: m\ntensor-parallel-size: 2\nport: 9001\nenforce_eager: true\n")
     assert settings.model == "m"
