@@ -107,7 +107,7 @@ sbom:  ## SPDX of every package in vllm-launch:TAG, Python's and the system's: v
 
 ##@ Check
 .PHONY: test
-test: lint test-unit test-engine  ## Everything that needs no GPU: lint, unit tests with coverage, the real CPU engine
+test: lint test-unit test-engine  ## Lint, unit tests with coverage, the real engine (the CPU's where there is no GPU)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Format, lint and types, checking only (`make fix` changes)
@@ -122,7 +122,7 @@ test-unit: $(VENV)/.dev  ## Pure parts, branch coverage >= 95 %
 	@$(bin)/pytest tests/unit --cov --cov-fail-under=95 -q
 
 .PHONY: test-engine
-test-engine: $(VENV)/.dev  ## Against the pinned vLLM on this machine's CPU
+test-engine: $(VENV)/.dev  ## Against the pinned vLLM, on the CPU where there is no GPU
 	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
@@ -171,7 +171,7 @@ soak: export SATURATED_MINUTES = 15
 soak: mutants bench test-faults test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## The figures that README and docs claim and that need no GPU, measured again
+bench: $(VENV)/.dev  ## Plans a minute, start to argv, size of the light install, cost of the health port; needs no GPU
 	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py && \
 	$(bin)/python benchmarks/health_cost.py
 

@@ -70,7 +70,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     objective: Literal["throughput", "latency"] = "throughput"
-    """throughput: the fewest GPUs a replica needs, then more replicas; latency: all GPUs for one replica."""
+    """throughput: the fewest GPUs a replica needs, then more replicas; latency: the widest TP that the model allows."""
     quality: Literal["lossless", "fp8-kv"] = "lossless"
     """lossless: answers are what the model's own dtypes give; fp8-kv: the plan may keep the KV cache in FP8."""
     nvlink_multicast: Literal["auto", "off"] = "auto"
@@ -94,7 +94,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stall_seconds: Seconds = 300
     """Seconds from the last step of an engine that hangs until it is ended; 4/5 of it until not ready. 0: never."""
     gpu_fault_kills: bool = False
-    """End vLLM at a fatal GPU fault (Xid, lost GPU) rather than only take it out of rotation."""
+    """Let /livez fail too at a fatal GPU fault (Xid, lost GPU), so that Kubernetes starts the container again."""
     p2p_check: Literal["auto", "off", "disable"] = "auto"
     """auto: try copies between the GPUs of a replica and believe those; off: believe NVML; disable: use no P2P."""
     greet: bool = False
