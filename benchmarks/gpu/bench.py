@@ -18,10 +18,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm_health import metrics, nvml, scrape
 from vllm_launch import multicast
@@ -46,12 +46,24 @@ def provenance(caches: str) -> dict[str, Any]:
     return found
 
 
-def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.ArgumentParser:
-    """The arguments that every command has; ``shape`` None: the command has models of its own."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended too
+def run(command: Callable[[], int]) -> NoReturn:
+    """``command`` as a program: its exit code, 1 and one line where a server or NVML fails it, servers ended always."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``running`` ends its server
+    try:
+        sys.exit(command())
+    except (DeadError, nvml.NvmlUnavailable) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def parser(purpose: str | None, *, shape: str | None = "llama3-8b", one_start: bool = True) -> argparse.ArgumentParser:
+    """The arguments that commands have; ``shape`` None: the command has models of its own.
+
+    ``one_start``: whether ``--caches`` can say what all of its rows find.
+    """
     made = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, help="JSON file for the result, rewritten after every row")
-    made.add_argument("--caches", default="warm", help="what earlier runs left in the caches; for the record")
+    if one_start:
+        made.add_argument("--caches", default="warm", help="what earlier runs left in the caches; for the record")
     if shape:
         made.add_argument("--shape", choices=list(SHAPES), default=shape)
         made.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer; weights are dummies")
@@ -61,12 +73,15 @@ def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.
 class Result:
     """One JSON file: the question, where its answer comes from, and its rows, written as they come.
 
+    ``gpus``: whether it is measured on them.
+
     Raises:
         SystemExit: a GPU is in use, so that what is measured would be of two programs.
     """
 
-    def __init__(self, path: Path, question: str, caches: str) -> None:
-        idle()
+    def __init__(self, path: Path, question: str, caches: str, *, gpus: bool = True) -> None:
+        if gpus:
+            idle()
         self.path = path
         self.told: dict[str, Any] = {"question": question, "provenance": provenance(caches), "rows": []}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,15 +150,18 @@ def model_folder(shape: str, tokenizer: Path, where: Path) -> Path:
     return model
 
 
+SERVED = ("--served-model-name=shape", "--load-format=dummy")
+
+
 def defaults(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     """VLLM's own server as anyone starts it, with no argument that is not in ``flags``."""
-    words = [f"--model={model}", "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *flags]
+    words = [f"--model={model}", *SERVED, f"--port={port}", *flags]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
 
 
 def forked(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     """VLLM's own command, whose processes fork as the launcher's do, and with no argument that is not in ``flags``."""
-    words = [str(model), "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *flags]
+    words = [str(model), *SERVED, f"--port={port}", *flags]
     fork = "VLLM_WORKER_MULTIPROC_METHOD=fork"
     return ["env", fork, sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
 
@@ -151,7 +169,7 @@ def forked(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
 def planned(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
     """The launcher's."""
     ours = [f"--launch-health-port={port + 1}", "--launch-drain-seconds=6", "--launch-start-stall-seconds=300"]
-    words = [str(model), "--served-model-name=shape", "--load-format=dummy", f"--port={port}", *ours, *flags]
+    words = [str(model), *SERVED, f"--port={port}", *ours, *flags]
     return [sys.executable, "-m", "vllm_launch", "serve", *words]
 
 
@@ -161,7 +179,7 @@ def environment() -> dict[str, str]:
 
 
 class DeadError(Exception):
-    """A server that ended or did not come up; the text is the end of its log."""
+    """A server that ended or did not come up, in one line: its log, what happened, and the log's last word."""
 
 
 @contextlib.contextmanager
@@ -183,10 +201,10 @@ def running(
     command: Sequence[str], log: Path, *, port: int, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``command``, which will answer on ``port``; at the end it is asked to go, and everything of it is gone."""
-    if healthy(port):
-        raise DeadError(f"port {port} is served already, by something else")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
+        if healthy(port):
+            raise DeadError(f"port {port} is served already, by something else: end that")
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=os.environ | (env or {}), start_new_session=True
         )
@@ -204,9 +222,17 @@ def wait_for(process: subprocess.Popen[bytes], port: int, log: Path, seconds: fl
     """
     deadline = time.monotonic() + seconds
     while not healthy(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise DeadError(log.read_text(errors="replace")[-3000:])
+        code = process.poll()
+        if code is not None or time.monotonic() > deadline:
+            what = f"no answer on port {port} in {seconds:.0f} s" if code is None else f"it ended with {code}"
+            raise DeadError(f"{log}: {what}: {last_word(log)}")
         time.sleep(0.1)
+
+
+def last_word(log: Path) -> str:
+    """The last line that names an error, or else the last."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it says nothing")
 
 
 def healthy(port: int) -> bool:

@@ -4,8 +4,8 @@
 ``python benchmarks/gpu/killed.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs; with two it kills workers of
 tensor parallelism. Each row is a launcher of its own: SIGKILL of a worker while weights load and while it serves,
 SIGSTOP of one while it serves (``stall_seconds`` 20), and of the engine core. Seconds from the signal to the launcher's
-end; ``left_bytes`` is what NVML still shows as used beyond the driver's own 2 s later, ``ours`` whether any process of
-that run is still on a GPU.
+end; ``left_bytes`` is what NVML still shows as used beyond the driver's own 2 s later, ``ours`` the
+processes of that run that are still on a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -122,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

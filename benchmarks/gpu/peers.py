@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -108,4 +107,4 @@ def ratio(mine: float | None, peer: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

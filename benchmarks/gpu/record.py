@@ -8,6 +8,7 @@ and pictures of monitoring/ read of GPUs (tests/data/metrics).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -58,7 +59,9 @@ def main() -> int:
         folder = Path(name)
         model = bench.model_folder(given.shape, given.tokenizer, folder)
         pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
-        recorder = subprocess.Popen([sys.executable, str(tests / "recording.py"), str(given.out), "580", "5", *pods])
+        recorder = subprocess.Popen(
+            [sys.executable, str(tests / "recording.py"), str(given.out), str(given.load_seconds + 340), "5", *pods]
+        )
         replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]
         try:
             for gpu in (0, 1):
@@ -82,11 +85,13 @@ def main() -> int:
             for one in replicas:
                 one.send_signal(signal.SIGTERM)
             for one in replicas:
-                one.wait(120)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    one.wait(120)
+                one.kill()
             recorder.wait(30)
             print((folder / "log-0").read_text(errors="replace")[-1500:])
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,7 +152,7 @@ def main() -> int:
     parser = bench.parser(__doc__, shape=None)
     parser.add_argument("--load", action="append", choices=list(LOADS), help="only this one; may be repeated")
     given: argparse.Namespace = parser.parse_args()
-    result = bench.Result(given.out, "scheduling", given.caches)
+    result = bench.Result(given.out, "scheduling", given.caches, gpus=False)
     for name in given.load or LOADS:
         (kv_tokens, make), plain = LOADS[name], None
         load = make()
@@ -166,4 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

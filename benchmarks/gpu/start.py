@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,7 +40,7 @@ def started(command: list[str], log: Path, cache: Path, kernels: Path | None) ->
 
 
 def main() -> int:
-    parser = bench.parser(__doc__)
+    parser = bench.parser(__doc__, one_start=False)
     parser.add_argument("--kernels", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=["empty", "kernels", SECOND])
     given, flags = parser.parse_known_args()
@@ -67,4 +66,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,10 +260,11 @@ def main() -> int:
         "--also", action="append", default=[], metavar="NAME={plan,vllm,forked} FLAGS", help="another, on one GPU"
     )
     parser.add_argument("--workload", action="append", choices=list(bench_serve.WORKLOADS))
-    parser.add_argument(
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument(
         "--rate", type=float, action="append", help="only this, of all GPUs together; inf: every request at once"
     )
-    parser.add_argument("--saturation-only", action="store_true", help="no rates below it")
+    rates.add_argument("--saturation-only", action="store_true", help="no rates below it, as --rate inf")
     parser.add_argument("--at-once", action="store_true", help="the configurations beside each other")
     parser.add_argument(
         "--in-turns", type=int, default=0, metavar="TURNS",
@@ -311,4 +311,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench.run(main)

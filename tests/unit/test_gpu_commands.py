@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import bench  # noqa: E402
 import bench_serve  # noqa: E402
+import edge  # noqa: E402
 import memory  # noqa: E402
 import smoke  # noqa: E402
 import start  # noqa: E402
@@ -106,6 +107,50 @@ def test_a_server_that_ends_is_told_with_its_last_words_and_nothing_of_it_is_lef
     words = ["bash", "-c", "sleep 300 & echo ValueError: no room; exit 1"]
     with pytest.raises(bench.DeadError, match="no room"), bench.served(words, tmp_path / "log", port=1):
         pass
+
+
+def test_a_command_that_a_server_fails_is_one_line_and_exit_1_and_says_where_the_log_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu/x.py"])
+    log = tmp_path / "log"
+
+    def command():
+        with bench.served(["bash", "-c", "echo ValueError: no room; echo bye; exit 3"], log, port=1):
+            return 0
+
+    with pytest.raises(SystemExit) as ended:
+        bench.run(command)
+    assert ended.value.code == f"x.py: {log}: it ended with 3: ValueError: no room"  # on stderr, and exit 1
+    with pytest.raises(SystemExit) as ended:
+        bench.run(lambda: 0)
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "hand", "tried", "highest"),
+    [
+        (True, True, [0.9545, 0.9768], 0.9768),
+        (False, False, [0.925, 0.9225], None),
+        (False, True, [0.925, 0.9275], 0.9275),
+    ],
+    ids=["all survive", "none survives", "the plan's dies"],
+)
+def test_the_edge_is_the_highest_that_survived_simulated(tmp_path, monkeypatch, plan, *, hand, tried, highest):
+    asked = []
+
+    def one(command, log, _given):
+        at = next((float(word.partition("=")[2]) for word in command if "gpu-memory-utilization" in word), None)
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("--gpu-memory-utilization=" + ("0.91" if plan else "0.93"))
+        asked.extend([at] if at else [])
+        return {"survived": hand if at else plan}
+
+    monkeypatch.setattr(edge, "tried", one)
+    (tmp_path / "tokenizer").mkdir()
+    words = [f"--tokenizer={tmp_path}/tokenizer", f"--out={tmp_path}/out.json", "--tries=2"]
+    monkeypatch.setattr(sys, "argv", ["edge.py", *words])
+    assert edge.main() == int(not plan)
+    assert asked == tried
+    assert json.loads((tmp_path / "out.json").read_text())["highest_that_survived"] == highest
 
 
 def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch):
@@ -315,3 +360,9 @@ def test_nothing_is_measured_on_a_gpu_that_is_in_use_simulated(fake):
     fake._gpu(2)["mem_v2"]["used"] = 5 << 30
     with pytest.raises(SystemExit, match=r"GPU 2 holds 5120 MiB already"):
         bench.idle(0)
+
+
+def test_what_needs_no_gpu_is_measured_beside_a_busy_one_simulated(fake, tmp_path):
+    fake._gpu(2)["mem_v2"]["used"] = 5 << 30
+    bench.Result(tmp_path / "r.json", "scheduling", "warm", gpus=False)
+    assert (tmp_path / "r.json").exists()
