@@ -160,4 +160,4 @@ def test_the_readme_has_every_metric_and_the_bounds():
     for name in (*metrics.GAUGES, *metrics.COUNTERS):
         assert re.search(rf"`{name.removeprefix(metrics.PREFIX)}[`{{]", text), name
     limits = Limits()
-    assert f"within {limits.unready_after_s:.0f} s and ended within {limits.dead_after_s:.0f} s" in text
+    assert f"within {limits.unready_after_s:.0f} s and called dead and ended within {limits.dead_after_s:.0f} s" in text
