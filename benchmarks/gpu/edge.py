@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import aiohttp
 import bench
+from result import Result
 
 from vllm_health import nvml, scrape
 
@@ -199,7 +200,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--no-plan", action="store_true")
     given, flags = parser.parse_known_args()
-    result = bench.Result(given.out, "edge", given.caches)
+    result = Result(given.out, "edge")
     extension = ["--worker-extension-cls=terms.Terms", *flags]
     good = True
     with tempfile.TemporaryDirectory() as name:

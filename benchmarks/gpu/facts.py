@@ -15,6 +15,7 @@ from pathlib import Path
 
 import bench
 import msgspec
+from result import Result
 
 from vllm_health import gpu_faults, metrics, nvml
 from vllm_launch import p2p
@@ -24,7 +25,7 @@ LOOKS = 20
 
 def main() -> int:
     given = bench.parser(__doc__, shape=None).parse_args()
-    result = bench.Result(given.out, "facts", given.caches)
+    result = Result(given.out, "facts")
     with nvml.open_nvml() as opened:
         began = time.perf_counter()
         snapshot = opened.snapshot()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+from result import Result
 
 from vllm_health import nvml
 from vllm_launch import process
@@ -100,7 +101,7 @@ def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--fault", action="append", choices=[name for name, *_ in FAULTS], help="may be repeated")
     given = parser.parse_args()
-    result = bench.Result(given.out, "faults", given.caches)
+    result = Result(given.out, "faults")
     gpus = len(result.told["provenance"].get("gpus", []))
     flags = [f"--launch-stall-seconds={STALL_S}", "--enforce-eager"]  # deaths are the same uncompiled
     flags += ["--tensor-parallel-size=2"] if gpus > 1 else []

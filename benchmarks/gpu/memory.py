@@ -22,6 +22,7 @@ from typing import Any
 import bench
 import msgspec
 from predicted import predicted
+from result import Result, idle
 
 from vllm_health import nvml
 from vllm_launch import multicast
@@ -203,13 +204,13 @@ def main() -> int:
         about = {"gpu": opened.name(0), "compute_capability": opened.device(0).compute_capability}
     fresh = multiprocessing.get_context("forkserver")  # imports vLLM once, touches no GPU, forks a process per row
     fresh.set_forkserver_preload(["vllm", "vllm.entrypoints.llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker"])
-    began, result = time.monotonic(), bench.Result(given.out, "memory", given.caches)
+    began, result = time.monotonic(), Result(given.out, "memory")
     logs = given.out.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name in given.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
         if time.monotonic() - began > given.stop_after:
             break
-        bench.idle()
+        idle()
         written, log = logs / f"{name}.json", logs / f"{name}.log"
         process = fresh.Process(target=measure, args=(name, written, log))
         process.start()

@@ -19,6 +19,7 @@ from typing import Any
 
 import bench
 import bench_serve
+from result import Result
 
 BATCHES = (1, 8, 32, 128, 256, 512)
 MOST = 1024
@@ -83,7 +84,7 @@ def of_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
 
 def main() -> int:
     given = bench.parser(__doc__).parse_args()
-    result = bench.Result(given.out, "peers", given.caches)
+    result = Result(given.out, "peers")
     peer, ours = dict[int, float | str](), dict[int, float]()
     try:
         with tempfile.TemporaryDirectory() as name:

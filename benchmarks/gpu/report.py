@@ -39,18 +39,20 @@ SOMETIMES = ("failed", "turns", "itl_range", "preemptions", "page_faults", "gpu_
 
 
 def throughput(told: Mapping[str, Any]) -> Iterator[str]:
-    """A table for each workload; ratios are at one rate, to vLLM's defaults or else to the first row."""
+    """A table for each workload; ratios are at one rate, to vLLM's own server or else to the first row."""
     rows = [row for row in told["rows"] if "output_tok_s" in row]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         mine = [row for row in rows if row["workload"] == workload]
+        if len(mine) == 1 and len(rows) > 1:  # its ratio would be to itself
+            continue
         also = [name for name in SOMETIMES if any(row.get(name) or (name in row and name != "failed") for row in mine)]
         lines = []
         for row in mine:
             alike = [one for one in mine if one["rate"] == row["rate"]]
-            base = next((one for one in alike if "defaults" in one["configuration"]), alike[0])
+            base = next((one for one in alike if re.search(r"defaults|^vllm-", one["configuration"])), alike[0])
             flags = ["…" if word.startswith("{") else word for word in row["flags"]]
             lines.append(
-                [" ".join([row["configuration"], *flags]), row["rate"] or "all at once",
+                [" ".join([row["configuration"], *flags]), f"{row['rate']:g}" if row["rate"] else "all at once",
                  f"{row['output_tok_s']:,.0f}", f"{row['output_tok_s'] / base['output_tok_s']:.3f}",
                  *(f"{row['ttft_ms'][cut]:,.0f}" for cut in ("p50", "p99")),
                  *(f"{row['itl_ms'][cut]:,.1f}" for cut in ("p50", "p99")), row["requests"],

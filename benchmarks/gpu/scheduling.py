@@ -21,6 +21,7 @@ from typing import Any
 
 import bench
 import msgspec
+from result import Result
 from vllm.engine.arg_utils import EngineArgs  # noqa: TID251 - vLLM's scheduler is what is asked about, here and below
 from vllm.sampling_params import SamplingParams  # noqa: TID251
 from vllm.utils.hashing import sha256  # noqa: TID251
@@ -69,8 +70,8 @@ def reasoning(chance: random.Random) -> tuple[int, int]:
 
 
 LOADS: dict[str, tuple[int, Callable[[], list[Asked]]]] = {
-    "512/256, all at once": (LARGE, lambda: at_once(2089, 512, 256)),
-    "4000/500, all at once": (LARGE, lambda: at_once(400, 4000, 500)),
+    "512/256, all at once": (LARGE, lambda: at_once(1843, 512, 256)),
+    "4000/500, all at once": (LARGE, lambda: at_once(240, 4000, 500)),
     "512/256, all at once, as in turns": (HALF, lambda: at_once(920, 512, 256)),
     "4000/500, all at once, as in turns": (HALF, lambda: at_once(120, 4000, 500)),
     "512/256, 45 a second": (LARGE, lambda: spread(3000, 45, lambda _: (512, 256))),
@@ -152,7 +153,7 @@ def main() -> int:
     parser = bench.parser(__doc__, shape=None)
     parser.add_argument("--load", action="append", choices=list(LOADS), help="only this one; may be repeated")
     given: argparse.Namespace = parser.parse_args()
-    result = bench.Result(given.out, "scheduling", given.caches, gpus=False)
+    result = Result(given.out, "scheduling", gpus=False)
     for name in given.load or LOADS:
         (kv_tokens, make), plain = LOADS[name], None
         load = make()

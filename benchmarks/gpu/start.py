@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import bench
+from result import Result
 
 SECOND = "kernels, second start"
 
@@ -40,13 +41,13 @@ def started(command: list[str], log: Path, cache: Path, kernels: Path | None) ->
 
 
 def main() -> int:
-    parser = bench.parser(__doc__, one_start=False)
+    parser = bench.parser(__doc__)
     parser.add_argument("--kernels", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=["empty", "kernels", SECOND])
     given, flags = parser.parse_known_args()
     if given.only and SECOND in given.only and "kernels" not in given.only:
         parser.error(f"--only {SECOND!r} needs --only kernels, which fills its cache")
-    result = bench.Result(given.out, "start", "as each row says")
+    result = Result(given.out, "start")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = bench.model_folder(given.shape, given.tokenizer, folder)

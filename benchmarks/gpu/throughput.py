@@ -28,6 +28,7 @@ import bench_serve
 import configurations
 import msgspec
 from configurations import CONFIGURATIONS, Configuration
+from result import Result, gpu_names
 
 FAILURES = (bench.DeadError, OSError, RuntimeError)
 """Of a server or a load; a broken barrier is a RuntimeError too."""
@@ -118,7 +119,7 @@ def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]
         )
     row["preemptions"] = sum(map(bench.preemptions, server.ports)) - before
     row["page_faults"] = sum(map(bench.page_faults, server.sessions)) - faults
-    return server.row | {"workload": load.workload, "requests": load.requests} | row | gpus
+    return server.row | {"workload": load.workload} | row | gpus
 
 
 def run(
@@ -190,7 +191,7 @@ def run_or_tell(
     return True
 
 
-def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, result: bench.Result) -> bool:
+def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, result: Result) -> bool:
     """All of ``chosen`` beside each other: a process for each, which begins a measurement when all others do."""
     fork = multiprocessing.get_context("fork")
     barrier, told = fork.Barrier(len(chosen), timeout=600), fork.SimpleQueue()
@@ -253,7 +254,7 @@ def main() -> int:
         also = configurations.also(given.also, taken=given.configuration or ())
     except ValueError as error:
         parser.error(str(error))
-    gpus = len(bench.gpu_names())
+    gpus = len(gpu_names())
     names = given.configuration or [
         name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
     ]
@@ -261,7 +262,7 @@ def main() -> int:
     chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
     if given.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
         parser.error(f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and here are {gpus}: name fewer")
-    result = bench.Result(given.out, "throughput", given.caches)
+    result = Result(given.out, "throughput")
     with tempfile.TemporaryDirectory() as folder:
         model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
         if given.at_once:

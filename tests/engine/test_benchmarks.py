@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import functools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -38,6 +39,29 @@ def test_processes_that_begin_together_measure_one_server(serving, tiny_model, m
     assert 0 < found["ttft_ms"]["p50"] <= found["ttft_ms"]["p99"]
     assert 0 < found["itl_ms"]["p50"] <= found["itl_ms"]["p99"]
     assert found["output_tok_s"] > 0
+
+
+def test_all_that_a_row_says_was_asked_was_sent_of_prefixes_too(serving, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", serving.key)
+    prefixes = bench_serve.Workload(
+        ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=16", "--prefix-repetition-suffix-len=8",
+         "--prefix-repetition-num-prefixes=4", "--prefix-repetition-output-len=4"),
+        requests=0, rates=(), multiple=bench_serve.WORKLOADS["shared prefixes"].multiple,
+    )  # fmt: skip
+    found = bench_serve.measured(
+        Path(tiny_model), [serving.port], prefixes, requests=6, rate=float("inf"), clients=1, seed=1, name="tiny"
+    )
+    assert found["requests"] == found["completed"] == 8
+
+
+def test_a_load_that_fails_leaves_no_process_that_asks_on(serving, tiny_model, monkeypatch):
+    def killed(*_):
+        raise RuntimeError("a load process was killed by signal 9")
+
+    monkeypatch.setattr(bench_serve, "next_of", killed)
+    with pytest.raises(RuntimeError, match="signal 9"):
+        bench_serve.measured(Path(tiny_model), [serving.port], SHORT, requests=8, rate=0.1, clients=2, seed=1)
+    assert not multiprocessing.active_children()
 
 
 def test_the_worst_load_is_answered_whole(serving, tiny_model, monkeypatch):

@@ -18,6 +18,7 @@ import bench  # noqa: E402
 import bench_serve  # noqa: E402
 import edge  # noqa: E402
 import memory  # noqa: E402
+import result  # noqa: E402
 import smoke  # noqa: E402
 import start  # noqa: E402
 import throughput  # noqa: E402
@@ -161,11 +162,31 @@ def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch
 
 def test_no_path_of_this_machine_gets_into_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/gpu/x.py", "--out", str(tmp_path / "r.json"), "--share", "0.5 of"])
-    result = bench.Result(tmp_path / "r.json", "edge", "warm")
-    result.add(survived=True)
+    written = result.Result(tmp_path / "r.json", "edge")
+    written.add(survived=True)
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["provenance"]["command"] == "python benchmarks/gpu/x.py --out r.json --share '0.5 of'"
     assert written["rows"] == [{"survived": True}]
+
+
+def test_what_earlier_runs_left_in_the_caches_is_looked_up(tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compiled, built = tmp_path / ".cache/vllm/torch_compile_cache", tmp_path / ".cache/flashinfer/0.7/90a/cached_ops"
+    compiled.mkdir(parents=True)
+    assert result.provenance()["caches"] == "empty"
+    built.mkdir(parents=True)
+    (built / "norm.so").touch()
+    assert result.provenance()["caches"] == "kernels"
+    (compiled / "0a1b").mkdir()
+    assert result.provenance()["caches"] == "warm"
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path / "elsewhere"))
+    assert result.provenance()["caches"] == "empty"
+    (tmp_path / "flashinfer_jit_cache").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert result.provenance()["caches"] == "kernels"
 
 
 def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
@@ -220,11 +241,12 @@ def throughputs(tmp_path, monkeypatch):
         told(f"{port} on GPU {env.get('CUDA_VISIBLE_DEVICES')}: {' '.join(command)}")
         yield argparse.Namespace(pid=port)
 
-    def measured(_model, ports, _workload, *, rate, **_):
+    def measured(_model, ports, _workload, *, rate, requests, **_):
         if ports == [dies] and rate == 4:
             raise RuntimeError("it died")
         told(rate)
-        return {"rate": rate, "failed": 0, "completed": 1, "ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
+        row = {"requests": requests, "rate": rate, "failed": 0, "completed": 1}
+        return row | {"ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
 
     dies = None
     monkeypatch.setattr(bench, "running", running)
@@ -328,6 +350,8 @@ def test_every_request_is_sent_by_somebody():
     assert bench_serve.shared(6, 4) == [2, 2, 1, 1]
     assert bench_serve.shared(2, 4) == [1, 1, 0, 0]
     assert bench_serve.shared(8, 4) == [2, 2, 2, 2]
+    assert bench_serve.shared(80, 8, 4) == [12, 12, 12, 12, 8, 8, 8, 8]
+    assert bench_serve.shared(81, 8, 4) == [12, 12, 12, 12, 12, 8, 8, 8]
 
 
 def test_a_load_process_that_is_killed_is_told():
@@ -357,13 +381,13 @@ def test_another_configuration_of_no_command_is_one_line_and_exit_2(throughputs,
 
 
 def test_nothing_is_measured_on_a_gpu_that_is_in_use_simulated(fake):
-    bench.idle(0)
+    result.idle(0)
     fake._gpu(2)["mem_v2"]["used"] = 5 << 30
     with pytest.raises(SystemExit, match=r"GPU 2 holds 5120 MiB already"):
-        bench.idle(0)
+        result.idle(0)
 
 
 def test_what_needs_no_gpu_is_measured_beside_a_busy_one_simulated(fake, tmp_path):
     fake._gpu(2)["mem_v2"]["used"] = 5 << 30
-    bench.Result(tmp_path / "r.json", "scheduling", "warm", gpus=False)
+    result.Result(tmp_path / "r.json", "scheduling", gpus=False)
     assert (tmp_path / "r.json").exists()
