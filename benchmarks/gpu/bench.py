@@ -233,3 +233,15 @@ def preemptions(port: int) -> int:
 def cache_info(port: int) -> list[int]:
     """KV tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
     return list(scrape.read(exposition(port)).kv_cache_tokens.values())
+
+
+def utilization(port: int) -> float:
+    """``gpu_memory_utilization`` of its engines, as vllm:cache_config_info has it.
+
+    Raises:
+        DeadError: the server does not say.
+    """
+    found = re.search(r'^vllm:cache_config_info{.*gpu_memory_utilization="([\d.]+)"', exposition(port), re.MULTILINE)
+    if not found:
+        raise DeadError("/metrics has no gpu_memory_utilization in vllm:cache_config_info")
+    return float(found[1])

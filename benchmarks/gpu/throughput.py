@@ -74,6 +74,7 @@ def started(
         bench.wait_for(process, port, log, 420)
     ready = round(time.monotonic() - began, 1)
     row = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
+    row["utilization"] = bench.utilization(ports[0])
     row["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
     return Server(ports, [process.pid for process in processes], gpus, row)
 

@@ -76,8 +76,9 @@ def test_the_worst_load_is_answered_whole(serving, tiny_model, monkeypatch):
     assert 1 <= told["most_running"] <= 8  # as many as this server takes
 
 
-def test_preemptions_are_read_of_every_engine(serving):
-    assert bench.preemptions(serving.port) >= 0  # it raises where the pinned vLLM has no such metric
+def test_what_a_row_says_of_a_server_is_read_of_its_metrics(serving):
+    assert bench.preemptions(serving.port) >= 0  # these raise where the pinned vLLM has no such metric
+    assert 0.5 < bench.utilization(serving.port) <= 1
 
 
 def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):

@@ -252,6 +252,7 @@ def throughputs(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "running", running)
     monkeypatch.setattr(bench, "wait_for", lambda *_: None)
     monkeypatch.setattr(bench, "cache_info", lambda port: [port])
+    monkeypatch.setattr(bench, "utilization", lambda _: 0.9)
     monkeypatch.setattr(bench, "page_faults", lambda _: 0)
     monkeypatch.setattr(bench, "preemptions", lambda _: len(calls.read_text()))  # something that grows
     monkeypatch.setattr(bench_serve, "measured", measured)
