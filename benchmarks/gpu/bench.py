@@ -241,7 +241,9 @@ def utilization(port: int) -> float:
     Raises:
         DeadError: the server does not say.
     """
-    found = re.search(r'^vllm:cache_config_info{.*gpu_memory_utilization="([\d.]+)"', exposition(port), re.MULTILINE)
+    found = re.search(
+        rf'^{metrics.CACHE_CONFIG_INFO}{{.*gpu_memory_utilization="([\d.]+)"', exposition(port), re.MULTILINE
+    )
     if not found:
-        raise DeadError("/metrics has no gpu_memory_utilization in vllm:cache_config_info")
+        raise DeadError(f"/metrics has no gpu_memory_utilization in {metrics.CACHE_CONFIG_INFO}")
     return float(found[1])

@@ -31,6 +31,8 @@ class Workload(msgspec.Struct, frozen=True):
     multiple: int = 1
 
 
+PREFIXES = 4
+
 WORKLOADS = {
     "512/256": Workload(
         ("--dataset-name=random", "--random-input-len=512", "--random-output-len=256"), 3072, (4, 12, 20)
@@ -40,11 +42,11 @@ WORKLOADS = {
     ),
     "shared prefixes": Workload(
         ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=2048",
-         "--prefix-repetition-suffix-len=256", "--prefix-repetition-num-prefixes=4",
-         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20), multiple=4,
+         "--prefix-repetition-suffix-len=256", f"--prefix-repetition-num-prefixes={PREFIXES}",
+         "--prefix-repetition-output-len=256"), 2048, (4, 12, 20), multiple=PREFIXES,
     ),
 }  # fmt: skip
-"""Input and output tokens of a request. "shared prefixes": 4 beginnings of 2,048 tokens for each load process,
+"""Input and output tokens of a request. "shared prefixes": PREFIXES beginnings of 2,048 tokens for each load process,
 256 tokens of its own, 256 out."""
 
 CLIENTS_PER_GPU = 4
@@ -127,10 +129,10 @@ def measured(
     except BaseException:  # or the others would ask on
         for process in processes:
             process.kill()
-            process.join()
         raise
-    for process in processes:
-        process.join()
+    finally:
+        for process in processes:
+            process.join()
     if wrong := [part["error"] for part in parts if "error" in part]:
         raise RuntimeError(wrong[0])
     errors = [error for part in parts for error in part["errors"] if error]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_health import nvml
+from vllm_launch import command
 
 
 class Result:
@@ -55,10 +56,9 @@ def gpu_names() -> list[str]:
 def caches() -> str:
     """What the first start will find: "warm", something that vLLM compiled; else "kernels" of FlashInfer; or "empty".
 
-    Where they lie: vllm/envs.py, flashinfer/jit/env.py. What was compiled may be of another model.
+    Where FlashInfer's lie: flashinfer/jit/env.py. What was compiled may be of another model.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    compiled = Path(os.environ.get("VLLM_CACHE_ROOT") or cache / "vllm") / "torch_compile_cache"
+    compiled = command.vllm_cache({"HOME": str(Path.home()), **os.environ}) / "torch_compile_cache"
     if compiled.is_dir() and any(compiled.iterdir()):
         return "warm"
     built = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer"

@@ -119,6 +119,11 @@ COMPILED_CACHES = {
 CACHES = SHARED_CACHES | COMPILED_CACHES
 
 
+def vllm_cache(env: Mapping[str, str]) -> Path:
+    """Where a vLLM with ``env`` keeps what it compiled and looked up (vllm/envs.py:VLLM_CACHE_ROOT)."""
+    return Path(env.get("VLLM_CACHE_ROOT") or Path(env.get("XDG_CACHE_HOME") or Path(env["HOME"]) / ".cache") / "vllm")
+
+
 def compiled_folder(distributions: Iterable[str], devices: Iterable[str]) -> Path:
     """Below a cache, where an engine of ``distributions`` ("torch-2.13.0", …) keeps what it compiles for ``devices``.
 

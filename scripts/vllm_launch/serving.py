@@ -74,7 +74,7 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
         for name in (*command.CACHES, "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
         if name in env and env[name] != environ.get(name)
     ]
-    cache = Path(env.get("VLLM_CACHE_ROOT") or Path(env.get("XDG_CACHE_HOME") or Path(env["HOME"]) / ".cache") / "vllm")
+    cache = command.vllm_cache(env)
     for folder in (*chosen, cache):
         try:
             folder.mkdir(parents=True, exist_ok=True)

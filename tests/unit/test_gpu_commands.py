@@ -162,8 +162,8 @@ def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch
 
 def test_no_path_of_this_machine_gets_into_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/gpu/x.py", "--out", str(tmp_path / "r.json"), "--share", "0.5 of"])
-    written = result.Result(tmp_path / "r.json", "edge")
-    written.add(survived=True)
+    edges = result.Result(tmp_path / "r.json", "edge")
+    edges.add(survived=True)
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["provenance"]["command"] == "python benchmarks/gpu/x.py --out r.json --share '0.5 of'"
     assert written["rows"] == [{"survived": True}]
@@ -181,6 +181,9 @@ def test_what_earlier_runs_left_in_the_caches_is_looked_up(tmp_path, monkeypatch
     assert result.provenance()["caches"] == "kernels"
     (compiled / "0a1b").mkdir()
     assert result.provenance()["caches"] == "warm"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert result.provenance()["caches"] == "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path / "elsewhere"))
     assert result.provenance()["caches"] == "empty"
