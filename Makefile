@@ -28,7 +28,7 @@ compile = $(uv) pip compile -q pyproject.toml --python-version 3.11 --python-pla
 run: $(VENV)/.engine $(if $(MODEL),,var/tiny-chat/config.json)  ## Plan and serve: make run [MODEL=dir-or-hub-id] [ARGS="any vllm flag"]
 	@$(if $(MODEL),,LAUNCH_CONFIG=scripts/tiny-chat.yaml) exec $(bin)/vllm-launch serve $(MODEL) --launch-greet $(ARGS)
 
-var/tiny-chat/config.json: scripts/generate-tiny-model.py | $(VENV)/.engine
+var/tiny-chat/config.json: scripts/generators/tiny_model.py | $(VENV)/.engine
 	@$(bin)/python $< $(@D)
 
 ##@ Environment
@@ -78,7 +78,7 @@ up:  ## Serve what compose/config.yaml says, until `make down`: make up [TARGET=
 	{ $(compose) logs --no-log-prefix --tail 3 vllm; echo "make up: vLLM does not serve; more in make logs, the end is make down" >&2; exit 2; }
 
 # The image has what generates it.
-compose/models/tiny-chat/config.json: scripts/generate-tiny-model.py
+compose/models/tiny-chat/config.json: scripts/generators/tiny_model.py
 	@mkdir -p compose/models && docker run --rm --network none --user $$(id -u):0 --entrypoint python3 \
 	-v "$(CURDIR)/compose/models:/models" -v "$(CURDIR)/$<:/generate.py:ro" \
 	$${VLLM_IMAGE:-vllm-launch:$(TAG)} /generate.py /models/tiny-chat
@@ -178,9 +178,9 @@ bench: $(VENV)/.dev  ## Plans a minute, start to argv, size of the light install
 ##@ Generate
 .PHONY: generate
 generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
-	@$(bin)/python scripts/generate-engine-args.py && $(bin)/python scripts/generate-architectures.py && \
-	$(bin)/python scripts/generate-chart.py && $(bin)/python -m vllm_monitoring && \
-	$(bin)/python scripts/generate-plan-picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
+	@$(bin)/python scripts/generators/engine_options.py && $(bin)/python scripts/generators/architectures.py && \
+	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
+	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
 
 .PHONY: pictures
 pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two GPUs: docs/dashboards
@@ -188,7 +188,7 @@ pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two 
 
 .PHONY: schemas
 schemas: $(VENV)/.dev  ## Take the schemas that Kubernetes and others publish again (needs Go and a network)
-	@$(bin)/python scripts/generate-kubernetes-schemas.py
+	@$(bin)/python scripts/generators/kubernetes_schemas.py
 
 .PHONY: help
 help:

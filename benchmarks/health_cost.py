@@ -28,7 +28,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cost-") as folder:
         model = f"{folder}/model"
         subprocess.run(
-            [sys.executable, str(ROOT / "scripts/generate-tiny-model.py"), model], check=True, capture_output=True
+            [sys.executable, str(ROOT / "scripts/generators/tiny_model.py"), model], check=True, capture_output=True
         )
         api, health, beside = (_free_port() for _ in range(3))
         url = f"http://127.0.0.1:{api}"

@@ -36,37 +36,37 @@ def main() -> int:
         "conftest.py",
         "builders.py",
         "simulated_nvml.py",
-        *(f"test_{Path(path).stem}.py" for path in settings["only_mutate"]),
+        *(f"{Path(path).parent.name}/test_{Path(path).stem}.py" for path in settings["only_mutate"]),
     ]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder)
         for package in PACKAGES:
             shutil.copytree(ROOT / package, copy / "src" / Path(package).name)
         shutil.copytree(ROOT / "tests/data", copy / "tests/data")
-        (copy / "tests/unit").mkdir()
         for file in shared:
             if (ROOT / "tests/unit" / file).exists():
-                shutil.copy(ROOT / "tests/unit" / file, copy / "tests/unit")
+                (copy / "tests/unit" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / "tests/unit" / file, copy / "tests/unit" / file)
         shutil.copy(ROOT / "pyproject.toml", copy)
         with (copy / "run.log").open("w+b") as log:
             # A test of the copy that fails, or no mutant where names say there are some, ends mutmut with an error.
-            names = [f"{_package(module)}.{module}.*" for module in modules]
+            names = [f"{_module(settings, module)}.*" for module in modules]
             if subprocess.run([MUTMUT, "run", *names], cwd=copy, stdout=log, stderr=log, check=False).returncode:
                 log.seek(0)
                 print(log.read().decode().replace("\r", "\n")[-4000:])
                 return 2
-        return _report(copy, modules)
+        return _report(copy, {module: _module(settings, module) for module in modules})
 
 
-def _report(copy: Path, modules: list[str]) -> int:
+def _report(copy: Path, modules: dict[str, str]) -> int:
     with contextlib.chdir(copy):
         # mutmut reads its settings on import; its own `results` and `show` take two seconds for each mutant.
         from mutmut.mutation.diff_apply import get_diff_for_mutant  # noqa: PLC0415
         from mutmut.stats import status_by_exit_code  # noqa: PLC0415
 
         explained, good = _explained(), True
-        for module in modules:
-            meta = json.loads(Path(f"mutants/src/{_package(module)}/{module}.py.meta").read_text())
+        for module, dotted in modules.items():
+            meta = json.loads(Path(f"mutants/src/{dotted.replace('.', '/')}.py.meta").read_text())
             results = {name: status_by_exit_code[code] for name, code in meta["exit_code_by_key"].items()}
             survivors = [name for name, status in results.items() if status not in KILLED]
             unreached = collections.Counter(_function(name) for name in survivors if results[name] == "no tests")
@@ -91,13 +91,15 @@ def _report(copy: Path, modules: list[str]) -> int:
     return 0 if good else 1
 
 
-def _package(module: str) -> str:
-    return next(Path(folder).name for folder in PACKAGES if (ROOT / folder / f"{module}.py").exists())
+def _module(settings: dict[str, list[str]], name: str) -> str:
+    """The dotted module of a file that may be mutated, by its last part: "plan" is "vllm_launch.plan.plan"."""
+    found = next(path for path in settings["only_mutate"] if Path(path).stem == name)
+    return found.removeprefix("src/").removesuffix(".py").replace("/", ".")
 
 
 def _function(mutant: str) -> str:
-    """Its function: "memory.gib" of "vllm_launch.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
-    return re.sub(r"^vllm_(launch|health)\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", mutant).replace("ǁ", ".")
+    """Its function: "memory.gib" of "vllm_launch.sizing.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
+    return re.sub(r"^vllm_launch\.\w+\.|^vllm_health\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", mutant).replace("ǁ", ".")
 
 
 def _explained() -> dict[tuple[str, str, str], str]:

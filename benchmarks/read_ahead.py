@@ -26,7 +26,7 @@ PORT = 8600
 
 def model(folder: Path) -> None:
     """Random weights of a Llama of 0.3 billion parameters, with the tiny model's tokenizer."""
-    subprocess.run([sys.executable, "scripts/generate-tiny-model.py", str(folder)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "scripts/generators/tiny_model.py", str(folder)], check=True, capture_output=True)
     script = (
         "import sys, torch; from transformers import AutoConfig, AutoModelForCausalLM as M; "
         "c = AutoConfig.from_pretrained(sys.argv[1]); "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vllm_health import metrics, nvml, scrape
-from vllm_launch import multicast
+from vllm_launch.engine import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
 """config.json of models, by a short name: what the planner reads, and what dummy weights need."""

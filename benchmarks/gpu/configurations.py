@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import bench
 import msgspec
 
-from vllm_launch import multicast
+from vllm_launch.engine import multicast
 
 
 class Configuration(msgspec.Struct, frozen=True):

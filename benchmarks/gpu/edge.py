@@ -38,7 +38,7 @@ short ones, so that nearly all streams decode at once while those are read."""
 
 LONG_BEFORE, BURST = 16, 992
 """Short prompts that wait while long ones are read are then read in one batch, beside contexts that are long by then:
-where FlashAttention 3 needs most (vllm_launch/memory.py:_attention), and as many as it splits anything for."""
+where FlashAttention 3 needs most (vllm_launch/sizing/memory.py:_attention), and as many as it splits anything for."""
 
 PATIENCE_S = 300
 MOST_TOLD = 5

@@ -18,7 +18,7 @@ import msgspec
 from result import Result
 
 from vllm_health import gpu_faults, metrics, nvml
-from vllm_launch import p2p
+from vllm_launch.machine import p2p
 
 LOOKS = 20
 

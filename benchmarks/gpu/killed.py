@@ -24,7 +24,7 @@ import bench
 from result import Result
 
 from vllm_health import nvml
-from vllm_launch import process
+from vllm_launch.serve import process
 
 FAULTS = (
     ("worker killed at start", "worker", signal.SIGKILL, False),

@@ -25,7 +25,7 @@ from predicted import predicted
 from result import Result, idle
 
 from vllm_health import nvml
-from vllm_launch import multicast
+from vllm_launch.engine import multicast
 
 SERVE = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 1024, "gpu_memory_utilization": 0.92}
 """What ``vllm serve`` takes by itself on a GPU of 70 to 160 GiB (vllm/engine/arg_utils.py:get_batch_defaults)."""

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_launch.gpus import Gpu
-from vllm_launch.kv import KvCache, kv_cache
-from vllm_launch.memory import Memory, kv_bytes, of_ranks
-from vllm_launch.model_reader import read_model
-from vllm_launch.parallel import Layout
-from vllm_launch.run import Run
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.read import read_model
+from vllm_launch.sizing.kv import KvCache, kv_cache
+from vllm_launch.sizing.memory import Memory, kv_bytes, of_ranks
+from vllm_launch.sizing.parallel import Layout
+from vllm_launch.sizing.run_config import Run
 
 MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320

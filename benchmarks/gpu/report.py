@@ -139,7 +139,7 @@ def start(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def predictions() -> str:
-    """One line over all rows that the tests read (tests/unit/test_measured.py)."""
+    """One line over all rows that the tests read (tests/unit/sizing/test_measured.py)."""
     from predicted import measured, predicted  # noqa: PLC0415 - needs the launcher, which the tables above do not
 
     errors = [abs(predicted(row)[1].tokens / row["kv_cache_tokens"] - 1) for row in measured().values()]

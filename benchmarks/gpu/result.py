@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_health import nvml
-from vllm_launch import command
+from vllm_launch.serve import command
 
 
 class Result:

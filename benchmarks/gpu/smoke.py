@@ -23,7 +23,7 @@ from pathlib import Path
 import bench
 
 from vllm_health import gpu_faults, nvml
-from vllm_launch import p2p
+from vllm_launch.machine import p2p
 
 MODEL = Path("var/tiny-chat")
 TOLERANCE = 0.02

@@ -5,7 +5,7 @@
 where FlashInfer's prebuilt kernels lie (flashinfer_jit_cache; docker/kernels.py), as the image has them. Every
 start is the launcher's, with a cache folder of its own, but for the second one with kernels, which finds what the first
 left. Seconds from the start of the process, "first token" to the end of a request for one; phases:
-vllm_launch/progress.py.
+vllm_launch/serve/progress.py.
 """
 
 from __future__ import annotations

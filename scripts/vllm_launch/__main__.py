@@ -16,13 +16,16 @@ from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
-from vllm_launch import command, engine_args, hardware_file, report
-from vllm_launch.catalogue import parse_hardware_name
+from vllm_launch.engine import options as engine_args
 from vllm_launch.errors import UsageError
-from vllm_launch.gpus import Hardware, driver_too_old, read_hardware, visible
-from vllm_launch.model_reader import read_model
-from vllm_launch.plan import Plan, plan
-from vllm_launch.settings import Settings, asked, read_settings, redacted
+from vllm_launch.machine import hardware_file
+from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.gpus import Hardware, driver_too_old, read_hardware, visible
+from vllm_launch.model.read import read_model
+from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.report import plan_table as report
+from vllm_launch.serve import command
+from vllm_launch.settings.settings import Settings, asked, read_settings, redacted
 
 USAGE = """\
 usage: vllm-launch COMMAND ...
@@ -139,7 +142,7 @@ def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> Usag
 
 
 def _setting_names() -> str:
-    from vllm_launch.settings import Launch  # noqa: PLC0415 - for its fields alone
+    from vllm_launch.settings.settings import Launch  # noqa: PLC0415 - for its fields alone
 
     names = ", ".join(Launch.__struct_fields__)
     return f"  {names}\nWhat each one means: docs/config.example.yaml"
@@ -173,7 +176,7 @@ def _serve(words: list[str]) -> int:
     settings = read_settings(words, os.environ)
     hardware = _for_engine(engine, _this_machine())
     with _run_folder(settings) as folder:
-        from vllm_launch import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
 
         return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
 
@@ -181,7 +184,7 @@ def _serve(words: list[str]) -> int:
 @contextlib.contextmanager
 def _run_folder(settings: Settings) -> Iterator[Path]:
     """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
-    from vllm_launch import serving  # noqa: PLC0415 - as above
+    from vllm_launch.serve import serving  # noqa: PLC0415 - as above
 
     with serving.run_folder(settings, os.environ) as folder:
         env = command.engine_environment(settings, os.environ, {}, run_dir=folder, writable=serving.writable)
@@ -200,7 +203,7 @@ def _download(words: list[str]) -> int:
         )
     revision = _text(settings.engine.get("revision"))
     with _run_folder(settings):
-        from vllm_launch import hub  # noqa: PLC0415 - as above
+        from vllm_launch.model import hub  # noqa: PLC0415 - as above
 
         if wait:
             while not hub.downloaded(settings.model, revision):

@@ -14,7 +14,7 @@ from chart import CHART, helm, render, template
 from kubeconform import problems
 from machine import ROOT
 
-from vllm_launch.settings import Launch, read_settings
+from vllm_launch.settings.settings import Launch, read_settings
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 HUB, FOLDER = {"config": {"model": "some/model"}}, {"config": {"model": "/models/a"}, "models": {"claim": "models"}}
@@ -315,7 +315,7 @@ def test_monitoring_is_shipped_as_it_stands_in_monitoring(tmp_path):
 
 
 def test_generated_files_are_those_that_would_be_generated(tmp_path):
-    runpy.run_path(str(ROOT / "scripts/generate-chart.py"))["main"](tmp_path)
+    runpy.run_path(str(ROOT / "scripts/generators/chart.py"))["main"](tmp_path)
     for name in ("values.schema.json", "README.md"):
         assert (tmp_path / name).read_text() == (CHART / name).read_text(), f"{name}: make generate"
 
@@ -323,7 +323,7 @@ def test_generated_files_are_those_that_would_be_generated(tmp_path):
 def test_every_value_says_what_it_is_on_its_line():
     text = (CHART / "values.yaml").read_text()
     assert len(text.splitlines()) <= 300
-    rows = list(runpy.run_path(str(ROOT / "scripts/generate-chart.py"))["rows"](text))
+    rows = list(runpy.run_path(str(ROOT / "scripts/generators/chart.py"))["rows"](text))
     values = yaml.safe_load(text)
     for _, path, comment in rows:
         value = values

@@ -1,6 +1,6 @@
 """The schemas refuse what an API server would, deep inside as well, and take what it takes.
 
-That they are what is published, ``scripts/generate-kubernetes-schemas.py --check`` says, for which it needs a network.
+That they are what is published, ``scripts/generators/kubernetes_schemas.py --check`` says, for which it needs a network.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_without_kubeconform_a_test_says_how_to_get_it(monkeypatch):
 
 def test_each_schema_is_tried_here_and_of_the_version_that_the_generator_names():
     sources = json.loads((SCHEMAS / "SOURCES.json").read_text())["files"]
-    table = runpy.run_path(str(ROOT / "scripts/generate-kubernetes-schemas.py"))
+    table = runpy.run_path(str(ROOT / "scripts/generators/kubernetes_schemas.py"))
     assert {(one["module"], one["version"]) for one in sources.values()} == {table["KUBERNETES"], *table["CRDS"]}
     assert {path.name for path in SCHEMAS.iterdir()} == {"SOURCES.json", *sources}
     tried = {table["file_name"](kind, api_version) for api_version, kind, *_ in KINDS}

@@ -96,7 +96,7 @@ class Namespace:
     def generate_model(self):
         """The tiny model as /models/tiny-chat of the claim ``models``, made by the image itself."""
         self.claim("models")
-        script = (ROOT / "scripts/generate-tiny-model.py").read_text()
+        script = (ROOT / "scripts/generators/tiny_model.py").read_text()
         metadata = {"name": "generate", "namespace": self.name}
         apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"generate.py": script}})
         apply(self._pod("generate", ["python3", "/script/generate.py", "/models/tiny-chat"]))

@@ -18,7 +18,7 @@ def free_port():
 
 def generate_tiny_model(folder):
     """A model of four layers that anybody may read, containers' users without a name too, as far as pytest's own folder."""
-    script = ROOT / "scripts/generate-tiny-model.py"
+    script = ROOT / "scripts/generators/tiny_model.py"
     subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
     let_anybody_read(folder)
     return folder

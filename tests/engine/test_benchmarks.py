@@ -20,7 +20,7 @@ import bench_serve  # noqa: E402
 import edge  # noqa: E402
 import throughput  # noqa: E402
 
-from vllm_launch import fit  # noqa: E402
+from vllm_launch.plan import fit  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM warn about themselves
 SHORT = bench_serve.Workload(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_launch.weights import _EMBEDS_EVERYWHERE, _HEADS_EVERYWHERE
+from vllm_launch.sizing.weights import _EMBEDS_EVERYWHERE, _HEADS_EVERYWHERE
 
 FOUND = find_spec("vllm")
 assert FOUND

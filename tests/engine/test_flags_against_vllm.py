@@ -16,8 +16,10 @@ import pytest
 
 os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 
-from vllm_launch import command, engine_args, settings
-from vllm_launch.engine_args import Option
+from vllm_launch.engine import options as engine_args
+from vllm_launch.engine.options import Option
+from vllm_launch.serve import command
+from vllm_launch.settings import settings
 
 ROOT = Path(__file__).parents[2]
 SAMPLES: dict[str, list[Any]] = {
@@ -181,14 +183,14 @@ def test_vllm_takes_our_whole_command(distribution, vllm_parse):
     read = vllm_parse(words)
     expected = decided | {"tensor_parallel_size": 2, "api_key": None, "shutdown_timeout": 60, "port": 8000}
     assert {name: read[name] for name in expected} == expected
-    assert read["middleware"] == ["a.b", "vllm_launch.guard.Guard"]
+    assert read["middleware"] == ["a.b", "vllm_launch.inside_vllm.guard.Guard"]
     assert read["model_tag"] == "m"
 
 
 @pytest.mark.timeout(300)  # importing vLLM a second time takes minutes on a busy machine
 def test_the_table_is_what_the_pinned_vllm_says(tmp_path):
     made = tmp_path / "engine_args.json"
-    script = ROOT / "scripts" / "generate-engine-args.py"
+    script = ROOT / "scripts/generators/engine_options.py"
     subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=280)
     kept = Path(engine_args.__file__).with_suffix(".json")
     assert made.read_text() == kept.read_text(), f"run {script.name} again"

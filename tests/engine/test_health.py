@@ -20,7 +20,7 @@ from serving import after, asked, ended, loaded
 from vllm_health import smoke
 from vllm_health.limits import Limits
 from vllm_health.metrics import GAUGES
-from vllm_launch.engine_args import pinned_vllm
+from vllm_launch.engine.options import pinned_vllm
 
 pytestmark = pytest.mark.timeout(600)
 LIMITS = Limits(stall_s=20.0)
@@ -187,7 +187,7 @@ def two_api_servers(tmp_path, tiny_model):
     }  # fmt: skip
     api, port, log = free_port(), free_port(), tmp_path / "log"
     vllm = [
-        sys.executable, "-m", "vllm_launch.vllm_cli", "serve", str(tiny_model), "--served-model-name=tiny",
+        sys.executable, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", str(tiny_model), "--served-model-name=tiny",
         "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--api-server-count=2", f"--port={api}",
     ]  # fmt: skip
     sidecar = [

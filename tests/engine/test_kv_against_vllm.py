@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from vllm_launch.gpus import Gpu
-from vllm_launch.kv import kv_cache, layer_specs, longest_that_fits
-from vllm_launch.model import Layer, Mla, Model
-from vllm_launch.parallel import Layout, layer_split
-from vllm_launch.run import Run
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.model import Layer, Mla, Model
+from vllm_launch.sizing.kv import kv_cache, layer_specs, longest_that_fits
+from vllm_launch.sizing.parallel import Layout, layer_split
+from vllm_launch.sizing.run_config import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what its own import uses

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_launch.cuda_graphs import capture_sizes
-from vllm_launch.gpus import Gpu
-from vllm_launch.parallel import layer_split
-from vllm_launch.run import Run, default_batch
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.sizing.cuda_graphs import capture_sizes
+from vllm_launch.sizing.parallel import layer_split
+from vllm_launch.sizing.run_config import Run, default_batch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what its own import uses

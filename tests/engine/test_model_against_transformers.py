@@ -15,7 +15,7 @@ import pytest
 import torch  # noqa: TID251 - the engine's own tests
 import transformers
 
-from vllm_launch.model_reader import read_model
+from vllm_launch.model.read import read_model
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vllm_launch.model_reader import read_model
-from vllm_launch.quantization import MIN_CAPABILITY, minimum_compute_capability
+from vllm_launch.model.quantization import MIN_CAPABILITY, minimum_compute_capability
+from vllm_launch.model.read import read_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, transformers and vLLM warn about themselves
 

@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 
-from vllm_launch.settings import Drain
+from vllm_launch.settings.settings import Drain
 
 pytestmark = pytest.mark.timeout(600)
 STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 200, "ignore_eos": True, "stream": True}

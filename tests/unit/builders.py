@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from vllm_launch.gpus import Gpu
-from vllm_launch.model import Experts, Layer, Mla, Model, Quantization, Tensor
-from vllm_launch.run import Run
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.model import Experts, Layer, Mla, Model, Quantization, Tensor
+from vllm_launch.sizing.run_config import Run
 
 MIB, GIB = 1 << 20, 1 << 30
 

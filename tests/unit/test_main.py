@@ -18,14 +18,14 @@ import msgspec
 import pytest
 
 from vllm_launch import __main__ as command_line
-from vllm_launch import multicast
 from vllm_launch.__main__ import main
-from vllm_launch.catalogue import parse_hardware_name
-from vllm_launch.engine_args import pinned_vllm
+from vllm_launch.engine import multicast
+from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.errors import UsageError
-from vllm_launch.gpus import Hardware
-from vllm_launch.hardware_file import load_hardware
-from vllm_launch.settings import Launch
+from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.gpus import Hardware
+from vllm_launch.machine.hardware_file import load_hardware
+from vllm_launch.settings.settings import Launch
 
 DATA = Path(__file__).parents[1] / "data"
 LLAMA = str(DATA / "models" / "meta-llama--Meta-Llama-3-8B")

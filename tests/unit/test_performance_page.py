@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 import report  # noqa: E402
 
-from vllm_launch import fit  # noqa: E402
+from vllm_launch.plan import fit  # noqa: E402
 
 
 def test_the_tables_are_those_of_the_results():

@@ -8,6 +8,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_picture_is_up_to_date():
-    script = ROOT / "scripts/generate-plan-picture.py"
+    script = ROOT / "scripts/generators/plan_picture.py"
     made = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60).stdout
     assert made == (ROOT / "docs/plan.svg").read_text(), "run `make generate`"

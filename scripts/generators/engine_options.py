@@ -1,0 +1,102 @@
+"""Make scripts/vllm_launch/engine/options.json again from the pinned vLLM's own parser: ``engine_options.py [OUT]``.
+
+What is taken of an option is what parsing, checking and spelling need; the type is recognised by the names of the
+functions that vLLM converts with (vllm/engine/arg_utils.py:_compute_kwargs), and an unknown one stops the making.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "vllm_launch/engine/options.json"
+KINDS = {
+    "human_readable_int_or_auto": "human_int_or_auto",
+    "human_readable_int": "human_int",
+    "parse_dataclass": "config",
+    "union_dict_and_str": "json_or_str",
+    "loads": "json",
+    "float": "float",
+    "int": "int",
+    "str": "str",
+}
+LAMBDAS = {"device_ids": "device_ids"}
+"""Options whose type has no name; the other lambdas all say ``s.lower().replace("-", "_")``."""
+
+
+def names_in(function: Any) -> set[str]:
+    """Names of a type and of what it wraps: vLLM nests them in closures, ``optional_type(parse_type(json.loads))``."""
+    found = {getattr(function, "__name__", "str")}
+    cells = getattr(function, "__closure__", None) or ()
+    return found.union(*(names_in(cell.cell_contents) for cell in cells if callable(cell.cell_contents)))
+
+
+def keys_in(function: Any) -> list[str]:
+    """Keys of the JSON object that a type reads: vLLM binds the dataclass as a default, and lets no other key pass."""
+    for value in getattr(function, "__defaults__", None) or ():
+        if dataclasses.is_dataclass(value):
+            return [field.name for field in dataclasses.fields(value) if field.init]
+    cells = (cell.cell_contents for cell in getattr(function, "__closure__", None) or ())
+    return next((keys for cell in cells if callable(cell) and (keys := keys_in(cell))), [])
+
+
+def kind(action: argparse.Action, names: set[str]) -> str:
+    """The word for how a value of this option is read."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return "switch"
+    if action.nargs == 0:
+        return "flag"
+    if type(action).__name__ == "LoRAParserAction":
+        return "lora"
+    if "<lambda>" in names:
+        return LAMBDAS.get(action.dest, "backend")
+    if action.type is None:
+        return "str"
+    return next(word for name, word in KINDS.items() if name in names)
+
+
+def option(action: argparse.Action) -> dict[str, Any]:
+    """One row of the table; keys that say nothing are left out."""
+    names = names_in(action.type)
+    row: dict[str, Any] = {"dest": action.dest, "flags": list(action.option_strings), "kind": kind(action, names)}
+    if "_optional_type" in names:
+        row["optional"] = True
+    if action.nargs:
+        row["nargs"] = action.nargs
+    if isinstance(action, argparse._AppendAction):  # noqa: SLF001 - argparse has no public name for it
+        row["append"] = True
+    if choices := [choice for choice in action.choices or () if choice is not None]:
+        row["choices"] = choices
+    if row["kind"] == "config":
+        row["keys"] = keys_in(action.type)
+    if type(action.default) in {bool, int, float, str} and action.default != argparse.SUPPRESS:
+        row["default"] = action.default
+    return row
+
+
+def main(out: Path) -> None:
+    """Write the table, one option a line, in the parser's own order."""
+    os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
+    from vllm import __version__  # noqa: PLC0415, TID251 - the importing takes 15 s, and this is the one who may ask
+    from vllm.config import SpeculativeConfig  # noqa: PLC0415, TID251
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: PLC0415, TID251
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    rows = [option(action) for action in parser._actions if action.option_strings and action.dest != "help"]  # noqa: SLF001
+    speculative = next(row for row in rows if row["dest"] == "speculative_config")  # a dict until the engine starts
+    speculative["keys"] = [field.name for field in dataclasses.fields(SpeculativeConfig) if field.init]
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    version = __version__.partition("+")[0]
+    out.write_text(
+        f'{{"vllm": "{version}", "made_by": "scripts/generators/engine_options.py", "options": [\n{lines}\n]}}\n'
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else OUT)

@@ -1,0 +1,251 @@
+"""How weights are stored: vLLM's methods, what each needs, and the tensors of one linear layer. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vllm_launch.engine.options import pinned_vllm
+from vllm_launch.errors import UsageError
+from vllm_launch.model.config import Config, shown
+from vllm_launch.model.model import Quantization, Tensor
+
+MIN_CAPABILITY: dict[str, tuple[int, int]] = {
+    "awq": (7, 5), "auto_awq": (7, 5), "awq_marlin": (7, 5),
+    "gptq": (6, 0), "auto_gptq": (6, 0), "gptq_marlin": (6, 0), "inc": (6, 0),
+    "fp8": (7, 5), "fbgemm_fp8": (8, 0), "fp_quant": (10, 0),
+    "modelopt": (8, 0), "modelopt_fp4": (7, 5), "modelopt_mxfp8": (8, 0), "modelopt_mixed": (7, 5), "mxfp8": (8, 0),
+    "humming": (7, 5), "compressed-tensors": (7, 0), "experts_int8": (8, 0), "quark": (7, 0), "moe_wna16": (7, 0),
+    "torchao": (7, 5), "mxfp4": (8, 0), "gpt_oss_mxfp4": (8, 0), "deepseek_v4_fp8": (7, 5), "online": (7, 5),
+    "fp8_per_tensor": (7, 5), "fp8_per_block": (7, 5), "fp8_per_channel": (7, 5),
+    "int8_per_channel_weight_only": (7, 5), "nvfp4_per_token": (7, 5),
+}  # fmt: skip
+"""The oldest compute capability (vllm/model_executor/layers/quantization/*: ``get_min_capability`` of the class that
+``get_quantization_config`` gives for the name)."""
+
+DEPRECATED = {"fbgemm_fp8", "fp_quant"}
+"""Refused without --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
+
+FOUR_BITS = "take an AWQ, GPTQ or compressed-tensors upload of the model, or quantise it with llm-compressor"
+EIGHT_BITS = "take the unquantised model and add --quantization fp8"
+GONE = {
+    "squeezellm": FOUR_BITS,
+    "aqlm": FOUR_BITS,
+    "quip": FOUR_BITS,
+    "marlin": "take the GPTQ upload of the model: vLLM runs GPTQ with Marlin kernels by itself",
+    "gptq_marlin_24": "take a compressed-tensors or GPTQ upload of the model",
+    "bitblas": FOUR_BITS,
+    "gptq_bitblas": FOUR_BITS,
+    "qqq": FOUR_BITS,
+    "hqq": FOUR_BITS,
+    "vptq": FOUR_BITS,
+    "eetq": EIGHT_BITS,
+    "deepspeedfp": EIGHT_BITS,
+    "ptpc_fp8": "take the unquantised model and add --quantization fp8_per_channel",
+    "tpu_int8": "take the unquantised model and add --quantization int8_per_channel_weight_only",
+    "neuron_quant": EIGHT_BITS,
+    "ipex": "take the AWQ or GPTQ upload of the model",
+    "rtn": EIGHT_BITS,
+    "petit_nvfp4": "take the modelopt NVFP4 upload of the model",
+    "bitsandbytes": "take the unquantised model and add --quantization fp8, or take an AWQ or GPTQ upload",
+    "gguf": "take the safetensors upload of the model",
+}
+"""Methods that earlier releases of vLLM or transformers read and the pinned one does not, and what to do instead."""
+
+MODELOPT = {
+    "FP8": "modelopt", "FP8_PER_CHANNEL_PER_TOKEN": "modelopt", "FP8_PB_WO": "modelopt", "NVFP4": "modelopt_fp4",
+    "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed", "W4A16_NVFP4": "modelopt_fp4",
+}  # fmt: skip
+"""NVIDIA Model Optimizer's ``quant_algo`` (model_arch_config_convertor.py:_normalize_quantization_config)."""
+
+
+def minimum_compute_capability(method: str) -> tuple[int, int] | None:
+    """The oldest compute capability that runs ``method``; None for a method that vLLM does not know."""
+    return MIN_CAPABILITY.get(method)
+
+
+def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None, where: str) -> Quantization | None:
+    """How the checkpoint is quantised, from config.json (or ``hf_quant_config.json``); None where it is not.
+
+    Raises:
+        UsageError: the pinned vLLM does not read this method.
+    """
+    holders = [part for part in (raw, raw.get("text_config")) if isinstance(part, Mapping)]
+    found = [part.get(key) for part in holders for key in ("quantization_config", "compression_config")]
+    section = next((part for part in (*found, hf_quant or None) if part is not None), None)
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise UsageError(f"{where} key 'quantization_config'", f"is {shown(section)}, not an object", "correct it")
+    config = Config(section, f"{where} quantization_config")
+    inner = section.get("quantization") if isinstance(section.get("quantization"), Mapping) else {}
+    method = config.text("quant_method").lower().replace("compressed_tensors", "compressed-tensors")
+    algo = Config({**section, **(inner or {})}, config.where).text("quant_algo").upper()
+    if method in {"", "modelopt"} and algo:
+        method = MODELOPT.get(algo, "modelopt_mixed" if "MIXED" in algo else f"modelopt {algo}")
+        config = Config({**section, **(inner or {})}, config.where)
+    method = {"auto-round": "inc", "intel/auto-round": "inc"}.get(method, method)
+    if method == "" and config.has("bits") and config.has("group_size"):
+        what = "has bits and group_size but no quant_method, as MLX uploads do, and vLLM would take it for unquantised"
+        raise UsageError(f"{where} quantization_config", what, FOUR_BITS)
+    if method == "":
+        return None
+    if method in GONE:
+        raise UsageError(f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer reads it", GONE[method])
+    if method not in MIN_CAPABILITY:
+        raise UsageError(f"{where} quant_method {shown(method)}", f"vLLM {pinned_vllm()} does not know it", FOUR_BITS)
+    return _read(method, config)
+
+
+def _read(method: str, config: Config) -> Quantization:
+    ignored = tuple(
+        name
+        for key in ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
+        for name in (config.strings(key) or [])
+    )
+    block = config.wholes("weight_block_size")
+    if block is not None and (len(block) != 2 or not all(block)):  # noqa: PLR2004 - output and input
+        raise config.wrong("weight_block_size", f"is {shown(block)}, not two sizes")
+    if method in {"awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "inc", "moe_wna16"}:
+        bits = config.whole("bits", "w_bit", default=4)
+        if bits not in {2, 3, 4, 8}:
+            raise config.wrong("bits", f"is {bits}, which no kernel reads")
+        whole_column = config.get("group_size", "q_group_size") == -1
+        if why := _unread(method, config, bits, whole_column=whole_column):
+            raise UsageError(f"{config.where} of {method}", f"vLLM {pinned_vllm()} no longer reads {why}", FOUR_BITS)
+        group = None if whole_column else config.whole("group_size", "q_group_size", default=128)
+        return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
+    if method == "compressed-tensors":
+        return _compressed(config, ignored)
+    bits, group = {
+        "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32),
+        "nvfp4_per_token": (4, 16), "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
+    }.get(method, (8, None))  # fmt: skip
+    return Quantization(
+        method=method,
+        bits=bits,
+        group_size=group,
+        block_shape=(block[0], block[1]) if block else None,
+        ignored=ignored,
+        kv_cache_dtype=_modelopt_cache(config) if method.startswith("modelopt") else None,
+    )
+
+
+def _unread(method: str, config: Config, bits: int, *, whole_column: bool) -> str | None:
+    """What vLLM's AWQ and GPTQ, both for Marlin's kernels alone, refuse of a checkpoint; None where they read it.
+
+    Source: quantization/auto_awq.py, auto_gptq.py (TYPE_MAP), utils/gptq_utils.py:normalize_and_validate_gptq_desc_act.
+    """
+    if method.startswith(("awq", "auto_awq")):
+        return None if bits == 4 else f"{bits} bits"  # noqa: PLR2004 - a nibble
+    if not method.startswith(("gptq", "auto_gptq")):
+        return None
+    if bits not in {4, 8}:
+        return f"{bits} bits"
+    if config.flag("desc_act") and not whole_column:
+        return "groups in the order of activations (desc_act)"
+    return None if config.flag("sym", default=True) else "zero points (sym: false)"
+
+
+def _modelopt_cache(config: Config) -> str | None:
+    """The cache dtype that a Model Optimizer checkpoint asks for.
+
+    Source: vllm/utils/torch_utils.py:get_kv_cache_quant_algo_string.
+    """
+    asked = config.get("kv_cache_scheme", "kv_cache_quant_algo")
+    if isinstance(asked, Mapping):
+        if asked.get("type") != "float":
+            return None
+        if asked.get("num_bits") == 8 and asked.get("dynamic") is False:  # noqa: PLR2004 - bits of a byte
+            return "fp8"
+        return "nvfp4" if asked.get("num_bits") == 4 else None  # noqa: PLR2004
+    return asked.lower() if isinstance(asked, str) and asked.lower() in {"fp8", "nvfp4"} else None
+
+
+def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
+    """compressed-tensors: the first group of ``config_groups`` speaks for the model."""
+    groups = config.table("config_groups") or {}
+    first: Any = next(iter(groups.values()), {})
+    group = Config(first if isinstance(first, Mapping) else {}, f"{config.where} config_groups")
+    rule = Config(group.table("weights") or {}, f"{config.where} weights")
+    of_all = rule.get("group_size") in (None, -1, 0)
+    scheme = config.table("kv_cache_scheme")
+    block = rule.wholes("block_structure") if isinstance(rule.get("block_structure"), list) else None
+    return Quantization(
+        method="compressed-tensors",
+        bits=rule.whole("num_bits", default=8),
+        group_size=None if of_all else rule.whole("group_size"),
+        block_shape=(block[0], block[1]) if block and len(block) == 2 and all(block) else None,  # noqa: PLR2004
+        ignored=ignored,
+        kv_cache_dtype="fp8" if scheme and scheme.get("num_bits") == 8 else None,  # noqa: PLR2004
+        format=config.text("format") or group.text("format"),
+    )
+
+
+def is_ignored(name: str, quantization: Quantization) -> bool:
+    """Whether module ``name`` stays unquantised: patterns are names, parts, globs (``*``) or ``re:`` regexes."""
+    for pattern in quantization.ignored:
+        if pattern.startswith("re:"):
+            try:
+                if re.match(pattern[3:], name):
+                    return True
+            except re.error:
+                continue
+        elif "*" in pattern:
+            glob = re.escape(pattern).replace(r"\*", ".*")
+            if re.match(glob + r"(\.|$)", name):
+                return True
+        elif name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}.":
+            return True
+    return False
+
+
+def _up(count: int, each: int) -> int:
+    """How many of ``each`` hold ``count``."""
+    return -(-count // each)
+
+
+def stored(name: str, rows: int, columns: int, dtype: str, quantization: Quantization) -> Iterator[Tensor]:
+    """The tensors that hold a quantised linear layer of ``rows`` outputs and ``columns`` inputs, without its bias."""
+    method, bits, up = quantization.method, quantization.bits, _up
+    group = quantization.group_size or columns
+    if method in {"awq", "auto_awq", "awq_marlin"}:  # packed along the outputs
+        yield Tensor(f"{name}.qweight", "I32", (columns, rows * bits // 32))
+        yield Tensor(f"{name}.qzeros", "I32", (up(columns, group), rows * bits // 32))
+        yield Tensor(f"{name}.scales", "F16", (up(columns, group), rows))
+    elif method in {"gptq", "auto_gptq", "gptq_marlin", "inc", "moe_wna16"}:  # packed along the inputs
+        yield Tensor(f"{name}.qweight", "I32", (columns * bits // 32, rows))
+        yield Tensor(f"{name}.qzeros", "I32", (up(columns, group), rows * bits // 32))
+        yield Tensor(f"{name}.scales", "F16", (up(columns, group), rows))
+        if method != "inc":
+            yield Tensor(f"{name}.g_idx", "I32", (columns,))
+    elif "nvfp4" in quantization.format or method == "modelopt_fp4":
+        packed = "weight_packed" if quantization.format else "weight"
+        yield Tensor(f"{name}.{packed}", "U8", (rows, columns // 2))
+        yield Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, up(columns, 16)))
+        yield Tensor(f"{name}.{'weight_global_scale' if quantization.format else 'weight_scale_2'}", "F32", (1,))
+        yield Tensor(f"{name}.{'input_global_scale' if quantization.format else 'input_scale'}", "F32", (1,))
+    elif quantization.format == "pack-quantized":
+        yield Tensor(f"{name}.weight_packed", "I32", (rows, up(columns * bits, 32)))
+        yield Tensor(f"{name}.weight_scale", dtype, (rows, up(columns, group)))
+        yield Tensor(f"{name}.weight_shape", "I64", (2,))
+    elif method in {"mxfp8", "modelopt_mxfp8"}:
+        yield Tensor(f"{name}.weight", "F8_E4M3", (rows, columns))
+        yield Tensor(f"{name}.weight_scale", "U8", (rows, up(columns, 32)))
+    elif quantization.block_shape is not None:
+        high, wide = quantization.block_shape
+        yield Tensor(f"{name}.weight", "F8_E4M3", (rows, columns))
+        scale = "weight_scale" if method == "compressed-tensors" else "weight_scale_inv"
+        yield Tensor(f"{name}.{scale}", "F32", (up(rows, high), up(columns, wide)))
+    elif method in {"experts_int8", "torchao", "quark", "mxfp4", "gpt_oss_mxfp4", "humming"}:
+        yield Tensor(
+            f"{name}.weight", dtype, (rows, columns)
+        )  # quantised as it is loaded, or laid out by its own library
+    else:
+        kind = "I8" if quantization.format == "int-quantized" else "F8_E4M3"
+        channel = method in {"compressed-tensors", "fbgemm_fp8"}
+        yield Tensor(f"{name}.weight", kind, (rows, columns))
+        yield Tensor(f"{name}.weight_scale", dtype if channel else "F32", (rows, 1) if channel else ())
+        if method in {"fp8", "modelopt"}:
+            yield Tensor(f"{name}.input_scale", "F32", ())

@@ -1,0 +1,43 @@
+"""Collects tensors: linear layers come out quantised where the checkpoint's are."""
+
+from __future__ import annotations
+
+from vllm_launch.errors import UsageError
+from vllm_launch.model.model import Quantization, Tensor
+from vllm_launch.model.quantization import is_ignored, stored
+
+MOST = 1_000_000
+"""Tensors; Kimi K2's INT4 upload has 210 thousand. Layers, experts and their product can be slips of the pen."""
+
+
+class TensorList:
+    """A growing list. ``dtype`` in safetensors' words; ``where`` is the config, for errors."""
+
+    def __init__(self, dtype: str, quantization: Quantization | None, where: str) -> None:
+        self.dtype, self.quantization, self.where = dtype, quantization, where
+        self._tensors: list[Tensor] = []
+
+    def add(self, name: str, *shape: int, dtype: str | None = None) -> None:
+        """One tensor as it is.
+
+        Raises:
+            UsageError: there would be more than any model has.
+        """
+        if len(self._tensors) >= MOST:
+            what = f"its layers and experts make more than {MOST:,} tensors, which no model has"
+            raise UsageError(self.where, what, "correct it, or download the file again")
+        self._tensors.append(Tensor(name, dtype or self.dtype, shape))
+
+    def linear(self, name: str, rows: int, columns: int, *, bias: bool = False, quantized: bool = True) -> None:
+        """The weights of a layer with ``rows`` outputs and ``columns`` inputs, and its bias."""
+        if quantized and self.quantization is not None and not is_ignored(name, self.quantization):
+            for part in stored(name, rows, columns, self.dtype, self.quantization):
+                self.add(part.name, *part.shape, dtype=part.dtype)
+        else:
+            self.add(f"{name}.weight", rows, columns)
+        if bias:
+            self.add(f"{name}.bias", rows)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order they came."""
+        return tuple(self._tensors)

@@ -1,0 +1,345 @@
+"""Whether one split on certain GPUs, or the CPU, holds what was asked, and with what. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from vllm_launch.machine.gpus import Cpu, Gpu
+from vllm_launch.model.model import Model
+from vllm_launch.sizing import kv, memory, parallel
+from vllm_launch.sizing.kv import KvCache
+from vllm_launch.sizing.memory import Memory, gib
+from vllm_launch.sizing.parallel import Layout
+from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.weights import weights
+
+MIB = 1 << 20
+
+Objective = Literal["throughput", "latency"]
+
+USEFUL_REQUESTS = 16
+USEFUL_TOKENS = 2048
+"""A KV cache is useful when it holds one request of the whole ``max_model_len``, without which vLLM refuses to start,
+and 16 requests of 2,048 tokens. With fewer streams than that a GPU spends its time reading weights, and one more GPU
+in the replica serves more than a replica of its own on that GPU."""
+
+CPU_SHARE = 0.5
+"""Of the memory that weights leave on a CPU, the most that the cache takes unasked: the rest is the page cache's, which
+the weights are read through, and that of other programs."""
+
+WATERMARK = 0.02
+"""Of the KV cache, what is kept free where a request is let into the batch; vLLM's default is nothing. Running requests
+grow into it: with no room left one is preempted, and its tokens are computed again. More gives large caches little, and
+costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
+
+AUTO = -1
+"""``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
+
+_WORDS = {"half": "float16", "float": "float32"}
+_NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}  # vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the person set of vLLM's own arguments, under vLLM's names; None where they left it to the plan.
+
+    Values are taken as given; the rest is computed around them. The launcher's own wishes come in too.
+    """
+
+    objective: Objective = "throughput"
+    fp8_kv: bool = False  # launch.quality: the plan may choose an FP8 cache
+    fuse_allreduce_rms: bool = True  # not where NVLink multicast must stay unused
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    watermark: float | None = None
+    kv_cache_dtype: str | None = None
+    block_size: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    enforce_eager: bool = False
+    enable_expert_parallel: bool | None = None
+    language_model_only: bool = False
+    enable_lora: bool = False
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    max_cudagraph_capture_size: int | None = None
+    enable_chunked_prefill: bool | None = None
+    performance_mode: str | None = None
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: the person knows better
+    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, which wins over kv_cache_memory_bytes there
+    estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+    @property
+    def guesses_graphs(self) -> bool:
+        """Whether vLLM guesses what CUDA graphs will take: where the plan decides on memory, it knows better."""
+        if self.estimate_cudagraphs is not None:
+            return self.estimate_cudagraphs
+        return self.gpu_memory_utilization is not None or self.kv_cache_memory_bytes is not None
+
+    @property
+    def length(self) -> int | None:
+        """``max_model_len`` where it is a number of tokens."""
+        return None if self.max_model_len == AUTO else self.max_model_len
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A split that holds. ``kv_cache`` is per replica, ``memory`` of the tightest GPU, ``kv_bytes`` on each GPU."""
+
+    layout: Layout
+    gpus: tuple[Gpu, ...]
+    run: Run
+    memory: Memory
+    utilization: float
+    safe_utilization: float  # the largest that leaves every rank its room; 0.0 on the CPU engine
+    kv_bytes: int
+    kv_cache: KvCache
+    useful: bool
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens of all replicas together."""
+        return self.kv_cache.tokens * self.layout.data
+
+    @property
+    def tightest(self) -> Gpu:
+        """The GPU with the least free memory; one utilisation holds for all, so it decides."""
+        return tightest(self.gpus)
+
+
+class NoFit(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a split cannot be, or is not taken. ``missing`` is by how many bytes a GPU is too small, if that is why."""
+
+    layout: Layout
+    why: str
+    missing: int | None = None
+    longest: int = 0  # tokens of the longest request that would fit
+
+
+def watermark_of(asked: Asked, model: Model, found: Candidate) -> float:
+    """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool.
+
+    And 0 in a cache that is not useful, or does not hold two of the longest: one of them would have to wait until
+    nothing else runs, and those behind it with it (v1/core/sched/scheduler.py: whoever is not let in ends the turn).
+    """
+    if asked.watermark is not None:
+        return asked.watermark
+    longest, tokens = found.run.max_model_len, found.kv_cache.tokens
+    outgrown = 2 * longest <= tokens < found.run.max_num_seqs * longest
+    return WATERMARK if outgrown and found.useful and model.task == "generate" else 0.0
+
+
+def tightest(gpus: Sequence[Gpu]) -> Gpu:
+    """The GPU with the least free memory."""
+    return min(gpus, key=lambda gpu: (gpu.memory_free, gpu.memory_total))
+
+
+def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) around what was asked, from ``default`` for what was not.
+
+    As vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, and never what
+    config/scheduler.py:verify_max_model_len refuses. A model that pools takes its input whole.
+    """
+    doubled = 2 if asked.performance_mode == "throughput" else 1
+    seqs = asked.max_num_seqs or default[1] * doubled
+    tokens = asked.max_num_batched_tokens
+    if tokens is None:
+        length = asked.length or model.max_model_len
+        tokens = min(default[0] * doubled, seqs * length)
+        if asked.enable_chunked_prefill is False or model.task == "pooling":
+            tokens = max(tokens, length)
+        tokens = max(tokens, asked.max_num_seqs or 1)
+    return tokens, asked.max_num_seqs or min(seqs, tokens)
+
+
+def keeps_fp8(model: Model, oldest: tuple[int, int] | None) -> bool:
+    """Whether an FP8 cache is faster than the model's own, on GPUs no older than ``oldest``.
+
+    FlashAttention reads it on Hopper, FlashInfer elsewhere from Ada on (v1/attention/backends/flash_attn.py,
+    flashinfer.py: supports_kv_cache_dtype). Latent caches are small already and would take other kernels; a checkpoint
+    that says what its cache is knows better.
+    """
+    cached = any(layer.kv_heads for layer in model.layers)
+    own = model.quantization is not None and model.quantization.kv_cache_dtype is not None
+    return cached and not own and model.mla is None and oldest is not None and oldest >= (8, 9)
+
+
+def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int, int] | None) -> Run:
+    """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
+
+    ``oldest`` is the lowest compute capability there is; None is the CPU. Before 8.0 there is no bfloat16, and vLLM
+    falls back by itself (vllm/config/model.py:_resolve_auto_dtype).
+    """
+    dtype = _WORDS.get(asked.dtype or "auto", asked.dtype)
+    if dtype in {None, "auto"}:
+        dtype = model.dtype
+        if dtype == "bfloat16" and oldest is not None and oldest < (8, 0):
+            dtype = "float32" if model.model_type in _NO_FLOAT16 else "float16"
+    return Run(
+        max_model_len=asked.length or model.max_model_len,
+        max_num_seqs=batch[1],
+        max_num_batched_tokens=batch[0],
+        kv_cache_dtype=asked.kv_cache_dtype or ("fp8" if asked.fp8_kv and keeps_fp8(model, oldest) else "auto"),
+        block_size=asked.block_size,
+        enforce_eager=asked.enforce_eager,
+        max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
+        language_model_only=asked.language_model_only,
+        quantization=asked.quantization,
+        dtype=dtype,
+        fuse_allreduce_rms=asked.fuse_allreduce_rms,
+        adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
+        estimate_cudagraphs=asked.guesses_graphs,
+    )
+
+
+def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run: Run) -> Candidate | NoFit:
+    """Work ``layout`` out on exactly ``gpus``, those of all its replicas."""
+    problems = parallel.problems(model, run, layout, gpus)
+    if problems:
+        return NoFit(layout=layout, why="; ".join(problems))
+    gpu = tightest(gpus)
+    ranks = memory.of_ranks(model, run, layout, gpu)
+    parts = memory.fullest(ranks, run)
+    safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one holds for all, whoever leaves the least
+    utilization = asked.gpu_memory_utilization or safe
+    left = memory.kv_bytes(parts, run, gpu, utilization)
+    if refusal := _refusal(asked, layout, parts, gpu, left):
+        return refusal
+    room: kv.Room = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
+    if asked.kv_cache_memory_bytes:
+        room = left = asked.kv_cache_memory_bytes
+    found = _with_cache(asked, layout, model, run, room=room, gpu=gpu)
+    if isinstance(found, NoFit):
+        return found
+    run, cache, useful = found
+    blocks = _state_blocks(model, run, layout, cache, gpu)
+    if blocks is not None and run.max_num_seqs > blocks:
+        if asked.max_num_seqs is not None or not blocks:
+            why = f"max_num_seqs {run.max_num_seqs} is more than the {blocks} recurrent states that fit"
+            return NoFit(layout=layout, why=why)
+        fewer = msgspec.structs.replace(run, max_num_seqs=blocks, max_model_len=asked.length or model.max_model_len)
+        return on_gpus(asked, layout, gpus, model, fewer)
+    return Candidate(
+        layout=layout,
+        gpus=tuple(gpus),
+        run=run,
+        memory=parts,
+        utilization=utilization,
+        safe_utilization=safe,
+        kv_bytes=left,
+        kv_cache=cache,
+        useful=useful,
+    )
+
+
+def _refusal(asked: Asked, layout: Layout, parts: Memory, gpu: Gpu, left: int) -> NoFit | None:
+    """Why vLLM would not get as far as a KV cache; ``left`` bytes are what its profiling leaves for one."""
+    over, why = -left, "before any KV cache"
+    if asked.gpu_memory_utilization is not None:
+        share = memory.requested(gpu, asked.gpu_memory_utilization)
+        free = gpu.memory_free - parts.context
+        if share > free:  # v1/worker/utils.py:request_memory raises
+            over, why = share - free, f"to gpu_memory_utilization {asked.gpu_memory_utilization}, with {gib(free)} free"
+        elif asked.kv_cache_memory_bytes:
+            return None  # vLLM takes both as they are given
+    elif asked.kv_cache_memory_bytes:
+        over, why = asked.kv_cache_memory_bytes - left, f"to a KV cache of {gib(asked.kv_cache_memory_bytes)}"
+    if over < 0 or (over == 0 and asked.kv_cache_memory_bytes):
+        return None
+    needs = f"weights {gib(parts.weights)}, activations {gib(parts.activation_peak)}"
+    why = f"{gib(max(over, 1))} of GPU {gpu.index}'s memory are missing {why} ({needs})"
+    return NoFit(layout=layout, why=why, missing=max(over, 1))
+
+
+def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Candidate | NoFit:
+    """Work ``layout`` out on the CPU engine, one worker for each tensor-parallel rank (vLLM binds them to NUMA nodes).
+
+    Unasked, the cache holds ``max_num_seqs`` requests of 2,048 tokens and one of ``max_model_len``, or as many as
+    ``CPU_SHARE`` of the memory allows: a larger one would only be taken from other programs.
+    """
+    problems = parallel.problems(model, run, layout, ())
+    if problems:
+        return NoFit(layout=layout, why="; ".join(problems))
+    workers = layout.tensor * layout.pipeline * layout.data
+    taken = memory.cpu_memory(model, run, layout)
+    # A worker is bound to one node, and one of them may be small.
+    nodes = [node.memory_available or node.memory_total for node in cpu.numa_nodes]
+    left = min(cpu.memory_available // workers, *nodes, cpu.memory_available) - taken
+    if left <= 0:
+        why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
+        return NoFit(layout=layout, why=why, missing=max(-left, 1))
+    set_bytes = asked.cpu_kv_cache_bytes or asked.kv_cache_memory_bytes
+    if asked.gpu_memory_utilization is not None and not set_bytes:
+        set_bytes = max(1, _cpu_share(cpu, asked.gpu_memory_utilization) - taken)
+    if set_bytes and (over := set_bytes - left) > 0:
+        why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
+        return NoFit(layout=layout, why=why, missing=over)
+    most = set_bytes or int(left * CPU_SHARE)
+    found = _with_cache(asked, layout, model, run, room=most, gpu=None)
+    if isinstance(found, NoFit):
+        return found
+    run, cache, useful = found
+    if not set_bytes:
+        wanted = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
+        each = wanted * cache.bytes_per_token // (layout.tensor * layout.pipeline)
+        most = min(most, -(-each // MIB) * MIB)
+        cache = kv.kv_cache(model, run, layout, most, None)
+    held = weights(model, run, layout)
+    parts = Memory(
+        weights=held, activation_peak=0, cuda_graphs=0, non_torch=taken - held, context=0, safety=left - most
+    )
+    return Candidate(
+        layout=layout,
+        gpus=(),
+        run=run,
+        memory=parts,
+        utilization=asked.gpu_memory_utilization or 0.0,
+        safe_utilization=0.0,
+        kv_bytes=most,
+        kv_cache=cache,
+        useful=useful,
+    )
+
+
+def _cpu_share(cpu: Cpu, utilization: float) -> int:
+    """Bytes that a worker may take where the person says which share: of its node (v1/worker/cpu_worker.py)."""
+    limit = min(cpu.memory_total, cpu.memory_limit or cpu.memory_total)
+    return math.ceil(min([limit, *(node.memory_total for node in cpu.numa_nodes)]) * utilization)
+
+
+def _with_cache(
+    asked: Asked, layout: Layout, model: Model, run: Run, *, room: kv.Room, gpu: Gpu | None
+) -> tuple[Run, KvCache, bool] | NoFit:
+    """What ``room`` for the cache holds: ``run`` with a length that fits, the cache, and whether it is useful."""
+    longest = kv.longest_that_fits(model, run, layout, room, gpu)
+    if longest < run.max_model_len:
+        if asked.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
+            needed = kv.bytes_per_request(model, run, layout, run.max_model_len, gpu)
+            left = room if isinstance(room, int) else min(room)
+            missing = max(needed // (layout.tensor * layout.pipeline) - left, 1)
+            what = f"a request of {run.max_model_len:,} tokens; {longest:,} would fit"
+            return NoFit(layout=layout, why=f"{gib(missing)} are missing to {what}", missing=missing, longest=longest)
+        run = msgspec.structs.replace(run, max_model_len=longest)
+    cache = kv.kv_cache(model, run, layout, room, gpu)
+    whole = run.max_model_len == (asked.length or model.max_model_len)
+    enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
+    return run, cache, not cache.bytes_per_token or (whole and enough)
+
+
+def _state_blocks(model: Model, run: Run, layout: Layout, cache: KvCache, gpu: Gpu) -> int | None:
+    """Blocks of the pool where requests keep recurrent states; None where none does, or where it does not matter.
+
+    With full CUDA graphs vLLM refuses more requests than blocks (config/compilation.py, "exceeds available Mamba
+    cache blocks").
+    """
+    if run.enforce_eager or not any(layer.state_shapes for layer in model.layers):
+        return None
+    return cache.bytes // (sum(kv.grouping_of(model, run, layout, gpu).block_bytes) * layout.tensor)

@@ -1,0 +1,448 @@
+"""vLLM as a child: started, watched, drained, and nothing left behind. Touches processes, signals, files and the clock.
+
+Signals: SIGTERM, SIGINT and SIGHUP drain, a second one of any of them ends at once; during the start there is nothing
+to drain, so the first one ends at once. SIGQUIT always ends at once. An end that was asked for and drained is exit 0;
+one at once is 128 + the signal's number, as shells have it. Other signals are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vllm_health import gpu_faults, server, smoke
+from vllm_health.limits import Limits
+from vllm_health.prober import Prober, Surroundings
+from vllm_health.scrape import Target
+from vllm_health.state import Movement, State
+from vllm_launch.engine import multicast
+from vllm_launch.errors import UsageError
+from vllm_launch.serve import process, progress, start_history
+from vllm_launch.serve.log import Log
+
+WATCH_SECONDS = 0.5
+SCAN_SECONDS = 5.0
+"""While serving: how often parts are looked for that were not there before; known ones are watched all the time."""
+LOST_SECONDS = 3.0
+"""How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
+SPEAK_SECONDS = 10.0
+END_GRACE_SECONDS = 2.0
+REAP_SECONDS = 5.0
+"""For the threads of a process that was killed, and with them what it holds of a GPU."""
+ENGINE_NICENESS = 5
+"""Of the CPU engine, above our own: a third of the weight, which counts within one session or container."""
+TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
+_VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``serve`` needs beside the child's argv and environment; durations in seconds."""
+
+    api_host: str  # "" is every address
+    api_port: int
+    api_url: str  # the API as this machine reaches it
+    health_host: str
+    health_port: int
+    drain_flag: Path  # its presence tells the guard inside vLLM that connections are to end
+    refuse_flag: Path  # and this one's, that new requests are turned away
+    drain_delay: float
+    shutdown_timeout: float
+    exit_margin: float
+    limits: Limits = Limits()
+    starts: Path | None = None  # where it is kept how long starts take, and this one's name there
+    start_key: str = ""
+    gpu_uuids: tuple[str, ...] = ()
+    termination_log: Path | None = None
+    planned_kv_tokens: int | None = None
+    planned_gpus: int | None = None
+    no_multicast: bool = False  # NVLink multicast must stay unused
+    kv_tolerance: float = 0.05
+    weights_bytes: int | None = None
+    greet: bool = False
+    served_model_name: str = ""
+    api_key: str | None = None  # a client's, for the greeting
+    probe_key: str | None = None  # the prober's own
+
+
+class Ending(Exception):  # noqa: N818 - an end is not always an error
+    """The run is over: our exit code, and why in one sentence (None where it was asked for)."""
+
+    def __init__(self, code: int, why: str | None) -> None:
+        super().__init__(why)
+        self.code, self.why = code, why
+
+
+async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -> int:
+    """Run vLLM until it or somebody ends it; our exit code. Must be called in the main thread.
+
+    Raises:
+        UsageError: a port that is taken, a program that cannot be executed.
+    """
+    _check_port(options.api_host, options.api_port, "--port")
+    run = _Run(options)
+    view = server.View(lambda: run.prober.state, options.limits, run.prober.values, lambda: run.prober.model)
+    try:
+        listening = await server.serve(view, options.health_host, options.health_port)
+    except OSError as error:
+        raise _port_error("--launch-health-port", options.health_port, error) from None
+    try:
+        run.start(argv, env)
+        return await run.until_the_end()
+    finally:
+        await listening.close()
+
+
+def _port_error(where: str, port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(f"{where} {port}", "the port is in use", f"end what listens there, or give another {where}")
+    return UsageError(f"{where} {port}", f"cannot listen: {os.strerror(error.errno or 0)}", f"give another {where}")
+
+
+def _check_port(host: str, port: int, where: str) -> None:
+    """Before minutes of loading rather than after them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _port_error(where, port, error) from None
+
+
+class _Run:
+    """One life of vLLM."""
+
+    child: subprocess.Popen[bytes]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.prober = Prober(
+            Target(url=options.api_url, api_key=options.probe_key, model=options.served_model_name or None),
+            options.limits,
+            self._surroundings,
+            on_change=self._changed,
+            on_note=lambda note: self.say(f"warning: {note}"),
+            planned_kv_tokens=options.planned_kv_tokens,
+            planned_gpus=options.planned_gpus,
+        )
+        self.log = Log()
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self.ready = asyncio.Event()
+        self.started_at = time.monotonic()
+        self.phase = "starting"
+        self.asked_to_end = False
+        self.vital: dict[int, str] = {}
+        self._lines = 0
+        self._draining: str | None = None
+        self._ended: str | None = None
+        self._moved = self._loading_from = Movement()
+        self._usual = start_history.usual(options.starts, options.start_key) if options.starts else {}
+        self._gpus = gpu_faults.Watch(options.gpu_uuids) if options.gpu_uuids else None
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start vLLM. Raises UsageError: it cannot be executed."""
+        process.become_subreaper()
+        self.started_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            loop.add_signal_handler(number, self.signals.put_nowait, number)
+        try:
+            self.child = subprocess.Popen(
+                argv,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # A terminal's Ctrl-C reaches us alone. No session of its own: to Linux each is a scheduling group
+                # (autogroup), and one full of vLLM's yielding spinners starves the others, us, for seconds.
+                process_group=0,
+            )
+        except OSError as error:
+            raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
+        # Probes are answered, and signals obeyed, while the CPU engine takes every core there is. One that feeds a GPU
+        # does not, and must not wait behind whatever else runs beside it.
+        niceness = 0 if self.options.planned_gpus else ENGINE_NICENESS
+        os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        self._will = process.last_will(self.child.pid)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):
+            assert stream is not None  # noqa: S101 - both are pipes
+            self.log.copy(os.dup(stream.fileno()), target)
+            stream.close()
+        self._reap()
+
+    def say(self, line: str) -> None:
+        self.log.say(f"vllm-launch: {line}")
+
+    async def until_the_end(self) -> int:
+        """All duties at once; the first that ends the run decides how."""
+        duties = {
+            asyncio.create_task(duty)
+            for duty in (self._watch(), self.prober.run(), self._serve(), self._obey(), self._outlive())
+        }
+        try:
+            done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
+            ending = next(error for task in done if (error := task.exception()) is not None)
+            self._ended = str(ending) if isinstance(ending, Ending) and ending.why else None
+        finally:
+            for duty in duties:
+                duty.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
+            await self._end_everything()
+        if not isinstance(ending, Ending):
+            raise ending
+        if ending.why is not None:
+            self.say(ending.why)
+            self._tell_kubernetes(ending.why)
+        self.log.close(timeout=2.0)
+        return ending.code
+
+    def _reap(self) -> None:
+        status = process.reap().get(self.child.pid)
+        if status is not None and not self.exited.done():
+            self.child.returncode = status
+            self.exited.set_result(status)
+
+    async def _end_everything(self) -> None:
+        self._ended = self._ended or "vLLM has ended."
+        self.prober.judge()
+        left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
+        os.close(self._will)
+        for one in left:
+            self.say(f"process {one.pid} ({one.title}) does not end: it hangs in the kernel")
+        deadline = time.monotonic() + (0 if left else REAP_SECONDS)
+        while process.has_children() and time.monotonic() < deadline:
+            self._reap()
+            await asyncio.sleep(0.02)
+        self._reap()
+        if self._gpus:
+            self._gpus.close()
+        await asyncio.to_thread(self.log.close_streams, 5.0)
+
+    def _tell_kubernetes(self, why: str) -> None:
+        path = self.options.termination_log
+        if path is None:
+            return
+        with contextlib.suppress(OSError):  # there only in a pod: never made by us
+            handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
+            with os.fdopen(handle, "wb") as file:
+                file.write(why.encode()[:TERMINATION_LOG_BYTES])
+
+    # --- duties -------------------------------------------------------------------------------------------------
+
+    async def _outlive(self) -> None:
+        """An end of vLLM that nobody asked for."""
+        status = await self.exited
+        if self.asked_to_end:
+            return
+        await asyncio.to_thread(self.log.close_streams, 1.0)  # its last words may still be on their way
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        if status == 0 and self.vital_lost():
+            how = f"exited because {self.vital_lost()} had died"
+        why = progress.reason(list(self.log.last)) or "its log names no error"
+        when = f"in phase '{self.phase}'" if self.phase != "ready" else "while serving"
+        raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
+
+    def vital_lost(self) -> str | None:
+        """The title of a part of vLLM that is gone."""
+        return next((title for pid, title in self.vital.items() if not process.is_alive(pid)), None)
+
+    async def _watch(self) -> None:
+        """Every half a second: are all parts there, and does a start still move?"""
+        lost_at: float | None = None
+        scanned, spoken, found = 0.0, self.started_at, list[process.Process]()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now, starting = time.monotonic(), not self.ready.is_set()
+            if starting or now - scanned >= SCAN_SECONDS:
+                found = await asyncio.to_thread(process.descendants, os.getpid())
+                scanned = now
+            alive = [one for one in found if one.state != "Z"]
+            self.vital.update({one.pid: one.title for one in alive if _VITAL.match(one.title)})
+            if (title := self.vital_lost()) and not self.asked_to_end:
+                lost_at = lost_at or now
+                if now - lost_at > LOST_SECONDS:
+                    why = progress.root_cause(list(self.log.last))
+                    why = why or "its log gives no cause; perhaps it was killed for want of memory"
+                    raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
+            if not starting:
+                self.log.fresh.clear()
+                continue
+            before = self.phase
+            self._follow_start(alive)
+            if self.phase != before or now - spoken >= SPEAK_SECONDS:
+                spoken = now
+                self.say(self._progress())
+
+    def _follow_start(self, alive: Sequence[process.Process]) -> None:
+        while self.log.fresh:
+            line = self.log.fresh.popleft()
+            self._lines += progress.tells_progress(line)
+            self.phase = progress.phase_after(self.phase, line)
+            if self.options.no_multicast and (ways := multicast.all_reduces(line)):
+                self._say_all_reduce(ways)
+        now = Movement(
+            lines=self._lines,
+            processes=len(alive),
+            read=sum(one.read for one in alive),
+            written=sum(one.written for one in alive),
+            resident=sum(one.resident for one in alive),
+            gpu=self._gpus.report.used if self._gpus and self._gpus.report else 0,
+        )
+        if progress.downloading(self.phase, self._moved, now):
+            self.phase = "downloading"
+        if progress.PHASES.index(self.phase) < progress.PHASES.index("loading weights"):
+            self._loading_from = now
+        self._moved = now
+
+    def _say_all_reduce(self, ways: Sequence[str]) -> None:
+        """Whether vLLM keeps off NVLink multicast, as its own log shows."""
+        wrong = multicast.users(ways)
+        told = (
+            f"uses NVLink multicast: {', '.join(wrong)}"
+            if wrong
+            else f"leaves NVLink multicast alone: {', '.join(ways)}"
+        )
+        self.say(f"{'warning: ' if wrong else ''}all-reduce {told}")
+
+    def _progress(self) -> str:
+        """How far the start has come, in one line."""
+        loaded = progress.loaded(self._loading_from, self._moved)
+        elapsed, gpu = time.monotonic() - self.started_at, bool(self.options.gpu_uuids)
+        return progress.sentence(self.phase, elapsed, loaded, self.options.weights_bytes, self._usual, gpu=gpu)
+
+    def _surroundings(self) -> Surroundings:
+        """What the prober cannot see by itself."""
+        weights = self.options.weights_bytes
+        return Surroundings(
+            movement=self._moved,
+            phase=self.phase,
+            progress=self._progress(),
+            weights_bytes=weights,
+            loaded_bytes=min(progress.loaded(self._loading_from, self._moved), weights) if weights else None,
+            remaining_s=progress.remaining(self._usual, self.prober.state.phases, self.phase),
+            draining=self._draining,
+            ended=self._ended,
+            gpus=self._gpus.report if self._gpus else None,
+        )
+
+    def _changed(self, before: State, now: State) -> None:
+        """The prober has come to another verdict."""
+        if not before.started and now.started:
+            self.phase = "ready"
+            self.say(f"ready after {now.start_s:.0f} s")
+            if self.options.starts:
+                start_history.remember(self.options.starts, self.options.start_key, now.phases)
+            self.ready.set()
+            return
+        if self._ended is not None:
+            return
+        if now.name == "dead" and not self.vital_lost():  # of a part that is gone its watch knows more
+            cause = progress.root_cause(list(self.log.last))
+            raise Ending(1, f"{now.reason} All was ended{f': {cause}' if cause else '.'}")
+        if now.name not in {"starting", "draining"}:
+            self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
+
+    async def _serve(self) -> None:
+        """Once it is ready: compare the KV cache with the plan, greet."""
+        await self.ready.wait()
+        for engine, tokens in self.prober.exposition.kv_cache_tokens.items():
+            text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
+            self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
+        if self.options.greet:
+            await self._greet(self.options.api_url)
+
+    async def _greet(self, url: str) -> None:
+        options = self.options
+        model, key = options.served_model_name, options.api_key or ""
+        question = "Hello! Who are you?"
+        self.say(f'asking "{question}"')
+        try:
+            timing = await asyncio.to_thread(smoke.stream_answer, f"{url}/v1", key, model, question, self._say_answer)
+        except Exception as error:  # noqa: BLE001 - a greeting that fails is told, whatever it was; serving goes on
+            self.say(f"no answer: {' '.join(str(error).split())[:300]}")
+        else:
+            rest = f"{timing.pieces} pieces in {timing.total_s:.2f} s, the first after {timing.first_s:.2f} s"
+            self.say(f"answered: {rest}")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.health_host, options.health_host)  # noqa: S104
+        health = f"http://{host}:{options.health_port}/readyz"
+        self.say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health}")
+        bearer = " -H 'Authorization: Bearer YOUR_KEY'" if key else ""
+        body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+        self.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'")
+        self.say("Ctrl-C drains: streams under way finish, new requests are turned away")
+
+    def _say_answer(self, piece: str) -> None:
+        """What a model says is not to move the terminal's cursor."""
+        self.log.say_part(
+            "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in piece)
+        )
+
+    async def _obey(self) -> None:
+        """Signals, and the drain that the first one begins."""
+        number = await self.signals.get()
+        if not self.ready.is_set() or number == signal.SIGQUIT:
+            raise Ending(128 + number, None)
+        drain = asyncio.create_task(self._drain(number))
+        again = asyncio.create_task(self.signals.get())
+        try:
+            done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+            if drain in done:
+                drain.result()
+            raise Ending(128 + again.result(), None)
+        finally:
+            drain.cancel()
+            again.cancel()
+
+    async def _drain(self, number: signal.Signals) -> None:
+        options = self.options
+        limit = options.shutdown_timeout + options.exit_margin
+        self._draining = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
+        self.prober.judge()
+        self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
+        with contextlib.suppress(OSError):  # a full disk must not keep us from draining
+            options.drain_flag.touch()
+        await asyncio.sleep(options.drain_delay)
+        with contextlib.suppress(OSError):
+            options.refuse_flag.touch()
+        self.say(
+            f"vLLM finishes what it has begun, for at most {options.shutdown_timeout:g} s; once more ends it at once"
+        )
+        self.asked_to_end = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGTERM)
+        servers = [pid for pid, title in self.vital.items() if "::APIServer" in title]
+        try:
+            async with asyncio.timeout(limit):
+                status = await self._end_or_idle(servers)
+        except TimeoutError:
+            raise Ending(1, f"vLLM did not end within {limit:.0f} s of its drain, so all was ended") from None
+        if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM, None}:
+            raise Ending(0, None)
+        raise Ending(progress.exit_code(status), f"vLLM ended its drain with {status}")
+
+    async def _end_or_idle(self, servers: Sequence[int]) -> int | None:
+        """The child's end, or None as soon as all ``servers`` are gone, and with them the last stream.
+
+        With several API servers vLLM then gives each engine the whole shutdown timeout once more, and data-parallel
+        engines use it up (v1/utils.py:shutdown; seen with vLLM 0.32.0, DP=2).
+        """
+        while not self.exited.done():
+            if servers and not any(map(process.is_alive, servers)):
+                self.say("every stream has ended, and so do the engines")
+                return None
+            await asyncio.wait([self.exited], timeout=WATCH_SECONDS)
+        return self.exited.result()

@@ -1,0 +1,313 @@
+"""How many tokens a KV cache of so many bytes holds: the grouping and paging of vLLM 0.32.0, to the block. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.model import Layer, Model
+from vllm_launch.sizing.parallel import Layout, layer_split
+from vllm_launch.sizing.run_config import DTYPE_BYTES, Run
+
+_STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
+_SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
+_PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+"""Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
+
+Room = int | Sequence[int]
+"""Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
+
+
+class KvCache(msgspec.Struct, frozen=True, kw_only=True):
+    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
+
+    dtype: str
+    bytes: int
+    tokens: int
+    bytes_per_token: int
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer's page on one GPU, as vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` in bytes."""
+
+    kind: str  # "full", "mla", "sliding", "chunked" or "mamba"
+    block: int  # tokens in a page
+    page: int
+    window: int = 0  # of "sliding" and "chunked", tokens
+    shape: tuple[int, int, int] = (0, 0, 0)  # heads on the GPU, key width, value width
+    states: int = 0  # pages of a "mamba" request
+
+
+class Grouping(msgspec.Struct, frozen=True, kw_only=True):
+    """How vLLM shares the pool: groups of layers draw blocks of one size from it.
+
+    ``groups`` holds the different specs of each; the one that needs the most blocks counts. ``block_bytes`` is what a
+    block takes on a GPU of each pipeline rank, 0 on a rank that caches nothing.
+    """
+
+    groups: tuple[tuple[Spec, ...], ...]
+    block_bytes: tuple[int, ...]
+
+
+def kv_dtype(model: Model, run: Run) -> str:
+    """The cache's dtype with "auto" resolved: the checkpoint's own, else the model's.
+
+    Source: vllm/utils/torch_utils.py:resolve_kv_cache_dtype_string, layers/attention/attention.py.
+    """
+    if run.kv_cache_dtype != "auto":
+        return run.kv_cache_dtype
+    if model.quantization and model.quantization.kv_cache_dtype:
+        return model.quantization.kv_cache_dtype
+    return run.dtype if run.dtype not in {None, "auto"} else model.dtype
+
+
+def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> KvCache:
+    """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
+
+    ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
+    Source: vllm/v1/core/kv_cache_utils.py:get_kv_cache_configs, get_kv_cache_capacity.
+    """
+    grouping = grouping_of(model, run, layout, gpu)
+    dtype = kv_dtype(model, run)
+    if not grouping.groups:
+        return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
+    blocks = _pool(grouping, kv_bytes)
+    longest = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
+    tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
+    total = blocks * sum(grouping.block_bytes) * layout.tensor
+    per_token = bytes_per_request(model, run, layout, run.max_model_len, gpu) / run.max_model_len
+    return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
+
+
+def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> int:
+    """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
+
+    One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
+    """
+    grouping = grouping_of(model, run, layout, gpu)
+    if not grouping.groups:
+        return run.max_model_len
+    usable = _pool(grouping, kv_bytes) - 1
+    low, high = 0, run.max_model_len
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _blocks_per_request(grouping, run, layout, gpu, middle) <= usable:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _pool(grouping: Grouping, kv_bytes: Room) -> int:
+    """Blocks that every rank can hold: each has as many as the one that holds the fewest.
+
+    That need not be the rank with the least memory: the first ranks have a layer more (get_kv_cache_configs, step 5).
+    """
+    rooms = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
+    return min(max(0, room) // size for room, size in zip(rooms, grouping.block_bytes, strict=True) if size)
+
+
+def bytes_per_request(model: Model, run: Run, layout: Layout, tokens: int, gpu: Gpu | None = None) -> int:
+    """Bytes that one request of ``tokens`` tokens holds, on all GPUs of the replica together."""
+    grouping = grouping_of(model, run, layout, gpu)
+    if not grouping.groups:
+        return 0
+    return _blocks_per_request(grouping, run, layout, gpu, tokens) * sum(grouping.block_bytes) * layout.tensor
+
+
+def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
+    """Tokens in a block before a hybrid model raises it.
+
+    Source: platforms/interface.py:update_block_size_for_backend, platforms/cpu.py, and the first MLA backend that
+    platforms/cuda.py:_get_backend_priorities lists for the GPU.
+    """
+    if gpu is None:
+        return 16 if model.mla else run.block_size or 128
+    if run.block_size is not None:
+        return run.block_size
+    if _sparse(model):
+        return 64  # mla/indexer.py, and a multiple of every sparse backend's
+    if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
+        return 32
+    if model.mla and gpu.compute_capability[0] == 9 and kv_dtype(model, run) in {"fp8", "fp8_e4m3"}:  # noqa: PLR2004
+        return 64  # FLASHMLA: FLASH_ATTN_MLA reads no FP8
+    return 16
+
+
+def _sparse(model: Model) -> bool:
+    return any(layer.index_bytes for layer in model.layers)
+
+
+def _stored_dtype(model: Model, run: Run, gpu: Gpu | None) -> str:
+    """``kv_dtype`` as the layers store it: FlashMLA's sparse kernels have a packing of their own for FP8.
+
+    Source: layers/attention/mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype, and the first backend that
+    platforms/cuda.py:_get_backend_priorities lists for the GPU.
+    """
+    dtype = kv_dtype(model, run)
+    if gpu is not None and _sparse(model) and dtype in {"fp8", "fp8_e4m3"} and gpu.compute_capability[0] in {9, 12}:
+        return "fp8_ds_mla"
+    return dtype
+
+
+def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[tuple[Spec, ...]]:
+    """What each layer keeps on one GPU, in the model's order: nothing, one cache, or attention's and a state.
+
+    In a hybrid model attention's pages grow to hold a recurrent state, and states are padded to them; with prefix
+    caching, vLLM's default for these, a request keeps two, and one more where a prefill leaves a checkpoint
+    (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
+    """
+    block = block_size(model, run, gpu)
+    width = _stored_dtype(model, run, gpu)
+    attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
+    state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
+    if state and not attention:
+        kept = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
+        return [(kept,) if layer.kind == "mamba" else () for layer in model.layers]
+    recurrent = None
+    if state:
+        token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
+        unit = max(block, 128) if model.mla else block
+        block = max(block, unit * math.ceil(state / (unit * token)))
+        checkpoints = max(layer.state_checkpoints for layer in model.layers)
+        recurrent = Spec(kind="mamba", block=block, page=block * token, states=2 + checkpoints)
+    return [
+        (
+            *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),
+            *([recurrent] if recurrent and layer.state_shapes else []),
+            *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
+        )
+        for layer in model.layers
+    ]
+
+
+def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grouping:
+    """Groups as vllm/v1/core/kv_cache_utils.py:get_kv_cache_groups makes them, projected onto the pipeline's ranks."""
+    counts = layer_split(len(model.layers), layout.pipeline)
+    rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    caches = [
+        (rank, spec)
+        for rank, specs in zip(rank_of, layer_specs(model, run, layout, gpu), strict=True)
+        for spec in specs
+    ]
+    pages = [spec for _, spec in caches]
+    ranks = [rank for rank, _ in caches]
+    if not pages:
+        return Grouping(groups=(), block_bytes=())
+    if _one_type(pages):
+        groups = [list(range(len(pages)))]
+    else:
+        pages = _even(pages)
+        groups = _split(pages)
+    block_bytes = [
+        max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
+        for rank in range(layout.pipeline)
+    ]
+    return Grouping(
+        groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
+        block_bytes=tuple(block_bytes),
+    )
+
+
+def _one_type(specs: Sequence[Spec]) -> bool:
+    """Whether all layers need the same number of blocks (UniformTypeKVCacheSpecs.is_uniform_type)."""
+    if all(spec.kind in {"full", "mla"} for spec in specs):
+        return True
+    return len({(spec.kind, spec.window) for spec in specs}) == 1
+
+
+def _even(specs: Sequence[Spec]) -> list[Spec]:
+    """Pages of one size: more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size)."""
+    largest = max(spec.page for spec in specs)
+    return [
+        msgspec.structs.replace(
+            spec,
+            page=largest,
+            block=spec.block if largest % spec.page else spec.block * largest // spec.page,
+        )
+        for spec in specs
+    ]
+
+
+def _split(specs: Sequence[Spec]) -> list[list[int]]:
+    """Groups of equally many layers, by index (_get_kv_cache_groups_uniform_page_size)."""
+    buckets: defaultdict[Spec, list[int]] = defaultdict(list)
+    for index, spec in enumerate(specs):
+        buckets[spec].append(index)
+    least, most = min(map(len, buckets.values())), max(map(len, buckets.values()))
+    size = most if most < least * 1.5 else least
+    groups = []
+    for layers in buckets.values():
+        count = math.ceil(len(layers) / size)
+        groups += [layers[first::count] for first in range(count)]
+    return groups
+
+
+def _blocks_per_request(grouping: Grouping, run: Run, layout: Layout, gpu: Gpu | None, length: int) -> int:
+    """Blocks that a request of ``length`` tokens takes at most, over all groups.
+
+    Tokens in flight keep blocks that have left the window: one batch for each step that may be under way, pipeline
+    stages and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
+    """
+    steps = layout.pipeline if gpu is None else layout.pipeline + 1
+    in_flight = steps * run.max_num_batched_tokens
+    return sum(max(_blocks(spec, in_flight, length) for spec in group) for group in grouping.groups)
+
+
+def _blocks(spec: Spec, in_flight: int, length: int) -> int:
+    """One group's blocks for a request (each spec's max_memory_usage_bytes / page_size_bytes)."""
+    match spec.kind:
+        case "sliding":
+            return math.ceil(min(spec.window - 1 + in_flight, length) / spec.block) + 1
+        case "chunked":
+            return math.ceil(min(spec.window + in_flight, length) / spec.block)
+        case "mamba":
+            return spec.states
+        case _:
+            return math.ceil(length / spec.block)
+
+
+def _attention(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec:
+    heads = 1 if layer.kind == "mla" else max(1, layer.kv_heads // layout.tensor)
+    return Spec(
+        kind=layer.kind,
+        block=block,
+        page=_page(layer, layout, block, dtype, model_dtype),
+        window=layer.window or 0 if layer.kind in {"sliding", "chunked"} else 0,
+        shape=(heads, layer.head_dim, layer.head_dim_v),
+    )
+
+
+def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> int:
+    """Bytes of one layer's page on one GPU (AttentionSpec.unpadded_page_size_bytes and the backends' packing).
+
+    MLA keeps one latent vector per token, whole on every tensor-parallel rank.
+    """
+    if layer.kind == "mla":
+        return block * (_PACKED_LATENT.get(dtype) or layer.head_dim * _element_bytes(dtype, model_dtype))
+    heads = max(1, layer.kv_heads // layout.tensor)
+    sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
+    if dtype.startswith("nvfp4"):
+        return block * heads * sum(side // 2 + side // 16 for side in sides)
+    if dtype == "int4_per_token_head":
+        return block * heads * sum(side // 2 + _SCALE_BYTES for side in sides)
+    scales = 2 * _SCALE_BYTES if dtype.endswith("_per_token_head") else 0
+    return block * heads * (sum(sides) * _element_bytes(dtype, model_dtype) + scales)
+
+
+def _element_bytes(dtype: str, model_dtype: str) -> int:
+    if dtype.startswith(("fp8", "int8")):
+        return 1
+    return DTYPE_BYTES.get(dtype, DTYPE_BYTES[model_dtype])
+
+
+def _state_bytes(layer: Layer, layout: Layout) -> int:
+    """Bytes of a layer's recurrent state on one GPU: every state is split over tensor-parallel ranks once."""
+    return sum(
+        math.ceil(math.prod(shape) / layout.tensor) * _STATE_DTYPE_BYTES.get(dtype, DTYPE_BYTES.get(dtype, 4))
+        for shape, dtype in zip(layer.state_shapes, layer.state_dtypes, strict=True)
+    )

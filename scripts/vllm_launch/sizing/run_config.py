@@ -1,0 +1,48 @@
+"""How vLLM is run, as far as memory depends on it: its own names and defaults. Pure; vLLM 0.32.0 is the authority."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.model import Model
+
+_GIB = 1 << 30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine arguments that change memory, all decided. Names are vLLM's."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_dtype: str = "auto"
+    block_size: int | None = None
+    enforce_eager: bool = False
+    max_cudagraph_capture_size: int | None = None
+    language_model_only: bool = False
+    quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
+    dtype: str | None = None
+    fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
+    adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
+    estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+
+def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
+    """VLLM's (max_num_batched_tokens, max_num_seqs) for its server when neither is set; ``gpu`` None is the CPU engine.
+
+    Both are for one vLLM of ``world_size`` = TP times PP. Source: vllm/engine/arg_utils.py:get_batch_defaults.
+    """
+    if gpu is None:
+        return 2048 * world_size, 128 * world_size
+    if gpu.memory_total >= 160 * _GIB:
+        return 16384, 1024
+    if gpu.memory_total >= 70 * _GIB and "a100" not in gpu.name.lower():
+        return 8192, 1024
+    return 2048, 256
+
+
+def activation_bytes(model: Model, run: Run) -> int:
+    """Bytes of one activation."""
+    return DTYPE_BYTES[run.dtype if run.dtype in DTYPE_BYTES else model.dtype]

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_launch.errors import UsageError
+from vllm_launch.machine.catalogue import ENTRIES, parse_hardware_name
+from vllm_launch.machine.gpus import Hardware
+from vllm_launch.machine.hardware_file import dump_hardware, load_hardware
+
+MIB = 1 << 20
+# What nvidia-smi calls total on each (MiB, NVIDIA's data sheets and nvidia-smi): CUDA's total is a little less.
+NVIDIA_SMI_MIB = {
+    "T4": 15360,
+    "A10G": 23028,
+    "L4": 23034,
+    "L40S": 46068,
+    "RTX 4090": 24564,
+    "RTX 5090": 32607,
+    "A100-40GB": 40960,
+    "A100-80GB": 81920,
+    "H100": 81559,
+    "H200": 143771,
+    "B200": 183359,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "nvml_name", "memory"),
+    [("H200", "NVIDIA H200", 150109880320), ("H100", "NVIDIA H100 80GB HBM3", 85017493504)],
+)
+def test_measured_gpus_are_exact_to_the_byte(name: str, nvml_name: str, memory: int) -> None:
+    gpu = parse_hardware_name(name).gpus[0]
+    assert gpu.memory_total == gpu.memory_free == memory
+    assert gpu.name == nvml_name
+
+
+@pytest.mark.parametrize("name", NVIDIA_SMI_MIB)
+def test_memory_is_nvidia_smis_less_a_small_reserve(name: str) -> None:
+    reserve = NVIDIA_SMI_MIB[name] - parse_hardware_name(name).gpus[0].memory_total / MIB
+    assert 100 < reserve < 1000
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if "g." in name])
+def test_a_slice_is_at_most_its_share_of_the_whole_gpu(name: str) -> None:
+    parent, profile = name.rsplit("-", 1)
+    whole = ENTRIES[parent].memory
+    eighths = {"5gb": 1, "10gb": 2, "20gb": 4, "40gb": 8} if parent == "A100-40GB" else {}
+    eighths = eighths or {"10gb": 1, "20gb": 2, "40gb": 4, "80gb": 8}
+    share = whole * eighths[profile.split(".")[1]] / 8
+    assert share * 0.95 < ENTRIES[name].memory <= min(whole, share + 0.2)
+    hardware = parse_hardware_name(name)
+    assert hardware.gpus[0].mig_profile == profile
+    assert hardware.gpus[0].uuid.startswith("MIG-")
+    assert hardware.gpus[0].compute_capability == ENTRIES[parent].compute_capability
+
+
+def test_every_row_has_a_source() -> None:
+    assert all(len(entry.source) > 10 for entry in ENTRIES.values())
+    assert "derived" in ENTRIES["H100-7g.80gb"].source
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "nvlink", "p2p"),
+    [
+        ("T4", (7, 5), False, True),
+        ("A10G", (8, 6), False, True),
+        ("L4", (8, 9), False, True),
+        ("L40S", (8, 9), False, True),
+        ("RTX 4090", (8, 9), False, False),
+        ("RTX 5090", (12, 0), False, False),
+        ("A100-40GB", (8, 0), True, True),
+        ("A100-80GB", (8, 0), True, True),
+        ("H100", (9, 0), True, True),
+        ("H200", (9, 0), True, True),
+        ("B200", (10, 0), True, True),
+        ("H100-1g.10gb", (9, 0), False, False),
+    ],
+)
+def test_capability_and_links_are_the_kinds(name: str, capability: tuple[int, int], *, nvlink: bool, p2p: bool) -> None:
+    hardware = parse_hardware_name(f"{name}:2")
+    assert hardware.gpus[0].compute_capability == capability
+    assert hardware.nvlink == ((False, nvlink), (nvlink, False))
+    assert hardware.p2p == ((False, p2p), (p2p, False))
+    assert hardware.source == "catalogue"
+
+
+def test_gpus_have_their_own_index_and_a_well_formed_uuid() -> None:
+    gpus = parse_hardware_name("H100:64").gpus
+    assert [gpu.index for gpu in gpus] == list(range(64))
+    assert len({gpu.uuid for gpu in gpus}) == 64
+    assert all(re.fullmatch(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", gpu.uuid) for gpu in gpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("h100:8", "H100"),
+        ("NVIDIA H100 80GB HBM3:8", "H100"),
+        ("H100-80GB", "H100"),
+        ("H100-SXM5", "H100"),
+        ("NVIDIA L4:2", "L4"),
+        ("rtx4090", "RTX 4090"),
+        ("RTX-4090", "RTX 4090"),
+        ("GeForce RTX 5090", "RTX 5090"),
+        ("5090", "RTX 5090"),
+        ("tesla_t4", "T4"),
+        ("a100 80gb", "A100-80GB"),
+        ("A10080GB", "A100-80GB"),
+        ("A100-1g.5gb", "A100-40GB-1g.5gb"),
+        ("a100-80gb-3G.40GB", "A100-80GB-3g.40gb"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100-1g.10gb"),
+        ("H100 : 8", "H100"),
+    ],
+)
+def test_a_name_may_be_spelt_in_many_ways(text: str, name: str) -> None:
+    assert parse_hardware_name(text).gpus[0].name == ENTRIES[name].nvml_name
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("A100", ["may be several GPUs", "A100-40GB or A100-80GB"]),
+        ("A100-1g.10gb", ["A100-40GB-1g.10gb or A100-80GB-1g.10gb"]),
+        ("H10:8", ["'H10' is not in the catalogue", "H100"]),
+        ("L40", ["L40S"]),
+        ("MI300X", ["T4", "B200"]),
+        ("", ["B200"]),
+        (":8", ["B200"]),
+        ("H100-1g.11gb", ["H100-1g.10gb"]),
+        ("H100:0", ["'0' is no number", "1 to 64"]),
+        ("H100:65", ["'65' is no number", "1 to 64"]),
+        ("H100:", ["'' is no number"]),
+        ("H100:-1", ["'-1' is no number"]),
+        ("H100:8:8", ["'8:8' is no number"]),
+        ("H100:eight", ["'eight' is no number"]),
+        ("H100:٨", ["is no number"]),
+        ("H100:" + "9" * 5000, ["is no number"]),
+    ],
+)
+def test_an_unknown_name_or_count_is_told_with_the_nearest_right_one(text: str, named: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_hardware_name(text)
+    assert "\n" not in str(caught.value)
+    for part in named:
+        assert part in str(caught.value)
+
+
+def test_several_slices_warn_that_a_replica_gets_one() -> None:
+    assert "one MIG slice only" in parse_hardware_name("H100-1g.10gb:2").warnings[0]
+    assert parse_hardware_name("H100:2").warnings == ()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_row_survives_being_written_to_a_file(name: str, tmp_path) -> None:
+    hardware = parse_hardware_name(f"{name}:3")
+    (tmp_path / "hardware.json").write_bytes(dump_hardware(hardware))
+    read = load_hardware(tmp_path / "hardware.json")
+    assert (read.gpus, read.nvlink, read.p2p) == (hardware.gpus, hardware.nvlink, hardware.p2p)
+
+
+@given(st.text() | st.from_regex(r"(H100|A100|L4|rtx ?[45]090)[-: 0-9a-z.]*"))
+def test_any_text_is_a_machine_or_one_line(text: str) -> None:
+    try:
+        assert isinstance(parse_hardware_name(text), Hardware)
+    except UsageError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017  either outcome is right

@@ -1,0 +1,199 @@
+"""A hub id: from the cache on disk, and what is said when the hub says no. Nothing here reaches a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, errors
+
+from vllm_launch.errors import UsageError
+from vllm_launch.model import hub
+from vllm_launch.model.read import read_model, weight_files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 320, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot folder of some/model in an offline cache, laid out as huggingface_hub does, with config.json."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    return snapshot
+
+
+def weights(name: str) -> bytes:
+    header = json.dumps({name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(12)
+
+
+def test_a_cached_model_is_read_offline(cache: Path) -> None:
+    (cache / "model.safetensors").write_bytes(weights("a"))
+    model = read_model("some/model")
+    assert (model.tensors_from, [tensor.name for tensor in model.tensors], model.warnings) == ("safetensors", ["a"], ())
+
+
+def test_cached_shards_are_those_of_the_index(cache: Path) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    (cache / "one.safetensors").write_bytes(weights("a"))
+    (cache / "two.safetensors").write_bytes(weights("b"))
+    assert [tensor.name for tensor in read_model("some/model").tensors] == ["a", "b"]
+
+
+def test_the_caches_files_are_told_once_all_are_there(cache: Path) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    (cache / "one.safetensors").write_bytes(weights("a"))
+    assert weight_files("some/model") == []
+    (cache / "two.safetensors").write_bytes(weights("b"))
+    assert [path.name for path in weight_files("some/model")] == ["one.safetensors", "two.safetensors"]
+    assert weight_files("some/other") == []
+
+
+def test_a_cache_without_weights_is_planned_from_the_config_and_says_so(cache: Path) -> None:
+    assert cache.is_dir()
+    model = read_model("some/model")
+    assert model.tensors_from == "config"
+    assert any("no safetensors" in warning for warning in model.warnings)
+
+
+def test_the_caches_small_files_count(cache: Path) -> None:
+    (cache / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": {"quant_algo": "FP8"}, "producer": {"name": "modelopt"}})
+    )
+    quantization = read_model("some/model").quantization
+    assert quantization is not None
+    assert quantization.method == "modelopt"
+
+
+def test_a_model_that_is_not_cached_offline_says_how_to_download_it(cache: Path) -> None:
+    assert cache.is_dir()
+    with pytest.raises(UsageError, match=r"other/model: is not in the hub's cache.* run `hf download other/model`"):
+        read_model("other/model")
+
+
+def test_a_broken_file_in_the_cache_is_named(cache: Path) -> None:
+    (cache / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json: is not JSON"):
+        read_model("some/model")
+
+
+def refused(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None, text="", url="https://hub/x")
+    return kind("long\ntext", response=response)
+
+
+def transport() -> Exception:
+    return type("ConnectError", (Exception,), {"__module__": "httpx2"})("no route")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (lambda: refused(errors.GatedRepoError, 403), r"is gated; accept its licence at .*some/model and set HF_TOKEN"),
+        (lambda: refused(errors.RepositoryNotFoundError, 404), r"no such model on the hub.*spelling"),
+        (lambda: refused(errors.RevisionNotFoundError, 404), r"has no revision 'v9'"),
+        (lambda: refused(errors.HfHubHTTPError, 503), r"the hub refused \(HTTP 503\)"),
+        (lambda: refused(errors.HfHubHTTPError, 401), r"does not know the token \(HTTP 401\); set HF_TOKEN to one"),
+        (lambda: errors.OfflineModeIsEnabled("off"), r"HF_HUB_OFFLINE is set"),
+        (lambda: errors.LocalEntryNotFoundError("gone"), r"at revision 'v9' and the hub cannot be reached"),
+        (lambda: errors.EntryNotFoundError("gone"), r"has no config\.json"),
+        (lambda: errors.SafetensorsParsingError("bad"), r"headers on the hub are broken"),
+        (lambda: errors.HFValidationError("bad"), r"neither a folder nor a hub id"),
+        (lambda: ConnectionResetError("reset"), r"cannot be reached \(ConnectionResetError\); check the network"),
+        (lambda: UnicodeEncodeError("ascii", "Bearer é", 7, 8, "?"), r"token is not plain ASCII; check HF_TOKEN"),
+        (transport, r"cannot be reached \(ConnectError\); check the network"),
+        (lambda: PermissionError(13, "Permission denied", "/hub/x"), r"cache in .* \(Permission denied\); set HF_HOME"),
+        (lambda: OSError(28, "No space left on device"), r"cache in .* \(No space left on device\); set HF_HOME"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_the_hub_refuses_becomes_one_line_simulated(
+    error: Callable[[], Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise error()
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    with pytest.raises(UsageError, match=text) as caught:
+        read_model("some/model", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verbosity", [None, "info"])
+def test_the_hubs_client_does_not_tell_of_its_tries_unless_asked(
+    verbosity: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    said = []
+
+    def download(*_: Any, **__: Any) -> str:
+        said.append(client.isEnabledFor(logging.WARNING))
+        raise errors.LocalEntryNotFoundError("gone")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    if verbosity is not None:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", verbosity)
+    logging.getLogger("huggingface_hub").setLevel(logging.INFO)  # as it does when it is imported with this variable
+    with pytest.raises(UsageError):
+        read_model("some/model")
+    assert said == [verbosity is not None]
+
+
+def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    with pytest.raises(ZeroDivisionError):
+        read_model("some/model")
+
+
+def test_headers_on_the_hub_are_read_by_range_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = SimpleNamespace(dtype="BF16", shape=[2, 3])
+    metadata = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors={"a": tensor})})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
+    monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", lambda *_, **__: metadata)
+    model = read_model("some/model")
+    assert (model.tensors_from, model.tensors[0].shape) == ("safetensors", (2, 3))
+
+
+def test_a_repository_without_safetensors_is_planned_from_the_config_simulated(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metadata(*_: Any, **__: Any) -> None:
+        raise errors.NotASafetensorsRepoError("none")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
+    monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", metadata)
+    assert read_model("some/model").tensors_from == "config"
+
+
+def _from(folder: Path) -> Callable[..., str]:
+    def download(_: str, filename: str, **__: Any) -> str:
+        if not (folder / filename).is_file():
+            raise errors.EntryNotFoundError(filename)
+        return str(folder / filename)
+
+    return download

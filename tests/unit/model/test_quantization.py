@@ -1,0 +1,265 @@
+"""How weights are stored: methods, their replacements, and the tensors of one linear layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_launch.errors import UsageError
+from vllm_launch.model.checkpoint import DTYPE_BITS
+from vllm_launch.model.model import Quantization
+from vllm_launch.model.quantization import (
+    DEPRECATED,
+    GONE,
+    MIN_CAPABILITY,
+    is_ignored,
+    minimum_compute_capability,
+    read_quantization,
+    stored,
+)
+
+
+def read(hf_quant: Any = None, **section: Any) -> Quantization:
+    found = read_quantization({"quantization_config": section} if section else {}, hf_quant, "config.json")
+    assert found is not None
+    return found
+
+
+def shapes(quantization: Quantization, rows: int = 256, columns: int = 512) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored("w", rows, columns, "BF16", quantization)}
+
+
+def test_a_plain_checkpoint_has_no_quantization() -> None:
+    assert read_quantization({}, None, "config.json") is None
+    assert read_quantization({"quantization_config": {}}, None, "config.json") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "method", "bits", "group"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "awq", 4, 64),
+        ({"quant_method": "AWQ", "w_bit": 4, "q_group_size": 128}, "awq", 4, 128),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "gptq", 8, None),
+        ({"quant_method": "auto-round", "bits": 4}, "inc", 4, 128),
+        ({"quant_method": "mxfp4"}, "mxfp4", 4, 32),
+        ({"quant_method": "fp8"}, "fp8", 8, None),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt_fp4", 4, 16),
+        ({"quant_algo": "FP8", "producer": {"name": "modelopt"}}, "modelopt", 8, None),
+        ({"quant_method": "compressed_tensors", "format": "x"}, "compressed-tensors", 8, None),
+    ],
+)
+def test_method_bits_and_group_are_read(section: dict[str, Any], method: str, bits: int, group: int | None) -> None:
+    found = read(**section)
+    assert (found.method, found.bits, found.group_size) == (method, bits, group)
+
+
+def test_compressed_tensors_reads_its_first_group() -> None:
+    weights = {"num_bits": 4, "group_size": 64}
+    found = read(
+        quant_method="compressed-tensors",
+        config_groups={"group_0": {"weights": weights, "format": "pack-quantized"}},
+        ignore=["lm_head", "re:.*router"],
+        kv_cache_scheme={"num_bits": 8, "type": "float"},
+    )
+    assert (found.bits, found.group_size, found.format, found.kv_cache_dtype) == (4, 64, "pack-quantized", "fp8")
+    assert found.ignored == ("lm_head", "re:.*router")
+
+
+def test_a_nested_text_config_may_hold_the_section() -> None:
+    raw = {"text_config": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}}}
+    found = read_quantization(raw, None, "config.json")
+    assert found is not None
+    assert found.block_shape == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("algo", "dtype"),
+    [
+        ({"kv_cache_quant_algo": "FP8"}, "fp8"),
+        ({"kv_cache_quant_algo": "NVFP4"}, "nvfp4"),
+        ({"kv_cache_quant_algo": "INT3"}, None),
+        ({"kv_cache_scheme": {"type": "float", "num_bits": 8, "dynamic": False}}, "fp8"),
+        ({"kv_cache_scheme": {"type": "float", "num_bits": 8, "dynamic": True}}, None),
+        ({"kv_cache_scheme": {"type": "float", "num_bits": 4}}, "nvfp4"),
+        ({"kv_cache_scheme": {"type": "int", "num_bits": 8, "dynamic": False}}, None),
+        ({}, None),
+    ],
+)
+def test_model_optimizer_says_the_cache_dtype(algo: dict[str, Any], dtype: str | None) -> None:
+    assert read(hf_quant={"quantization": {"quant_algo": "FP8", **algo}}).kv_cache_dtype == dtype
+
+
+def test_only_model_optimizers_word_on_the_cache_counts() -> None:
+    assert read(quant_method="fp8", kv_cache_quant_algo="FP8").kv_cache_dtype is None
+
+
+@pytest.mark.parametrize("method", sorted(GONE))
+def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(quant_method=method.upper())
+    assert method in str(error.value)
+    assert error.value.remedy.startswith("take ")
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}, "desc_act"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False}, "sym"),
+        ({"quant_method": "gptq", "bits": 3}, "3 bits"),
+        ({"quant_method": "auto_gptq", "bits": 2}, "2 bits"),
+        ({"quant_method": "awq", "bits": 8}, "8 bits"),
+    ],
+)
+def test_what_vllms_awq_and_gptq_refuse_is_refused_before_it_starts(section: dict[str, Any], why: str) -> None:
+    """auto_gptq.py and auto_awq.py raise a ValueError while the engine reads its config."""
+    with pytest.raises(UsageError) as error:
+        read(**section)
+    assert why in error.value.what
+    assert error.value.remedy.startswith("take ")
+
+
+def test_one_group_for_all_inputs_has_no_order() -> None:
+    assert read(quant_method="gptq", bits=8, group_size=-1, desc_act=True, sym=True).group_size is None
+    assert read(quant_method="auto-round", bits=2, sym=False, desc_act=True).bits == 2
+
+
+def test_no_method_is_both_gone_and_known() -> None:
+    assert not GONE.keys() & MIN_CAPABILITY.keys()
+    assert MIN_CAPABILITY.keys() >= DEPRECATED
+
+
+def test_capabilities_are_vllms_and_unknown_methods_have_none() -> None:
+    assert minimum_compute_capability("awq") == (7, 5)
+    assert minimum_compute_capability("mxfp4") == (8, 0)
+    assert minimum_compute_capability("magic") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"quant_method": 7}, "quant_method"),
+        ({"quant_method": "magic"}, "magic"),
+        ({"quant_method": "gptq", "bits": 5}, "bits"),
+        ({"quant_method": "gptq", "bits": "4"}, "bits"),
+        ({"quant_method": "awq", "group_size": 0}, "group_size"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size"),
+        ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers"),
+        ({"quant_method": "modelopt", "quant_algo": "FP3"}, "FP3"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"group_size": []}}}}, "group_size"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(section: dict[str, Any], key: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(**section)
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("section", [3, "awq", ["awq"]])
+def test_a_section_that_is_no_object_is_an_error(section: object) -> None:
+    with pytest.raises(UsageError, match="quantization_config"):
+        read_quantization({"quantization_config": section}, None, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "ignored"),
+    [
+        ("lm_head", "lm_head", True),
+        ("lm_head", "model.lm_head2", False),
+        ("model.layers.0", "model.layers.0.mlp.up_proj", True),
+        ("model.layers.1", "model.layers.10.mlp.up_proj", False),
+        ("router", "model.layers.3.mlp.router", True),
+        ("model.layers.*.self_attn", "model.layers.7.self_attn.q_proj", True),
+        ("model.layers.*.self_attn", "model.layers.7.mlp.up_proj", False),
+        ("re:.*gate$", "model.layers.0.mlp.gate", True),
+        ("re:.*gate$", "model.layers.0.mlp.gate_proj", False),
+        ("re:(", "model", False),
+    ],
+)
+def test_patterns_keep_modules_in_their_dtype(pattern: str, name: str, ignored: object) -> None:
+    assert is_ignored(name, Quantization(method="fp8", bits=8, ignored=(pattern,))) is ignored
+
+
+def test_awq_packs_outputs_and_gptq_inputs() -> None:
+    awq = shapes(Quantization(method="awq", bits=4, group_size=128))
+    assert awq == {
+        "w.qweight": ("I32", (512, 32)),
+        "w.qzeros": ("I32", (4, 32)),
+        "w.scales": ("F16", (4, 256)),
+    }
+    gptq = shapes(Quantization(method="gptq", bits=4, group_size=128))
+    assert gptq == {
+        "w.qweight": ("I32", (64, 256)),
+        "w.qzeros": ("I32", (4, 32)),
+        "w.scales": ("F16", (4, 256)),
+        "w.g_idx": ("I32", (512,)),
+    }
+
+
+def test_block_fp8_rounds_blocks_up() -> None:
+    found = shapes(Quantization(method="fp8", bits=8, block_shape=(128, 128)), rows=130, columns=260)
+    assert found == {"w.weight": ("F8_E4M3", (130, 260)), "w.weight_scale_inv": ("F32", (2, 3))}
+
+
+def test_packed_compressed_tensors_keep_a_scale_for_each_group() -> None:
+    found = shapes(Quantization(method="compressed-tensors", bits=4, group_size=128, format="pack-quantized"))
+    assert found == {
+        "w.weight_packed": ("I32", (256, 64)),
+        "w.weight_scale": ("BF16", (256, 4)),
+        "w.weight_shape": ("I64", (2,)),
+    }
+
+
+def test_nvfp4_keeps_a_scale_byte_for_sixteen_values() -> None:
+    found = shapes(Quantization(method="modelopt_fp4", bits=4, group_size=16))
+    assert found["w.weight"] == ("U8", (256, 256))
+    assert found["w.weight_scale"] == ("F8_E4M3", (256, 32))
+
+
+def test_int8_is_stored_as_int8() -> None:
+    assert shapes(Quantization(method="compressed-tensors", bits=8, format="int-quantized"))["w.weight"][0] == "I8"
+
+
+@pytest.mark.parametrize("method", sorted(MIN_CAPABILITY))
+def test_every_method_stores_at_least_its_bits_and_at_most_twice_the_model(method: str) -> None:
+    bits = read(quant_method=method).bits if method != "compressed-tensors" else 8
+    quantization = read(quant_method=method)
+    size = sum(math.prod(shape) * DTYPE_BITS[dtype] for dtype, shape in shapes(quantization).values())
+    assert bits * 256 * 512 <= size <= 16 * 256 * 512 * 1.01
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = [
+    "quant_method", "bits", "group_size", "weight_block_size", "ignore", "config_groups", "kv_cache_scheme", "format",
+    "quant_algo", "quantization", "kv_cache_quant_algo", "modules_to_not_convert", "producer",
+]  # fmt: skip
+GROUPS = st.fixed_dictionaries({"g": st.fixed_dictionaries({"weights": st.dictionaries(
+    st.sampled_from(["num_bits", "group_size", "block_structure", "strategy"]), VALUES)})})  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(MIN_CAPABILITY)),
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5),
+    st.none() | GROUPS,
+    VALUES,
+)
+def test_any_section_gives_a_quantization_or_one_line(method: str, section: Any, groups: Any, hf_quant: Any) -> None:
+    section = {"quant_method": method, **section, **({"config_groups": groups} if groups else {})}
+    try:
+        read_quantization({"quantization_config": section}, hf_quant, "config.json")
+    except UsageError as error:
+        text = str(error)
+    else:
+        return
+    assert "\n" not in text

@@ -1,0 +1,86 @@
+"""The child's log on its way through real pipes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_launch.serve.log import KEPT_LINE_BYTES, KEPT_LINES, Log
+
+
+def through(written: bytes) -> tuple[bytes, Log]:
+    """What comes out of a pipe that a log copies ``written`` to."""
+    (source, child), (reader, target) = os.pipe(), os.pipe()
+    log = Log()
+    log.copy(source, target)
+    os.write(child, written)
+    os.close(child)
+    log.close_streams(10.0)
+    os.close(target)
+    with os.fdopen(reader, "rb") as file:
+        seen = file.read()
+    log.close(10.0)
+    return seen, log
+
+
+@given(st.binary(max_size=300))
+def test_bytes_pass_unchanged_and_lines_are_kept(written: bytes) -> None:
+    seen, log = through(written)
+    assert seen == written
+    lines = [line for line in written.replace(b"\r", b"\n").split(b"\n") if line]
+    assert [*log.last] == [*log.fresh] == [line.decode(errors="replace") for line in lines]
+
+
+def test_only_the_last_lines_are_kept_and_none_of_endless_length() -> None:
+    _, log = through(b"x" * (KEPT_LINE_BYTES + 9) + b"\n" + b"".join(b"%d\n" % number for number in range(KEPT_LINES)))
+    assert [*log.last] == [str(number) for number in range(KEPT_LINES)]
+    _, log = through(b"y" * (KEPT_LINE_BYTES + 9))
+    assert [*log.last] == ["y" * KEPT_LINE_BYTES]
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_child() -> None:
+    (source, child), (reader, target) = os.pipe(), os.pipe()
+    os.close(reader)
+    log = Log()
+    log.copy(source, target)
+    for _ in range(50):  # more than a pipe holds
+        os.write(child, b"x" * 4096 + b"\n")
+    os.write(child, b"last words\n")
+    os.close(child)
+    log.close_streams(10.0)
+    assert log.last[-1] == "last words"
+    os.close(target)
+    log.close(10.0)
+
+
+def test_our_lines_begin_on_a_line_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    source, child = os.pipe()
+    log = Log()
+    log.copy(source, 2)
+    os.write(child, b"half a line")
+    os.close(child)
+    log.close_streams(10.0)
+    log.say("ours")
+    log.say("again")
+    log.say_part("an answer, ")
+    log.say_part("growing")
+    log.say("done")
+    log.close(10.0)
+    assert capfd.readouterr().err == "half a line\nours\nagain\nan answer, growing\ndone\n"
+
+
+def test_lines_that_nobody_reads_are_dropped_rather_than_waited_for() -> None:
+    log = Log()
+    with log._lock:  # as while the child's own write to stderr blocks
+        for number in range(2000):
+            log.say(str(number))
+            log.say_part(str(number))
+        assert log._own.full()
+        log.close(0.01)
+    while not log._own.empty():
+        log._own.get()
+    log.close(10.0)
+    assert not log._speaker.is_alive()

@@ -1,0 +1,78 @@
+"""Weights that the kernel reads before vLLM asks for them."""
+
+import ctypes
+import mmap
+import os
+import time
+from pathlib import Path
+
+import pytest
+from builders import GIB
+
+from vllm_launch.machine.cpu import Cpu
+from vllm_launch.machine.gpus import Hardware
+from vllm_launch.serve import read_ahead, serving
+from vllm_launch.settings.settings import read_settings
+
+
+def in_memory(path: Path) -> int:
+    """Pages of a file that are in memory, by mincore(2); to look at them would read them."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start
+        assert not failed
+        return sum(page & 1 for page in pages)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder of a model with two files of 4 MiB, which no page of memory holds."""
+    (tmp_path / "config.json").write_text("{}")
+    for number in (1, 2):
+        path = tmp_path / f"model-{number:05}-of-00002.safetensors"
+        with path.open("wb") as file:
+            file.write(os.urandom(4 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert in_memory(path) == 0, "this test wants its files on a disk, not in a tmpfs"
+    return sorted(tmp_path.glob("*.safetensors"))
+
+
+def test_what_fits_into_memory_is_there_before_anybody_reads_it(weights):
+    assert read_ahead.begin(weights, 11 << 20) == 8 << 20
+    deadline = time.monotonic() + 20
+    while sum(map(in_memory, weights)) < (8 << 20) // mmap.PAGESIZE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_does_not_fit_is_left_to_vllm(weights):
+    assert read_ahead.begin(weights, 9 << 20) == 0  # a fifth is for others
+    time.sleep(0.3)
+    assert sum(map(in_memory, weights)) == 0
+
+
+def test_files_that_are_gone_or_none_are_no_reason_for_anything(weights):
+    assert read_ahead.begin([*weights, weights[0].with_name("gone")], GIB) == 0
+    assert read_ahead.begin([], GIB) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "ahead"),
+    [
+        ("", 8 << 20),
+        ("--load-format safetensors", 8 << 20),
+        ("--load-format dummy", 0),
+        ("--safetensors-load-strategy lazy", 0),
+    ],
+)
+def test_only_vllms_own_way_through_the_page_cache_is_helped(weights, words, ahead):
+    settings = read_settings([str(weights[0].parent), *words.split()], {})
+    machine = Hardware(
+        gpus=(), cpu=Cpu(cores=1, memory_total=GIB, memory_limit=None, memory_available=GIB, numa_nodes=())
+    )
+    assert serving.read_weights_ahead(settings, machine) == ahead
+    assert serving.read_weights_ahead(settings, Hardware(gpus=())) == 0

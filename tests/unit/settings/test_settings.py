@@ -1,0 +1,446 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_launch.engine import options as engine_args
+from vllm_launch.settings import config_file
+from vllm_launch.settings.settings import Drain, Launch, UsageError, asked, read_api_keys, read_settings, redacted
+
+
+def read(words="m", environ=None, yaml=None):
+    def read_file(path: Path) -> str:
+        assert path == Path("c.yaml")
+        return yaml
+
+    argv = [*words.split(), *(["--config", "c.yaml"] if yaml is not None else [])]
+    return read_settings(argv, environ or {}, read_file=read_file)
+
+
+def refused(words="m", environ=None, yaml=None):
+    with pytest.raises(UsageError) as error:
+        read(words, environ, yaml)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("field", Launch.__struct_fields__)
+def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environment_over_file(field):
+    first, second, third = {
+        "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
+        "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
+        "greet": ("true", "false", "true"), "gpu_fault_kills": ("true", "false", "true"),
+        "allowed_routes": ("/a", "/b,/c", "/d"),
+    }.get(field, ("11", "12", "13"))  # fmt: skip
+    yaml = f"model: m\nlaunch:\n  {field}: '{first}'"
+    variable, flag = f"LAUNCH_{field.upper()}", f"--launch-{field.replace('_', '-')}"
+    expected = read("m", {variable: third}).launch
+    from_file = read("", {}, yaml)
+    assert from_file.origin[f"launch.{field}"] == "c.yaml line 3"
+    assert from_file.launch == read(f"m {flag}={first}").launch != read(f"m {flag}={second}").launch
+    both = read("", {variable: second}, yaml)
+    assert both.launch == read("m", {variable: second}).launch
+    assert both.origin[f"launch.{field}"] == f"environment {variable}"
+    all_three = read(f"{flag}={third}", {variable: second}, yaml)
+    assert all_three.launch == expected
+    assert all_three.origin[f"launch.{field}"] == f"flag {flag}"
+
+
+@pytest.mark.parametrize("field", ["nvlink_multicast", "p2p_check"])
+def test_off_needs_no_quotes_though_yaml_reads_it_as_false(field):
+    settings = read("m", {}, f"launch:\n  {field}: off\n")
+    assert getattr(settings.launch, field) == "off"
+    assert read("m", {}, "launch: {nvlink_multicast: off}").no_multicast == "c.yaml line 1"
+    assert "give auto or off" in refused("m", {}, f"launch:\n  {field}: on\n")
+    assert "cannot be False" in refused("m", {}, "launch:\n  objective: off\n")
+
+
+def test_vllms_options_come_from_the_file_and_from_flags_which_win():
+    settings = read("--port 9000", {}, "model: m\ntensor-parallel-size: 2\nport: 9001\nenforce_eager: true\n")
+    assert settings.model == "m"
+    assert settings.engine == {"tensor_parallel_size": 2, "port": 9000, "enforce_eager": True}
+    assert settings.origin == {
+        "model": "c.yaml line 1", "tensor_parallel_size": "c.yaml line 2", "port": "flag --port",
+        "enforce_eager": "c.yaml line 4",
+    }  # fmt: skip
+
+
+def test_the_home_folder_is_written_out_because_no_shell_and_not_vllm_does_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = read("", {"LAUNCH_STATE_DIR": "~/run"}, "model: ~/m\nlaunch: {cache_dir: ~/cache, objective: latency}")
+    assert (settings.model, settings.launch.cache_dir) == ("/home/me/m", "/home/me/cache")
+    assert settings.launch.state_dir == "/home/me/run"
+    assert read("~no-such-user/m").model == "~no-such-user/m"
+
+
+def test_the_model_of_the_command_line_wins_over_the_files():
+    assert read("other", {}, "model: m").model == "other"
+
+
+def test_the_environment_says_when_it_wins_over_the_file():
+    found = read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="launch:\n  drain_seconds: 60\n")
+    assert found.launch.drain_seconds == 30
+    assert found.warnings == ("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what c.yaml line 2 says",)
+    assert read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="seed: 1\n").warnings == ()
+
+
+def test_the_config_file_may_be_named_by_the_environment_and_the_flag_wins():
+    def read_file(path):
+        return f"model: {path}"
+
+    assert read_settings([], {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model == "a.yaml"
+    assert read_settings(["--config=b.yaml"], {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model == "b.yaml"
+
+
+@pytest.mark.parametrize("yaml", ["", "# nothing\n", "launch:\n", "served-model-name: []\n", "---\n"])
+def test_a_file_that_says_nothing_is_fine(yaml):
+    assert read("m", {}, yaml).engine == {}
+
+
+def test_a_boolean_setting_may_be_said_alone_or_denied():
+    assert read("m --launch-greet").launch.greet
+    assert not read("m --no-launch-greet", {"LAUNCH_GREET": "true"}).launch.greet
+
+
+@pytest.mark.parametrize(
+    ("yaml", "line", "said"),
+    [
+        ("prot: 1", 1, "did you mean port?"),
+        ("swap-space: 4", 1, "kv-offloading-size"),
+        ("launch:\n  helth_port: 1", 2, "did you mean health_port?"),
+        ("launch:\n  health_port: 0", 2, "give a whole number from 1 to 65535"),
+        ("launch:\n  health_port: 70000", 2, "from 1 to 65535"),
+        ("launch:\n  health_port: x", 2, "health_port cannot be 'x'"),
+        ("launch:\n  health_port: 1.5", 2, "whole number"),
+        ("launch:\n  health_port: true", 2, "whole number"),
+        ("launch:\n  health_port:", 2, "says nothing"),
+        ("launch:\n  drain_seconds: -1", 2, "from 0 to 86400"),
+        ("launch:\n  drain_seconds: .inf", 2, "from 0 to 86400"),
+        ("launch:\n  drain_seconds: 1000000", 2, "from 0 to 86400"),
+        ("launch:\n  objective: fast", 2, "objective cannot be 'fast'"),
+        ("launch:\n  allowed_routes: [v1]", 2, "does not begin with /"),
+        ("launch:\n  allowed_routes: {a: 1}", 2, "allowed_routes cannot be"),
+        ("launch:\n  greet: maybe", 2, "greet cannot be 'maybe'"),
+        ("launch:\n  cache_dir: ''", 2, "give text"),
+        ("launch: 3", 1, "not a mapping"),
+        ("launch: [a]", 1, "not a mapping"),
+        ("launch:\n  greet: true\n  greet: true", 3, "second time (first on line 2)"),
+        ("port: 1\nport: 2", 2, "second time (first on line 1)"),
+        ("max-model-len: 1\nmax_model_len: 2", 2, "said twice"),
+        ("model: m\nmodel_tag: n", 2, "said twice"),
+        ("compilation-config:\n  mode: 1\n  mode: 2", 3, "second time"),
+        ("lora-modules:\n  - {name: a, name: b}", 2, "second time"),
+        ("port: x", 1, "not a whole number"),
+        ("port:", 1, "its value is missing"),
+        ("model: 3.5", 1, "in quotes"),
+        ("model: ''\nport: 1", 0, "no model"),
+        ("config: other.yaml", 1, "cannot name another"),
+        ("a: &x [1]\nb: *x", 2, "aliases (*x)"),
+        ("port: !!int 3", 1, "tags"),
+        ("port: !!python/object:os.system 3", 1, "tags"),
+        ("<<: {port: 1}", 1, "not plain text"),
+        ("? [a]\n: 1", 1, "not plain text"),
+        ("port: 1\n\tx: 1", 2, "\\t"),
+        ("port: [1", 1, "expected"),
+        ("port: 1\n---\nport: 2", 2, "but found another document"),
+        ("revision: 1.10", 1, "in quotes"),
+        ("revision: 2026-01-01", 1, "in quotes"),
+        ("yes: 1", 1, "no option yes"),
+        ("1: 1", 1, "no option 1"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_line(yaml, line, said):
+    text = refused("m" if line else "", {}, yaml)
+    assert said in text
+    assert not line or text.startswith(f"c.yaml line {line}:")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [("- a", "not a mapping"), ("word", "not a mapping"), ("seed: 2026-99-99", "month"), ("a: \x01", "not YAML"),
+     ("a: " + "[" * 3000, "nested too deep"), ("seed: " + "9" * 5000, "not YAML")],
+)  # fmt: skip
+def test_a_file_that_is_no_mapping_is_refused_by_name(yaml, said):
+    text = refused("m", {}, yaml)
+    assert text.startswith("c.yaml")
+    assert said in text
+
+
+def test_a_billion_laughs_are_not_unfolded():
+    yaml = "a: &a [x, x]\n" + "".join(
+        f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24)
+    )
+    assert "aliases" in refused("m", {}, yaml)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(FileNotFoundError(2, "No such file or directory"), "No such file"), (IsADirectoryError(21, "Is a directory"), "directory"),
+     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "not a file of UTF-8 text"), (ValueError("embedded null byte"), "UTF-8")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
+    def read_file(_):
+        raise error
+
+    with pytest.raises(UsageError, match=said) as refusal:
+        read_settings(["m", "--config", "c.yaml"], {}, read_file=read_file)
+    assert refusal.value.where == "c.yaml"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"LAUNCH_HELTH_PORT": "1"}, "did you mean LAUNCH_HEALTH_PORT?"),
+        ({"LAUNCH_API_KEY": "s3cret"}, "LAUNCH_API_KEY_FILE"),
+        ({"LAUNCH_HEALTH_PORT": "x"}, "environment LAUNCH_HEALTH_PORT: health_port cannot be 'x'"),
+        ({"LAUNCH_HEALTH_PORT": ""}, "health_port cannot be ''"),
+        ({"LAUNCH_HEALTH_PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks: false"),
+        ({"LAUNCH_PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks: false"),
+        ({"LAUNCH_SERVICE_HOST": "10.0.0.1"}, "enableServiceLinks: false"),
+        ({"LAUNCH_WEB_SERVICE_PORT_HTTP": "80"}, "enableServiceLinks: false"),
+        ({"LAUNCH_PORT_80_TCP_ADDR": "10.0.0.1"}, "enableServiceLinks: false"),
+        ({"VLLM_PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks: false"),
+        ({"LAUNCH_GREET": "maybe"}, "greet cannot be 'maybe'"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_told_with_its_name(environ, said):
+    text = refused("m", environ)
+    assert said in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "no model is named"),
+        ("--launch-health-port 1", "no model is named"),
+        ("m --launch-helth-port 1", "did you mean --launch-health-port?"),
+        ("m --launch-health-port", "its value is missing"),
+        ("m --launch-health-port=", "its value is missing"),
+        ("m --launch-health-port 1 --launch_health_port 2", "given twice"),
+        ("m --no-launch-objective", "cannot be denied"),
+        ("m --launch-objective fast", "flag --launch-objective: objective cannot be 'fast'"),
+        ("m --config", "its value is missing"),
+        ("m --config a.yaml --config b.yaml", "given twice"),
+        ("m --port 8001", "both want port 8001"),
+        ("m --launch-health-port 8000", "flag --launch-health-port: the API and the health"),
+        ("m --port 0", "port is 0"),
+        ("m --port 65536", "port is 65536"),
+        ("m -tp 0", "tensor_parallel_size is 0"),
+        ("m -pp=-1", "pipeline_parallel_size is -1"),
+        ("m -dp 0", "data_parallel_size is 0"),
+        ("m --max-num-seqs 0", "max_num_seqs is 0"),
+        ("m --kv-cache-memory-bytes 0", "kv_cache_memory_bytes is 0"),
+        ("m --gpu-memory-utilization 0", "gpu_memory_utilization is 0.0"),
+        ("m --gpu-memory-utilization 1.01", "gpu_memory_utilization is 1.01"),
+        ("m --gpu-memory-utilization nan", "gpu_memory_utilization is nan"),
+        ("m --max-model-len 0", "max_model_len is 0"),
+        ("m --max-model-len=-2", "max_model_len is -2"),
+        ("m --shutdown-timeout=-1", "shutdown_timeout is -1"),
+        ("m --headless", "no API at all"),
+        ("m --grpc", "gRPC"),
+        ("m --uds /a", "Unix socket"),
+        ("m --ssl-keyfile k", "set ssl_certfile"),
+        ("m --api-key=", "a key is empty"),
+        ("m --tensor-paralel-size 2", "did you mean --tensor-parallel-size?"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(words, said):
+    assert said in refused(words)
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 30, 90, 600])
+def test_the_drain_number_is_the_sum_of_its_parts(total):
+    drain = Drain(total)
+    assert drain.delay + drain.shutdown_timeout + drain.margin == pytest.approx(total)
+    assert min(drain.delay, drain.shutdown_timeout, drain.margin) >= 0
+    assert drain.delay <= 15
+    assert drain.margin >= drain.delay - 1e-9
+
+
+def test_the_default_drain_gives_a_minute_to_streams():
+    assert (Launch().drain.delay, Launch().drain.shutdown_timeout, Launch().drain.margin) == (15, 60, 15)
+
+
+def test_a_shutdown_timeout_beyond_the_drain_is_warned_of():
+    assert "80 s do not fit" in read("m --shutdown-timeout 80").warnings[0]
+    assert read("m --shutdown-timeout 75").warnings == ()
+
+
+def test_what_drafts_is_told_not_to_be_in_the_plan():
+    for drafts in ("--speculative-config.method mtp", "--speculative-config.model small"):
+        [warning] = read(f"m {drafts} --speculative-config.num_speculative_tokens 1").warnings
+        assert warning.startswith("flag --speculative-config: the memory of what drafts")
+    assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
+
+
+def test_what_the_plan_must_take_is_extracted():
+    settings = read("m --max-model-len auto --kv-cache-memory-bytes 2G -tp 2 --port 1 --launch-objective latency")
+    taken = asked(settings)
+    assert (taken.max_model_len, taken.kv_cache_memory_bytes, taken.tensor_parallel_size) == (-1, 2 << 30, 2)
+    assert (taken.objective, taken.long_max_model_len, taken.enforce_eager) == ("latency", False, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "who"),
+    [
+        ("m", {}, None),
+        ("m", {"NCCL_NVLS_ENABLE": "1", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}, None),
+        ("m", {"NCCL_NVLS_ENABLE": "0"}, "environment NCCL_NVLS_ENABLE=0"),
+        ("m", {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}, "environment TORCH_SYMM_MEM_DISABLE_MULTICAST=1"),
+        ("m", {"NVSHMEM_DISABLE_NVLS": "1"}, "environment NVSHMEM_DISABLE_NVLS=1"),
+        ("m --launch-nvlink-multicast off", {}, "flag --launch-nvlink-multicast"),
+        ("m", {"LAUNCH_NVLINK_MULTICAST": "off", "NCCL_NVLS_ENABLE": "0"}, "environment LAUNCH_NVLINK_MULTICAST"),
+    ],
+)
+def test_multicast_is_forbidden_by_the_setting_or_by_a_switch_that_only_others_heed(words, environ, who):
+    settings = read(words, environ)
+    assert settings.no_multicast == who
+    assert asked(settings).fuse_allreduce_rms is (who is None)
+
+
+def test_a_fused_all_reduce_that_is_denied_takes_no_memory_in_the_plan_and_one_that_is_asked_for_does():
+    said = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
+    assert asked(read(said.format("false"))).fuse_allreduce_rms is False
+    assert asked(read(said.format("true"))).fuse_allreduce_rms is True
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("--compilation-config.pass_config.fuse_allreduce_rms true", "flag --compilation-config: fuse_allreduce_rms"),
+        ("--all2all-backend flashinfer_nvlink_one_sided", "flag --all2all-backend: flashinfer_nvlink_one_sided"),
+    ],
+)
+def test_what_is_made_of_multicast_is_refused_where_that_is_forbidden(words, names):
+    assert read(f"m {words}").no_multicast is None
+    why = refused(f"m {words} --launch-nvlink-multicast off")
+    assert why.startswith(f"{names} uses NVLink multicast, which flag --launch-nvlink-multicast forbids; ")
+
+
+def test_only_what_a_person_allows_may_cost_quality():
+    assert asked(read("m")).fp8_kv is False
+    assert asked(read("m --launch-quality fp8-kv")).fp8_kv is True
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [("m", {}, False), ("m", {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}, True), ("m --hf-overrides.a 1", {}, True),
+     ("m", {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "0"}, False)],
+)  # fmt: skip
+def test_a_longer_context_is_allowed_as_vllm_allows_it(words, environ, expected):
+    assert asked(read(words, environ)).long_max_model_len is expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", False), ("1", True), ("", None)])
+def test_whether_vllm_guesses_at_graphs_can_be_said_as_vllm_reads_it(value, expected):
+    environ = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": value}
+    assert asked(read("m", environ)).estimate_cudagraphs is expected
+    assert asked(read("m")).estimate_cudagraphs is None
+
+
+@pytest.mark.parametrize(
+    ("words", "url"),
+    [("m", "http://127.0.0.1:8000"), ("m --host 0.0.0.0 --port 1", "http://127.0.0.1:1"), ("m --host ::", "http://[::1]:8000"),
+     ("m --host 10.0.0.1 --ssl-certfile c", "https://10.0.0.1:8000"), ("m --host fe80::1", "http://[fe80::1]:8000")],
+)  # fmt: skip
+def test_the_url_is_where_this_machine_reaches_the_server(words, url):
+    assert read(words).url == url
+
+
+def keys(words, environ, text=None):
+    return read_api_keys(read(words), environ, read_file=lambda _: text)
+
+
+def test_keys_come_from_the_file_and_from_the_flag_or_else_the_environment():
+    file = "m --launch-api-key-file f"
+    assert keys("m", {}) == ()
+    assert keys("m", {"VLLM_API_KEY": "e"}) == ("e",)
+    assert keys("m --api-key a b", {"VLLM_API_KEY": "e"}) == ("a", "b")
+    assert keys(file, {"VLLM_API_KEY": "e"}, " x \n\ny\r\nx\n") == ("e", "x", "y")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "two words", "schlüssel", "a\x00b"])
+def test_a_key_file_without_a_usable_key_is_refused_and_not_shown(text):
+    with pytest.raises(UsageError) as error:
+        keys("m --launch-api-key-file f", {}, text)
+    assert not text.strip() or text not in str(error.value)
+
+
+def test_secrets_are_not_in_what_may_be_printed():
+    settings = read("m --api-key s3cret --hf-token s3cret")
+    assert "s3cret" in repr(settings)
+    assert "s3cret" not in repr(redacted(settings))
+
+
+@given(
+    st.text(max_size=60)
+    | st.lists(
+        st.sampled_from(
+            [
+                "a",
+                "port",
+                ": ",
+                "\n",
+                "  ",
+                "- ",
+                "{",
+                "}",
+                "[",
+                "]",
+                "&x ",
+                "*x",
+                "!",
+                "'",
+                '"',
+                "|",
+                ">",
+                "? ",
+                "launch:",
+                "\t",
+                "1",
+                "~",
+                "<<",
+                "---",
+                ",",
+                "#",
+                "=",
+                ".inf",
+                "0b_",
+                "%YAML 1.1",
+            ]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_any_text_is_a_config_file_or_a_usage_error(text):
+    try:
+        config_file.read("c.yaml", lambda _: text)
+        read("m", {}, text)
+    except UsageError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - it may also not be raised
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"LAUNCH_{field.upper()}" for field in Launch.__struct_fields__]), st.text(max_size=8)
+    )
+)
+def test_any_environment_is_read_or_a_usage_error(environ):
+    try:
+        read("m", environ)
+    except UsageError as error:
+        assert error.where.startswith(("environment", "port", "--"))  # noqa: PT017 - as above
+
+
+def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_setting():
+    path = Path(__file__).parents[3] / "docs" / "config.example.yaml"
+    settings = read_settings(["--config", str(path)], {})
+    assert settings.launch == Launch()
+    text = path.read_text()
+    assert not [field for field in Launch.__struct_fields__ if f"{field}:" not in text]
+    commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
+    assert commented
+    assert all(engine_args.option_of(name, "example") for name in commented)

@@ -1,0 +1,526 @@
+"""Tokens that a KV cache holds. Expected numbers follow from shapes and the rules of vLLM's kv_cache_utils.py.
+
+A token of the usual layer (8 KV heads of 128, keys and values, two bytes) takes 4 KiB, a block of 16 of them 64 KiB.
+tests/engine compares the same arithmetic with vLLM's own code on made-up models.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from builders import CHUNKED, DEEPSEEK, FULL, GIB, LATENT, MIB, SLIDING, STATE, gpu, model, quantized, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_launch.model.model import Layer
+from vllm_launch.sizing.kv import (
+    Spec,
+    block_size,
+    bytes_per_request,
+    grouping_of,
+    kv_cache,
+    kv_dtype,
+    layer_specs,
+    longest_that_fits,
+)
+from vllm_launch.sizing.parallel import Layout
+
+KIB = 1 << 10
+ONE, H200 = Layout(), gpu()
+NONE = Layer(kind="none")
+
+
+def blocks(layers, length=32_768, layout=ONE, on=H200, **changes):
+    """Blocks that a request of ``length`` tokens takes in each group together."""
+    made = model(layers=layers)
+    grouping = grouping_of(made, run(**changes), layout, on)
+    held = bytes_per_request(made, run(**changes), layout, length, on)
+    return held // (sum(grouping.block_bytes) * layout.tensor)
+
+
+def token_bytes(layer, of=None, **changes):
+    """Bytes of one token in one layer."""
+    (spec,), *_ = layer_specs(of or model(layers=(layer,)), run(**changes), ONE, H200)
+    assert isinstance(spec.page, int)
+    return spec.page / spec.block
+
+
+# --- dtypes
+
+
+def test_the_caches_dtype_is_what_was_asked_then_the_checkpoints_then_the_models():
+    stored = model(quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8_e4m3"))
+    assert kv_dtype(stored, run(kv_cache_dtype="fp8_e5m2")) == "fp8_e5m2"
+    assert kv_dtype(stored, run()) == "fp8_e4m3"
+    assert kv_dtype(model(quantization=quantized("awq")), run()) == "bfloat16"
+    assert kv_dtype(model(), run(dtype="float16")) == "float16"
+    assert kv_dtype(model(dtype="float16"), run(dtype="auto")) == "float16"
+    assert kv_dtype(model(dtype="float32"), run()) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        # keys and values of 8 heads
+        ("auto", 8 * (128 + 128) * 2),
+        ("bfloat16", 8 * (128 + 128) * 2),
+        ("float16", 8 * (128 + 128) * 2),
+        ("fp8", 8 * (128 + 128)),
+        ("fp8_e4m3", 8 * (128 + 128)),
+        ("fp8_e5m2", 8 * (128 + 128)),
+        # triton_attn.py:customize_spec: a float32 scale after each head's keys and values
+        ("int8_per_token_head", 8 * (128 + 4 + 128 + 4)),
+        ("fp8_per_token_head", 8 * (128 + 4 + 128 + 4)),
+        ("int4_per_token_head", 8 * (64 + 4 + 64 + 4)),
+        # torch_utils.py:nvfp4_kv_cache_full_dim: half a byte, and an FP8 scale for 16 of them
+        ("nvfp4", 8 * (64 + 8 + 64 + 8)),
+        ("nvfp4_4over6", 8 * (64 + 8 + 64 + 8)),
+    ],
+)
+def test_bytes_of_a_token(dtype, size):
+    assert token_bytes(FULL, kv_cache_dtype=dtype) == size
+
+
+def test_values_may_be_narrower_than_keys():
+    layer = msgspec.structs.replace(FULL, head_dim=192, head_dim_v=128)
+    assert token_bytes(layer) == 8 * (192 + 128) * 2
+    assert token_bytes(layer, kv_cache_dtype="int4_per_token_head") == 8 * (96 + 4 + 64 + 4)
+    assert token_bytes(layer, kv_cache_dtype="nvfp4") == 8 * (96 + 12 + 64 + 8)
+    assert token_bytes(msgspec.structs.replace(FULL, head_dim_v=0)) == token_bytes(FULL)
+
+
+def test_a_float32_model_keeps_float32():
+    assert token_bytes(FULL, of=model(layers=1, dtype="float32")) == 8 * 256 * 4
+    assert token_bytes(FULL, dtype="float32") == 8 * 256 * 4
+
+
+def test_an_unknown_cache_dtype_is_taken_to_be_as_wide_as_the_models():
+    assert token_bytes(FULL, kv_cache_dtype="some_new_format") == 8 * 256 * 2
+
+
+def test_latent_attention_keeps_one_vector_for_all_heads():
+    assert token_bytes(LATENT) == 576 * 2
+    assert token_bytes(LATENT, kv_cache_dtype="fp8") == 576
+
+
+def test_packed_latent_vectors_have_a_size_of_their_own():
+    """mla_attention.py:MLAAttention.get_kv_cache_spec."""
+    assert token_bytes(LATENT, kv_cache_dtype="fp8_ds_mla") == 656
+    assert token_bytes(LATENT, kv_cache_dtype="nvfp4_ds_mla") == 352
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "size"),
+    [
+        ("auto", (9, 0), 576 * 2),
+        ("fp8", (9, 0), 656),  # FLASHMLA_SPARSE
+        ("fp8_e4m3", (12, 0), 656),
+        ("fp8", (10, 0), 576),  # FLASHINFER_MLA_SPARSE
+    ],
+)
+def test_sparse_attention_keeps_an_index_beside_the_latent_vector(dtype, capability, size):
+    """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64."""
+    indexed = msgspec.structs.replace(LATENT, index_bytes=132)
+    made, on = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
+    (latent, index), (alone,) = layer_specs(made, run(kv_cache_dtype=dtype), ONE, on)
+    assert (latent.block, latent.page, index.block, index.page) == (64, 64 * size, 64, 64 * 132)
+    assert alone == latent
+    assert grouping_of(made, run(kv_cache_dtype=dtype), ONE, on).block_bytes == (64 * (2 * size + 132),)
+    assert kv_cache(made, run(kv_cache_dtype=dtype), ONE, GIB, on).dtype == ("bfloat16" if dtype == "auto" else dtype)
+
+
+def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
+    many = msgspec.structs.replace(LATENT, kv_heads=16)
+    assert layer_specs(model(layers=(many,)), run(), ONE, H200) == layer_specs(
+        model(layers=(LATENT,)), run(), ONE, H200
+    )
+    for layer, ranks, size in [(FULL, 2, 2 * KIB), (FULL, 8, 512), (FULL, 32, 512), (LATENT, 8, 1152)]:
+        (spec,) = layer_specs(model(layers=(layer,)), run(), Layout(tensor=ranks), H200)[0]
+        assert spec.page == 16 * size
+        assert spec.shape[0] == max(1, layer.kv_heads // ranks)
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize(
+    ("mla", "on", "asked", "tokens"),
+    [
+        (None, gpu(), None, 16),
+        (None, gpu(), 64, 64),
+        (None, gpu(capability=(10, 0)), None, 16),
+        (DEEPSEEK, gpu(), None, 16),
+        (DEEPSEEK, gpu(capability=(10, 0)), None, 32),  # FLASHINFER_MLA: the smallest of [32, 64]
+        (DEEPSEEK, gpu(capability=(10, 3)), None, 32),
+        (DEEPSEEK, gpu(capability=(10, 0)), 64, 64),
+        (DEEPSEEK, gpu(capability=(12, 0)), None, 16),
+        (None, None, None, 128),
+        (None, None, 32, 32),
+        (DEEPSEEK, None, 32, 16),
+    ],
+)
+def test_tokens_in_a_block(mla, on, asked, tokens):
+    assert block_size(model(mla=mla), run(block_size=asked), on) == tokens
+
+
+def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
+    latent, fp8 = model(mla=DEEPSEEK), run(kv_cache_dtype="fp8")
+    stored = model(mla=DEEPSEEK, quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8"))
+    assert block_size(latent, fp8, gpu()) == block_size(stored, run(), gpu()) == 64
+    assert block_size(latent, fp8, gpu(capability=(10, 0))) == 32
+    assert block_size(latent, fp8, gpu(capability=(8, 9))) == 16  # TRITON_MLA
+    assert block_size(model(), fp8, gpu()) == 16
+    assert block_size(latent, run(kv_cache_dtype="fp8", block_size=128), gpu()) == 128
+
+
+def test_full_attention_keeps_every_token():
+    assert blocks((FULL,)) == 32_768 // 16
+    assert blocks((FULL,), length=32_769) == 32_768 // 16 + 1
+    assert blocks((FULL,), length=1) == 1
+
+
+def test_a_sliding_window_keeps_itself_and_what_is_in_flight():
+    """SlidingWindowSpec.max_admission_blocks_per_request: window - 1 and the batches of two steps, and a block more."""
+    assert blocks((SLIDING,)) == -(-(4095 + 2 * 8192) // 16) + 1
+    assert blocks((SLIDING,), length=1000) == 63 + 1
+    assert blocks((SLIDING,), max_num_batched_tokens=100) == -(-(4095 + 200) // 16) + 1
+    assert blocks((SLIDING,), max_num_batched_tokens=1) == 257 + 1  # 4,097 tokens
+    three = Layout(pipeline=2)  # a batch for each stage and one that is being scheduled
+    assert blocks((SLIDING,) * 2, layout=three) == -(-(4095 + 3 * 8192) // 16) + 1
+    assert blocks((SLIDING,), on=None) == -(-(4095 + 8192) // 128) + 1  # the CPU engine schedules after it has run
+
+
+def test_a_chunk_keeps_itself_and_what_is_in_flight():
+    assert blocks((CHUNKED,)) == (8192 + 2 * 8192) // 16
+    assert blocks((CHUNKED,), length=1000) == 63
+    assert blocks((CHUNKED,), max_num_batched_tokens=100) == -(-(8192 + 200) // 16)
+
+
+def test_a_window_is_read_only_where_there_is_one():
+    odd = msgspec.structs.replace(FULL, window=4096)
+    assert layer_specs(model(layers=(odd,)), run(), ONE, H200)[0][0].window == 0
+    assert layer_specs(model(layers=(SLIDING,)), run(), ONE, H200)[0][0].window == 4096
+    missing = msgspec.structs.replace(SLIDING, window=None)
+    assert layer_specs(model(layers=(missing,)), run(), ONE, H200)[0][0].window == 0
+
+
+# --- groups
+
+
+def groups(*layers, layout=ONE, **changes):
+    """Number of groups, and bytes of a block on each stage."""
+    found = grouping_of(model(layers=layers), run(**changes), layout, H200)
+    return len(found.groups), found.block_bytes
+
+
+PAGE = 64 * KIB
+
+
+def test_layers_of_one_kind_are_one_group():
+    assert groups(*[FULL] * 32) == (1, (32 * PAGE,))
+    assert groups(*[SLIDING] * 32) == (1, (32 * PAGE,))
+    assert groups(*[LATENT] * 4) == (1, (4 * 16 * 1152,))
+
+
+def test_full_attention_of_different_widths_is_still_one_group():
+    wide = msgspec.structs.replace(FULL, kv_heads=16)
+    assert groups(FULL, wide, wide) == (1, (5 * PAGE,))
+    assert groups(FULL, LATENT) == (1, (PAGE + 16 * 1152,))
+
+
+def test_windows_of_different_lengths_are_different_groups():
+    longer = msgspec.structs.replace(SLIDING, window=8192)
+    assert groups(SLIDING, longer, SLIDING, longer) == (2, (2 * PAGE,))
+    chunked = msgspec.structs.replace(CHUNKED, window=SLIDING.window)
+    assert groups(SLIDING, chunked) == (2, (PAGE,))
+
+
+def test_windows_of_one_length_and_different_widths_are_one_group():
+    wide = msgspec.structs.replace(SLIDING, kv_heads=16)
+    assert groups(SLIDING, wide) == (1, (3 * PAGE,))
+
+
+def test_five_windows_for_each_full_layer_are_six_groups():
+    """Gemma 3: 10 full layers make the groups' size."""
+    layers = ([SLIDING] * 5 + [FULL]) * 10
+    assert groups(*layers) == (6, (10 * PAGE,))
+    assert blocks(tuple(layers)) == 2048 + 5 * 1281
+
+
+def test_groups_that_do_not_divide_are_padded():
+    """29 windows and 5 full layers: five groups of five windows and one of four."""
+    assert groups(*[SLIDING] * 29, *[FULL] * 5) == (1 + 6, (5 * PAGE,))
+
+
+def test_nearly_equal_kinds_make_groups_of_the_larger():
+    assert groups(*[SLIDING] * 29, *[FULL] * 20) == (2, (29 * PAGE,))
+    # 30 is one and a half times 20: two groups of 15
+    assert groups(*[SLIDING] * 30, *[FULL] * 20) == (3, (20 * PAGE,))
+
+
+def test_pages_of_different_sizes_are_made_one_by_longer_blocks():
+    """unify_kv_cache_spec_page_size: 64 KiB hold 16 tokens of 8 heads, or 8 of 16; so 32 of the narrow layer's."""
+    wide = msgspec.structs.replace(SLIDING, kv_heads=16)
+    assert groups(FULL, wide) == (2, (2 * PAGE,))
+    # 32,768 / 32, and the window in blocks of 16
+    assert blocks((FULL, wide)) == 1024 + 1281
+
+
+def test_layers_with_the_smaller_page_are_padded_to_the_larger():
+    wide = msgspec.structs.replace(SLIDING, kv_heads=16)
+    assert groups(*[FULL] * 4, *[wide] * 3) == (2, (4 * 2 * PAGE,))
+
+
+def test_pages_that_do_not_divide_are_padded():
+    wide = msgspec.structs.replace(SLIDING, kv_heads=12)
+    assert groups(FULL, wide) == (2, (96 * KIB,))
+    assert blocks((FULL, wide)) == 2048 + 1281
+
+
+def test_layers_without_a_cache_are_no_part_of_it():
+    assert groups(FULL, NONE, FULL, NONE) == (1, (2 * PAGE,))
+
+
+def test_the_stage_that_holds_the_fewest_blocks_decides():
+    """get_kv_cache_configs: every rank has the smallest number of blocks, whatever room it has itself."""
+    made, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
+    for room, least in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
+        found = kv_cache(made, run(max_model_len=16), two, [size * PAGE for size in room], H200)
+        assert found.tokens == least * 16
+        assert found.bytes == least * 3 * PAGE
+        assert longest_that_fits(made, run(), two, [size * PAGE for size in room], H200) == max(0, least - 1) * 16
+    assert kv_cache(made, run(), two, 20 * PAGE, H200) == kv_cache(made, run(), two, [20 * PAGE] * 2, H200)
+
+
+def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
+    assert groups(FULL, NONE, layout=Layout(pipeline=2)) == (1, (PAGE, 0))
+    found = kv_cache(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), [9 * PAGE, 0], H200)
+    assert (found.tokens, found.bytes) == (9 * 16, 9 * PAGE)
+
+
+# --- recurrent states
+
+
+def test_a_model_of_states_alone_keeps_one_for_each_request():
+    made = model(layers=(STATE,) * 32)
+    assert groups(*[STATE] * 32) == (1, (32 * MIB,))
+    assert bytes_per_request(made, run(), ONE, 1, H200) == 32 * MIB
+    assert bytes_per_request(made, run(), ONE, 100_000, H200) == 32 * MIB
+    assert groups(STATE, NONE) == (1, (MIB,))
+    cache = kv_cache(made, run(), ONE, 10 * GIB, H200)
+    assert (cache.tokens, cache.bytes) == (320 * 8192, 10 * GIB)
+
+
+def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_keeps_two():
+    """platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes in "align" mode."""
+    attention, state = layer_specs(model(layers=(FULL, STATE)), run(), ONE, H200)
+    assert attention == (Spec(kind="full", block=256, page=MIB, shape=(8, 128, 128)),)
+    assert state == (Spec(kind="mamba", block=256, page=MIB, states=2),)
+    assert blocks((STATE, STATE, STATE, FULL)) == 32_768 // 256 + 3 * 2
+
+
+def test_a_checkpoint_of_a_prefill_is_a_state_more():
+    """MambaSpec.max_memory_usage_bytes: 2 + num_prefill_checkpoint_blocks."""
+    kept = msgspec.structs.replace(STATE, state_checkpoints=1)
+    assert blocks((kept, kept, kept, FULL)) == 32_768 // 256 + 3 * 3
+    assert blocks((kept,)) == 1  # without attention there is no prefix cache to keep it for
+
+
+def test_a_state_that_is_a_little_larger_takes_another_16_tokens():
+    larger = msgspec.structs.replace(STATE, state_shapes=((64, 64, 128), (1,)), state_dtypes=("BF16", "BF16"))
+    (attention,), (state,) = layer_specs(model(layers=(FULL, larger)), run(), ONE, H200)
+    assert (attention.block, attention.page, state.page) == (272, 272 * 4 * KIB, 272 * 4 * KIB)
+
+
+def test_a_small_state_leaves_blocks_as_they_are():
+    small = msgspec.structs.replace(STATE, state_shapes=((8,),))
+    (attention,), (state,) = layer_specs(model(layers=(FULL, small)), run(), ONE, H200)
+    assert (attention.block, state.page) == (16, 64 * KIB)
+    (attention,), _ = layer_specs(model(layers=(FULL, small)), run(block_size=64), ONE, H200)
+    assert attention.block == 64
+
+
+def test_with_latent_attention_blocks_grow_by_128():
+    (attention,), _ = layer_specs(model(layers=(LATENT, STATE), mla=DEEPSEEK), run(), ONE, H200)
+    # 1 MiB / (128 * 1,152) = 7.1
+    assert attention.block == 8 * 128
+    small = msgspec.structs.replace(STATE, state_shapes=((8,),))
+    (attention,), _ = layer_specs(model(layers=(LATENT, small), mla=DEEPSEEK), run(), ONE, H200)
+    assert attention.block == 128
+
+
+def test_the_largest_state_and_the_widest_attention_decide():
+    smaller = msgspec.structs.replace(STATE, state_shapes=((64, 64, 64),))
+    narrow = msgspec.structs.replace(FULL, kv_heads=4)
+    found = layer_specs(model(layers=(smaller, narrow, STATE, FULL)), run(), ONE, H200)
+    assert {spec.block for (spec,) in found} == {256}
+    assert [found[0][0].page, found[2][0].page] == [MIB, MIB]
+
+
+def test_a_layer_with_attention_and_a_state_keeps_both():
+    both = msgspec.structs.replace(FULL, state_shapes=STATE.state_shapes, state_dtypes=STATE.state_dtypes)
+    (found,) = layer_specs(model(layers=(both,)), run(), ONE, H200)
+    assert [spec.kind for spec in found] == ["full", "mamba"]
+    assert groups(both, both) == (2, (2 * MIB,))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "size"),
+    [
+        (("BF16", "F32"), 2 * 512 + 4 * 1000),
+        (("F16", "F8_E4M3"), 2 * 512 + 1000),
+        (("I8", "bfloat16"), 512 + 2 * 1000),
+        (("float32", "UNKNOWN"), 4 * 512 + 4 * 1000),
+    ],
+)
+def test_states_have_dtypes_of_their_own(dtypes, size):
+    layer = msgspec.structs.replace(STATE, state_shapes=((8, 64), (1000,)), state_dtypes=dtypes)
+    assert groups(layer) == (1, (size,))
+
+
+def test_states_are_split_over_tensor_parallel_ranks_once():
+    assert groups(STATE, layout=Layout(tensor=4)) == (1, (MIB // 4,))
+    odd = msgspec.structs.replace(STATE, state_shapes=((3, 5),))
+    assert groups(odd, layout=Layout(tensor=4)) == (1, (4 * 2,))  # 15 / 4, rounded up
+
+
+# --- the pool
+
+
+def cache(kv_bytes, layers=32, layout=ONE, on=H200, **changes):
+    return kv_cache(model(layers=layers), run(**changes), layout, kv_bytes, on)
+
+
+def test_a_cache_holds_what_its_blocks_hold():
+    found = cache(10 * GIB)  # blocks of 2 MiB
+    assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (81_920, 10 * GIB, 128 * KIB, "bfloat16")
+    assert cache(10 * GIB + 2 * MIB - 1) == found
+    assert cache(10 * GIB, kv_cache_dtype="fp8").tokens == 2 * 81_920
+
+
+def test_one_block_is_the_null_block_so_one_request_needs_one_more():
+    assert cache(1 * GIB).tokens == 0
+    assert cache(1 * GIB + 2 * MIB).tokens == 8192 + 16
+    assert cache(1 * GIB + 2 * MIB - 1).tokens == 0
+    assert longest_that_fits(model(), run(), ONE, GIB, H200) == 8192 - 16
+
+
+def test_a_replica_counts_the_bytes_of_all_its_gpus_and_copies_of_heads_too():
+    found = cache(10 * GIB, layout=Layout(tensor=2))
+    assert (found.tokens, found.bytes, found.bytes_per_token) == (2 * 81_920, 20 * GIB, 128 * KIB)
+    assert isinstance(found.bytes, int)
+    copies = cache(10 * GIB, layout=Layout(tensor=16))
+    assert (copies.tokens, copies.bytes, copies.bytes_per_token) == (8 * 81_920, 160 * GIB, 256 * KIB)
+
+
+def test_the_stage_with_the_most_layers_decides_how_many_blocks_there_are():
+    found = cache(17 * 64 * MIB, layers=33, layout=Layout(pipeline=2))  # 17 and 16 layers of 64 KiB
+    assert found.tokens == 1024 * 16
+    assert found.bytes == 33 * 64 * MIB
+    assert found.bytes_per_token == 33 * 4 * KIB
+
+
+def test_a_stage_without_a_cache_does_not_limit_it():
+    found = cache(GIB, layers=(NONE, NONE, FULL, FULL), layout=Layout(pipeline=2))
+    assert found.tokens == GIB // (8 * KIB)
+
+
+def test_bytes_per_token_are_those_of_a_longest_request_rounded_up():
+    # ten blocks' worth: 1,000 tokens are 62.5 blocks
+    assert cache(GIB, layers=1, max_model_len=1000).bytes_per_token == -(-63 * 64 * KIB // 1000)
+
+
+def test_a_model_without_a_cache_holds_nothing_and_takes_any_length():
+    found = cache(GIB, layers=(NONE,) * 4)
+    assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (0, 0, 0, "bfloat16")
+    made = model(layers=(NONE,) * 4)
+    assert longest_that_fits(made, run(), ONE, 0, H200) == 8192
+    assert bytes_per_request(made, run(), ONE, 100, H200) == 0
+
+
+def test_a_cache_of_windows_holds_more_than_its_blocks_tokens():
+    """A request of 32,768 tokens takes 1,281 blocks on a GPU and, of 128 tokens, 97 on a CPU."""
+    made, long = model(layers=(SLIDING,)), run(max_model_len=32_768)
+    assert kv_cache(made, long, ONE, 3000 * PAGE, H200).tokens == int(3000 / 1281 * 32_768)
+    assert kv_cache(made, long, ONE, 3000 * PAGE, None).tokens == int(375 / 97 * 32_768)
+    # 1,281 blocks are left beside the null block: the window is full, and no length takes more
+    assert longest_that_fits(made, long, ONE, 1282 * PAGE, H200) == 32_768
+    # with one less, 1,279 blocks of tokens and the one that a window may begin in
+    assert longest_that_fits(made, long, ONE, 1281 * PAGE, H200) == 1279 * 16
+    assert longest_that_fits(made, long, ONE, 98 * 8 * PAGE, None) == 32_768
+    assert longest_that_fits(made, long, ONE, 97 * 8 * PAGE, None) == 95 * 128
+
+
+def test_nothing_left_holds_nothing():
+    for kv_bytes in (-GIB, 0, 2 * MIB, 2 * MIB - 1):
+        assert cache(kv_bytes).tokens == 0
+        assert longest_that_fits(model(), run(), ONE, kv_bytes, H200) == 0
+    assert cache(-GIB).bytes == 0
+    assert longest_that_fits(model(), run(), ONE, 4 * MIB, H200) == 16
+
+
+def test_the_longest_request_is_never_longer_than_asked():
+    assert longest_that_fits(model(), run(max_model_len=100), ONE, 10 * GIB, H200) == 100
+    assert longest_that_fits(model(), run(max_model_len=8192), ONE, GIB + 2 * MIB, H200) == 8192
+
+
+def test_a_request_takes_its_blocks_on_all_gpus():
+    assert bytes_per_request(model(), run(), ONE, 17, H200) == 2 * 2 * MIB
+    assert bytes_per_request(model(), run(), Layout(tensor=2, pipeline=2), 17, H200) == 2 * 2 * MIB
+    assert bytes_per_request(model(), run(), Layout(tensor=16), 16, H200) == 2 * 2 * MIB
+
+
+# --- properties
+
+LAYERS = st.lists(
+    st.sampled_from([FULL, SLIDING, CHUNKED, msgspec.structs.replace(SLIDING, kv_heads=2), NONE]),
+    min_size=4,
+    max_size=12,
+).map(tuple) | st.lists(st.sampled_from([FULL, STATE]), min_size=4, max_size=12).map(tuple)
+LAYOUTS = st.builds(Layout, tensor=st.sampled_from([1, 2, 8, 16]), pipeline=st.integers(1, 3))
+SIZES = st.integers(0, 4 * GIB)
+LENGTHS = st.integers(1, 200_000)
+BATCHES = st.sampled_from([512, 8192])
+ENGINES = st.sampled_from([H200, None])
+
+
+@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, more=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
+def test_more_memory_never_holds_fewer_tokens_or_a_shorter_request(layers, layout, kv_bytes, more, length, batch, on):  # noqa: PLR0917
+    made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
+    less, larger = (kv_cache(made, asked, layout, size, on) for size in (kv_bytes, kv_bytes + more))
+    assert larger.tokens >= less.tokens
+    assert larger.bytes >= less.bytes
+    assert less.bytes <= kv_bytes * layout.tensor * layout.pipeline
+    assert longest_that_fits(made, asked, layout, kv_bytes + more, on) >= longest_that_fits(
+        made, asked, layout, kv_bytes, on
+    )
+
+
+@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
+def test_the_longest_that_fits_is_the_border_at_which_vllm_starts(layers, layout, kv_bytes, length, batch, on):  # noqa: PLR0917
+    made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
+    longest = longest_that_fits(made, asked, layout, kv_bytes, on)
+    assert 0 <= longest <= length
+    if not grouping_of(made, asked, layout, on).groups:
+        assert longest == length
+        return
+
+    def starts(tokens):
+        return kv_cache(made, msgspec.structs.replace(asked, max_model_len=tokens), layout, kv_bytes, on).tokens > 0
+
+    assert longest == 0 or starts(longest)
+    assert longest == length or not starts(longest + 1)
+
+
+@given(layers=LAYERS, layout=LAYOUTS, length=LENGTHS, more=st.integers(0, 1000), on=ENGINES)
+def test_a_longer_request_never_holds_less(layers, layout, length, more, on):
+    made = model(layers=layers)
+    assert bytes_per_request(made, run(), layout, length + more, on) >= bytes_per_request(
+        made, run(), layout, length, on
+    )
+
+
+@given(tensor=st.sampled_from([1, 2, 4, 8]), length=st.integers(1, 10_000))
+def test_splitting_heads_neither_adds_to_a_request_nor_takes_from_it(tensor, length):
+    whole = bytes_per_request(model(), run(), ONE, length, H200)
+    assert bytes_per_request(model(), run(), Layout(tensor=tensor), length, H200) == whole

@@ -1,0 +1,163 @@
+"""The health port over real sockets; what it is told is a state made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import re
+import socket
+import time
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_health import metrics, server, state
+from vllm_health.limits import Limits
+from vllm_health.state import Engine, State, Watch
+
+STARTING = state.beginning(0.0)
+READY = msgspec.structs.replace(
+    STARTING,
+    name="ready",
+    reason="All <is> well.",
+    started=True,
+    phases={"compiling": 12.0},
+    engines={"0": Watch(engine=Engine(steps={}, running=3, kv_usage=0.25), quiet_s=7)},
+)
+
+
+class Port:
+    """A server under test; ``state`` and ``values`` are what it shows."""
+
+    def __init__(self, shown: State = READY) -> None:
+        self.state, self.values = shown, {"ready": {(): 1.0}, "canaries": {("answered",): 4.0}}
+
+    @contextlib.asynccontextmanager
+    async def open(self):
+        view = server.View(lambda: self.state, Limits(), lambda: self.values)
+        listening = await server.serve(view, "127.0.0.1", 0)
+        self.port = listening.port
+        try:
+            async with aiohttp.ClientSession() as session:
+                yield lambda route: session.get(f"http://127.0.0.1:{self.port}{route}")
+        finally:
+            await listening.close()
+
+    def ask(self, *routes):
+        async def all_of_them():
+            told = []
+            async with self.open() as get:
+                for route in routes:
+                    async with get(route) as answer:
+                        told.append((answer.status, await answer.text(), answer.headers))
+            return told
+
+        return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize(("shown", "codes"), [(STARTING, [200, 503, 503]), (READY, [200, 200, 200])])
+def test_each_probe_answers_with_its_verdict_and_the_reason(shown, codes):
+    told = Port(shown).ask("/livez", "/readyz", "/startupz")
+    assert [status for status, _, _ in told] == codes
+    assert {text for _, text, _ in told} == {f"{shown.reason}\n"}
+
+
+def test_metrics_are_in_prometheus_format_with_help_and_our_own_process():
+    ((status, text, headers),) = Port().ask("/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families["vllm_health_ready"].samples[0].value == 1
+    (canaries,) = families["vllm_health_canaries"].samples
+    assert (canaries.name, canaries.labels) == ("vllm_health_canaries_total", {"model_name": "", "result": "answered"})
+    assert families["vllm_health_process_resident_memory_bytes"].samples[0].value > 1 << 20
+    assert all(family.documentation for family in families.values())
+
+
+def test_a_metric_that_is_nowhere_described_is_an_error():
+    exposition = metrics.Exposition()
+    exposition.values = {"no such metric": {(): 1.0}}
+    with pytest.raises(KeyError):
+        exposition.text()
+
+
+def test_the_page_for_people_says_state_since_when_and_why():
+    shown = msgspec.structs.replace(READY, since=time.monotonic() - 100)
+    ((status, text, headers),) = Port(shown).ask("/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/html")
+    for words in (
+        "vLLM is ready",
+        "All &lt;is&gt; well.",
+        "For 100 s. Live. Ready. Started.",
+        "compiling",
+        "25%",
+        "7 s",
+    ):
+        assert words in text
+    assert "Not ready." in Port(STARTING).ask("/")[0][1]
+
+
+def test_a_route_that_is_not_there_is_404():
+    assert Port().ask("/health")[0][0] == 404
+
+
+def test_a_taken_port_is_an_oserror_and_leaves_nothing_open():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        view = server.View(lambda: READY, Limits(), dict)
+        with pytest.raises(OSError, match="address already in use"):
+            asyncio.run(server.serve(view, "127.0.0.1", taken.getsockname()[1]))
+
+
+def test_a_flood_of_silent_connections_neither_shuts_a_probe_out_nor_piles_up():
+    async def flood():
+        port = Port()
+        async with port.open() as get:
+            crowd = []
+            for _ in range(2000):
+                crowd.append(await asyncio.open_connection("127.0.0.1", port.port))
+                if len(crowd) % 100 == 0:
+                    async with get("/livez") as answer:
+                        assert answer.status == 200
+            gc.collect()
+            handlers = [one for one in gc.get_objects() if type(one) is aiohttp.web_protocol.RequestHandler]
+            open_ones = [one for one in handlers if one.transport is not None]
+            for _, writer in crowd:
+                writer.close()
+            return len(open_ones)
+
+    assert asyncio.run(flood()) <= server.MAX_CONNECTIONS
+
+
+def test_a_connection_ends_with_its_answer():
+    assert Port().ask("/livez")[0][2]["Connection"] == "close"
+
+
+README = (Path(__file__).parents[3] / "healthcheck/README.md").read_text()
+
+
+def test_the_readme_has_every_state_with_the_verdicts_it_gets():
+    rows = {
+        row[1].strip(" `"): [int(cell) for cell in row[2:5]]
+        for row in (line.split("|") for line in README.splitlines())
+        if len(row) == 7 and row[2].strip().isdecimal()
+    }
+    assert set(rows) == set(metrics.STATES)
+    for name, codes in rows.items():
+        shown = msgspec.structs.replace(READY, name=name, started=name != "starting")
+        told = state.verdicts(shown, Limits())
+        assert codes == [200 if good else 503 for good in (told.started, told.ready, told.live)], name
+
+
+def test_the_readme_has_every_metric_and_the_bounds():
+    text = " ".join(README.split())
+    for name in (*metrics.GAUGES, *metrics.COUNTERS):
+        assert re.search(rf"`{name.removeprefix(metrics.PREFIX)}[`{{]", text), name
+    limits = Limits()
+    assert f"within {limits.unready_after_s:.0f} s and called dead and ended within {limits.dead_after_s:.0f} s" in text
