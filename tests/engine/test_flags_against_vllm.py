@@ -17,6 +17,7 @@ import pytest
 os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 
 from vllm_launch.engine import options as engine_args
+from vllm_launch.engine import removed
 from vllm_launch.engine.options import Option
 from vllm_launch.serve import command
 from vllm_launch.settings import settings
@@ -160,8 +161,8 @@ REFUSED = [
     "m --limit-mm-per-prompt x", "m --lora-modules x", "m --served-model-name", "m -O", "m --moe-backend nope", "m -z",
     "m --gpu-memory-utilization half", "m1 --model m2", "m --headless=1", "m --no-port", "m --no-enforce-eager=1",
     "m --port.x 3", "m --lora-modules {}", "m --disable-log-stats=true",
-    *(f"m {flag} 1" for flag in engine_args.GONE),
-    *(f"m --{key.replace('_config', '-config')} 1" for key in engine_args.GONE_KEYS if key.startswith("compilation")),
+    *(f"m {flag} 1" for flag in removed.REMOVED_FLAGS),
+    *(f"m --{key.replace('_config', '-config')} 1" for key in removed.REMOVED_KEYS if key.startswith("compilation")),
     *(f'm {o.flags[0]} {{"no_such_key":1}}' for o in engine_args.options().values() if o.kind == "config"),
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vllm_launch.model.quantization import MIN_CAPABILITY, minimum_compute_capability
+from vllm_launch.model.quantization import MIN_CAPABILITY
 from vllm_launch.model.read import read_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, transformers and vLLM warn about themselves
@@ -220,4 +220,4 @@ def test_every_method_of_vllm_is_known_with_its_least_capability() -> None:
     assert set(MIN_CAPABILITY) == set(QUANTIZATION_METHODS)
     for method in QUANTIZATION_METHODS:
         least = get_quantization_config(method).get_min_capability()
-        assert minimum_compute_capability(method) == divmod(least, 10), method
+        assert MIN_CAPABILITY[method] == divmod(least, 10), method

@@ -18,77 +18,13 @@ from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
+from vllm_launch.engine.removed import REMOVED_FLAGS, REMOVED_KEYS
 from vllm_launch.errors import UsageError
 
 N = TypeVar("N", int, float)
 
 HELP = "see docs/config.example.yaml, or `vllm serve --help=all`"
 
-GONE = {
-    "--block-manager-v2": "drop it, there is only one block manager now",
-    "--calculate-kv-scales": "drop it, the scales of an FP8 cache come with the checkpoint",
-    "--cuda-graph-sizes": "use --cudagraph-capture-sizes",
-    "--device": "drop it, an installed vLLM is built for one device",
-    "--disable-async-output-proc": "use --no-async-scheduling",
-    "--disable-frontend-multiprocessing": "drop it, the engine always has a process of its own",
-    "--disable-log-requests": "drop it, requests are logged only with --enable-log-requests",
-    "--disable-logprobs-during-spec-decoding": "drop it, logprobs are there whoever proposed a token",
-    "--disable-mm-preprocessor-cache": "use --mm-processor-cache-gb 0",
-    "--enable-prompt-adapter": "drop it, LoRA adapters are the only ones: --enable-lora",
-    "--enable-reasoning": "drop it, --reasoning-parser alone is enough",
-    "--engine-use-ray": "use --distributed-executor-backend ray",
-    "--eplb-log-balancedness": "use --eplb-config.log_balancedness",
-    "--eplb-step-interval": "use --eplb-config.step_interval",
-    "--eplb-window-size": "use --eplb-config.window_size",
-    "--guided-decoding-backend": "use --structured-outputs-config.backend",
-    "--guided-decoding-disable-additional-properties": "use --structured-outputs-config.disable_additional_properties",
-    "--guided-decoding-disable-any-whitespace": "use --structured-outputs-config.disable_any_whitespace",
-    "--guided-decoding-disable-fallback": "drop it, a backend that is named never falls back to another",
-    "--long-lora-scaling-factors": "drop it, vLLM has no long-context adapters any more",
-    "--lora-extra-vocab-size": "drop it, adapters cannot add words to the vocabulary any more",
-    "--max-context-len-to-capture": "use --max-cudagraph-capture-size",
-    "--max-long-partial-prefills": "drop it, the scheduler mixes prefills by itself",
-    "--max-num-partial-prefills": "drop it, the scheduler mixes prefills by itself",
-    "--max-parallel-prefills": "drop it, the scheduler mixes prefills by itself",
-    "--max-prompt-adapter-token": "drop it, LoRA adapters are the only ones: --enable-lora",
-    "--max-prompt-adapters": "drop it, LoRA adapters are the only ones: --enable-lora",
-    "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
-    "--multi-step-stream-outputs": "drop it, there is no multi-step scheduling any more",
-    "--ngram-prompt-lookup-max": "use --speculative-config.prompt_lookup_max",
-    "--ngram-prompt-lookup-min": "use --speculative-config.prompt_lookup_min",
-    "--num-lookahead-slots": "drop it, --speculative-config decides it",
-    "--num-redundant-experts": "use --eplb-config.num_redundant_experts",
-    "--num-scheduler-steps": "drop it, --async-scheduling does what it was for and is on by default",
-    "--num-speculative-tokens": "use --speculative-config.num_speculative_tokens",
-    "--override-pooler-config": "use --pooler-config",
-    "--preemption-mode": "drop it, a preempted request is always computed again",
-    "--qlora-adapter-name-or-path": "use --lora-modules NAME=PATH",
-    "--rope-scaling": "use --hf-overrides with rope_parameters",
-    "--rope-theta": "use --hf-overrides with rope_parameters",
-    "--scheduler-delay-factor": "drop it, the scheduler has no such delay any more",
-    "--speculative-disable-by-batch-size": "use --speculative-config.num_speculative_tokens_per_batch_size",
-    "--speculative-disable-mqa-scorer": "drop it, there is only one scorer now",
-    "--speculative-draft-tensor-parallel-size": "use --speculative-config.draft_tensor_parallel_size",
-    "--speculative-max-model-len": "use --speculative-config.max_model_len",
-    "--speculative-model": "use --speculative-config.model",
-    "--swap-space": "use --kv-offloading-size, in GiB, to keep KV blocks in host memory",
-    "--task": "use --runner, and --convert for embeddings and classes",
-    "--tokenizer-pool-extra-config": "drop it, every API server has a tokenizer of its own: --api-server-count",
-    "--tokenizer-pool-size": "drop it, every API server has a tokenizer of its own: --api-server-count",
-    "--tokenizer-pool-type": "drop it, every API server has a tokenizer of its own: --api-server-count",
-    "--use-v2-block-manager": "drop it, there is only one block manager now",
-    "--worker-use-ray": "use --distributed-executor-backend ray",
-}
-"""Flags that vLLM once took and the pinned one does not, and what to do instead (vLLM's release notes and
-``--help=all``; that none of them is in the table is a test)."""
-
-GONE_KEYS = {
-    "compilation_config.full_cuda_graph": "use cudagraph_mode: FULL",
-    "compilation_config.level": "use mode",
-    "compilation_config.use_cudagraph": "use cudagraph_mode",
-    "speculative_config.disable_by_batch_size": "use num_speculative_tokens_per_batch_size",
-}
-"""The same for keys of JSON options."""
 
 SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
 """Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
@@ -259,8 +195,8 @@ def _plain(argv: Sequence[str]) -> list[str]:
     words = iter(dashed)
     for word in words:
         flag, equals, text = word.partition("=")
-        if word.startswith("--") and flag in GONE:
-            raise UsageError(flag, "this vLLM does not have it any more", GONE[flag])
+        if word.startswith("--") and flag in REMOVED_FLAGS:
+            raise UsageError(flag, "this vLLM does not have it any more", REMOVED_FLAGS[flag])
         if not flag.startswith("-") or "." not in flag:
             plain.append(word)
             continue
@@ -384,7 +320,7 @@ def _known_keys(option: Option, value: object) -> object:
     for key in value if option.keys and isinstance(value, dict) else ():
         if key not in option.keys and not (option.kind == "json" and key.replace("-", "_") in option.keys):
             close = nearest(key, option.keys, f"known are {_few(option.keys)}")
-            remedy = GONE_KEYS.get(f"{option.dest}.{key}", close)
+            remedy = REMOVED_KEYS.get(f"{option.dest}.{key}", close)
             raise _NotAllowedError(f"has the key {key!r}, which vLLM does not know", remedy)
     return value
 
@@ -462,8 +398,8 @@ def option_of(name: str, where: str) -> Option:
     """
     dest = name.replace("-", "_")
     flag = f"--{dest.replace('_', '-')}"
-    if flag in GONE:
-        raise UsageError(where, f"this vLLM does not have {name} any more", GONE[flag])
+    if flag in REMOVED_FLAGS:
+        raise UsageError(where, f"this vLLM does not have {name} any more", REMOVED_FLAGS[flag])
     if dest not in options():
         spelt = {
             flag.replace("-", "_").lstrip("_"): option.dest for option in options().values() for flag in option.flags

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_launch.engine.options import pinned_vllm
+from vllm_launch.engine.removed import FOUR_BITS, REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.config import Config, shown
 from vllm_launch.model.model import Quantization, Tensor
@@ -27,42 +28,12 @@ MIN_CAPABILITY: dict[str, tuple[int, int]] = {
 DEPRECATED = {"fbgemm_fp8", "fp_quant"}
 """Refused without --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
 
-FOUR_BITS = "take an AWQ, GPTQ or compressed-tensors upload of the model, or quantise it with llm-compressor"
-EIGHT_BITS = "take the unquantised model and add --quantization fp8"
-GONE = {
-    "squeezellm": FOUR_BITS,
-    "aqlm": FOUR_BITS,
-    "quip": FOUR_BITS,
-    "marlin": "take the GPTQ upload of the model: vLLM runs GPTQ with Marlin kernels by itself",
-    "gptq_marlin_24": "take a compressed-tensors or GPTQ upload of the model",
-    "bitblas": FOUR_BITS,
-    "gptq_bitblas": FOUR_BITS,
-    "qqq": FOUR_BITS,
-    "hqq": FOUR_BITS,
-    "vptq": FOUR_BITS,
-    "eetq": EIGHT_BITS,
-    "deepspeedfp": EIGHT_BITS,
-    "ptpc_fp8": "take the unquantised model and add --quantization fp8_per_channel",
-    "tpu_int8": "take the unquantised model and add --quantization int8_per_channel_weight_only",
-    "neuron_quant": EIGHT_BITS,
-    "ipex": "take the AWQ or GPTQ upload of the model",
-    "rtn": EIGHT_BITS,
-    "petit_nvfp4": "take the modelopt NVFP4 upload of the model",
-    "bitsandbytes": "take the unquantised model and add --quantization fp8, or take an AWQ or GPTQ upload",
-    "gguf": "take the safetensors upload of the model",
-}
-"""Methods that earlier releases of vLLM or transformers read and the pinned one does not, and what to do instead."""
 
 MODELOPT = {
     "FP8": "modelopt", "FP8_PER_CHANNEL_PER_TOKEN": "modelopt", "FP8_PB_WO": "modelopt", "NVFP4": "modelopt_fp4",
     "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed", "W4A16_NVFP4": "modelopt_fp4",
 }  # fmt: skip
 """NVIDIA Model Optimizer's ``quant_algo`` (model_arch_config_convertor.py:_normalize_quantization_config)."""
-
-
-def minimum_compute_capability(method: str) -> tuple[int, int] | None:
-    """The oldest compute capability that runs ``method``; None for a method that vLLM does not know."""
-    return MIN_CAPABILITY.get(method)
 
 
 def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None, where: str) -> Quantization | None:
@@ -91,8 +62,10 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
         raise UsageError(f"{where} quantization_config", what, FOUR_BITS)
     if method == "":
         return None
-    if method in GONE:
-        raise UsageError(f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer reads it", GONE[method])
+    if method in REMOVED_METHODS:
+        raise UsageError(
+            f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer reads it", REMOVED_METHODS[method]
+        )
     if method not in MIN_CAPABILITY:
         raise UsageError(f"{where} quant_method {shown(method)}", f"vLLM {pinned_vllm()} does not know it", FOUR_BITS)
     return _read(method, config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.checkpoint import Checkpoint, read_folder, shards
 from vllm_launch.model.config import Config, language_config, shown
@@ -21,7 +22,7 @@ from vllm_launch.model.layers import (
     read_mla,
 )
 from vllm_launch.model.model import Model
-from vllm_launch.model.quantization import DEPRECATED, GONE, read_quantization
+from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
 
@@ -81,7 +82,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
         remedy = "check the name, and the permissions of the folders on the way"
         raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
     if mode and folder.suffix == ".gguf":
-        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", GONE["gguf"])
+        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", REMOVED_METHODS["gguf"])
     if mode:
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
     if name.startswith(("http://", "https://")):

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import msgspec
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import multicast, removed
 from vllm_launch.engine import options as engine_args
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
-from vllm_launch.model import quantization
 from vllm_launch.plan.fit import Asked
 
 if TYPE_CHECKING:
@@ -426,9 +425,9 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
         if engine.get(dest) is not None and not isinstance(engine[dest], dict):
             yield dest, f"{dest} is not a JSON object", engine_args.OBJECT
     method = str(engine.get("quantization") or "").lower()
-    if method in quantization.GONE:
+    if method in removed.REMOVED_METHODS:
         what = f"vLLM {engine_args.pinned_vllm()} no longer has the method {method!r}"
-        yield "quantization", what, quantization.GONE[method]
+        yield "quantization", what, removed.REMOVED_METHODS[method]
     backend = str(engine.get("distributed_executor_backend") or EXECUTORS[0])
     if backend not in EXECUTORS and "." not in backend:
         what, known = f"{backend!r} is no way to run workers", ", ".join(EXECUTORS)

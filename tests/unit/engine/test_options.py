@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_launch.engine import options as engine_args
-from vllm_launch.engine.options import GONE, GONE_KEYS, UsageError, options, parse, spell, validate_value
+from vllm_launch.engine.options import UsageError, options, parse, spell, validate_value
+from vllm_launch.engine.removed import REMOVED_FLAGS, REMOVED_KEYS
 
 FLAGS = [flag for option in options().values() for flag in option.flags]
 
@@ -92,29 +93,31 @@ def test_words_that_vllm_would_not_take_are_refused_with_a_remedy(words, where, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("flag", GONE)
+@pytest.mark.parametrize("flag", REMOVED_FLAGS)
 def test_a_flag_that_vllm_lost_is_named_with_what_replaces_it(flag):
     assert flag not in FLAGS
     for words in ([flag, "1"], [f"{flag}=1"], [flag.replace("-", "_").replace("__", "--", 1)]):
         with pytest.raises(UsageError) as error:
             parse(["m", *words])
-        assert error.value.remedy == GONE[flag]
+        assert error.value.remedy == REMOVED_FLAGS[flag]
 
 
-@pytest.mark.parametrize("flag", [word for remedy in GONE.values() for word in remedy.split() if word.startswith("--")])
+@pytest.mark.parametrize(
+    "flag", [word for remedy in REMOVED_FLAGS.values() for word in remedy.split() if word.startswith("--")]
+)
 def test_what_replaces_a_lost_flag_exists(flag):
     name, _, key = flag.strip(",").partition(".")
     assert name in FLAGS
     assert not key or key in options()[name.removeprefix("--").replace("-", "_")].keys
 
 
-@pytest.mark.parametrize("place", GONE_KEYS)
+@pytest.mark.parametrize("place", REMOVED_KEYS)
 def test_a_key_that_vllm_lost_is_named_with_what_replaces_it(place):
     dest, _, key = place.partition(".")
     assert key not in options()[dest].keys
     with pytest.raises(UsageError) as error:
         parse(["m", f"--{dest.replace('_', '-')}.{key}=1"])
-    assert error.value.remedy == GONE_KEYS[place]
+    assert error.value.remedy == REMOVED_KEYS[place]
     assert error.value.remedy.split()[1].strip(":") in options()[dest].keys
 
 

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.checkpoint import DTYPE_BITS
 from vllm_launch.model.model import Quantization
 from vllm_launch.model.quantization import (
     DEPRECATED,
-    GONE,
     MIN_CAPABILITY,
     is_ignored,
-    minimum_compute_capability,
     read_quantization,
     stored,
 )
@@ -97,7 +96,7 @@ def test_only_model_optimizers_word_on_the_cache_counts() -> None:
     assert read(quant_method="fp8", kv_cache_quant_algo="FP8").kv_cache_dtype is None
 
 
-@pytest.mark.parametrize("method", sorted(GONE))
+@pytest.mark.parametrize("method", sorted(REMOVED_METHODS))
 def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
     with pytest.raises(UsageError) as error:
         read(quant_method=method.upper())
@@ -129,14 +128,14 @@ def test_one_group_for_all_inputs_has_no_order() -> None:
 
 
 def test_no_method_is_both_gone_and_known() -> None:
-    assert not GONE.keys() & MIN_CAPABILITY.keys()
+    assert not REMOVED_METHODS.keys() & MIN_CAPABILITY.keys()
     assert MIN_CAPABILITY.keys() >= DEPRECATED
 
 
 def test_capabilities_are_vllms_and_unknown_methods_have_none() -> None:
-    assert minimum_compute_capability("awq") == (7, 5)
-    assert minimum_compute_capability("mxfp4") == (8, 0)
-    assert minimum_compute_capability("magic") is None
+    assert MIN_CAPABILITY["awq"] == (7, 5)
+    assert MIN_CAPABILITY["mxfp4"] == (8, 0)
+    assert "magic" not in MIN_CAPABILITY
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.model.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.model.model import Model, Quantization, Tensor
-from vllm_launch.model.quantization import GONE, MIN_CAPABILITY, is_ignored, minimum_compute_capability, stored
+from vllm_launch.model.quantization import MIN_CAPABILITY, is_ignored, stored
 from vllm_launch.model.read import build
 
 SMALL: dict[str, Any] = {
@@ -130,10 +131,10 @@ def test_ignored_modules_are_names_parts_globs_or_regexes(pattern: str, name: st
 
 
 def test_every_scheme_has_a_compute_capability_or_a_successor() -> None:
-    assert minimum_compute_capability("fp8") == (7, 5)
-    assert minimum_compute_capability("mxfp4") == (8, 0)
-    assert minimum_compute_capability("squeezellm") is None
-    assert not MIN_CAPABILITY.keys() & GONE.keys()
+    assert MIN_CAPABILITY["fp8"] == (7, 5)
+    assert MIN_CAPABILITY["mxfp4"] == (8, 0)
+    assert "squeezellm" not in MIN_CAPABILITY
+    assert not MIN_CAPABILITY.keys() & REMOVED_METHODS.keys()
 
 
 SAVED = json.loads((Path(__file__).parents[2] / "data" / "saved-by-transformers.json").read_text())
