@@ -2,7 +2,7 @@
 
 Names, defaults and one-line descriptions stand in helm/values.yaml, what a default does not show in helm/schema.yaml,
 Kubernetes' own types in tests/data/schemas, and the keys of ``config`` are those of config.yaml: vLLM's options in
-engine_args.json, the launcher's in settings.Launch.
+engine/options.json, the launcher's in settings.Launch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine.options import options
 from vllm_launch.settings.settings import Launch
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def _named(section: Schema) -> Schema:
 def _config() -> Schema:
     """Of config.yaml, with names spelt with dashes or underscores; values are checked to the end by the launcher."""
     properties: Schema = {"model": {"type": "string"}}
-    for option in engine_args.options().values():
+    for option in options().values():
         kind: Schema = {"type": KINDS.get(option.kind, ["string", "integer", "number"])}
         if option.nargs == "+" or option.append:
             kind = {"type": [*kind["type"], "array"]}

