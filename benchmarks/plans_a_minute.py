@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.fit import Asked
 from vllm_launch.plan.plan import plan
+from vllm_launch.plan.request import Asked
 
 MODELS = Path(__file__).parents[1] / "tests/data/models"
 NAMES = (

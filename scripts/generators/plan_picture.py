@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 
+from vllm_launch.decide import asked
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import plan
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command
-from vllm_launch.settings.settings import asked, read_settings
+from vllm_launch.settings.read import read_settings
 
 ROOT = Path(__file__).parents[2]
 MODEL, MACHINE = "meta-llama/Meta-Llama-3-70B", "H100:8"

@@ -16,16 +16,16 @@ from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
+from vllm_launch.decide import decide, text_option
 from vllm_launch.engine.options import nearest, pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.machine import hardware_file
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware, driver_too_old, read_hardware, visible
-from vllm_launch.model.read import read_model
-from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command
-from vllm_launch.settings.settings import Settings, asked, read_settings, redacted
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import Settings, redacted
 
 USAGE = """\
 usage: vllm-launch COMMAND ...
@@ -148,27 +148,6 @@ def _setting_names() -> str:
     return f"  {names}\nWhat each one means: docs/config.example.yaml"
 
 
-def decide(settings: Settings, hardware: Hardware) -> Plan:
-    """The plan, with the person's own values credited to the flag, variable or line they came from.
-
-    Raises:
-        UsageError: the model cannot be read, or nothing fits.
-    """
-    engine = settings.engine
-    model = read_model(
-        settings.model,
-        revision=_text(engine.get("revision")),
-        token=_text(engine.get("hf_token")),
-        hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
-    )
-    decided = plan(asked(settings), hardware, model)
-    return command.credited(decided, settings)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _serve(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
     engine = _installed_engine()
@@ -201,7 +180,7 @@ def _download(words: list[str]) -> int:
         raise UsageError(
             f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
         )
-    revision = _text(settings.engine.get("revision"))
+    revision = text_option(settings.engine.get("revision"))
     with _run_folder(settings):
         from vllm_launch.model import hub  # noqa: PLC0415 - as above
 
@@ -210,7 +189,7 @@ def _download(words: list[str]) -> int:
                 _say(f"{settings.model}: waiting until it is downloaded\n")
                 time.sleep(WAIT_S)
         else:
-            place = hub.download(settings.model, revision=revision, token=_text(settings.engine.get("hf_token")))
+            place = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
             _say(f"{settings.model} is in {place}\n")
     return 0
 

@@ -14,7 +14,8 @@ from chart import CHART, helm, render, template
 from kubeconform import problems
 from machine import ROOT
 
-from vllm_launch.settings.settings import Launch, read_settings
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import Launch
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 HUB, FOLDER = {"config": {"model": "some/model"}}, {"config": {"model": "/models/a"}, "models": {"claim": "models"}}

@@ -16,7 +16,8 @@ from vllm_launch.machine.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
 from vllm_launch.plan.explain import Reason, Rejected
-from vllm_launch.plan.fit import Asked, Candidate, NoFit, Objective, batch_of, on_cpu, on_gpus, run_of, watermark_of
+from vllm_launch.plan.fit import Candidate, NoFit, batch_of, on_cpu, on_gpus, run_of, watermark_of
+from vllm_launch.plan.request import Asked, Objective
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout, problems

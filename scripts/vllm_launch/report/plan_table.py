@@ -14,7 +14,8 @@ from vllm_launch.engine.options import SECRETS
 from vllm_launch.machine.gpus import Gpu, Hardware
 from vllm_launch.plan.fit import tightest
 from vllm_launch.plan.plan import Plan
-from vllm_launch.settings.settings import PATHS, Settings
+from vllm_launch.settings.read import PATHS
+from vllm_launch.settings.settings import Settings
 from vllm_launch.sizing.memory import gib
 
 Format = Literal["table", "json", "yaml"]

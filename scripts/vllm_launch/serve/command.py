@@ -13,7 +13,6 @@ import msgspec
 from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
-from vllm_launch.plan.explain import YOU
 from vllm_launch.plan.plan import Plan
 from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 
@@ -56,17 +55,6 @@ def engine_command(
         what = f"the model {settings.model!r} begins with a dash"
         raise UsageError(settings.origin["model"], what, "write ./ before a folder's name")
     return [python, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", settings.model, *words]
-
-
-def credited(plan: Plan, settings: Settings) -> Plan:
-    """``plan`` whose reasons say where the person's own values came from: "you (flag --max-model-len)"."""
-    reasons = [
-        msgspec.structs.replace(reason, source=f"{YOU} ({settings.origin[reason.field]})")
-        if reason.source == YOU and reason.field in settings.origin
-        else reason
-        for reason in plan.reasons
-    ]
-    return msgspec.structs.replace(plan, reasons=reasons)
 
 
 def as_planned(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> Plan:

@@ -22,7 +22,8 @@ from vllm_launch.model import read as model_reader
 from vllm_launch.plan.plan import Plan
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command, read_ahead, start_history, supervisor
-from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings, read_api_keys
+from vllm_launch.settings.api_keys import read_api_keys
+from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 from vllm_launch.sizing.memory import gib
 
 P2P_TIMEOUT_S = 120.0

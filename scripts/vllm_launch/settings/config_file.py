@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ import msgspec
 import yaml
 
 from vllm_launch.errors import UsageError
+
+LARGEST_TEXT = 1 << 24
+"""Characters of a config file or a file of keys; /dev/zero has more."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
@@ -36,27 +41,41 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def text_of(path: str, where: str, read_file: Callable[[Path], str], remedy: str) -> str:
+def read_text(path: Path) -> str:
+    """A file's text as UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read, or is far too large for what a person writes.
+        ValueError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(LARGEST_TEXT + 1)
+    if len(text) > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return text
+
+
+def text_of(path: str, where: str, remedy: str, read_file: Callable[[Path], str] | None = None) -> str:
     """A file's text.
 
     Raises:
         UsageError: it cannot be read; with ``where`` and ``remedy``.
     """
     try:
-        return read_file(Path(path))
+        return (read_file or read_text)(Path(path))
     except OSError as error:
         raise UsageError(where, f"cannot be read: {error.strerror or error}", remedy) from None
     except ValueError:  # UnicodeDecodeError is one, and what open() says of a NUL in a name
         raise UsageError(where, "is not a file of UTF-8 text", remedy) from None
 
 
-def read(path: str, read_file: Callable[[Path], str]) -> ConfigFile:
+def read(path: str, read_file: Callable[[Path], str] | None = None) -> ConfigFile:
     """The config file at ``path``; an empty one has no values.
 
     Raises:
         UsageError: it cannot be read, is not YAML, not a mapping, says a key twice, or uses aliases or tags.
     """
-    text = text_of(path, path, read_file, "name a YAML file with --config or LAUNCH_CONFIG")
+    text = text_of(path, path, "name a YAML file with --config or LAUNCH_CONFIG", read_file)
     lines: dict[tuple[str, ...], int] = {}
     try:
         loader = _Loader(text)

@@ -16,8 +16,8 @@ from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.fit import Asked
 from vllm_launch.plan.plan import DECIDED, Plan, plan
+from vllm_launch.plan.request import Asked
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import Run

@@ -22,11 +22,11 @@ from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.gpus import GpuProcess, Hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.fit import Asked
 from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.request import Asked
 from vllm_launch.report.plan_table import BAR, _scaled, hardware_table, plan_as, used
 from vllm_launch.serve.command import as_planned, engine_command
-from vllm_launch.settings.settings import read_settings
+from vllm_launch.settings.read import read_settings
 
 DATA = Path(__file__).parents[2] / "data"
 LARGE = DATA / "models" / "meta-llama--Meta-Llama-3-70B"

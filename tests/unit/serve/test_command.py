@@ -12,7 +12,8 @@ from vllm_launch.serve.command import (
     engine_environment,
     guard_rules,
 )
-from vllm_launch.settings.settings import UsageError, read_settings
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import UsageError
 
 RUN = Path("/run/launch")
 

@@ -12,7 +12,7 @@ from builders import GIB
 from vllm_launch.machine.cpu import Cpu
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.serve import read_ahead, serving
-from vllm_launch.settings.settings import read_settings
+from vllm_launch.settings.read import read_settings
 
 
 def in_memory(path: Path) -> int:

@@ -23,10 +23,11 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.fit import Asked
 from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.request import Asked
 from vllm_launch.serve import command, serving
-from vllm_launch.settings.settings import Settings, read_settings
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import Settings
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 SMALL = {

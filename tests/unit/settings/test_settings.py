@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_launch.decide import asked
 from vllm_launch.engine import values
 from vllm_launch.settings import config_file
-from vllm_launch.settings.settings import Drain, Launch, UsageError, asked, read_api_keys, read_settings, redacted
+from vllm_launch.settings.api_keys import read_api_keys
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import Drain, Launch, UsageError, redacted
 
 
 def read(words="m", environ=None, yaml=None):

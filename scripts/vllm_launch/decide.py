@@ -1,0 +1,60 @@
+"""From settings and hardware to a plan: what the settings ask of it, and where the user's own values came from."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vllm_launch.engine import multicast
+from vllm_launch.machine.gpus import Hardware
+from vllm_launch.model.read import read_model
+from vllm_launch.plan.explain import YOU
+from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.request import Asked
+from vllm_launch.settings.settings import Settings
+
+
+def asked(settings: Settings) -> Asked:
+    """User settings that the plan must not change."""
+    engine = settings.engine
+    known = {name: engine[name] for name in Asked.__struct_fields__ if engine.get(name) is not None}
+    known["objective"] = settings.launch.objective
+    known["fp8_kv"] = settings.launch.quality == "fp8-kv"
+    fused = multicast.fuses(engine.get("compilation_config"))
+    known["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
+    known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
+    known["estimate_cudagraphs"] = settings.estimate_cudagraphs
+    known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
+    return msgspec.convert(known, Asked)
+
+
+def credited(plan: Plan, settings: Settings) -> Plan:
+    """``plan`` whose reasons say where the person's own values came from: "you (flag --max-model-len)"."""
+    reasons = [
+        msgspec.structs.replace(reason, source=f"{YOU} ({settings.origin[reason.field]})")
+        if reason.source == YOU and reason.field in settings.origin
+        else reason
+        for reason in plan.reasons
+    ]
+    return msgspec.structs.replace(plan, reasons=reasons)
+
+
+def decide(settings: Settings, hardware: Hardware) -> Plan:
+    """Return the plan, with the flag, variable or line that each of the user's own values came from.
+
+    Raises:
+        UsageError: the model cannot be read, or nothing fits.
+    """
+    engine = settings.engine
+    model = read_model(
+        settings.model,
+        revision=text_option(engine.get("revision")),
+        token=text_option(engine.get("hf_token")),
+        hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
+    )
+    decided = plan(asked(settings), hardware, model)
+    return credited(decided, settings)
+
+
+def text_option(value: object) -> str | None:
+    """Return ``value`` where it is text: an option that is not set is None."""
+    return value if isinstance(value, str) else None
