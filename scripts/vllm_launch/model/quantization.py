@@ -28,7 +28,6 @@ MIN_CAPABILITY: dict[str, tuple[int, int]] = {
 DEPRECATED = {"fbgemm_fp8", "fp_quant"}
 """Refused without --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
 
-
 MODELOPT = {
     "FP8": "modelopt", "FP8_PER_CHANNEL_PER_TOKEN": "modelopt", "FP8_PB_WO": "modelopt", "NVFP4": "modelopt_fp4",
     "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed", "W4A16_NVFP4": "modelopt_fp4",

@@ -19,7 +19,6 @@ from vllm_launch.sizing.weights import weights
 
 MIB = 1 << 20
 
-
 USEFUL_REQUESTS = 16
 USEFUL_TOKENS = 2048
 """A KV cache is useful when it holds one request of the whole ``max_model_len``, without which vLLM refuses to start,
@@ -34,7 +33,6 @@ WATERMARK = 0.02
 """Of the KV cache, what is kept free where a request is let into the batch; vLLM's default is nothing. Running requests
 grow into it: with no room left one is preempted, and its tokens are computed again. More gives large caches little, and
 costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
-
 
 _WORDS = {"half": "float16", "float": "float32"}
 _NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}  # vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS

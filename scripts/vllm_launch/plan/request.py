@@ -8,7 +8,6 @@ import msgspec
 
 Objective = Literal["throughput", "latency"]
 
-
 AUTO = -1
 """``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
 

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
 
-
 PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
 """Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
-
 
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
 """``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""

@@ -60,7 +60,6 @@ _TRITON_TILE, _TRITON_INPUTS = 64, 128
 """On Hopper the Triton kernels pad the inner channels to the first, and inputs to the second, for their value layout
 (triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, of which 0.20 are this padding."""
 
-
 _FIRST, _LAST = -1, -2
 
 _HEADS_EVERYWHERE = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 
-from vllm_launch import __main__ as command_line
+from vllm_launch import commands
 from vllm_launch.__main__ import main
 from vllm_launch.errors import UsageError
 from vllm_launch.model import hub
@@ -93,7 +93,7 @@ def test_the_command_downloads_what_the_config_file_names(
 def test_who_waits_ends_when_another_has_downloaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "WAIT_S", 0.05)
+    monkeypatch.setattr(commands, "WAIT_S", 0.05)
     other = threading.Timer(0.2, hub.download, ["some/model"])
     other.start()
     assert main(["download", "--wait", "some/model"]) == 0

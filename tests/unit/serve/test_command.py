@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from vllm_launch.engine import multicast
+from vllm_launch.errors import UsageError
 from vllm_launch.serve.command import (
     COMPILED_CACHES,
     SHARED_CACHES,
@@ -13,7 +14,6 @@ from vllm_launch.serve.command import (
     guard_rules,
 )
 from vllm_launch.settings.read import read_settings
-from vllm_launch.settings.settings import UsageError
 
 RUN = Path("/run/launch")
 

