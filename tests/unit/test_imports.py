@@ -24,7 +24,7 @@ LIBRARIES = {
     "prometheus_client": {"vllm_health.metrics", "vllm_health.scrape"},
     "pynvml": {"vllm_health.nvml"},
     "huggingface_hub": {"vllm_launch.model.hub"},
-    "yaml": {"vllm_launch.settings.config_file", "vllm_launch.report.plan_table"},
+    "yaml": {"vllm_launch.settings.config_file", "vllm_launch.report.plan_table", "vllm_launch.report.helm_values"},
     "torch": {"vllm_launch.machine.p2p_probe"},
     "vllm": {"vllm_launch.inside_vllm.vllm_cli"},
 }

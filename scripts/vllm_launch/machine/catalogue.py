@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, cautions
+from vllm_launch.units import GIB
 
-_GIB = 1 << 30
 _MOST = 64  # GPUs in one machine; more is a slip of the keyboard
 
 Link = Literal["nvlink", "pcie", "none"]
@@ -37,8 +37,8 @@ class Entry(NamedTuple):
     source: str  # of ``memory``
 
 
-_H100_GIB = 85017493504 / _GIB  # as floats these are exact
-_H200_GIB = 150109880320 / _GIB
+_H100_GIB = 85017493504 / GIB  # as floats these are exact
+_H200_GIB = 150109880320 / GIB
 _MEASURED = "measured: NVML's total less reserved, and cudaMemGetInfo's total, to the byte, driver 580.159.04"
 _LOGS = "vLLM startup lines in public logs"
 _LGIP = "nvidia-smi mig -lgip"
@@ -115,7 +115,7 @@ def parse_hardware_name(text: str) -> Hardware:
         )
     key = _find(text, name)
     entry, count = ENTRIES[key], int(number) if colon else 1
-    memory = round(entry.memory * _GIB)
+    memory = round(entry.memory * GIB)
     gpus = tuple(
         Gpu(
             index=place,

@@ -11,9 +11,9 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, batch_of, watermark_of
 from vllm_launch.plan.request import AUTO, Asked
 from vllm_launch.sizing import kv, memory
-from vllm_launch.sizing.memory import gib
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.run_config import Run, default_batch
+from vllm_launch.units import gib
 
 YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
 """Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""

@@ -12,12 +12,11 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan.request import Asked
 from vllm_launch.sizing import kv, memory, parallel
 from vllm_launch.sizing.kv import KvCache
-from vllm_launch.sizing.memory import Memory, gib
+from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import Run
 from vllm_launch.sizing.weights import weights
-
-MIB = 1 << 20
+from vllm_launch.units import MIB, gib
 
 USEFUL_REQUESTS = 16
 USEFUL_TOKENS = 2048

@@ -10,18 +10,17 @@ from vllm_launch.model.model import Model
 from vllm_launch.sizing.kv import kv_dtype
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import Run, activation_bytes
+from vllm_launch.units import MIB
 
-_MIB = 1 << 20
-
-GRAPH_POOL, GRAPH_LAYER = 143 * _MIB, 0.1333 * _MIB
+GRAPH_POOL, GRAPH_LAYER = 143 * MIB, 0.1333 * MIB
 """What vLLM sees of CUDA graphs when it looks, beside attention's splits: the pool of the largest batch, and each layer
 of a graph. vLLM's log, 2026-11-26, H100 and H200, 53 graphs, GiB: 0.61 (32 layers), 0.50 (16, PP=2), 0.72 (48), 0.96
 (80, TP=2), 1.14 (64), 0.70 (48 of experts), 0.97 (27 of latent attention)."""
 
-GRAPH_RELEASED = 16 * _MIB
+GRAPH_RELEASED = 16 * MIB
 """What the run before a capture leaves beside attention's splits, as the logs above have it: 10 to 20 MiB."""
 
-GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * _MIB, 0.0355 * _MIB
+GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * MIB, 0.0355 * MIB
 """What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
 memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 510 (48),
 860 (64), 480 (48 of experts), 830 (27 of latent attention), and 800 for 166 graphs of up to 1,024 requests. None of
@@ -79,7 +78,7 @@ def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -
     # keys are normed, more is alive then than PyTorch's smaller segments hold. A feed-forward fits into the splits.
     feed_forward = 3 * whole[-2] * model.intermediate_size * activation_bytes(model, run) // layout.tensor
     released = GRAPH_RELEASED + max(splits(whole[-2:-1]) * (2 if model.qk_norm else 1), feed_forward)
-    return round(seen + released + (cases * len(whole) - 1) * _MIB)
+    return round(seen + released + (cases * len(whole) - 1) * MIB)
 
 
 def _splits(model: Model, run: Run, layout: Layout, gpu: Gpu, sizes: Sequence[int]) -> int:

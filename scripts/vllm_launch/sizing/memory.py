@@ -15,24 +15,22 @@ from vllm_launch.sizing.cuda_graphs import SPLIT_REQUESTS, cuda_graphs
 from vllm_launch.sizing.parallel import Layout, expert_width, layer_split, padded_vocab
 from vllm_launch.sizing.run_config import Run, activation_bytes
 from vllm_launch.sizing.weights import by_rank
+from vllm_launch.units import MIB
 
-_MIB = 1 << 20
-_GIB = 1 << 30
-
-CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * _MIB, 460 * _MIB, 260 * _MIB
+CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * MIB, 460 * MIB, 260 * MIB
 """CUDA context and cuBLAS handles before vLLM's first look; it grows with the number of multiprocessors. H200: total
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
 
-NCCL_CONTEXT = 123 * _MIB
+NCCL_CONTEXT = 123 * MIB
 """NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that share layers. H200, TP=2: 0.63 GiB,
 context included; H100, TP=2 without multicast, 2026-11-27: 0.561; PP=2, 2026-11-26: 0.515 as on one GPU, since stages
 open their channels later. The most counts: too little would be an out-of-memory, too much is 0.1 % of a cache."""
 
-RUNTIME = 270 * _MIB
+RUNTIME = 270 * MIB
 """CUDA modules and input buffers that vLLM's profile sees. H200, 2026-11-22: 0.26 to 0.29 GiB on four models after
 the sampler's state and the expert workspace are taken off."""
 
-COLLECTIVES = 768 * _MIB
+COLLECTIVES = 768 * MIB
 """NCCL channels and symmetric memory that open with the first collective. H200, TP=2, Llama-3-70B, 2026-11-22:
 2.05 GiB consumed besides weights, less the sampler's state, RUNTIME and the fused all-reduce's 512 MiB."""
 
@@ -43,17 +41,17 @@ FUSED_ALL_REDUCE: dict[tuple[int, int], dict[int, float]] = {
 """MiB of a message of FlashInfer's fused all-reduce, by capability and TP (compilation/passes/fusion/
 allreduce_rms_fusion.py: FI_ALLREDUCE_FUSION_MAX_SIZE_MB); its workspace holds four of them for each rank."""
 
-PIPELINE_CHANNELS = 256 * _MIB
+PIPELINE_CHANNELS = 256 * MIB
 """NCCL's send and receive channels between pipeline stages, which the profile does not open."""
 
-FLASHINFER_WORKSPACE, FLASHINFER_BYTES = 394 * _MIB, 16
+FLASHINFER_WORKSPACE, FLASHINFER_BYTES = 394 * MIB, 16
 """Of FlashInfer's attention: at least, and for each element of a batch's queries (v1/attention/backends/flashinfer.py,
 VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE and FLASHINFER_PREFILL_WORKSPACE_BYTES_PER_ELEM)."""
 
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
 """Model types whose logits are divided, bent and multiplied, each time into a copy (layers/logits_processor.py)."""
 
-TIMED_BEFORE = 50 * _MIB
+TIMED_BEFORE = 50 * MIB
 """Of what the profile leaves allocated, cuBLAS' workspaces above all, what comes after the first kernels were compiled.
 H100, 2026-11-26, three runs of 1.06, 0.96 and 1.56 GiB: 49.7 to 50.0 MiB."""
 
@@ -68,15 +66,10 @@ memory."""
 MULTIPROCESSORS = 132
 """Of an H100 SXM, H200 or GH200 (NVIDIA's data sheets); an H100 PCIe has 114, which needs less."""
 
-FRAGMENTS = 256 * _MIB
+FRAGMENTS = 256 * MIB
 """What PyTorch's allocator cannot hand out again while requests come and go."""
 
 MOST = 0.99
-
-
-def gib(size: int) -> str:
-    """Bytes for people: "14.96 GiB"; below a tenth of one, "96 MiB"."""
-    return f"{size / _MIB:.0f} MiB" if 0 < abs(size) < _GIB / 10 else f"{size / _GIB:.2f} GiB"
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +151,7 @@ def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
     """
     peak = _activation_peak(model, run, layout, None, first=True, last=True)
-    return max(by_rank(model, run, layout)) + peak + 1536 * _MIB
+    return max(by_rank(model, run, layout)) + peak + 1536 * MIB
 
 
 def _counted(memory: Memory, run: Run) -> int:
@@ -196,9 +189,9 @@ def _activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *,
             logits = logits // tensor + 2 * logits
         elif model.model_type in SOFT_CAPPED:
             logits *= 2
-        peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * _MIB)
+        peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * MIB)
     if first and model.multimodal and not run.language_model_only:
-        peak += 2 * tokens * hidden * width + 512 * _MIB  # the encoder's largest item and its cache
+        peak += 2 * tokens * hidden * width + 512 * MIB  # the encoder's largest item and its cache
     return peak
 
 
@@ -327,7 +320,7 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
         message = run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         fused = run.fuse_allreduce_rms and not run.enforce_eager
-        total += 4 * layout.tensor * min(round(limit * _MIB), message) if fused else 0
+        total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
     if not first:  # the hidden states and residual that arrive from the rank before
         total += 2 * run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
     return total

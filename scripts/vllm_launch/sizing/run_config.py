@@ -6,8 +6,8 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Model
+from vllm_launch.units import GIB
 
-_GIB = 1 << 30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -36,9 +36,9 @@ def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
     """
     if gpu is None:
         return 2048 * world_size, 128 * world_size
-    if gpu.memory_total >= 160 * _GIB:
+    if gpu.memory_total >= 160 * GIB:
         return 16384, 1024
-    if gpu.memory_total >= 70 * _GIB and "a100" not in gpu.name.lower():
+    if gpu.memory_total >= 70 * GIB and "a100" not in gpu.name.lower():
         return 8192, 1024
     return 2048, 256
 

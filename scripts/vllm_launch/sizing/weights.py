@@ -18,8 +18,8 @@ from vllm_launch.model.model import Model, Tensor
 from vllm_launch.model.quantization import is_ignored
 from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width, layer_split, padded_vocab
 from vllm_launch.sizing.run_config import Run
+from vllm_launch.units import MIB
 
-_MIB = 1 << 20
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
     "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -157,10 +157,10 @@ def allocated(size: int) -> int:
     Source: c10/cuda/CUDACachingAllocator.cpp (kRoundLarge, should_split), v1/worker/gpu_worker.py:load_model.
     """
     size = -(-size // 512) * 512
-    if size < 10 * _MIB:
+    if size < 10 * MIB:
         return size
-    segment = -(-size // (2 * _MIB)) * 2 * _MIB
-    return size if segment < 20 * _MIB and segment - size > _MIB else segment
+    segment = -(-size // (2 * MIB)) * 2 * MIB
+    return size if segment < 20 * MIB and segment - size > MIB else segment
 
 
 def _fuse(model: Model, run: Run) -> tuple[_Fused, ...]:

@@ -11,6 +11,7 @@ from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, quantized, tens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_launch import units
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
@@ -347,7 +348,7 @@ def test_a_guess_of_vllms_that_costs_much_of_the_cache_is_told_of():
         memory.of_gpu(sized(61, heads=64), msgspec.structs.replace(run, estimate_cudagraphs=guess), Layout(), gpu)
         for guess in (True, False)
     ]
-    guess, taken = (memory.gib(one.cuda_graphs) for one in graphs)
+    guess, taken = (units.gib(one.cuda_graphs) for one in graphs)
     assert f"{guess} off the KV cache for CUDA graphs that take {taken}" in text
     assert not told(yours, 16)  # little of a large cache
     assert not told(Asked(), 61)
@@ -711,7 +712,7 @@ def test_the_plan_knows_what_graphs_take_and_says_so():
     ours, theirs = plan(Asked(), machine(1), sized(16)), plan(Asked(estimate_cudagraphs=True), machine(1), sized(16))
     assert ours.env == NO_GUESS
     assert ours.kv_cache.tokens > theirs.kv_cache.tokens
-    assert f"CUDA graphs {memory.gib(ours.memory.cuda_graphs)} and" in reason(ours, "gpu_memory_utilization").why
+    assert f"CUDA graphs {units.gib(ours.memory.cuda_graphs)} and" in reason(ours, "gpu_memory_utilization").why
     assert "CUDA graphs" not in reason(theirs, "gpu_memory_utilization").why
     asked_for = plan(Asked(gpu_memory_utilization=0.9, estimate_cudagraphs=False), machine(1), sized(16))
     assert asked_for.env == NO_GUESS

@@ -24,7 +24,8 @@ from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import Asked
-from vllm_launch.report.plan_table import BAR, _scaled, hardware_table, plan_as, used
+from vllm_launch.report.machine_table import hardware_table
+from vllm_launch.report.plan_table import BAR, _scaled, plan_as, used
 from vllm_launch.serve.command import as_planned, engine_command
 from vllm_launch.settings.read import read_settings
 

@@ -5,14 +5,8 @@ import pytest
 
 from vllm_launch.engine import multicast
 from vllm_launch.errors import UsageError
-from vllm_launch.serve.command import (
-    COMPILED_CACHES,
-    SHARED_CACHES,
-    compiled_folder,
-    engine_command,
-    engine_environment,
-    guard_rules,
-)
+from vllm_launch.serve.command import engine_command, guard_rules
+from vllm_launch.serve.environment import COMPILED_CACHES, SHARED_CACHES, compiled_folder, engine_environment
 from vllm_launch.settings.read import read_settings
 
 RUN = Path("/run/launch")

@@ -25,7 +25,7 @@ from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import Asked
-from vllm_launch.serve import command, serving
+from vllm_launch.serve import environment, preflight, serving
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings
 
@@ -56,7 +56,7 @@ def mode(path: Path) -> int:
 def test_a_run_has_a_folder_that_only_its_user_enters_and_that_is_gone_afterwards(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        with serving.run_folder(settled("--launch-state-dir", str(tmp_path / "new" / "state")), {}) as folder:
+        with preflight.run_folder(settled("--launch-state-dir", str(tmp_path / "new" / "state")), {}) as folder:
             assert folder.is_absolute()
             assert folder.parent == tmp_path / "new" / "state"
             assert mode(folder) == 0o700
@@ -71,7 +71,7 @@ def test_the_folder_is_gone_also_when_the_run_fails(tmp_path: Path) -> None:
     settings = settled("--launch-state-dir", str(tmp_path))
 
     def fail() -> None:
-        with serving.run_folder(settings, {}) as folder:
+        with preflight.run_folder(settings, {}) as folder:
             (folder / "key").write_text("k")
             raise UsageError("where", "what", "remedy")
 
@@ -81,15 +81,15 @@ def test_the_folder_is_gone_also_when_the_run_fails(tmp_path: Path) -> None:
 
 
 def test_without_a_setting_the_folder_is_in_the_users_own_place_or_a_temporary_one(tmp_path: Path) -> None:
-    with serving.run_folder(settled(), {"XDG_RUNTIME_DIR": str(tmp_path)}) as folder:
+    with preflight.run_folder(settled(), {"XDG_RUNTIME_DIR": str(tmp_path)}) as folder:
         assert folder.parent == tmp_path
-    with serving.run_folder(settled(), {}) as folder:
+    with preflight.run_folder(settled(), {}) as folder:
         assert folder.parent == Path(tempfile.gettempdir())
 
 
 def test_two_runs_have_two_folders(tmp_path: Path) -> None:
     environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    with serving.run_folder(settled(), environ) as first, serving.run_folder(settled(), environ) as second:
+    with preflight.run_folder(settled(), environ) as first, preflight.run_folder(settled(), environ) as second:
         assert first != second
 
 
@@ -97,7 +97,7 @@ def test_a_place_where_no_folder_can_be_made_is_named_with_its_setting(tmp_path:
     (tmp_path / "file").write_text("")
     where = str(tmp_path / "file")
     settings = settled(environ={"LAUNCH_STATE_DIR": where})
-    with pytest.raises(UsageError) as error, serving.run_folder(settings, {}):
+    with pytest.raises(UsageError) as error, preflight.run_folder(settings, {}):
         pass
     assert line(error).startswith(f"environment LAUNCH_STATE_DIR: {where} cannot be written: ")
     assert line(error).endswith("--launch-state-dir")
@@ -123,30 +123,30 @@ def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path
 
 def caches(tmp_path: Path, *words: str) -> tuple[Settings, dict[str, str]]:
     settings = settled(*words)
-    env = command.engine_environment(
-        settings, {"HOME": str(tmp_path)}, {}, run_dir=tmp_path / "run", writable=serving.writable
+    env = environment.engine_environment(
+        settings, {"HOME": str(tmp_path)}, {}, run_dir=tmp_path / "run", writable=preflight.writable
     )
     return settings, env
 
 
 def test_every_cache_that_was_chosen_is_made_and_the_probe_leaves_nothing(tmp_path: Path) -> None:
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
-    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
-    assert all(Path(env[name]).is_dir() for name in command.CACHES)
+    preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    assert all(Path(env[name]).is_dir() for name in environment.CACHES)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_the_person_named_is_left_to_them(tmp_path: Path) -> None:
     own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "own")}
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
-    serving.make_caches(settings, own, env | own)
+    preflight.make_caches(settings, own, env | own)
     assert not (tmp_path / "own").exists()
     assert (tmp_path / "cache" / "compiled" / "triton").is_dir()
 
 
 def test_vllms_cache_is_tried_below_home_where_nothing_else_is_said(tmp_path: Path) -> None:
     settings, env = caches(tmp_path)
-    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert (tmp_path / ".cache" / "vllm").is_dir()
 
 
@@ -157,13 +157,13 @@ def test_what_an_image_knows_of_models_goes_into_vllms_cache_once(
     prebuilt.mkdir(parents=True)
     (prebuilt / "llama.json").write_text("prebuilt")
     (prebuilt / "llama.json").chmod(0o444)
-    monkeypatch.setattr(serving, "MODEL_INFOS", prebuilt)
+    monkeypatch.setattr(preflight, "MODEL_INFOS", prebuilt)
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     known = Path(env["VLLM_CACHE_ROOT"], "modelinfos", "llama.json")
-    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert known.read_text() == "prebuilt"
     known.write_text("vLLM's own")  # it may be written: vLLM replaces what a changed source has made stale
-    serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+    preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert known.read_text() == "vLLM's own"
 
 
@@ -171,7 +171,7 @@ def test_a_file_where_a_cache_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     with pytest.raises(UsageError) as error:
-        serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+        preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert line(error).startswith(f"flag --launch-cache-dir: {tmp_path / 'cache'}")
     assert "name another folder with --launch-cache-dir" in line(error)
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
     cache.mkdir()
     settings, env = caches(tmp_path, "--launch-cache-dir", str(cache))
     with full(cache) as why, pytest.raises(UsageError) as error:
-        serving.make_caches(settings, {"HOME": str(tmp_path)}, env)
+        preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert line(error).startswith(f"flag --launch-cache-dir: {cache / 'compiled/vllm'} cannot be written: {why}")
     assert "free space there" in line(error)
 
@@ -209,7 +209,7 @@ def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{{ messages }}", "tool_chat_template_hermes.jinja", "FILE", "{# a/b #}"])
 def test_a_chat_template_may_be_a_file_or_itself_or_one_of_vllms(template: str, tmp_path: Path) -> None:
     (tmp_path / "own").write_text("{{ messages }}")
-    serving.check_files(settled("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
+    preflight.check_files(settled("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
 
 
 @pytest.mark.parametrize(("length", "fits"), [(70, True), (71, False)])
@@ -220,7 +220,7 @@ def test_a_folder_whose_name_leaves_no_room_for_sockets_is_refused(length: int, 
         if fits
         else pytest.raises(UsageError, match=r"too long a name.*nearer to the root") as error
     ):
-        serving.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
+        preflight.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
     assert fits or line(error).startswith("flag --launch-state-dir: ")
 
 
@@ -244,13 +244,13 @@ MIB = 1 << 20
 def test_workers_want_shared_memory(gpus, words, environ, free, fits) -> None:
     made = msgspec.structs.replace(pair()[0], gpus=gpus)
     with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"rings of .*--shm-size=1g") as error:
-        serving.check_shared_memory(made, settled(*words), environ, free)
+        preflight.check_shared_memory(made, settled(*words), environ, free)
     assert fits or line(error).startswith(f"/dev/shm: {free // MIB} MiB are free")
 
 
 def test_a_folder_is_writable_when_files_can_be_made_in_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = [serving.writable(path) for path in (tmp_path, tmp_path / "file", tmp_path / "absent")]
+    found = [preflight.writable(path) for path in (tmp_path, tmp_path / "file", tmp_path / "absent")]
     assert found == [True, False, False]
 
 

@@ -18,17 +18,10 @@ from hypothesis import strategies as st
 from vllm_launch.model.model import Experts, Layer
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.cuda_graphs import capture_sizes
-from vllm_launch.sizing.memory import (
-    Memory,
-    cpu_memory,
-    gib,
-    kv_bytes,
-    of_gpu,
-    requested,
-    safe_utilization,
-)
+from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, of_gpu, requested, safe_utilization
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import default_batch
+from vllm_launch.units import gib
 
 ONE = Layout()
 AMPERE = gpu(capability=(8, 0))
