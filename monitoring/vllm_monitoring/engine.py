@@ -1,47 +1,44 @@
-"""What one model's engines do with their time and memory; any choice of replicas, all of them together by default."""
+"""The engine dashboard: latency, load, KV cache and HTTP responses of one model, over any choice of replicas."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, OF_TARGET, RATE, TOKENS_PER_SECOND, Row, heat, lines, quantile, select
+from vllm_monitoring.panels import OF_POD, OF_TARGET, RATE, TOKENS_PER_SECOND, Panel, Row, heat, lines, quantile, select
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-engine"
-_ENGINE = "{{pod}} engine {{engine}}"
+_BY_ENGINE = f"namespace, pod, {metrics.ENGINE}"
+_LEGEND = "{{pod}} engine {{engine}}"
 
 
 def build(thresholds: Thresholds) -> str:
-    """The dashboard's JSON."""
-    slo, alerts = thresholds.slo, thresholds.alerts
+    """Return the dashboard's JSON."""
+    return panels.board(
+        UID,
+        "vLLM / Engine",
+        "What the engines do with their time, their batches and their KV cache.",
+        [
+            Row("Latency", [*_time_to_first_token(thresholds), *_inter_token_latency(thresholds)]),
+            Row("Load", [*_batches(), *_request_lengths_and_ends()]),
+            Row("KV cache", [*_kv_usage_and_hits(thresholds), _kv_capacity(thresholds)]),
+            Row("Answers", _responses(thresholds)),
+        ],
+        pods=True,
+    )
 
-    def rate(counter: str, by: str) -> str:
-        return f"sum by ({by}) (rate({select(counter, OF_POD)}[{RATE}]))"
 
-    def spread(histogram: str) -> str:
-        return f"sum by (le) (increase({select(f'{histogram}_bucket', OF_POD)}[{RATE}]))"
-
-    def mean(histogram: str) -> str:
-        total, count = (f"sum(rate({select(f'{histogram}_{part}', OF_POD)}[{RATE}]))" for part in ("sum", "count"))
-        return f"{total} / {count}"
-
-    def quantiles(histogram: str) -> dict[str, str]:
-        buckets = rate(f"{histogram}_bucket", "le")
-        return {f"p{100 * share:g}": quantile(share, buckets) for share in (0.5, 0.95, 0.99)}
-
-    by_engine = f"namespace, pod, {metrics.ENGINE}"
-    real = f"max by ({by_engine}) ({select(metrics.PREFIX + 'kv_cache_tokens', OF_POD)})"
-    planned = f"max by (namespace, pod) ({select(metrics.PREFIX + 'kv_cache_planned_tokens', OF_POD)})"
-    hits = rate(metrics.PREFIX_CACHE_HITS, by_engine)
-    http = select(metrics.HTTP_REQUESTS, OF_TARGET)
-    latency = [
+def _time_to_first_token(thresholds: Thresholds) -> list[Panel]:
+    """Return the panels of TTFT and of its parts, queue time and prefill time."""
+    objective = thresholds.slo.time_to_first_token.seconds
+    return [
         lines(
             "Time to first token",
             "p95 below the objective. It is queue plus prefill; see below which of them it is.",
             "s",
-            quantiles(metrics.TIME_TO_FIRST_TOKEN),
-            limit=slo.time_to_first_token.seconds,
-            top=slo.time_to_first_token.seconds,
+            _quantiles(metrics.TIME_TO_FIRST_TOKEN),
+            limit=objective,
+            top=objective,
             runbook=thresholds.runbook("VLLMTimeToFirstTokenBurn"),
         ),
         heat(
@@ -49,62 +46,70 @@ def build(thresholds: Thresholds) -> str:
             "One band. Two bands are two kinds of requests (short and long prompts, cached and not), of which no "
             "percentile tells.",
             "s",
-            spread(metrics.TIME_TO_FIRST_TOKEN),
+            _distribution(metrics.TIME_TO_FIRST_TOKEN),
         ),
         lines(
             "Where a request's time goes, mean",
             "Mostly decode. A queue that grows wants replicas; prefill that grows, shorter or shared prompts.",
             "s",
             {
-                "queue": mean(metrics.QUEUE_TIME),
-                "prefill": mean(metrics.PREFILL_TIME),
-                "decode": mean(metrics.DECODE_TIME),
+                "queue": _mean(metrics.QUEUE_TIME),
+                "prefill": _mean(metrics.PREFILL_TIME),
+                "decode": _mean(metrics.DECODE_TIME),
             },
             stacked=True,
             runbook=thresholds.runbook("VLLMQueueTimeHigh"),
         ),
+    ]
+
+
+def _inter_token_latency(thresholds: Thresholds) -> list[Panel]:
+    """Return the panels of ITL and of the latency of whole requests."""
+    objective = thresholds.slo.time_per_output_token.seconds
+    return [
         lines(
             "Between tokens",
             "p95 below the objective. Spikes are long prompts that are prefilled in the same step.",
             "s",
-            quantiles(metrics.INTER_TOKEN_LATENCY),
-            limit=slo.time_per_output_token.seconds,
-            top=slo.time_per_output_token.seconds,
+            _quantiles(metrics.INTER_TOKEN_LATENCY),
+            limit=objective,
+            top=objective,
             runbook=thresholds.runbook("VLLMTimePerOutputTokenBurn"),
         ),
         heat(
             "Between tokens, all of it",
             "One narrow band, which is the time of a step.",
             "s",
-            spread(metrics.INTER_TOKEN_LATENCY),
+            _distribution(metrics.INTER_TOKEN_LATENCY),
         ),
         lines(
             "Whole request",
             "It follows the lengths of answers; compare it with those.",
             "s",
-            quantiles(metrics.E2E_LATENCY),
+            _quantiles(metrics.E2E_LATENCY),
         ),
     ]
-    load = [
+
+
+def _batches() -> list[Panel]:
+    """Return the panels of running and waiting requests, of tokens per second and of tokens per step."""
+    running = f"sum by ({_BY_ENGINE}) ({select(metrics.REQUESTS_RUNNING, OF_POD)})"
+    waiting = f"sum by ({_BY_ENGINE}, reason) ({select(metrics.WAITING_BY_REASON, OF_POD)})"
+    return [
         lines(
             "Requests in the engine",
             "Running below max-num-seqs, waiting near nothing. Deferred ones wait for a LoRA or a KV transfer, not for "
             "room.",
             "short",
-            {
-                f"{_ENGINE}, running": f"sum by ({by_engine}) ({select(metrics.REQUESTS_RUNNING, OF_POD)})",
-                f"{_ENGINE}, waiting: {{{{reason}}}}": (
-                    f"sum by ({by_engine}, reason) ({select(metrics.WAITING_BY_REASON, OF_POD)})"
-                ),
-            },
+            {f"{_LEGEND}, running": running, f"{_LEGEND}, waiting: {{{{reason}}}}": waiting},
         ),
         lines(
             "Tokens",
             "Output is what is sold. Prompts that come from a cache cost nothing.",
             TOKENS_PER_SECOND,
             {
-                "output": rate(metrics.GENERATION_TOKENS, "namespace"),
-                "prompt: {{source}}": rate(metrics.PROMPT_TOKENS_BY_SOURCE, "source"),
+                "output": _rate(metrics.GENERATION_TOKENS, "namespace"),
+                "prompt: {{source}}": _rate(metrics.PROMPT_TOKENS_BY_SOURCE, "source"),
             },
             stacked=True,
         ),
@@ -113,35 +118,46 @@ def build(thresholds: Thresholds) -> str:
             "How a batch is made up: low is decode alone, which reads all weights for few tokens; the top is "
             "max-num-batched-tokens, where prefill fills the step.",
             "none",
-            spread(metrics.ITERATION_TOKENS),
+            _distribution(metrics.ITERATION_TOKENS),
         ),
+    ]
+
+
+def _request_lengths_and_ends() -> list[Panel]:
+    """Return the panels of prompt lengths, output lengths and finish reasons."""
+    return [
         heat(
             "Length of prompts",
             "What you planned max-model-len for.",
             "short",
-            spread(metrics.REQUEST_PROMPT_TOKENS),
+            _distribution(metrics.REQUEST_PROMPT_TOKENS),
         ),
         heat(
             "Length of answers",
             "As above; a band at a round number is max_tokens.",
             "short",
-            spread(metrics.REQUEST_GENERATION_TOKENS),
+            _distribution(metrics.REQUEST_GENERATION_TOKENS),
         ),
         lines(
             "How requests end",
             "stop and length are good; abort is a client that left; error is not good.",
             "reqps",
-            {"{{finished_reason}}": rate(metrics.REQUEST_SUCCESS, "finished_reason")},
+            {"{{finished_reason}}": _rate(metrics.REQUEST_SUCCESS, "finished_reason")},
             stacked=True,
         ),
     ]
-    cache = [
+
+
+def _kv_usage_and_hits(thresholds: Thresholds) -> list[Panel]:
+    """Return the panels of KV cache usage, preemptions and prefix cache hits."""
+    hits, queries = (_rate(name, _BY_ENGINE) for name in (metrics.PREFIX_CACHE_HITS, metrics.PREFIX_CACHE_QUERIES))
+    return [
         lines(
             "KV cache in use",
             "High is good use; at the top with preemptions it is too small.",
             "percentunit",
-            {_ENGINE: f"max by ({by_engine}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
-            limit=alerts["VLLMKVPressure"].usage,
+            {_LEGEND: f"max by ({_BY_ENGINE}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
+            limit=thresholds.alerts["VLLMKVPressure"].usage,
             top=1.0,
             runbook=thresholds.runbook("VLLMKVPressure"),
         ),
@@ -149,7 +165,7 @@ def build(thresholds: Thresholds) -> str:
             "Preemptions",
             "None. Each throws away what a request had computed.",
             "short",
-            {_ENGINE: rate(metrics.PREEMPTIONS, by_engine)},
+            {_LEGEND: _rate(metrics.PREEMPTIONS, _BY_ENGINE)},
             top=1.0,
             runbook=thresholds.runbook("VLLMKVPressure"),
         ),
@@ -158,23 +174,34 @@ def build(thresholds: Thresholds) -> str:
             "The share of prompt tokens that were computed before. With a shared system prompt it should be high; if "
             "not, requests of one user go to different replicas.",
             "percentunit",
-            {_ENGINE: f"{hits} / {rate(metrics.PREFIX_CACHE_QUERIES, by_engine)}"},
-        ),
-        lines(
-            "KV cache against its plan",
-            "100 %, within 2. Less means that something else takes memory, or that the plan is wrong.",
-            "percentunit",
-            {_ENGINE: f"{real} / on (namespace, pod) group_left () {planned}"},
-            top=1.2,
-            runbook=thresholds.runbook("VLLMKVCacheBelowPlan"),
+            {_LEGEND: f"{hits} / {queries}"},
         ),
     ]
-    answers = [
+
+
+def _kv_capacity(thresholds: Thresholds) -> Panel:
+    """Return the panel of each engine's KV cache size as a share of the planned size."""
+    actual = f"max by ({_BY_ENGINE}) ({select(metrics.PREFIX + 'kv_cache_tokens', OF_POD)})"
+    planned = f"max by (namespace, pod) ({select(metrics.PREFIX + 'kv_cache_planned_tokens', OF_POD)})"
+    return lines(
+        "KV cache against its plan",
+        "100 %, within 2. Less means that something else takes memory, or that the plan is wrong.",
+        "percentunit",
+        {_LEGEND: f"{actual} / on (namespace, pod) group_left () {planned}"},
+        top=1.2,
+        runbook=thresholds.runbook("VLLMKVCacheBelowPlan"),
+    )
+
+
+def _responses(thresholds: Thresholds) -> list[Panel]:
+    """Return the panels of HTTP responses by status and of requests rejected at admission."""
+    responses = f"sum by (handler, status) (rate({select(metrics.HTTP_REQUESTS, OF_TARGET)}[{RATE}]))"
+    return [
         lines(
             "HTTP answers",
             "2xx, and 4xx by clients' mistakes. 5xx is ours.",
             "reqps",
-            {"{{status}} {{handler}}": f"sum by (handler, status) (rate({http}[{RATE}]))"},
+            {"{{status}} {{handler}}": responses},
             stacked=True,
             runbook=thresholds.runbook("VLLMAvailabilityBurn"),
         ),
@@ -182,15 +209,30 @@ def build(thresholds: Thresholds) -> str:
             "Requests turned away",
             "None, unless you limit the queue (--max-num-queued-reqs).",
             "reqps",
-            {"{{pod}} {{reason}}": rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
+            {"{{pod}} {{reason}}": _rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
             top=1.0,
             runbook=thresholds.runbook("VLLMAdmissionRejections"),
         ),
     ]
-    return panels.board(
-        UID,
-        "vLLM / Engine",
-        "What the engines do with their time, their batches and their KV cache.",
-        [Row("Latency", latency), Row("Load", load), Row("KV cache", cache), Row("Answers", answers)],
-        pods=True,
-    )
+
+
+def _rate(counter: str, by: str) -> str:
+    """Return the query for a counter's rate, summed by the labels ``by``."""
+    return f"sum by ({by}) (rate({select(counter, OF_POD)}[{RATE}]))"
+
+
+def _distribution(histogram: str) -> str:
+    """Return the query for the observations in each bucket of a histogram."""
+    return f"sum by (le) (increase({select(f'{histogram}_bucket', OF_POD)}[{RATE}]))"
+
+
+def _mean(histogram: str) -> str:
+    """Return the query for the mean of a histogram's observations."""
+    total, count = (f"sum(rate({select(f'{histogram}_{part}', OF_POD)}[{RATE}]))" for part in ("sum", "count"))
+    return f"{total} / {count}"
+
+
+def _quantiles(histogram: str) -> dict[str, str]:
+    """Return the queries for a histogram's p50, p95 and p99, by these names."""
+    buckets = _rate(f"{histogram}_bucket", "le")
+    return {f"p{100 * share:g}": quantile(share, buckets) for share in (0.5, 0.95, 0.99)}
