@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllm_launch.model.model import Experts, Layer
-from vllm_launch.sizing import memory
+from vllm_launch.sizing import activations, memory
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, of_gpu, requested, safe_utilization
 from vllm_launch.sizing.parallel import Layout
@@ -210,7 +210,7 @@ def test_logits_are_gathered_from_all_ranks():
     assert peak(wide, layout=Layout(tensor=4)) == ROW + 8 * MIB + logits // 4 + 2 * logits + 16 * MIB
 
 
-@pytest.mark.parametrize("model_type", sorted(memory.SOFT_CAPPED))
+@pytest.mark.parametrize("model_type", sorted(activations.SOFT_CAPPED))
 def test_soft_capped_logits_are_copied_where_they_are_not_gathered_anyway(model_type):
     wide = model(**TINY_FFN, vocab_size=1_280_000, model_type=model_type)
     plain = msgspec.structs.replace(wide, model_type="llama")
@@ -437,7 +437,7 @@ def test_flashinfer_keeps_a_workspace_where_it_attends():
 )
 def test_a_context_is_split_until_the_gpu_is_nearly_full(tiles, blocks, splits):
     """Against hopper/heuristics.h:num_splits_heuristic, worked out by hand for 132 multiprocessors."""
-    assert memory._splits(tiles, blocks) == splits
+    assert activations._splits(tiles, blocks) == splits
 
 
 def test_on_hopper_a_batch_of_short_prompts_beside_a_long_one_must_fit():
@@ -478,9 +478,9 @@ def first_start(of=None, batch=None, layout=ONE):
 def test_kernels_are_timed_on_a_copy_of_the_embedding_table():
     table = 128_256 * 4096 * 2
     (compiled,) = first_start()
-    assert compiled.activation_peak == table + 2 * ROW - memory.TIMED_BEFORE
+    assert compiled.activation_peak == table + 2 * ROW - activations.TIMED_BEFORE
     (small,) = first_start(batch=run(max_num_batched_tokens=2048, max_num_seqs=256))
-    assert small.activation_peak == table + ROW // 2 - memory.TIMED_BEFORE
+    assert small.activation_peak == table + ROW // 2 - activations.TIMED_BEFORE
     (wide,) = first_start(batch=run(max_num_batched_tokens=16384))
     assert wide.activation_peak == peak(batch=run(max_num_batched_tokens=16384))  # which is more
 

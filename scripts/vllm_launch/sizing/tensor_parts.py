@@ -1,0 +1,179 @@
+"""A checkpoint's tensors as vLLM allocates them: fused, and each part with the way it is cut. Pure.
+
+vLLM fuses what the checkpoint keeps apart (query, key and value; gate and up; a layer's experts) and splits each by
+the parallel linear layer that holds it. The name of a tensor says which one that is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+
+import msgspec
+
+from vllm_launch.model.model import Model, Tensor
+from vllm_launch.sizing.parallel import padded_vocab
+from vllm_launch.sizing.run_config import Run
+
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
+
+MODEL_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+_VISION = re.compile(r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|image_newline|"
+                     r"multi_modal_projector|mm_projector|audio_tower|patch_embed|aligner|mlp1)(?:\.|_|$)")  # fmt: skip
+
+_SKIPPED = re.compile(r"rotary_emb\.inv_freq$|(?:^|\.)mtp\.|\.g_idx$|attn\.(?:masked_)?bias$|_(?:output|input)_scale$")
+
+_QKV = re.compile(r"\.(?:q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|Wqkv|wqkv|W_pack)\.")
+
+_KV = re.compile(r"\.(?:k_proj|v_proj)\.")
+
+_GATE_UP = re.compile(r"\.(?:gate_proj|up_proj|gate_up_proj|w1|w3)\.")
+
+_ROW = re.compile(r"\.(?:o_proj|down_proj|w2|out_proj|dense|dense_4h_to_h|c_proj|fc2|wo|attention\.dense)\.")
+
+_REPLICATED = re.compile(
+    r"norm|\.(?:gate|router|shared_expert_gate|q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj|e_score_correction_bias|"
+    r"sinks?_bias|wk|weights_proj|wq_a)\.|layernorm|\.ln_|position_embedding|\.wpe\.|e_score_correction_bias|"
+    r"\.indexer\."
+)
+
+_VOCAB = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embedding|embed_in|tok_embeddings|embeddings)\.weight$"
+)
+
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.")
+
+MXFP4_SPLITS = (
+    "mxfp4 gate_up_proj_blocks",
+    "mxfp4 down_proj_blocks",
+    "mxfp4 gate_up_proj_scales",
+    "mxfp4 down_proj_scales",
+)
+"""How the tensors of an MXFP4 expert are cut, by their kind: over ranks like other experts, then padded."""
+
+FIRST, _LAST = -1, -2
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
+
+    split: str  # "tensor", "kv", "expert", one of MXFP4_SPLITS, "vocab" or "whole"
+    size: int
+    linear: bool  # a matrix that quantising at the start would shrink
+    kv_heads: int = 0
+
+
+class Fused(msgspec.Struct, frozen=True):
+    """A tensor as vLLM allocates it. ``place`` is a layer's index, or FIRST or _LAST: before or after all of them."""
+
+    place: int
+    parts: tuple[Part, ...]
+
+
+class _Fusing(msgspec.Struct):
+    model: Model
+    fused: tuple[Fused, ...]
+
+
+_FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
+"""Cache keyed by model: a plan evaluates many layouts of the same model, and tensor names do not change between them."""
+
+_REMEMBERED = 8
+
+
+def fused_tensors(model: Model, run: Run) -> tuple[Fused, ...]:
+    """Return the tensors that vLLM allocates for ``model``."""
+    key = (id(model), run.language_model_only, run.dtype)
+    known = _FUSED.get(key)
+    if known is None or known.model is not model:
+        if len(_FUSED) >= _REMEMBERED:
+            _FUSED.clear()
+        known = _FUSED[key] = _Fusing(model=model, fused=_fuse_names(model, run))
+    return known.fused
+
+
+def _fuse_names(model: Model, run: Run) -> tuple[Fused, ...]:
+    parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
+    bits = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    for tensor in model.tensors:
+        if _SKIPPED.search(tensor.name):
+            continue
+        vision = bool(_VISION.search(tensor.name))
+        if vision and run.language_model_only:
+            continue
+        if model.tie_word_embeddings and _HEAD.search(tensor.name) and "layers." not in tensor.name:
+            continue
+        found = None if vision else _LAYER.search(tensor.name)
+        if found and int(found[1]) >= len(model.layers):
+            continue  # multi-token prediction layers, loaded only for speculative decoding
+        place = int(found[1]) if found else _LAST if _is_last(tensor.name) and not vision else FIRST
+        key, part = _classify(model, tensor, bits, vision=vision)
+        parts[place, key].append(part)
+    return tuple(Fused(place, _merged(found)) for (place, _), found in parts.items())
+
+
+def _is_last(name: str) -> bool:
+    """On the last pipeline rank: the head and the final norm."""
+    return bool(_HEAD.search(name)) or bool(re.search(r"(?:^|\.)(?:norm|final_layernorm|ln_f|norm_f)\.", name))
+
+
+def _merged(parts: list[Part]) -> tuple[Part, ...]:
+    """Parts that are cut alike become one; a layer's many experts would otherwise be added up in every plan."""
+    sizes: defaultdict[tuple[str, bool, int], int] = defaultdict(int)
+    for part in parts:
+        sizes[part.split, part.linear, part.kv_heads] += part.size
+    return tuple(Part(split, size, linear, heads) for (split, linear, heads), size in sizes.items())
+
+
+def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) -> tuple[str, Part]:  # noqa: PLR0911 - one return for each way to cut
+    """The fused tensor that ``tensor`` goes into, and how it is cut."""
+    name = tensor.name
+    kind = name.rsplit(".", 1)[-1]
+    stored = _BITS.get(tensor.dtype, 16)
+    scale = "scale" in kind or kind in {"A_log", "absmax", "e_score_correction_bias"}
+    bits = model_bits if tensor.dtype in {"F32", "F16", "BF16", "F64"} and not scale else stored
+    size = math.ceil(math.prod(tensor.shape) * bits / 8)
+    linear = kind == "weight" and len(tensor.shape) == 2 and tensor.dtype in {"F32", "F16", "BF16"}  # noqa: PLR2004
+    path = f".{name}"
+    if vision:
+        return name, Part("tensor" if len(tensor.shape) > 1 else "whole", size, linear=False)
+    if _VOCAB.search(name) or (_HEAD.search(name) and ".layers." not in path):
+        rows = tensor.shape[0] if tensor.shape else 1
+        return name, Part("vocab", size // rows * padded_vocab(rows) if rows else 0, linear=False)
+    if ".experts." in path or re.search(r"\.experts_", path):
+        down = re.search(r"\.(?:down_proj|w2|w_out)", path)
+        split = f"mxfp4 {kind}" if f"mxfp4 {kind}" in MXFP4_SPLITS else "expert"
+        return f"{'w2' if down else 'w13'}.{_suffix(kind)}", Part(split, size, linear or len(tensor.shape) == 3)  # noqa: PLR2004
+    if _REPLICATED.search(path):
+        return name, Part("whole", size, linear=bool(linear and "_a_proj" in path))
+    if _QKV.search(path):
+        heads = _layer_kv_heads(model, name)
+        split = "kv" if _KV.search(path) and heads else "tensor"
+        return f"qkv.{kind}", Part(split, size, linear, heads if split == "kv" else 0)
+    if _GATE_UP.search(path):
+        shared = "shared" if "shared_expert" in path else ""
+        return f"gate_up{shared}.{kind}", Part("tensor", size, linear)
+    if _ROW.search(path):
+        return name, Part("whole" if kind == "bias" else "tensor", size, linear)
+    return name, Part("tensor", size, linear)
+
+
+def _suffix(kind: str) -> str:
+    """What the experts' tensors of one fused parameter have in common: weights apart from scales and biases."""
+    for word in ("scale", "bias", "zeros"):
+        if word in kind:
+            return word
+    return "weight"
+
+
+def _layer_kv_heads(model: Model, name: str) -> int:
+    found = _LAYER.search(name)
+    layer = model.layers[int(found[1])] if found and int(found[1]) < len(model.layers) else None
+    return layer.kv_heads if layer and layer.kv_heads else model.kv_heads
