@@ -83,7 +83,7 @@ class _Fusing(msgspec.Struct):
 
 
 _FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
-"""Cache keyed by model: a plan evaluates many layouts of the same model, and tensor names do not change between them."""
+"""Cache keyed by model: a plan evaluates many layouts of one model, and tensor names do not change between them."""
 
 _REMEMBERED = 8
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_launch.errors import UsageError
+from vllm_launch.model.build import QUERY_NORMS, build
 from vllm_launch.model.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.model.model import Model, Tensor
-from vllm_launch.model.read import QUERY_NORMS, build, read_model
+from vllm_launch.model.read import read_model
 from vllm_launch.model.tensors import FAMILIES
 
 PUBLIC = Path(__file__).parents[2] / "data" / "models"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from vllm_launch.engine.removed import REMOVED_METHODS
+from vllm_launch.model.build import build
 from vllm_launch.model.checkpoint import DTYPE_BITS, Checkpoint
 from vllm_launch.model.model import Model, Quantization, Tensor
 from vllm_launch.model.quantization import MIN_CAPABILITY, is_ignored, stored
-from vllm_launch.model.read import build
 
 SMALL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 256,
