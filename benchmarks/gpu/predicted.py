@@ -44,6 +44,6 @@ def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     args = dict(row["args"])
     layout = Layout(tensor=args.pop("tensor_parallel_size", 1), pipeline=args.pop("pipeline_parallel_size", 1))
     utilization = args.pop("gpu_memory_utilization")
-    run = Run(**args)
+    run = Run(**{"dtype": model.dtype} | args)
     ranks = of_ranks(model, run, layout, gpu)
     return ranks, kv_cache(model, run, layout, [kv_bytes(rank, run, gpu, utilization) for rank in ranks], gpu)

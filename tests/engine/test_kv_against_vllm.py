@@ -132,6 +132,7 @@ def made_up(rng):
         max_num_batched_tokens=rng.choice([2048, 8192, 16384]),
         kv_cache_dtype=rng.choice(["auto", "fp8"]) if kind not in {"hybrid", "both"} else "auto",
         block_size=rng.choice([None, 16, 32, 64]),
+        dtype=model.dtype,
     )
     pipeline = rng.choice([1, 1, 2, 3]) if len(layers) >= 12 else 1
     return model, run, Layout(tensor=rng.choice([1, 2, 4, 8]), pipeline=pipeline)

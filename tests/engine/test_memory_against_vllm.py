@@ -57,7 +57,11 @@ def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
             )
         )
         run = Run(
-            max_model_len=8192, max_num_seqs=seqs, max_num_batched_tokens=tokens, max_cudagraph_capture_size=asked
+            max_model_len=8192,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=tokens,
+            dtype="bfloat16",
+            max_cudagraph_capture_size=asked,
         )
         assert capture_sizes(run, gpu(capability=capability)) == sorted(compilation.cudagraph_capture_sizes), run
 

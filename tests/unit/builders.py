@@ -44,7 +44,9 @@ def gpu(
 
 def run(**changes: Any) -> Run:
     """VLLM's batch on an H200, with requests of 8,192 tokens."""
-    return Run(**{"max_model_len": 8192, "max_num_seqs": 1024, "max_num_batched_tokens": 8192, **changes})
+    return Run(
+        **{"max_model_len": 8192, "max_num_seqs": 1024, "max_num_batched_tokens": 8192, "dtype": "bfloat16", **changes}
+    )
 
 
 def quantized(method: str, *, bits: int = 4, **changes: Any) -> Quantization:

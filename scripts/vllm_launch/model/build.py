@@ -8,8 +8,8 @@ from typing import Any
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import Config, language_config, shown
+from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
 from vllm_launch.model.layers import (
-    SAFETENSORS_DTYPE,
     attention_heads,
     head_dim,
     kv_heads,
@@ -35,8 +35,6 @@ LENGTH_KEYS = (
 ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 """RoPE types whose factor vllm/config/model.py:_get_and_verify_max_len does not apply."""
 
-NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
-"""vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS."""
 
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
 """How the names of norms of an attention's queries end, in every family that has them (tensors.FAMILIES)."""
@@ -67,7 +65,7 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
     mixture, mla = read_experts(config), read_mla(config)
     if mixture and mixture.count > MOST_EXPERTS:
         raise config.wrong("num_experts", f"is {mixture.count}, which no model has")
-    layers = read_layers(config, SAFETENSORS_DTYPE[dtype], moe)
+    layers = read_layers(config, SAFETENSORS_NAME[dtype], moe)
     tied = _tied(whole, config)
     tower = whole.table("vision_config")
     stored = checkpoint.tensors
@@ -175,17 +173,15 @@ def _dtype(whole: Config, config: Config, checkpoint: Checkpoint, architecture: 
     ):
         stated = stated or part.text("dtype") or part.text("torch_dtype")
     stated = (stated or "").removeprefix("torch.")
-    stated = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(
-        stated, stated
-    )
+    stated = ALIASES.get(stated, stated)
     if not stated and checkpoint.tensors:
-        words = {tensor.dtype for tensor in checkpoint.tensors} & set(SAFETENSORS_DTYPE.values())
-        back = {word: dtype for dtype, word in SAFETENSORS_DTYPE.items()}
+        words = {tensor.dtype for tensor in checkpoint.tensors} & set(SAFETENSORS_NAME.values())
+        back = {word: dtype for dtype, word in SAFETENSORS_NAME.items()}
         stated = back[words.pop()] if len(words) == 1 else "float32"
     stated = stated or "float32"
     no_half = config.text("model_type") in NO_FLOAT16 or whole.text("model_type") in NO_FLOAT16
     preferred = "float16" if architecture.task == "pooling" and not no_half else "bfloat16"
-    if stated == "float32" or (stated == "float16" and no_half) or stated not in SAFETENSORS_DTYPE:
+    if stated == "float32" or (stated == "float16" and no_half) or stated not in SAFETENSORS_NAME:
         return preferred
     return stated
 

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from vllm_launch.errors import UsageError
 from vllm_launch.model.config import parse_json, shown
+from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
 
 HEADER_LIMIT = 100_000_000
@@ -18,16 +19,6 @@ HEADER_LIMIT = 100_000_000
 
 JSON_LIMIT = 256 * 2**20
 """Bytes of a config or an index; the largest index known is a tenth of it."""
-
-DTYPE_BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
-"""Bits of an element (safetensors/src/tensor.rs: Dtype::bitsize)."""
 
 SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json")
 OTHER_WEIGHTS = {"bin": "PyTorch pickles", "pt": "PyTorch pickles", "pth": "PyTorch pickles", "gguf": "GGUF"}
@@ -232,13 +223,13 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, tuple[int, int]]:
     if not isinstance(entry, dict):
         raise UsageError(where, f"tensor {shown(name)} is {shown(entry)}, not an object", DOWNLOAD)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in STORED_BITS:
         raise UsageError(where, f"tensor {shown(name)} has the unknown dtype {shown(dtype)}", DOWNLOAD)
     if not _sizes(shape):
         raise UsageError(where, f"tensor {shown(name)} has the shape {shown(shape)}", DOWNLOAD)
     if not _sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
         raise UsageError(where, f"tensor {shown(name)} has the offsets {shown(offsets)}", DOWNLOAD)
-    bits = DTYPE_BITS[dtype]
+    bits = STORED_BITS[dtype]
     for size in shape:
         bits *= size
         if bits > 2**80:

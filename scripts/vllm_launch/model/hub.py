@@ -26,6 +26,8 @@ from huggingface_hub.errors import (
 
 from vllm_launch.errors import UsageError
 from vllm_launch.model.checkpoint import SMALL_FILES, Checkpoint, read_headers, read_json, shard_names
+from vllm_launch.model.config import shown
+from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
 
 
@@ -129,11 +131,16 @@ def _remote(name: str, revision: str | None, token: str | None) -> tuple[Tensor,
         metadata = HfApi(token=token).get_safetensors_metadata(name, revision=revision)
     except NotASafetensorsRepoError:
         return None
-    return tuple(
+    tensors = [
         Tensor(tensor, info.dtype, tuple(info.shape))
         for file in metadata.files_metadata.values()
         for tensor, info in file.tensors.items()
-    )
+    ]
+    for tensor in tensors:
+        if tensor.dtype not in STORED_BITS:
+            what = f"tensor {shown(tensor.name)} has the unknown dtype {shown(tensor.dtype)}"
+            raise UsageError(f"model {name}", what, "choose another revision")
+    return tuple(tensors)
 
 
 FOLDER = "or give a folder that holds the model"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from vllm_launch.model.config import Config
+from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.model import Layer, Mla
-
-SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 SHORT_CONV = frozenset({"lfm2", "lfm2_moe"})
 
@@ -254,7 +253,7 @@ def _recurrent(config: Config, dtype: str) -> Layer:
         keys, values = config.whole("linear_num_key_heads"), config.whole("linear_num_value_heads")
         key, value = config.whole("linear_key_head_dim"), config.whole("linear_value_head_dim")
         conv = (config.whole("linear_conv_kernel_dim", default=4) - 1, 2 * key * keys + value * values)
-        ssm = SAFETENSORS_DTYPE.get(config.text("mamba_ssm_dtype"), dtype)
+        ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_dtype"), dtype)
         return _kept((conv, (values, value, key)), (dtype, ssm))
     if model_type == "kimi_linear":
         linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
@@ -280,7 +279,7 @@ def _recurrent(config: Config, dtype: str) -> Layer:
     if model_type == "nemotron_h":
         wide = heads * dim
     groups = config.whole("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)
-    ssm = SAFETENSORS_DTYPE.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
+    ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
     return _kept(((kernel - 1, wide + 2 * groups * size), (heads, dim, size)), (dtype, ssm), checkpoints=1)
 
 

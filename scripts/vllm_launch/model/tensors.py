@@ -10,7 +10,8 @@ import msgspec
 
 from vllm_launch.model import tensors_moe, tensors_state, tensors_vision
 from vllm_launch.model.config import Config
-from vllm_launch.model.layers import SAFETENSORS_DTYPE, head_dim, kv_heads
+from vllm_launch.model.dtypes import SAFETENSORS_NAME
+from vllm_launch.model.layers import head_dim, kv_heads
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import TensorList
 
@@ -119,7 +120,7 @@ def tensors(
             f"tensors of model type {model_type!r} are guessed as Llama's: download the safetensors for an exact plan"
         )
     root = "language_model." if vision is not None else ""
-    out = TensorList(SAFETENSORS_DTYPE.get(dtype, "BF16"), quantization, config.where)
+    out = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
     hidden, vocab = config.whole("hidden_size"), config.whole("vocab_size")
     style = tensors_state.STYLES.get(model_type)
     if style is not None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vllm_launch.machine.gpus import Cpu, Gpu
+from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16
 from vllm_launch.model.model import Model
 from vllm_launch.plan.request import Asked
 from vllm_launch.sizing import kv, memory, parallel
@@ -32,9 +33,6 @@ WATERMARK = 0.02
 """Of the KV cache, what is kept free where a request is let into the batch; vLLM's default is nothing. Running requests
 grow into it: with no room left one is preempted, and its tokens are computed again. More gives large caches little, and
 costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
-
-_WORDS = {"half": "float16", "float": "float32"}
-_NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}  # vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,17 +116,24 @@ def keeps_fp8(model: Model, oldest: tuple[int, int] | None) -> bool:
     return cached and not own and model.mla is None and oldest is not None and oldest >= (8, 9)
 
 
+def dtype_of(asked: Asked, model: Model, oldest: tuple[int, int] | None) -> str:
+    """What the model computes in: what was asked, else its own.
+
+    Before compute capability 8.0 there is no bfloat16, and vLLM falls back by itself. Source:
+    vllm/config/model.py:_resolve_auto_dtype.
+    """
+    if asked.dtype not in {None, "auto"}:
+        return ALIASES.get(asked.dtype, asked.dtype)
+    if model.dtype == "bfloat16" and oldest is not None and oldest < (8, 0):
+        return "float32" if model.model_type in NO_FLOAT16 else "float16"
+    return model.dtype
+
+
 def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int, int] | None) -> Run:
     """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
-    ``oldest`` is the lowest compute capability there is; None is the CPU. Before 8.0 there is no bfloat16, and vLLM
-    falls back by itself (vllm/config/model.py:_resolve_auto_dtype).
+    ``oldest`` is the lowest compute capability there is; None is the CPU.
     """
-    dtype = _WORDS.get(asked.dtype or "auto", asked.dtype)
-    if dtype in {None, "auto"}:
-        dtype = model.dtype
-        if dtype == "bfloat16" and oldest is not None and oldest < (8, 0):
-            dtype = "float32" if model.model_type in _NO_FLOAT16 else "float16"
     return Run(
         max_model_len=asked.length or model.max_model_len,
         max_num_seqs=batch[1],
@@ -139,7 +144,7 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
         max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
         language_model_only=asked.language_model_only,
         quantization=asked.quantization,
-        dtype=dtype,
+        dtype=dtype_of(asked, model, oldest),
         fuse_allreduce_rms=asked.fuse_allreduce_rms,
         adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
         estimate_cudagraphs=asked.guesses_graphs,

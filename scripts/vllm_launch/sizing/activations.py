@@ -9,7 +9,7 @@ from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Model
 from vllm_launch.sizing.cuda_graphs import SPLIT_REQUESTS
 from vllm_launch.sizing.parallel import Layout, expert_width, padded_vocab
-from vllm_launch.sizing.run_config import Run, activation_bytes
+from vllm_launch.sizing.run_config import Run
 from vllm_launch.units import MIB
 
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
@@ -29,7 +29,7 @@ def activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, 
     A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the greedy
     sampler keeps one copy of the logits. Source: v1/worker/gpu/model_runner.py:profile_run.
     """
-    tokens, width, hidden = run.max_num_batched_tokens, activation_bytes(model, run), model.hidden_size
+    tokens, width, hidden = run.max_num_batched_tokens, run.activation_bytes, model.hidden_size
     # What arrives from the stage before is copied, since a compiled graph may not change what it is given.
     stream = (3 if first or run.enforce_eager else 4) * tokens * hidden * width
     tensor = layout.tensor
@@ -66,7 +66,7 @@ def _around_attention(model: Model, run: Run, layout: Layout) -> int:
     vLLM reserves what its longest prefill expands. Source: models/qwen3_moe.py and layers/mla.py (forward),
     mla_attention.py:determine_chunked_prefill_workspace_size.
     """
-    tokens, width, mla = run.max_num_batched_tokens, activation_bytes(model, run), model.mla
+    tokens, width, mla = run.max_num_batched_tokens, run.activation_bytes, model.mla
     if mla is None:
         queries, keys = model.heads * model.head_dim // layout.tensor, model.kv_heads * model.head_dim // layout.tensor
         normed = 3 * (queries + keys) - model.hidden_size if model.qk_norm else 0
@@ -88,7 +88,7 @@ def timing_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     from_outside = model.multimodal and not run.language_model_only
     if layout.tensor > 1 or run.enforce_eager or from_outside:
         return 0
-    row = model.hidden_size * activation_bytes(model, run)
+    row = model.hidden_size * run.activation_bytes
     later = TIMED_BEFORE + workspace(model, run, layout, gpu)
     return (padded_vocab(model.vocab_size) + 2 * run.max_num_batched_tokens) * row - later
 
@@ -112,7 +112,7 @@ def attention_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
         splits = _splits(tiles * groups, math.ceil(run.max_model_len / 128))
         scratch = max(scratch, splits * queries * heads * (model.head_dim + 1) * 4)
     held = 2 * model.hidden_size + 2 * (heads + groups) * model.head_dim  # input, residual, Q, K, V, output
-    return scratch + most * held * activation_bytes(model, run)
+    return scratch + most * held * run.activation_bytes
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def _arriving(model: Model, run: Run, layout: Layout) -> int:
     """
     if layout.data == 1:
         return 0
-    return run.max_num_batched_tokens * layout.data * model.hidden_size * activation_bytes(model, run)
+    return run.max_num_batched_tokens * layout.data * model.hidden_size * run.activation_bytes
 
 
 def workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
@@ -148,8 +148,8 @@ def workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
     chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
     cut = expert_width(model.experts, layout)
     if _in_kernel(model, gpu):
-        return chosen * cut * activation_bytes(model, run)
-    return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * activation_bytes(model, run)
+        return chosen * cut * run.activation_bytes
+    return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * run.activation_bytes
 
 
 def _in_kernel(model: Model, gpu: Gpu | None) -> bool:

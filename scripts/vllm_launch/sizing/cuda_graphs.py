@@ -9,7 +9,7 @@ from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Model
 from vllm_launch.sizing.kv import kv_dtype
 from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.run_config import Run, activation_bytes
+from vllm_launch.sizing.run_config import Run
 from vllm_launch.units import MIB
 
 GRAPH_POOL, GRAPH_LAYER = 143 * MIB, 0.1333 * MIB
@@ -76,7 +76,7 @@ def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -
         return round(seen)
     # What lies in a layer's splits when attention comes again makes the next layer take its own: where queries and
     # keys are normed, more is alive then than PyTorch's smaller segments hold. A feed-forward fits into the splits.
-    feed_forward = 3 * whole[-2] * model.intermediate_size * activation_bytes(model, run) // layout.tensor
+    feed_forward = 3 * whole[-2] * model.intermediate_size * run.activation_bytes // layout.tensor
     released = GRAPH_RELEASED + max(splits(whole[-2:-1]) * (2 if model.qk_norm else 1), feed_forward)
     return round(seen + released + (cases * len(whole) - 1) * MIB)
 

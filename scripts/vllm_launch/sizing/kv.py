@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import msgspec
 
 from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
 from vllm_launch.model.model import Layer, Model
 from vllm_launch.sizing.parallel import Layout, layer_split
-from vllm_launch.sizing.run_config import DTYPE_BYTES, Run
+from vllm_launch.sizing.run_config import Run
 
-_STATE_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
@@ -62,7 +62,7 @@ def kv_dtype(model: Model, run: Run) -> str:
         return run.kv_cache_dtype
     if model.quantization and model.quantization.kv_cache_dtype:
         return model.quantization.kv_cache_dtype
-    return run.dtype if run.dtype not in {None, "auto"} else model.dtype
+    return run.dtype
 
 
 def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> KvCache:
@@ -302,12 +302,12 @@ def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str
 def _element_bytes(dtype: str, model_dtype: str) -> int:
     if dtype.startswith(("fp8", "int8")):
         return 1
-    return DTYPE_BYTES.get(dtype, DTYPE_BYTES[model_dtype])
+    return COMPUTE_BITS.get(dtype, COMPUTE_BITS[model_dtype]) // 8
 
 
 def _state_bytes(layer: Layer, layout: Layout) -> int:
     """Bytes of a layer's recurrent state on one GPU: every state is split over tensor-parallel ranks once."""
     return sum(
-        math.ceil(math.prod(shape) / layout.tensor) * _STATE_DTYPE_BYTES.get(dtype, DTYPE_BYTES.get(dtype, 4))
+        math.ceil(math.prod(shape) / layout.tensor) * STORED_BITS[dtype] // 8
         for shape, dtype in zip(layer.state_shapes, layer.state_dtypes, strict=True)
     )

@@ -13,7 +13,7 @@ from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
 from vllm_launch.sizing.parallel import Layout, layer_split, padded_vocab
-from vllm_launch.sizing.run_config import Run, activation_bytes
+from vllm_launch.sizing.run_config import Run
 from vllm_launch.sizing.weights import by_rank
 from vllm_launch.units import MIB
 
@@ -168,12 +168,12 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     if _talks(model, layout):
         total += COLLECTIVES
     if layout.tensor > 1:
-        message = run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
+        message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         fused = run.fuse_allreduce_rms and not run.enforce_eager
         total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
     if not first:  # the hidden states and residual that arrive from the rank before
-        total += 2 * run.max_num_batched_tokens * model.hidden_size * activation_bytes(model, run)
+        total += 2 * run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
     return total
 
 

@@ -163,8 +163,7 @@ def _gpu_problems(model: Model, run: Run, layout: Layout, gpus: Sequence[Gpu]) -
         yield f"{needed} GPUs are needed and {len(gpus)} are there"
     oldest = min(gpus, key=lambda gpu: gpu.compute_capability)
     have = "{}.{}".format(*oldest.compute_capability)
-    dtype = run.dtype if run.dtype not in {None, "auto"} else model.dtype
-    if dtype == "bfloat16" and oldest.compute_capability < (8, 0):
+    if run.dtype == "bfloat16" and oldest.compute_capability < (8, 0):
         yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}: add --dtype half"
     method = run.quantization or (model.quantization.method if model.quantization else None)
     least = MIN_CAPABILITY.get(method or "", (0, 0))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from vllm_launch.machine.gpus import Gpu
-from vllm_launch.model.model import Model
+from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.units import GIB
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,16 +15,21 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    dtype: str  # what the model computes in: "bfloat16", "float16" or "float32"
     kv_cache_dtype: str = "auto"
     block_size: int | None = None
     enforce_eager: bool = False
     max_cudagraph_capture_size: int | None = None
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
-    dtype: str | None = None
     fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
     estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one activation."""
+        return COMPUTE_BITS[self.dtype] // 8
 
 
 def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
@@ -41,8 +44,3 @@ def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
     if gpu.memory_total >= 70 * GIB and "a100" not in gpu.name.lower():
         return 8192, 1024
     return 2048, 256
-
-
-def activation_bytes(model: Model, run: Run) -> int:
-    """Bytes of one activation."""
-    return DTYPE_BYTES[run.dtype if run.dtype in DTYPE_BYTES else model.dtype]

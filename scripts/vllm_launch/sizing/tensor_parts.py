@@ -12,16 +12,10 @@ from collections import defaultdict
 
 import msgspec
 
+from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
 from vllm_launch.model.model import Model, Tensor
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.run_config import Run
-
-_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-}  # fmt: skip
-
-MODEL_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
@@ -101,7 +95,7 @@ def fused_tensors(model: Model, run: Run) -> tuple[Fused, ...]:
 
 def _fuse_names(model: Model, run: Run) -> tuple[Fused, ...]:
     parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
-    bits = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    bits = COMPUTE_BITS[run.dtype]
     for tensor in model.tensors:
         if _SKIPPED.search(tensor.name):
             continue
@@ -136,7 +130,7 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
     """The fused tensor that ``tensor`` goes into, and how it is cut."""
     name = tensor.name
     kind = name.rsplit(".", 1)[-1]
-    stored = _BITS.get(tensor.dtype, 16)
+    stored = STORED_BITS[tensor.dtype]
     scale = "scale" in kind or kind in {"A_log", "absmax", "e_score_correction_bias"}
     bits = model_bits if tensor.dtype in {"F32", "F16", "BF16", "F64"} and not scale else stored
     size = math.ceil(math.prod(tensor.shape) * bits / 8)

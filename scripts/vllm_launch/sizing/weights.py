@@ -6,11 +6,12 @@ import math
 from collections.abc import Collection, Sequence
 
 from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.model.model import Model
 from vllm_launch.model.quantization import is_ignored
 from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width, layer_split
 from vllm_launch.sizing.run_config import Run
-from vllm_launch.sizing.tensor_parts import FIRST, MODEL_BITS, MXFP4_SPLITS, Fused, Part, fused_tensors
+from vllm_launch.sizing.tensor_parts import FIRST, MXFP4_SPLITS, Fused, Part, fused_tensors
 from vllm_launch.units import MIB
 
 _MXFP4_TILES = (128, 256)
@@ -132,7 +133,7 @@ def _shrink(model: Model, run: Run) -> float:
     """What is left of an unquantised linear layer's bytes when it is quantised at the start (--quantization)."""
     if run.quantization is None or model.quantization is not None:
         return 1.0
-    wide = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    wide = COMPUTE_BITS[run.dtype]
     if run.quantization == "bitsandbytes":
         return (4 + 32 / 64) / wide  # NF4, one float32 absmax for 64 weights
     if run.quantization.startswith(("fp8", "int8", "experts_int8", "mxfp8", "online")):
@@ -151,7 +152,7 @@ def _rope_cache(model: Model, run: Run) -> int:
     if kinds <= {"mamba", "none"}:
         return 0
     width = model.mla.qk_rope_head_dim if model.mla else model.head_dim
-    bits = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    bits = COMPUTE_BITS[run.dtype]
     return allocated(max(model.rope_positions or model.max_model_len, run.max_model_len) * width * bits // 8)
 
 
@@ -165,7 +166,7 @@ def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
     made = _shrink(model, run) < 1 and run.quantization != "experts_int8"
     if model.mla is None or not (stored or made):
         return 0
-    bits = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    bits = COMPUTE_BITS[run.dtype]
     width = model.mla.qk_nope_head_dim + model.mla.v_head_dim
     return layers * allocated(model.mla.kv_lora_rank * model.heads // layout.tensor * width * bits // 8)
 
@@ -201,5 +202,5 @@ def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:
     )
     ends = (layers.start == 0) + (layers.stop == len(model.layers))  # the embedding and the head
     total += ends * (hidden + model.vocab_size)
-    bits = MODEL_BITS[run.dtype if run.dtype in MODEL_BITS else model.dtype]
+    bits = COMPUTE_BITS[run.dtype]
     return total * run.adapter_ranks * bits // 8

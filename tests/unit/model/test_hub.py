@@ -178,6 +178,16 @@ def test_headers_on_the_hub_are_read_by_range_simulated(cache: Path, monkeypatch
     assert (model.tensors_from, model.tensors[0].shape) == ("safetensors", (2, 3))
 
 
+def test_a_dtype_that_nobody_knows_is_refused_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = SimpleNamespace(dtype="F3", shape=[2, 3])
+    metadata = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors={"a": tensor})})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
+    monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", lambda *_, **__: metadata)
+    with pytest.raises(UsageError, match="model some/model: tensor 'a' has the unknown dtype 'F3'"):
+        read_model("some/model")
+
+
 def test_a_repository_without_safetensors_is_planned_from_the_config_simulated(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

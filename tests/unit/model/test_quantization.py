@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
-from vllm_launch.model.checkpoint import DTYPE_BITS
+from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Quantization
 from vllm_launch.model.quantization import (
     DEPRECATED,
@@ -229,7 +229,7 @@ def test_int8_is_stored_as_int8() -> None:
 def test_every_method_stores_at_least_its_bits_and_at_most_twice_the_model(method: str) -> None:
     bits = read(quant_method=method).bits if method != "compressed-tensors" else 8
     quantization = read(quant_method=method)
-    size = sum(math.prod(shape) * DTYPE_BITS[dtype] for dtype, shape in shapes(quantization).values())
+    size = sum(math.prod(shape) * STORED_BITS[dtype] for dtype, shape in shapes(quantization).values())
     assert bits * 256 * 512 <= size <= 16 * 256 * 512 * 1.01
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from vllm_launch.errors import UsageError
 from vllm_launch.model.build import QUERY_NORMS, build
-from vllm_launch.model.checkpoint import DTYPE_BITS, Checkpoint
+from vllm_launch.model.checkpoint import Checkpoint
+from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Model, Tensor
 from vllm_launch.model.read import read_model
 from vllm_launch.model.tensors import FAMILIES
@@ -37,7 +38,7 @@ def parameters(model: Model) -> int:
 
 
 def gib(model: Model) -> float:
-    return sum(math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8 for tensor in model.tensors) / 2**30
+    return sum(math.prod(tensor.shape) * STORED_BITS[tensor.dtype] // 8 for tensor in model.tensors) / 2**30
 
 
 @pytest.mark.parametrize(

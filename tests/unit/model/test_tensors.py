@@ -11,7 +11,8 @@ import pytest
 
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.model.build import build
-from vllm_launch.model.checkpoint import DTYPE_BITS, Checkpoint
+from vllm_launch.model.checkpoint import Checkpoint
+from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Model, Quantization, Tensor
 from vllm_launch.model.quantization import MIN_CAPABILITY, is_ignored, stored
 
@@ -105,7 +106,7 @@ def test_a_vision_tower_is_counted_and_named_apart() -> None:
     ids=lambda value: value[0].name + "-" + value[0].dtype if isinstance(value, list) else None,
 )
 def test_a_linear_layer_takes_the_bytes_of_its_scheme(tensors: list[Tensor], expected: int) -> None:
-    assert sum(math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8 for tensor in tensors) == expected
+    assert sum(math.prod(tensor.shape) * STORED_BITS[tensor.dtype] // 8 for tensor in tensors) == expected
 
 
 def test_gpt_oss_in_bfloat16_stacks_its_experts() -> None:

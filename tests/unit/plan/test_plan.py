@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, quantized, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, quantized, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +17,11 @@ from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
+from vllm_launch.plan.fit import dtype_of
 from vllm_launch.plan.plan import DECIDED, Plan, plan
 from vllm_launch.plan.request import Asked
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.run_config import Run
 
 
 def sized(gib, *, layers=32, **changes):
@@ -141,8 +141,7 @@ def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
     layers = sized(3, layers=3)
     made = msgspec.structs.replace(layers, tensors=(*layers.tensors, head))
     found = plan(Asked(pipeline_parallel_size=2, gpu_memory_utilization=0.9), machine(2), made)
-    batch = Run(max_model_len=8192, max_num_seqs=1024, max_num_batched_tokens=8192)
-    on = machine(2).gpus[0]
+    batch, on = run(), machine(2).gpus[0]
     first, last = memory.of_ranks(made, batch, Layout(pipeline=2), on)
     assert found.memory == last
     page = 16 * 8 * (128 + 128) * 2
@@ -342,11 +341,9 @@ def test_a_guess_of_vllms_that_costs_much_of_the_cache_is_told_of():
 
     yours = Asked(gpu_memory_utilization=0.92)
     (text,) = told(yours, 61)
-    run = Run(max_model_len=8192, max_num_seqs=1024, max_num_batched_tokens=8192)
     (gpu,) = machine(total=79).gpus
     graphs = [
-        memory.of_gpu(sized(61, heads=64), msgspec.structs.replace(run, estimate_cudagraphs=guess), Layout(), gpu)
-        for guess in (True, False)
+        memory.of_gpu(sized(61, heads=64), run(estimate_cudagraphs=guess), Layout(), gpu) for guess in (True, False)
     ]
     guess, taken = (units.gib(one.cuda_graphs) for one in graphs)
     assert f"{guess} off the KV cache for CUDA graphs that take {taken}" in text
@@ -635,12 +632,12 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
     of = read_model(str(Path(__file__).parents[2] / "data" / "models" / "Qwen--Qwen3-30B-A3B"))
     hardware = parse_hardware_name("H200:2")
     found = plan(Asked(pipeline_parallel_size=2, tensor_parallel_size=1), hardware, of)
-    run = Run(max_model_len=found.max_model_len, max_num_seqs=found.max_num_seqs,
-              max_num_batched_tokens=found.max_num_batched_tokens, estimate_cudagraphs=False)  # fmt: skip
-    stages = memory.of_ranks(of, run, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0])
-    safe = [memory.safe_utilization(stage, run, hardware.gpus[0]) for stage in stages]
+    batch = run(max_model_len=found.max_model_len, max_num_seqs=found.max_num_seqs,
+                max_num_batched_tokens=found.max_num_batched_tokens, estimate_cudagraphs=False)  # fmt: skip
+    stages = memory.of_ranks(of, batch, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0])
+    safe = [memory.safe_utilization(stage, batch, hardware.gpus[0]) for stage in stages]
     assert safe[0] < safe[1]  # though the last stage, with the head, leaves less for the cache
-    assert memory.fullest(stages, run) == stages[1]
+    assert memory.fullest(stages, batch) == stages[1]
     assert found.gpu_memory_utilization == safe[0]
     more = Asked(pipeline_parallel_size=2, tensor_parallel_size=1, gpu_memory_utilization=safe[1],
                  estimate_cudagraphs=False)  # fmt: skip
@@ -721,3 +718,25 @@ def test_the_plan_knows_what_graphs_take_and_says_so():
 def test_nothing_is_said_of_graphs_where_there_are_none():
     found = plan(Asked(enforce_eager=True), machine(1), sized(16))
     assert "CUDA graphs" not in reason(found, "gpu_memory_utilization").why
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "capability", "runs"),
+    [
+        ("bfloat16", None, (9, 0), "bfloat16"),
+        ("bfloat16", "auto", (7, 5), "float16"),
+        ("bfloat16", None, None, "bfloat16"),  # the CPU
+        ("bfloat16", "half", (9, 0), "float16"),
+        ("float16", "auto", (7, 5), "float16"),
+        ("float16", "bfloat16", (9, 0), "bfloat16"),
+        ("float16", "float", (9, 0), "float32"),
+        ("float32", None, (9, 0), "float32"),
+    ],
+)
+def test_a_model_runs_in_the_dtype_that_was_asked_for_else_in_its_own(stored, asked, capability, runs):
+    assert dtype_of(Asked(dtype=asked), model(dtype=stored), capability) == runs
+
+
+def test_before_ampere_a_model_that_does_not_run_in_float16_runs_in_float32():
+    assert dtype_of(Asked(), model(model_type="gemma2"), (7, 5)) == "float32"
+    assert dtype_of(Asked(), model(model_type="gemma2"), (8, 0)) == "bfloat16"

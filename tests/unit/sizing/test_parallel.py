@@ -297,40 +297,41 @@ def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
 
 
 @pytest.mark.parametrize(
-    ("stored", "asked", "refused"),
+    ("stored", "runs", "refused"),
     [
-        ("bfloat16", None, True),
-        ("bfloat16", "auto", True),
+        ("bfloat16", "bfloat16", True),
         ("bfloat16", "float16", False),
         ("float16", "bfloat16", True),
-        ("float16", "auto", False),
-        ("float32", None, False),
+        ("float16", "float16", False),
+        ("float32", "float32", False),
     ],
 )
-def test_the_dtype_that_runs_counts(stored, asked, refused):
-    assert bool(problems(model(dtype=stored), run(dtype=asked), Layout(), [T4])) == refused
+def test_the_dtype_that_runs_counts(stored, runs, refused):
+    assert bool(problems(model(dtype=stored), run(dtype=runs), Layout(), [T4])) == refused
 
 
 def test_quantised_kernels_need_a_capability_that_the_oldest_gpu_has():
     v100 = gpu(capability=(7, 0), name="Tesla V100")
     awq = model(dtype="float16", quantization=quantized("awq", group_size=128))  # quantization/awq.py: 75
-    assert problems(awq, run(), TP2, [v100, gpu()]) == [
+    assert problems(awq, run(dtype="float16"), TP2, [v100, gpu()]) == [
         "awq quantisation needs compute capability 7.5 and Tesla V100 has 7.0"
     ]
-    assert problems(awq, run(), Layout(), [T4]) == []
+    assert problems(awq, run(dtype="float16"), Layout(), [T4]) == []
 
 
 def test_quantisation_asked_for_at_the_start_needs_it_too():
     plain = model(dtype="float16")
-    assert problems(plain, run(quantization="experts_int8"), Layout(), [T4]) == [  # quantization/experts_int8.py: 80
+    assert problems(
+        plain, run(quantization="experts_int8", dtype="float16"), Layout(), [T4]
+    ) == [  # quantization/experts_int8.py: 80
         "experts_int8 quantisation needs compute capability 8.0 and Tesla T4 has 7.5"
     ]
-    assert problems(plain, run(quantization="fp8"), Layout(), [T4]) == []
-    assert problems(plain, run(quantization="not-in-the-table"), Layout(), [T4]) == []
+    assert problems(plain, run(quantization="fp8", dtype="float16"), Layout(), [T4]) == []
+    assert problems(plain, run(quantization="not-in-the-table", dtype="float16"), Layout(), [T4]) == []
 
 
 def test_a_gpu_that_does_not_tell_its_capability_runs_what_is_not_quantised():
-    assert problems(model(dtype="float16"), run(), Layout(), [gpu(capability=(0, 0))]) == []
+    assert problems(model(dtype="float16"), run(dtype="float16"), Layout(), [gpu(capability=(0, 0))]) == []
 
 
 def test_every_problem_is_told():
