@@ -13,7 +13,8 @@ from vllm_launch.model.read import read_model
 from vllm_launch.sizing.kv import KvCache, kv_cache
 from vllm_launch.sizing.memory import Memory, kv_bytes, of_ranks
 from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 
 MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320
@@ -44,6 +45,8 @@ def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     args = dict(row["args"])
     layout = Layout(tensor=args.pop("tensor_parallel_size", 1), pipeline=args.pop("pipeline_parallel_size", 1))
     utilization = args.pop("gpu_memory_utilization")
-    run = Run(**{"dtype": model.dtype} | args)
-    ranks = of_ranks(model, run, layout, gpu)
-    return ranks, kv_cache(model, run, layout, [kv_bytes(rank, run, gpu, utilization) for rank in ranks], gpu)
+    run = RunConfig(**{"dtype": model.dtype} | args)
+    ranks = of_ranks(Placement(model, run, layout, gpu))
+    return ranks, kv_cache(
+        Placement(model, run, layout, gpu), [kv_bytes(rank, run, gpu, utilization) for rank in ranks]
+    )

@@ -13,7 +13,8 @@ from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Layer, Mla, Model
 from vllm_launch.sizing.kv import kv_cache, layer_specs, longest_that_fits
 from vllm_launch.sizing.parallel import Layout, layer_split
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what its own import uses
@@ -60,7 +61,7 @@ def engine_config(model, run, layout):
 def engine_specs(model, run, layout):
     """The specs that vLLM's layers would report on each pipeline rank; hybrid pages are aligned beforehand, as there."""
     dtype = BYTES[run.kv_cache_dtype if run.kv_cache_dtype != "auto" else model.dtype]
-    ours = layer_specs(model, run, layout, GPU)
+    ours = layer_specs(Placement(model, run, layout, GPU))
     specs = []
     for number, (layer, kept) in enumerate(zip(model.layers, ours, strict=True)):
         heads = max(1, layer.kv_heads // layout.tensor)
@@ -126,7 +127,7 @@ def made_up(rng):
         heads=32, head_dim=dim, kv_heads=heads, layers=layers, max_model_len=131072, tie_word_embeddings=False,
         tensors=(), tensors_from="config", mla=mla,
     )  # fmt: skip
-    run = Run(
+    run = RunConfig(
         max_model_len=rng.choice([4096, 8192, 10_000, 65_536, 131_072]),
         max_num_seqs=256,
         max_num_batched_tokens=rng.choice([2048, 8192, 16384]),
@@ -152,11 +153,11 @@ def test_tokens_and_the_longest_request_are_vllms_to_the_block(seed):
         if "To serve at least one request" not in str(error):
             raise
         tokens = 0
-    assert kv_cache(model, run, layout, available, GPU).tokens == tokens
+    assert kv_cache(Placement(model, run, layout, GPU), available).tokens == tokens
     groups = theirs.get_kv_cache_groups(config, {name: spec for rank in ranks for name, spec in rank.items()})
     longest = run.max_model_len
     for rank, memory in zip(ranks, available, strict=True):
         projected = theirs._project_kv_cache_groups_to_worker(groups, rank)
         usable = memory - theirs._pool_bytes_per_block(config, projected)
         longest = min(longest, theirs._estimate_max_model_len_from_groups(config, projected, usable))
-    assert longest_that_fits(model, run, layout, available, GPU) == longest
+    assert longest_that_fits(Placement(model, run, layout, GPU), available) == longest

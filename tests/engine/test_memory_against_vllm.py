@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from vllm_launch.machine.generation import generation_of
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.parallel import layer_split
-from vllm_launch.sizing.run_config import Run, default_batch
+from vllm_launch.sizing.run_config import RunConfig, default_batch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what its own import uses
@@ -56,14 +57,14 @@ def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
                 performance_mode="balanced",
             )
         )
-        run = Run(
+        run = RunConfig(
             max_model_len=8192,
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             dtype="bfloat16",
             max_cudagraph_capture_size=asked,
         )
-        assert capture_sizes(run, gpu(capability=capability)) == sorted(compilation.cudagraph_capture_sizes), run
+        assert capture_sizes(run, generation_of(capability)) == sorted(compilation.cudagraph_capture_sizes), run
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"])

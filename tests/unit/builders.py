@@ -8,7 +8,9 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Experts, Layer, Mla, Model, Quantization, Tensor
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.parallel import Layout
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -42,11 +44,16 @@ def gpu(
     return Gpu(index=0, uuid="GPU-0", name=name, memory_total=total, memory_free=left, compute_capability=capability)
 
 
-def run(**changes: Any) -> Run:
+def run(**changes: Any) -> RunConfig:
     """VLLM's batch on an H200, with requests of 8,192 tokens."""
-    return Run(
+    return RunConfig(
         **{"max_model_len": 8192, "max_num_seqs": 1024, "max_num_batched_tokens": 8192, "dtype": "bfloat16", **changes}
     )
+
+
+def placed(of: Model, batch: RunConfig, layout: Layout | None = None, on: Gpu | None = None) -> Placement:
+    """``of`` run by ``batch`` on GPUs like ``on``, or on the CPU; on one of them unless ``layout`` says otherwise."""
+    return Placement(of, batch, layout or Layout(), on)
 
 
 def quantized(method: str, *, bits: int = 4, **changes: Any) -> Quantization:

@@ -17,6 +17,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.cpu import Cpu as Cpu  # noqa: PLC0414  part of Hardware, so importable from here too
 from vllm_launch.machine.cpu import NumaNode as NumaNode  # noqa: PLC0414  as above
 from vllm_launch.machine.cpu import read_cpu
+from vllm_launch.machine.generation import Generation, generation_of
 
 ENGINE_CUDA = (13, 0)
 """The CUDA that the pinned vLLM's wheels are built for (its torch is a +cu130 build)."""
@@ -52,6 +53,11 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     pci_bus_id: str | None = None
     processes: tuple[GpuProcess, ...] = ()
     faults: tuple[str, ...] = ()  # sentences: ECC errors, row remapping failed or pending; empty when healthy
+
+    @property
+    def generation(self) -> Generation:
+        """The GPU's generation, by its compute capability."""
+        return generation_of(self.compute_capability)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

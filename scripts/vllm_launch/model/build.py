@@ -35,7 +35,6 @@ LENGTH_KEYS = (
 ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 """RoPE types whose factor vllm/config/model.py:_get_and_verify_max_len does not apply."""
 
-
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
 """How the names of norms of an attention's queries end, in every family that has them (tensors.FAMILIES)."""
 

@@ -8,6 +8,7 @@ import msgspec
 
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
@@ -60,7 +61,7 @@ def _changes(
         yield "no --kv-cache-memory-bytes", change(asked, kv_cache_memory_bytes=None), hardware
     if longest:
         yield f"--max-model-len {longest}", change(asked, max_model_len=longest), hardware
-    if asked.kv_cache_dtype in {None, "auto"} and gpus[0].compute_capability >= (8, 9):
+    if asked.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:
         yield "--kv-cache-dtype fp8", change(asked, kv_cache_dtype="fp8"), hardware
     fp8 = asked.quantization is None and model.quantization is None
     if fp8:

@@ -12,7 +12,7 @@ from vllm_launch.plan import explain
 from vllm_launch.plan.fit import Candidate, NoFit, batch_of, on_gpus, run_of
 from vllm_launch.plan.request import Asked
 from vllm_launch.sizing.parallel import Layout, problems
-from vllm_launch.sizing.run_config import Run, default_batch
+from vllm_launch.sizing.run_config import RunConfig, default_batch
 
 SMALLER_BATCHES = ((2048, 256), (2048, 64), (512, 16))
 """(max_num_batched_tokens, max_num_seqs) to try in turn when vLLM's defaults leave no room: both cost memory."""
@@ -103,7 +103,7 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
     vLLM's own batch comes first; smaller ones are tried when with it nothing is useful.
     """
     batches = [batch_of(asked, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
-    oldest = min(gpu.compute_capability for gpu in group)
+    oldest = min(gpu.generation for gpu in group)
     fallback: Candidate | None = None
     first: list[NoFit] = []
     for batch in dict.fromkeys(batch for batch in batches if max(batch) <= max(batches[0])):
@@ -116,8 +116,10 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
             elif found.useful:
                 return _grown(asked, hardware, group, model, found), misses
             else:
-                misses.append(NoFit(layout=found.layout, why=explain.too_small(found), longest=found.run.max_model_len))
-                if fallback is None or found.run.max_model_len > fallback.run.max_model_len:
+                misses.append(
+                    NoFit(layout=found.layout, why=explain.too_small(found), longest=found.run_config.max_model_len)
+                )
+                if fallback is None or found.run_config.max_model_len > fallback.run_config.max_model_len:
                     fallback = found
         first = first or misses
     if fallback is None:
@@ -127,19 +129,19 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
 
 def _grown(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model, found: Candidate) -> Candidate:
     """``found``, or the same number of replicas with more GPUs each where some would be left over, such as 1 of 4."""
-    replicas, each = found.layout.data, found.layout.tensor * found.layout.pipeline
+    replicas, each = found.layout.data, found.layout.gpus_per_replica
     if asked.objective == "latency" or replicas < len(group) // each:
         return found  # more stages only add to the latency; or some GPUs are too full to help
     for size in range(len(group) // replicas, each, -1):
         for layout in _layouts(asked, hardware, group):
-            if (layout.tensor * layout.pipeline, layout.data) == (size, replicas):
-                larger = _spread(asked, layout, group, model, found.run)
+            if (layout.gpus_per_replica, layout.data) == (size, replicas):
+                larger = _spread(asked, layout, group, model, found.run_config)
                 if isinstance(larger, Candidate) and larger.tokens > found.tokens:
                     return larger
     return found
 
 
-def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, run: Run) -> Candidate | NoFit:
+def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, run: RunConfig) -> Candidate | NoFit:
     """``layout`` with as many replicas as give the most tokens: a GPU that is half taken drags all of them down.
 
     Where the experts' width cannot be cut, whole experts can be spread (expert parallelism), unless that was asked for
@@ -148,7 +150,7 @@ def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, ru
     if model.experts and asked.enable_expert_parallel is None and problems(model, run, layout, group):
         whole = msgspec.structs.replace(layout, expert_parallel=True)
         layout = layout if problems(model, run, whole, group) else whole
-    each = layout.tensor * layout.pipeline
+    each = layout.gpus_per_replica
     best = on_gpus(asked, layout, group[: each * layout.data], model, run)
     if asked.data_parallel_size or not any(_taken(group[: each * layout.data])):
         return best

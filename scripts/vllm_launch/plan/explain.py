@@ -8,11 +8,12 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
-from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, batch_of, watermark_of
+from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, batch_of, tightest, watermark_of
 from vllm_launch.plan.request import AUTO, Asked
 from vllm_launch.sizing import kv, memory
 from vllm_launch.sizing.parallel import problems
-from vllm_launch.sizing.run_config import Run, default_batch
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig, default_batch
 from vllm_launch.units import gib
 
 YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
@@ -54,7 +55,7 @@ def _credited(reason: Reason, given: object) -> Reason:
 
 
 def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    layout, each = chosen.layout, chosen.layout.tensor * chosen.layout.pipeline
+    layout, each = chosen.layout, chosen.layout.gpus_per_replica
     if not chosen.gpus:
         why = "no GPU is used: one worker of the CPU engine uses every core it may"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=HARDWARE)
@@ -84,9 +85,9 @@ def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate)
 
 def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
     """Why a replica is a pipeline, and not tensor parallelism over as many GPUs."""
-    each = chosen.layout.tensor * chosen.layout.pipeline
+    each = chosen.layout.gpus_per_replica
     whole = msgspec.structs.replace(chosen.layout, tensor=each, pipeline=1)
-    refused = problems(model, chosen.run, whole, chosen.gpus)
+    refused = problems(model, chosen.run_config, whole, chosen.gpus)
     if refused:
         return f"more GPUs are needed, and TP={each} is not possible: {refused[0]}"
     rows = [hardware.gpus.index(gpu) for gpu in chosen.gpus[:each]] if hardware.nvlink else []
@@ -96,12 +97,12 @@ def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
 
 
 def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    cache, run, parts = chosen.kv_cache, chosen.run, chosen.memory
+    cache, run, parts = chosen.kv_cache, chosen.run_config, chosen.memory
     if chosen.gpus:
         yield Reason(
             field="gpu_memory_utilization",
             value=chosen.utilization,
-            why=_utilization(chosen.tightest, chosen.run, parts),
+            why=_utilization(tightest(chosen.gpus), chosen.run_config, parts),
             source=HARDWARE,
         )
         if asked.kv_cache_memory_bytes:
@@ -138,12 +139,12 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
 
 
 def _streams(chosen: Candidate) -> str:
-    tokens, longest = chosen.kv_cache.tokens, chosen.run.max_model_len
+    tokens, longest = chosen.kv_cache.tokens, chosen.run_config.max_model_len
     usual = min(USEFUL_TOKENS, longest)
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _utilization(gpu: Gpu, run: Run, parts: memory.Memory) -> str:
+def _utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
     """What stands between a GPU's memory and what vLLM may claim of it."""
     taken = gpu.memory_total - gpu.memory_free
     others = f" less {gib(taken)} that is taken already" if taken else ""
@@ -155,9 +156,8 @@ def _utilization(gpu: Gpu, run: Run, parts: memory.Memory) -> str:
 
 
 def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    world = chosen.layout.tensor * chosen.layout.pipeline
-    default = default_batch(chosen.gpus[0] if chosen.gpus else None, world)
-    values = chosen.run.max_num_batched_tokens, chosen.run.max_num_seqs
+    default = default_batch(chosen.gpus[0] if chosen.gpus else None, chosen.layout.gpus_per_replica)
+    values = chosen.run_config.max_num_batched_tokens, chosen.run_config.max_num_seqs
     own = batch_of(asked, model, default)
     states = any(layer.state_shapes for layer in model.layers) and values[0] == own[0]
     for field, value, vllms, usual in zip(
@@ -174,14 +174,14 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         elif value != usual:
             why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
-    if (share := watermark_of(asked, model, chosen)) or asked.watermark is not None:
+    if (share := watermark_of(asked, chosen)) or asked.watermark is not None:
         why = "of the KV cache is kept free for running requests to grow into: one preempted is computed again"
         yield Reason(field="watermark", value=share, why=why, source=RULE)
 
 
 def too_small(found: Candidate) -> str:
     """Why a split that holds was passed over: its cache is not useful."""
-    tokens, longest = found.kv_cache.tokens, found.run.max_model_len
+    tokens, longest = found.kv_cache.tokens, found.run_config.max_model_len
     short = tokens < USEFUL_REQUESTS * min(USEFUL_TOKENS, longest)
     few = (
         f"fewer than {USEFUL_REQUESTS} requests of {USEFUL_TOKENS:,}"
@@ -203,9 +203,9 @@ def warnings(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) 
 
 
 def _loud_cuts(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
-    longest = chosen.run.max_model_len
+    longest = chosen.run_config.max_model_len
     if asked.length is None and longest < model.max_model_len:
-        need = kv.bytes_per_request(model, chosen.run, chosen.layout, model.max_model_len, _first(chosen))
+        need = kv.bytes_per_request(chosen.placement, model.max_model_len)
         yield (
             f"max_model_len is cut from the model's own {model.max_model_len:,} to {longest:,} tokens: one request of "
             f"the model's length needs {gib(need)} of KV cache and {gib(chosen.kv_cache.bytes)} are there"
@@ -214,10 +214,6 @@ def _loud_cuts(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
         yield f"the KV cache is small: {_streams(chosen)} at a time; others wait"
     if model.tensors_from == "config":
         yield "there are no safetensors headers to read, so the size of the weights follows from config.json alone"
-
-
-def _first(chosen: Candidate) -> Gpu | None:
-    return chosen.gpus[0] if chosen.gpus else None
 
 
 def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
@@ -246,8 +242,9 @@ def _guess(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
     left_to_vllm = asked.gpu_memory_utilization is not None and asked.estimate_cudagraphs is None
     if not chosen.gpus or not left_to_vllm or asked.kv_cache_memory_bytes:
         return
-    plain = msgspec.structs.replace(chosen.run, estimate_cudagraphs=False)
-    guess, taken = chosen.memory.cuda_graphs, memory.of_gpu(model, plain, chosen.layout, chosen.tightest).cuda_graphs
+    plain = msgspec.structs.replace(chosen.run_config, estimate_cudagraphs=False)
+    told_not_to = Placement(model, plain, chosen.layout, chosen.placement.gpu)
+    guess, taken = chosen.memory.cuda_graphs, memory.of_gpu(told_not_to).cuda_graphs
     if guess - taken > chosen.kv_bytes * MUCH:
         yield (
             f"vLLM will take {gib(guess)} off the KV cache for CUDA graphs that take {gib(taken)}: it guesses, since "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Cpu, Gpu
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16
 from vllm_launch.model.model import Model
@@ -15,7 +16,8 @@ from vllm_launch.sizing import kv, memory, parallel
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights
 from vllm_launch.units import MIB, gib
 
@@ -38,9 +40,8 @@ costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.p
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A split that holds. ``kv_cache`` is per replica, ``memory`` of the tightest GPU, ``kv_bytes`` on each GPU."""
 
-    layout: Layout
-    gpus: tuple[Gpu, ...]
-    run: Run
+    placement: Placement
+    gpus: tuple[Gpu, ...]  # of all replicas; none on the CPU engine
     memory: Memory
     utilization: float
     safe_utilization: float  # the largest that leaves every rank its room; 0.0 on the CPU engine
@@ -49,14 +50,19 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     useful: bool
 
     @property
+    def layout(self) -> Layout:
+        """How it is split."""
+        return self.placement.layout
+
+    @property
+    def run_config(self) -> RunConfig:
+        """How vLLM is run."""
+        return self.placement.run_config
+
+    @property
     def tokens(self) -> int:
         """KV tokens of all replicas together."""
         return self.kv_cache.tokens * self.layout.data
-
-    @property
-    def tightest(self) -> Gpu:
-        """The GPU with the least free memory; one utilisation holds for all, so it decides."""
-        return tightest(self.gpus)
 
 
 class NoFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +74,7 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
     longest: int = 0  # tokens of the longest request that would fit
 
 
-def watermark_of(asked: Asked, model: Model, found: Candidate) -> float:
+def watermark_of(asked: Asked, found: Candidate) -> float:
     """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool.
 
     And 0 in a cache that is not useful, or does not hold two of the longest: one of them would have to wait until
@@ -76,9 +82,9 @@ def watermark_of(asked: Asked, model: Model, found: Candidate) -> float:
     """
     if asked.watermark is not None:
         return asked.watermark
-    longest, tokens = found.run.max_model_len, found.kv_cache.tokens
-    outgrown = 2 * longest <= tokens < found.run.max_num_seqs * longest
-    return WATERMARK if outgrown and found.useful and model.task == "generate" else 0.0
+    longest, tokens = found.run_config.max_model_len, found.kv_cache.tokens
+    outgrown = 2 * longest <= tokens < found.run_config.max_num_seqs * longest
+    return WATERMARK if outgrown and found.useful and found.placement.model.task == "generate" else 0.0
 
 
 def tightest(gpus: Sequence[Gpu]) -> Gpu:
@@ -104,7 +110,7 @@ def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int,
     return tokens, asked.max_num_seqs or min(seqs, tokens)
 
 
-def keeps_fp8(model: Model, oldest: tuple[int, int] | None) -> bool:
+def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
     """Whether an FP8 cache is faster than the model's own, on GPUs no older than ``oldest``.
 
     FlashAttention reads it on Hopper, FlashInfer elsewhere from Ada on (v1/attention/backends/flash_attn.py,
@@ -113,28 +119,28 @@ def keeps_fp8(model: Model, oldest: tuple[int, int] | None) -> bool:
     """
     cached = any(layer.kv_heads for layer in model.layers)
     own = model.quantization is not None and model.quantization.kv_cache_dtype is not None
-    return cached and not own and model.mla is None and oldest is not None and oldest >= (8, 9)
+    return cached and not own and model.mla is None and oldest is not None and oldest >= Generation.ADA
 
 
-def dtype_of(asked: Asked, model: Model, oldest: tuple[int, int] | None) -> str:
+def dtype_of(asked: Asked, model: Model, oldest: Generation | None) -> str:
     """What the model computes in: what was asked, else its own.
 
-    Before compute capability 8.0 there is no bfloat16, and vLLM falls back by itself. Source:
+    Before the A100 there is no bfloat16, and vLLM falls back by itself. Source:
     vllm/config/model.py:_resolve_auto_dtype.
     """
     if asked.dtype not in {None, "auto"}:
         return ALIASES.get(asked.dtype, asked.dtype)
-    if model.dtype == "bfloat16" and oldest is not None and oldest < (8, 0):
+    if model.dtype == "bfloat16" and oldest is not None and oldest < Generation.A100:
         return "float32" if model.model_type in NO_FLOAT16 else "float16"
     return model.dtype
 
 
-def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int, int] | None) -> Run:
+def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: Generation | None) -> RunConfig:
     """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
-    ``oldest`` is the lowest compute capability there is; None is the CPU.
+    ``oldest`` is the oldest generation there is; None is the CPU.
     """
-    return Run(
+    return RunConfig(
         max_model_len=asked.length or model.max_model_len,
         max_num_seqs=batch[1],
         max_num_batched_tokens=batch[0],
@@ -151,13 +157,14 @@ def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: tuple[int
     )
 
 
-def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run: Run) -> Candidate | NoFit:
+def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run: RunConfig) -> Candidate | NoFit:
     """Work ``layout`` out on exactly ``gpus``, those of all its replicas."""
     problems = parallel.problems(model, run, layout, gpus)
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
-    gpu = tightest(gpus)
-    ranks = memory.of_ranks(model, run, layout, gpu)
+    gpu = tightest(gpus)  # one utilisation holds for all, so it decides
+    placement = Placement(model, run, layout, gpu)
+    ranks = memory.of_ranks(placement)
     parts = memory.fullest(ranks, run)
     safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one holds for all, whoever leaves the least
     utilization = asked.gpu_memory_utilization or safe
@@ -167,21 +174,19 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     room: kv.Room = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
     if asked.kv_cache_memory_bytes:
         room = left = asked.kv_cache_memory_bytes
-    found = _with_cache(asked, layout, model, run, room=room, gpu=gpu)
+    found = _with_cache(asked, placement, room)
     if isinstance(found, NoFit):
         return found
-    run, cache, useful = found
-    blocks = _state_blocks(model, run, layout, cache, gpu)
+    placement, cache, useful = found
+    blocks = _state_blocks(placement, cache)
     if blocks is not None and run.max_num_seqs > blocks:
         if asked.max_num_seqs is not None or not blocks:
             why = f"max_num_seqs {run.max_num_seqs} is more than the {blocks} recurrent states that fit"
             return NoFit(layout=layout, why=why)
-        fewer = msgspec.structs.replace(run, max_num_seqs=blocks, max_model_len=asked.length or model.max_model_len)
-        return on_gpus(asked, layout, gpus, model, fewer)
+        return on_gpus(asked, layout, gpus, model, msgspec.structs.replace(run, max_num_seqs=blocks))
     return Candidate(
-        layout=layout,
+        placement=placement,
         gpus=tuple(gpus),
-        run=run,
         memory=parts,
         utilization=utilization,
         safe_utilization=safe,
@@ -210,7 +215,7 @@ def _refusal(asked: Asked, layout: Layout, parts: Memory, gpu: Gpu, left: int) -
     return NoFit(layout=layout, why=why, missing=max(over, 1))
 
 
-def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Candidate | NoFit:
+def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:
     """Work ``layout`` out on the CPU engine, one worker for each tensor-parallel rank (vLLM binds them to NUMA nodes).
 
     Unasked, the cache holds ``max_num_seqs`` requests of 2,048 tokens and one of ``max_model_len``, or as many as
@@ -219,11 +224,11 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
     problems = parallel.problems(model, run, layout, ())
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
-    workers = layout.tensor * layout.pipeline * layout.data
-    taken = memory.cpu_memory(model, run, layout)
+    placement = Placement(model, run, layout)
+    taken = memory.cpu_memory(placement)
     # A worker is bound to one node, and one of them may be small.
     nodes = [node.memory_available or node.memory_total for node in cpu.numa_nodes]
-    left = min(cpu.memory_available // workers, *nodes, cpu.memory_available) - taken
+    left = min(cpu.memory_available // layout.gpus, *nodes, cpu.memory_available) - taken
     if left <= 0:
         why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
@@ -234,23 +239,23 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: Run) -> Ca
         why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
         return NoFit(layout=layout, why=why, missing=over)
     most = set_bytes or int(left * CPU_SHARE)
-    found = _with_cache(asked, layout, model, run, room=most, gpu=None)
+    found = _with_cache(asked, placement, most)
     if isinstance(found, NoFit):
         return found
-    run, cache, useful = found
+    placement, cache, useful = found
     if not set_bytes:
+        run = placement.run_config
         wanted = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
-        each = wanted * cache.bytes_per_token // (layout.tensor * layout.pipeline)
+        each = wanted * cache.bytes_per_token // layout.gpus_per_replica
         most = min(most, -(-each // MIB) * MIB)
-        cache = kv.kv_cache(model, run, layout, most, None)
-    held = weights(model, run, layout)
+        cache = kv.kv_cache(placement, most)
+    held = weights(placement)
     parts = Memory(
         weights=held, activation_peak=0, cuda_graphs=0, non_torch=taken - held, context=0, safety=left - most
     )
     return Candidate(
-        layout=layout,
+        placement=placement,
         gpus=(),
-        run=run,
         memory=parts,
         utilization=asked.gpu_memory_utilization or 0.0,
         safe_utilization=0.0,
@@ -266,31 +271,31 @@ def _cpu_share(cpu: Cpu, utilization: float) -> int:
     return math.ceil(min([limit, *(node.memory_total for node in cpu.numa_nodes)]) * utilization)
 
 
-def _with_cache(
-    asked: Asked, layout: Layout, model: Model, run: Run, *, room: kv.Room, gpu: Gpu | None
-) -> tuple[Run, KvCache, bool] | NoFit:
-    """What ``room`` for the cache holds: ``run`` with a length that fits, the cache, and whether it is useful."""
-    longest = kv.longest_that_fits(model, run, layout, room, gpu)
+def _with_cache(asked: Asked, placement: Placement, room: kv.Room) -> tuple[Placement, KvCache, bool] | NoFit:
+    """What ``room`` for the cache holds: ``placement`` with a length that fits, the cache, and whether it is useful."""
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    longest = kv.longest_that_fits(placement, room)
     if longest < run.max_model_len:
         if asked.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
-            needed = kv.bytes_per_request(model, run, layout, run.max_model_len, gpu)
+            needed = kv.bytes_per_request(placement, run.max_model_len)
             left = room if isinstance(room, int) else min(room)
-            missing = max(needed // (layout.tensor * layout.pipeline) - left, 1)
+            missing = max(needed // layout.gpus_per_replica - left, 1)
             what = f"a request of {run.max_model_len:,} tokens; {longest:,} would fit"
             return NoFit(layout=layout, why=f"{gib(missing)} are missing to {what}", missing=missing, longest=longest)
         run = msgspec.structs.replace(run, max_model_len=longest)
-    cache = kv.kv_cache(model, run, layout, room, gpu)
+        placement = Placement(model, run, layout, placement.gpu)
+    cache = kv.kv_cache(placement, room)
     whole = run.max_model_len == (asked.length or model.max_model_len)
     enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
-    return run, cache, not cache.bytes_per_token or (whole and enough)
+    return placement, cache, not cache.bytes_per_token or (whole and enough)
 
 
-def _state_blocks(model: Model, run: Run, layout: Layout, cache: KvCache, gpu: Gpu) -> int | None:
+def _state_blocks(placement: Placement, cache: KvCache) -> int | None:
     """Blocks of the pool where requests keep recurrent states; None where none does, or where it does not matter.
 
     With full CUDA graphs vLLM refuses more requests than blocks (config/compilation.py, "exceeds available Mamba
     cache blocks").
     """
-    if run.enforce_eager or not any(layer.state_shapes for layer in model.layers):
+    if placement.run_config.enforce_eager or not any(layer.state_shapes for layer in placement.model.layers):
         return None
-    return cache.bytes // (sum(kv.grouping_of(model, run, layout, gpu).block_bytes) * layout.tensor)
+    return cache.bytes // (sum(kv.grouping_of(placement).block_bytes) * placement.layout.tensor)

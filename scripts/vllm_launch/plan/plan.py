@@ -91,19 +91,19 @@ def plan(asked: Asked, hardware: Hardware, model: Model) -> Plan:
 
 
 def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, missed: Sequence[NoFit]) -> Plan:
-    layout, run = chosen.layout, chosen.run
+    layout, run = chosen.layout, chosen.run_config
     return Plan(
         model=model.name,
         objective=asked.objective,
         tensor_parallel_size=layout.tensor,
         pipeline_parallel_size=layout.pipeline,
         data_parallel_size=layout.data,
-        gpus=layout.tensor * layout.pipeline if chosen.gpus else 0,
+        gpus=layout.gpus_per_replica if chosen.gpus else 0,
         gpu_memory_utilization=chosen.utilization,
         max_model_len=run.max_model_len,
         max_num_seqs=run.max_num_seqs,
         max_num_batched_tokens=run.max_num_batched_tokens,
-        watermark=watermark_of(asked, model, chosen),
+        watermark=watermark_of(asked, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
         argv=[],
@@ -122,7 +122,7 @@ def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
     gpus = chosen.gpus
     if not gpus:
         return {}
-    found = {} if chosen.run.estimate_cudagraphs else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    found = {} if chosen.run_config.estimate_cudagraphs else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
     if gpus == hardware.gpus and len({gpu.name for gpu in gpus}) == 1 and not gpus[0].mig_profile:
         return found
     names = [gpu.uuid if gpu.mig_profile else str(gpu.index) for gpu in gpus]
@@ -138,7 +138,7 @@ def _plan_cpu(asked: Asked, hardware: Hardware, model: Model) -> Plan:
         data=asked.data_parallel_size or 1,
         expert_parallel=bool(asked.enable_expert_parallel),
     )
-    batch = batch_of(asked, model, default_batch(None, layout.tensor * layout.pipeline))
+    batch = batch_of(asked, model, default_batch(None, layout.gpus_per_replica))
     run = run_of(asked, model, batch, None)
     found = on_cpu(asked, layout, hardware.cpu, model, run)
     if isinstance(found, NoFit):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import math
 
-from vllm_launch.machine.gpus import Gpu
-from vllm_launch.model.model import Model
+from vllm_launch.machine.generation import Generation
 from vllm_launch.sizing.cuda_graphs import SPLIT_REQUESTS
-from vllm_launch.sizing.parallel import Layout, expert_width, padded_vocab
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.parallel import expert_width, padded_vocab
+from vllm_launch.sizing.placement import Placement
 from vllm_launch.units import MIB
 
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
@@ -23,28 +22,29 @@ MULTIPROCESSORS = 132
 """Of an H100 SXM, H200 or GH200 (NVIDIA's data sheets); an H100 PCIe has 114, which needs less."""
 
 
-def activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, first: bool, last: bool) -> int:
+def activation_peak(placement: Placement, *, first: bool, last: bool) -> int:
     """The most that the profile's forward pass or, on the last rank, its sampler holds for a moment.
 
     A compiled feed-forward holds its input, the residual, its output, and gate, up and their product; the greedy
     sampler keeps one copy of the logits. Source: v1/worker/gpu/model_runner.py:profile_run.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, hidden = run.max_num_batched_tokens, run.activation_bytes, model.hidden_size
     # What arrives from the stage before is copied, since a compiled graph may not change what it is given.
     stream = (3 if first or run.enforce_eager else 4) * tokens * hidden * width
     tensor = layout.tensor
-    inner = [_around_attention(model, run, layout)]
+    inner = [_around_attention(placement)]
     if model.experts is None or any(not layer.moe for layer in model.layers):
         inner.append(3 * tokens * width * model.intermediate_size // tensor)
     if model.experts and model.experts.shared_intermediate_size:
         inner.append(3 * tokens * width * model.experts.shared_intermediate_size // tensor)
     if model.experts:
         expanded = 0
-        if _in_kernel(model, gpu):
+        if _in_kernel(placement):
             # The Triton kernels allocate gate and up, before and after their activation, for every chosen expert.
             cut = expert_width(model.experts, layout)
             expanded = tokens * layout.data * model.experts.per_token * width * (4 * cut + 2 * hidden)
-        inner.append(_arriving(model, run, layout) + expanded)
+        inner.append(_arriving(placement) + expanded)
     peak = stream + max(inner)
     if last and model.task == "generate":
         seqs = min(run.max_num_seqs, tokens)
@@ -59,13 +59,14 @@ def activation_peak(model: Model, run: Run, layout: Layout, gpu: Gpu | None, *, 
     return peak
 
 
-def _around_attention(model: Model, run: Run, layout: Layout) -> int:
+def _around_attention(placement: Placement) -> int:
     """What is alive around a layer's attention, which the profile does not run, beside input, residual and output.
 
     Normed queries and keys stand beside those they were normed from, but the layer's own norm is done with. For MLA
     vLLM reserves what its longest prefill expands. Source: models/qwen3_moe.py and layers/mla.py (forward),
     mla_attention.py:determine_chunked_prefill_workspace_size.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, mla = run.max_num_batched_tokens, run.activation_bytes, model.mla
     if mla is None:
         queries, keys = model.heads * model.head_dim // layout.tensor, model.kv_heads * model.head_dim // layout.tensor
@@ -78,22 +79,23 @@ def _around_attention(model: Model, run: Run, layout: Layout) -> int:
     return width * (kept * heads * head + tokens * alive)
 
 
-def timing_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+def timing_peak(placement: Placement) -> int:
     """What the profile holds on the first rank while Inductor times the first graph's kernels: an embedding table more.
 
     They are timed on arguments of their own where the graph looks tokens up and normalises them (config/compilation.py:
     benchmark_combo_kernel). An all-reduce between the two, or embeddings from outside, leave nothing to combine; and
     with a compiled model in the cache nothing is timed, so that a later start has this for more KV cache.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     from_outside = model.multimodal and not run.language_model_only
     if layout.tensor > 1 or run.enforce_eager or from_outside:
         return 0
     row = model.hidden_size * run.activation_bytes
-    later = TIMED_BEFORE + workspace(model, run, layout, gpu)
+    later = TIMED_BEFORE + workspace(placement)
     return (padded_vocab(model.vocab_size) + 2 * run.max_num_batched_tokens) * row - later
 
 
-def attention_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+def attention_peak(placement: Placement) -> int:
     """The most that a layer's attention holds for a moment while serving; the profile runs none.
 
     FlashAttention 3 splits long contexts so that few queries still fill the GPU, and keeps each split's output in
@@ -101,8 +103,9 @@ def attention_peak(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
     of short prompts beside one long context. Source: vllm-project/flash-attention, hopper/flash_api.cpp:mha_fwd and
     get_num_splits; H100, 2026-11-26: it asked for 896 MiB at once and ran out of memory.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     heads, groups = model.heads // layout.tensor, max(1, model.kv_heads // layout.tensor)
-    if gpu.compute_capability[0] != 9 or model.mla or heads < groups:  # noqa: PLR2004 - Hopper's
+    if placement.generation is not Generation.HOPPER or model.mla or heads < groups:
         return 0
     tile = 192 if model.head_dim <= 96 else 128  # noqa: PLR2004 - hopper/tile_size.h:tile_size_fwd_sm90
     requests, most = min(run.max_num_seqs, SPLIT_REQUESTS), run.max_num_batched_tokens
@@ -128,35 +131,38 @@ def _splits(tiles: int, blocks: int) -> int:
     return next(number for number, share in enumerate(filled, 1) if share >= 0.85 * max(filled))
 
 
-def _arriving(model: Model, run: Run, layout: Layout) -> int:
+def _arriving(placement: Placement) -> int:
     """Bytes of hidden states that a rank's experts get from the other replicas, beside its own.
 
     Without and with expert parallelism vLLM's default gathers every replica's batch before the experts and scatters
     the sum after them. Source: fused_moe/prepare_finalize/naive_dp_ep.py, device_communicators/all2all.py:
     AgRsAll2AllManager.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     if layout.data == 1:
         return 0
     return run.max_num_batched_tokens * layout.data * model.hidden_size * run.activation_bytes
 
 
-def workspace(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> int:
+def workspace(placement: Placement) -> int:
     """What the experts share from one layer to the next (fused_moe/experts/triton_moe.py:workspace_shapes)."""
+    model, run, layout = placement.model, placement.run_config, placement.layout
     if not model.experts:
         return 0
     # Every replica's tokens pass a rank's experts (_arriving).
     chosen = run.max_num_batched_tokens * layout.data * model.experts.per_token
     cut = expert_width(model.experts, layout)
-    if _in_kernel(model, gpu):
+    if _in_kernel(placement):
         return chosen * cut * run.activation_bytes
     return chosen * (max(cut, model.hidden_size) + max(2 * cut, model.hidden_size)) * run.activation_bytes
 
 
-def _in_kernel(model: Model, gpu: Gpu | None) -> bool:
+def _in_kernel(placement: Placement) -> bool:
     """Whether experts allocate their own scratch: the kernels for MXFP4 on Hopper and data-centre Blackwell do.
 
     Marlin, in their stead on other GPUs, shares a workspace as Triton's other experts do. Source:
     fused_moe/oracle/mxfp4.py, experts/gpt_oss_triton_kernels_moe.py and marlin_moe.py (workspace_shapes).
     """
+    model = placement.model
     mxfp4 = model.quantization is not None and "mxfp4" in model.quantization.method
-    return mxfp4 and (gpu is None or gpu.compute_capability[0] in {9, 10})
+    return mxfp4 and placement.generation in {None, Generation.HOPPER, Generation.BLACKWELL}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from vllm_launch.machine.gpus import Gpu
-from vllm_launch.model.model import Model
+from vllm_launch.machine.generation import Generation
 from vllm_launch.sizing.kv import kv_dtype
-from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.units import MIB
 
 GRAPH_POOL, GRAPH_LAYER = 143 * MIB, 0.1333 * MIB
@@ -38,11 +37,11 @@ SPLIT_REQUESTS = 992
 """In larger batches FlashAttention 3 splits nothing (hopper/flash_api.cpp:PREPARE_VARLEN_MAX_BATCHES_1CTA)."""
 
 
-def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
+def capture_sizes(run: RunConfig, generation: Generation | None) -> list[int]:
     """The batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
     if run.enforce_eager:
         return []
-    ceiling = 1024 if gpu.compute_capability[0] == 10 else 512  # noqa: PLR2004 - data-centre Blackwell
+    ceiling = 1024 if generation is Generation.BLACKWELL else 512
     most, full = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
     if most is None:
         most = min(2 * run.max_num_seqs, ceiling)
@@ -51,7 +50,7 @@ def capture_sizes(run: Run, gpu: Gpu) -> list[int]:
     return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
 
 
-def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -> int:
+def cuda_graphs(placement: Placement, layers: int) -> int:
     """What vLLM's profile expects of CUDA graphs, or what they take where it is told not to count that.
 
     It captures those of parts of a batch, and of those of whole batches the largest two. Each of the others it takes
@@ -60,13 +59,14 @@ def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -
     vLLM's least, 1 MiB, and what was released is counted as if graphs took it. Source:
     v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory, _extrapolate_full_graph_memory.
     """
-    sizes = capture_sizes(run, gpu)
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    sizes = capture_sizes(run, placement.generation)
     if not sizes:
         return 0
     nodes = layers * (1 + GRAPH_LATENT if model.mla else 1)
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
     whole = [size for size in sizes if size <= run.max_num_seqs]
-    splits = functools.partial(_splits, model, run, layout, gpu)
+    splits = functools.partial(_splits, placement)
     if not run.estimate_cudagraphs:
         graphs = cases * (len(sizes) + len(whole))
         return round(GRAPHS_TAKEN + splits(whole) + graphs * nodes * GRAPHS_TAKEN_LAYER)
@@ -81,14 +81,14 @@ def cuda_graphs(model: Model, run: Run, layout: Layout, gpu: Gpu, layers: int) -
     return round(seen + released + (cases * len(whole) - 1) * MIB)
 
 
-def _splits(model: Model, run: Run, layout: Layout, gpu: Gpu, sizes: Sequence[int]) -> int:
+def _splits(placement: Placement, sizes: Sequence[int]) -> int:
     """Bytes of attention's partial results, in float32 and with a sum for each, in the largest graph that splits.
 
     FlashAttention 3 alone is given room for so many, on Hopper (v1/attention/backends/flash_attn.py). FLASHMLA, which
     reads FP8 where FLASH_ATTN_MLA does not, splits by multiprocessors (mla/flashmla.py).
     """
-    hopper = gpu.compute_capability[0] == 9  # noqa: PLR2004
-    if not hopper or (model.mla and kv_dtype(model, run).startswith("fp8")):
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    if placement.generation is not Generation.HOPPER or (model.mla and kv_dtype(model, run).startswith("fp8")):
         return 0
     size = max((size for size in sizes if size <= SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim

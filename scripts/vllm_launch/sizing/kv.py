@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
-from vllm_launch.machine.gpus import Gpu
+from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
 from vllm_launch.model.model import Layer, Model
-from vllm_launch.sizing.parallel import Layout, layer_split
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.parallel import Layout
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 
 _SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
+
+FP8 = {"fp8", "fp8_e4m3"}
 
 Room = int | Sequence[int]
 """Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
@@ -53,7 +57,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: tuple[int, ...]
 
 
-def kv_dtype(model: Model, run: Run) -> str:
+def kv_dtype(model: Model, run: RunConfig) -> str:
     """The cache's dtype with "auto" resolved: the checkpoint's own, else the model's.
 
     Source: vllm/utils/torch_utils.py:resolve_kv_cache_dtype_string, layers/attention/attention.py.
@@ -65,37 +69,39 @@ def kv_dtype(model: Model, run: Run) -> str:
     return run.dtype
 
 
-def kv_cache(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> KvCache:
+def kv_cache(placement: Placement, kv_bytes: Room) -> KvCache:
     """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
 
     ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
     Source: vllm/v1/core/kv_cache_utils.py:get_kv_cache_configs, get_kv_cache_capacity.
     """
-    grouping = grouping_of(model, run, layout, gpu)
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    grouping = grouping_of(placement)
     dtype = kv_dtype(model, run)
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
     blocks = _pool(grouping, kv_bytes)
-    longest = _blocks_per_request(grouping, run, layout, gpu, run.max_model_len)
+    longest = _blocks_per_request(grouping, placement, run.max_model_len)
     tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
-    per_token = bytes_per_request(model, run, layout, run.max_model_len, gpu) / run.max_model_len
+    per_token = bytes_per_request(placement, run.max_model_len) / run.max_model_len
     return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
 
 
-def longest_that_fits(model: Model, run: Run, layout: Layout, kv_bytes: Room, gpu: Gpu | None = None) -> int:
+def longest_that_fits(placement: Placement, kv_bytes: Room) -> int:
     """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
 
     One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
     """
-    grouping = grouping_of(model, run, layout, gpu)
+    run = placement.run_config
+    grouping = grouping_of(placement)
     if not grouping.groups:
         return run.max_model_len
     usable = _pool(grouping, kv_bytes) - 1
     low, high = 0, run.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
-        if _blocks_per_request(grouping, run, layout, gpu, middle) <= usable:
+        if _blocks_per_request(grouping, placement, middle) <= usable:
             low = middle
         else:
             high = middle - 1
@@ -111,29 +117,31 @@ def _pool(grouping: Grouping, kv_bytes: Room) -> int:
     return min(max(0, room) // size for room, size in zip(rooms, grouping.block_bytes, strict=True) if size)
 
 
-def bytes_per_request(model: Model, run: Run, layout: Layout, tokens: int, gpu: Gpu | None = None) -> int:
+def bytes_per_request(placement: Placement, tokens: int) -> int:
     """Bytes that one request of ``tokens`` tokens holds, on all GPUs of the replica together."""
-    grouping = grouping_of(model, run, layout, gpu)
+    layout = placement.layout
+    grouping = grouping_of(placement)
     if not grouping.groups:
         return 0
-    return _blocks_per_request(grouping, run, layout, gpu, tokens) * sum(grouping.block_bytes) * layout.tensor
+    return _blocks_per_request(grouping, placement, tokens) * sum(grouping.block_bytes) * layout.tensor
 
 
-def block_size(model: Model, run: Run, gpu: Gpu | None) -> int:
+def block_size(placement: Placement) -> int:
     """Tokens in a block before a hybrid model raises it.
 
     Source: platforms/interface.py:update_block_size_for_backend, platforms/cpu.py, and the first MLA backend that
     platforms/cuda.py:_get_backend_priorities lists for the GPU.
     """
+    model, run, gpu = placement.model, placement.run_config, placement.gpu
     if gpu is None:
         return 16 if model.mla else run.block_size or 128
     if run.block_size is not None:
         return run.block_size
     if _sparse(model):
         return 64  # mla/indexer.py, and a multiple of every sparse backend's
-    if model.mla and gpu.compute_capability[0] == 10:  # noqa: PLR2004 - FLASHINFER_MLA, smallest of [32, 64]
-        return 32
-    if model.mla and gpu.compute_capability[0] == 9 and kv_dtype(model, run) in {"fp8", "fp8_e4m3"}:  # noqa: PLR2004
+    if model.mla and placement.generation is Generation.BLACKWELL:
+        return 32  # FLASHINFER_MLA, smallest of [32, 64]
+    if model.mla and placement.generation is Generation.HOPPER and kv_dtype(model, run) in FP8:
         return 64  # FLASHMLA: FLASH_ATTN_MLA reads no FP8
     return 16
 
@@ -142,27 +150,29 @@ def _sparse(model: Model) -> bool:
     return any(layer.index_bytes for layer in model.layers)
 
 
-def _stored_dtype(model: Model, run: Run, gpu: Gpu | None) -> str:
+def _stored_dtype(placement: Placement) -> str:
     """``kv_dtype`` as the layers store it: FlashMLA's sparse kernels have a packing of their own for FP8.
 
     Source: layers/attention/mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype, and the first backend that
     platforms/cuda.py:_get_backend_priorities lists for the GPU.
     """
-    dtype = kv_dtype(model, run)
-    if gpu is not None and _sparse(model) and dtype in {"fp8", "fp8_e4m3"} and gpu.compute_capability[0] in {9, 12}:
+    dtype = kv_dtype(placement.model, placement.run_config)
+    packed = placement.generation in {Generation.HOPPER, Generation.BLACKWELL_RTX}
+    if packed and _sparse(placement.model) and dtype in FP8:
         return "fp8_ds_mla"
     return dtype
 
 
-def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list[tuple[Spec, ...]]:
+def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     """What each layer keeps on one GPU, in the model's order: nothing, one cache, or attention's and a state.
 
     In a hybrid model attention's pages grow to hold a recurrent state, and states are padded to them; with prefix
     caching, vLLM's default for these, a request keeps two, and one more where a prefill leaves a checkpoint
     (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
     """
-    block = block_size(model, run, gpu)
-    width = _stored_dtype(model, run, gpu)
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    block = block_size(placement)
+    width = _stored_dtype(placement)
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
@@ -185,15 +195,11 @@ def layer_specs(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> list
     ]
 
 
-def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grouping:
+@functools.lru_cache(maxsize=64)
+def grouping_of(placement: Placement) -> Grouping:
     """Groups as vllm/v1/core/kv_cache_utils.py:get_kv_cache_groups makes them, projected onto the pipeline's ranks."""
-    counts = layer_split(len(model.layers), layout.pipeline)
-    rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
-    caches = [
-        (rank, spec)
-        for rank, specs in zip(rank_of, layer_specs(model, run, layout, gpu), strict=True)
-        for spec in specs
-    ]
+    layers = zip(placement.rank_of_layer, layer_specs(placement), strict=True)
+    caches = [(rank, spec) for rank, specs in layers for spec in specs]
     pages = [spec for _, spec in caches]
     ranks = [rank for rank, _ in caches]
     if not pages:
@@ -205,7 +211,7 @@ def grouping_of(model: Model, run: Run, layout: Layout, gpu: Gpu | None) -> Grou
         groups = _split(pages)
     block_bytes = [
         max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
-        for rank in range(layout.pipeline)
+        for rank in range(placement.layout.pipeline)
     ]
     return Grouping(
         groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
@@ -247,12 +253,13 @@ def _split(specs: Sequence[Spec]) -> list[list[int]]:
     return groups
 
 
-def _blocks_per_request(grouping: Grouping, run: Run, layout: Layout, gpu: Gpu | None, length: int) -> int:
+def _blocks_per_request(grouping: Grouping, placement: Placement, length: int) -> int:
     """Blocks that a request of ``length`` tokens takes at most, over all groups.
 
     Tokens in flight keep blocks that have left the window: one batch for each step that may be under way, pipeline
     stages and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
     """
+    run, layout, gpu = placement.run_config, placement.layout, placement.gpu
     steps = layout.pipeline if gpu is None else layout.pipeline + 1
     in_flight = steps * run.max_num_batched_tokens
     return sum(max(_blocks(spec, in_flight, length) for spec in group) for group in grouping.groups)

@@ -7,19 +7,26 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
-from vllm_launch.model.model import Model
 from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
-from vllm_launch.sizing.parallel import Layout, layer_split, padded_vocab
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.parallel import padded_vocab
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import by_rank
 from vllm_launch.units import MIB
 
 CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * MIB, 460 * MIB, 260 * MIB
 """CUDA context and cuBLAS handles before vLLM's first look; it grows with the number of multiprocessors. H200: total
 139.80, free 139.29 GiB (2026-11-22); small: 15.55 and 15.32 GiB in vLLM's issues; A100 is in between, by size."""
+
+CONTEXTS = {
+    Generation.A100: CONTEXT_A100,
+    **dict.fromkeys((Generation.HOPPER, Generation.BLACKWELL, Generation.THOR, Generation.NEWER), CONTEXT_HOPPER),
+}
+"""What a context takes by generation; CONTEXT_SMALL on all others."""
 
 NCCL_CONTEXT = 123 * MIB
 """NCCL and custom all-reduce before vLLM's first look, on each of several GPUs that share layers. H200, TP=2: 0.63 GiB,
@@ -65,7 +72,7 @@ MOST = 0.99
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Where the memory of one GPU goes besides the KV cache, in bytes.
 
-    ``cuda_graphs`` is vLLM's estimate where it counts that (``Run.estimate_cudagraphs``), else what they take.
+    ``cuda_graphs`` is vLLM's estimate where it counts that (``RunConfig.estimate_cudagraphs``), else what they take.
     """
 
     weights: int
@@ -76,7 +83,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     safety: int
 
 
-def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, ...]:
+def of_ranks(placement: Placement) -> tuple[Memory, ...]:
     """Where the memory of one GPU of each pipeline rank goes besides the KV cache.
 
     The first four are what vLLM counts against ``gpu_memory_utilization``: what ``memory_profiling`` calls consumed is
@@ -84,32 +91,32 @@ def of_ranks(model: Model, run: Run, layout: Layout, gpu: Gpu) -> tuple[Memory, 
     to, it counts none. Source: v1/worker/gpu_worker.py:determine_available_memory,
     utils/mem_utils.py.
     """
-    graphs = [cuda_graphs(model, run, layout, gpu, count) for count in layer_split(len(model.layers), layout.pipeline)]
-    sampler, attention = _sampler(model, run), attention_peak(model, run, layout, gpu)
-    beyond = _beyond(model, run, layout, gpu)
+    graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
+    sampler, attention = _sampler(placement), attention_peak(placement)
+    beyond = _beyond(placement)
     ranks = []
-    for rank, held in enumerate(by_rank(model, run, layout, gpu)):
-        first, last = rank == 0, rank == layout.pipeline - 1
-        forward = activation_peak(model, run, layout, gpu, first=first, last=last)
+    for rank, held in enumerate(by_rank(placement)):
+        first, last = rank == 0, rank == placement.layout.pipeline - 1
+        forward = activation_peak(placement, first=first, last=last)
         ranks.append(
             Memory(
                 weights=held,
-                activation_peak=max(forward, timing_peak(model, run, layout, gpu) if first else 0),
+                activation_peak=max(forward, timing_peak(placement) if first else 0),
                 cuda_graphs=graphs[rank],
-                non_torch=_non_torch(model, run, layout, gpu, first=first, last=last),
-                context=_context(model, layout, gpu),
+                non_torch=_non_torch(placement, first=first, last=last),
+                context=_context(placement),
                 safety=beyond + max(sampler, attention - forward),  # a pass' activations have ``forward`` already
             )
         )
     return tuple(ranks)
 
 
-def of_gpu(model: Model, run: Run, layout: Layout, gpu: Gpu) -> Memory:
+def of_gpu(placement: Placement) -> Memory:
     """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left."""
-    return fullest(of_ranks(model, run, layout, gpu), run)
+    return fullest(of_ranks(placement), placement.run_config)
 
 
-def fullest(ranks: Sequence[Memory], run: Run) -> Memory:
+def fullest(ranks: Sequence[Memory], run: RunConfig) -> Memory:
     """The rank that leaves the least for the KV cache."""
     return max(ranks, key=lambda rank: _counted(rank, run))
 
@@ -119,12 +126,12 @@ def requested(gpu: Gpu, utilization: float) -> int:
     return math.ceil(gpu.memory_total * utilization)
 
 
-def kv_bytes(memory: Memory, run: Run, gpu: Gpu, utilization: float) -> int:
+def kv_bytes(memory: Memory, run: RunConfig, gpu: Gpu, utilization: float) -> int:
     """Bytes that vLLM's profiling leaves for the KV cache of one GPU; negative by what is missing."""
     return requested(gpu, utilization) - _counted(memory, run)
 
 
-def safe_utilization(memory: Memory, run: Run, gpu: Gpu) -> float:
+def safe_utilization(memory: Memory, run: RunConfig, gpu: Gpu) -> float:
     """The largest ``gpu_memory_utilization``, four decimals, that leaves of what is free all that vLLM does not count.
 
     At most 0.99; zero or less when nothing is left. vLLM's own check that so much is free at the start then passes.
@@ -134,41 +141,44 @@ def safe_utilization(memory: Memory, run: Run, gpu: Gpu) -> float:
     return min(MOST, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
 
 
-def cpu_memory(model: Model, run: Run, layout: Layout) -> int:
+def cpu_memory(placement: Placement) -> int:
     """Bytes of host memory that one worker of the CPU engine takes besides the KV cache.
 
     Weights are loaded whole and never on a device; PyTorch, vLLM and the compiled model take about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (there it is the process's resident size).
     """
-    peak = activation_peak(model, run, layout, None, first=True, last=True)
-    return max(by_rank(model, run, layout)) + peak + 1536 * MIB
+    peak = activation_peak(placement, first=True, last=True)
+    return max(by_rank(placement)) + peak + 1536 * MIB
 
 
-def _counted(memory: Memory, run: Run) -> int:
+def _counted(memory: Memory, run: RunConfig) -> int:
     graphs = memory.cuda_graphs if run.estimate_cudagraphs else 0
     return memory.weights + memory.activation_peak + graphs + memory.non_torch
 
 
-def _talks(model: Model, layout: Layout) -> bool:
+def _talks(placement: Placement) -> bool:
     """Whether collectives run in every layer: over a replica's GPUs, or over all replicas where they share experts."""
-    return layout.tensor > 1 or (model.experts is not None and layout.data > 1)
+    layout = placement.layout
+    return layout.tensor > 1 or (placement.model.experts is not None and layout.data > 1)
 
 
-def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool, last: bool) -> int:
+def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
     """What stays allocated besides weights: the sampler's state, the experts' workspace, CUDA modules, collectives.
 
     Source: v1/worker/gpu/sample/penalties.py (a count and two bits for each token of the vocabulary and request),
     logit_bias.py and bad_words.py (17.4 KB a request).
     """
+    model, run, layout, gpu = placement.model, placement.run_config, placement.layout, placement.gpu
     total = RUNTIME
     if last and model.task == "generate":
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
-    total += workspace(model, run, layout, gpu)
-    if _talks(model, layout):
+    total += workspace(placement)
+    if _talks(placement):
         total += COLLECTIVES
     if layout.tensor > 1:
         message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
+        assert gpu is not None  # noqa: S101 - the CPU engine is computed by ``cpu_memory``
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
         fused = run.fuse_allreduce_rms and not run.enforce_eager
         total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
@@ -177,46 +187,45 @@ def _non_torch(model: Model, run: Run, layout: Layout, gpu: Gpu, *, first: bool,
     return total
 
 
-def _context(model: Model, layout: Layout, gpu: Gpu) -> int:
-    capability = gpu.compute_capability
-    base = CONTEXT_HOPPER if capability >= (9, 0) else CONTEXT_A100 if capability == (8, 0) else CONTEXT_SMALL
-    if gpu.compute_capability[0] == 12:  # noqa: PLR2004 - GeForce and RTX PRO Blackwell
-        base = CONTEXT_SMALL
-    return base + (NCCL_CONTEXT if _talks(model, layout) else 0)
+def _context(placement: Placement) -> int:
+    """The CUDA context of one GPU, and NCCL's where collectives run."""
+    base = CONTEXTS.get(placement.generation or Generation.UNKNOWN, CONTEXT_SMALL)
+    return base + (NCCL_CONTEXT if _talks(placement) else 0)
 
 
-def _sampler(model: Model, run: Run) -> int:
+def _sampler(placement: Placement) -> int:
     """Copies of the logits that sampling makes while serving (``SAMPLER_COPIES``)."""
+    model, run = placement.model, placement.run_config
     if model.task != "generate":
         return 0
     return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
 
 
-def _beyond(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+def _beyond(placement: Placement) -> int:
     """What serving takes beyond the profile in any case: block tables, fragments, channels, FlashInfer's workspace.
 
     Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after
     the cache is sized; the row of a window is as long as any other.
     """
+    run, layout = placement.run_config, placement.layout
     rows = sum(
-        math.ceil(run.max_model_len / min(spec.block for spec in group))
-        for group in kv.grouping_of(model, run, layout, gpu).groups
+        math.ceil(run.max_model_len / min(spec.block for spec in group)) for group in kv.grouping_of(placement).groups
     )
     tables = 2 * 4 * run.max_num_seqs * rows
     channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return tables + FRAGMENTS + channels + _flashinfer(model, run, layout, gpu)
+    return tables + FRAGMENTS + channels + _flashinfer(placement)
 
 
-def _flashinfer(model: Model, run: Run, layout: Layout, gpu: Gpu) -> int:
+def _flashinfer(placement: Placement) -> int:
     """FlashInfer's workspace, which the first batch allocates and nobody frees; 0 where other kernels attend.
 
     vLLM takes FlashInfer first on data-centre Blackwell, where kernels of TensorRT-LLM need no more than the least, and
     on other GPUs but Hopper where FlashAttention does not read the cache (platforms/cuda.py:_get_backend_priorities).
     """
-    major = gpu.compute_capability[0]
-    if major == 10:  # noqa: PLR2004 - data-centre Blackwell
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    if placement.generation is Generation.BLACKWELL:
         return FLASHINFER_WORKSPACE
-    if major == 9 or model.mla or not kv.kv_dtype(model, run).startswith("fp8"):  # noqa: PLR2004 - Hopper
+    if placement.generation is Generation.HOPPER or model.mla or not kv.kv_dtype(model, run).startswith("fp8"):
         return 0
     queries = run.max_num_batched_tokens * (model.heads // layout.tensor) * model.head_dim
     return max(FLASHINFER_WORKSPACE, queries * FLASHINFER_BYTES)

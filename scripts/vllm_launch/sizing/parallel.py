@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vllm_launch.engine import architectures
+from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import MIN_CAPABILITY
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.run_config import RunConfig
 
 _GPTQ = {"gptq", "auto_gptq", "gptq_marlin"}
 _AWQ = {"awq", "auto_awq", "awq_marlin"}
@@ -18,12 +19,22 @@ _GROUPED = {*_GPTQ, *_AWQ, "compressed-tensors", "modelopt_fp4"}
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """How one replica is split, and how many replicas there are. A replica takes ``tensor * pipeline`` GPUs."""
+    """How one replica is split, and how many replicas there are."""
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
     expert_parallel: bool = False
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica; on the CPU engine its workers."""
+        return self.tensor * self.pipeline
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.gpus_per_replica * self.data
 
     @property
     def title(self) -> str:
@@ -64,7 +75,7 @@ def expert_width(experts: Experts, layout: Layout) -> int:
     return experts.intermediate_size // (1 if layout.expert_parallel else expert_ranks(layout))
 
 
-def problems(model: Model, run: Run, layout: Layout, gpus: Sequence[Gpu]) -> list[str]:
+def problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) -> list[str]:
     """Why vLLM 0.32.0 would refuse this layout, a sentence each; empty when it would not.
 
     ``gpus`` are those of all replicas, or none on the CPU engine.
@@ -94,7 +105,7 @@ def _head_problems(model: Model, layout: Layout) -> Iterator[str]:
         yield f"the vocabulary, {model.vocab_size} padded to {vocab}, is not divisible by TP={tensor}"
 
 
-def _width_problems(model: Model, run: Run, layout: Layout) -> Iterator[str]:
+def _width_problems(model: Model, run: RunConfig, layout: Layout) -> Iterator[str]:
     """linear.py:divide, and what quantised kernels ask of a shard of the feed-forward layer."""
     quantization = model.quantization
     block = quantization.block_shape if quantization else None
@@ -154,16 +165,15 @@ def _expert_problems(model: Model, layout: Layout) -> Iterator[str]:
         yield f"{model.experts.count} experts are fewer than the {expert_ranks(layout)} ranks of expert parallelism"
 
 
-def _gpu_problems(model: Model, run: Run, layout: Layout, gpus: Sequence[Gpu]) -> Iterator[str]:
+def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) -> Iterator[str]:
     """Enough of them, new enough for the dtype (platforms/cuda.py:check_if_supports_dtype) and the quantisation."""
     if not gpus:
         return
-    needed = layout.tensor * layout.pipeline * layout.data
-    if needed > len(gpus):
-        yield f"{needed} GPUs are needed and {len(gpus)} are there"
+    if layout.gpus > len(gpus):
+        yield f"{layout.gpus} GPUs are needed and {len(gpus)} are there"
     oldest = min(gpus, key=lambda gpu: gpu.compute_capability)
     have = "{}.{}".format(*oldest.compute_capability)
-    if run.dtype == "bfloat16" and oldest.compute_capability < (8, 0):
+    if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
         yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}: add --dtype half"
     method = run.quantization or (model.quantization.method if model.quantization else None)
     least = MIN_CAPABILITY.get(method or "", (0, 0))

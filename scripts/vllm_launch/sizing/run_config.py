@@ -9,7 +9,7 @@ from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.units import GIB
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The engine arguments that change memory, all decided. Names are vLLM's."""
 
     max_model_len: int

@@ -15,7 +15,7 @@ import msgspec
 from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
 from vllm_launch.model.model import Model, Tensor
 from vllm_launch.sizing.parallel import padded_vocab
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.run_config import RunConfig
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
@@ -82,7 +82,7 @@ _FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
 _REMEMBERED = 8
 
 
-def fused_tensors(model: Model, run: Run) -> tuple[Fused, ...]:
+def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     """Return the tensors that vLLM allocates for ``model``."""
     key = (id(model), run.language_model_only, run.dtype)
     known = _FUSED.get(key)
@@ -93,7 +93,7 @@ def fused_tensors(model: Model, run: Run) -> tuple[Fused, ...]:
     return known.fused
 
 
-def _fuse_names(model: Model, run: Run) -> tuple[Fused, ...]:
+def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
     bits = COMPUTE_BITS[run.dtype]
     for tensor in model.tensors:

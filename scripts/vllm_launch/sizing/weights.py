@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from vllm_launch.machine.gpus import Gpu
+from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.model.model import Model
 from vllm_launch.model.quantization import is_ignored
-from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width, layer_split
-from vllm_launch.sizing.run_config import Run
+from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.tensor_parts import FIRST, MXFP4_SPLITS, Fused, Part, fused_tensors
 from vllm_launch.units import MIB
 
@@ -36,16 +37,16 @@ _EMBEDS_EVERYWHERE = _HEADS_EVERYWHERE | {
 """The same of their embedding and ``is_first_rank``."""
 
 
-def weights(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> int:
+def weights(placement: Placement) -> int:
     """Bytes of weights on the heaviest GPU, as "Model loading took" counts them: PyTorch's allocated bytes."""
-    return max(by_rank(model, run, layout, gpu))
+    return max(by_rank(placement))
 
 
-def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> tuple[int, ...]:
+def by_rank(placement: Placement) -> tuple[int, ...]:
     """Bytes of weights on a GPU of each pipeline rank; which kernels there are decides on padding."""
-    counts = layer_split(len(model.layers), layout.pipeline)
-    rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
-    shrink, growth = _shrink(model, run), _growth(model, layout, gpu)
+    model, run, layout = placement.model, placement.run_config, placement.layout
+    counts, rank_of = placement.layers_by_rank, placement.rank_of_layer
+    shrink, growth = _shrink(model, run), _growth(placement)
     sizes = [0] * layout.pipeline
     for fused in fused_tensors(model, run):
         size = allocated(
@@ -60,8 +61,8 @@ def by_rank(model: Model, run: Run, layout: Layout, gpu: Gpu | None = None) -> t
     return tuple(
         size
         + _rope_cache(model, run)
-        + _absorbed(model, run, layout, counts[rank])
-        + _adapters(model, run, layout, range(starts[rank], starts[rank] + counts[rank]))
+        + _absorbed(placement, counts[rank])
+        + _adapters(placement, range(starts[rank], starts[rank] + counts[rank]))
         for rank, size in enumerate(sizes)
     )
 
@@ -97,13 +98,14 @@ def allocated(size: int) -> int:
     return size if segment < 20 * MIB and segment - size > MIB else segment
 
 
-def _growth(model: Model, layout: Layout, gpu: Gpu | None) -> dict[str, float]:
+def _growth(placement: Placement) -> dict[str, float]:
     """By how much padding makes the tensors of each of MXFP4_SPLITS larger."""
+    model, layout = placement.model, placement.layout
     if model.experts is None or not model.experts.intermediate_size:
         return {}
     outer = model.hidden_size
     inner = max(1, expert_width(model.experts, layout))
-    if gpu is None or gpu.compute_capability[0] == 9:  # noqa: PLR2004 - Hopper
+    if placement.generation in {None, Generation.HOPPER}:
         wide = _up(inner, _TRITON_TILE)
         up, down = wide * _up(outer, _TRITON_INPUTS), _up(wide, _TRITON_INPUTS) * outer
         sizes = (up, down, wide * outer, wide * outer)
@@ -129,7 +131,7 @@ def _share(part: Part, layout: Layout) -> int:
             return math.ceil(part.size / expert_ranks(layout))
 
 
-def _shrink(model: Model, run: Run) -> float:
+def _shrink(model: Model, run: RunConfig) -> float:
     """What is left of an unquantised linear layer's bytes when it is quantised at the start (--quantization)."""
     if run.quantization is None or model.quantization is not None:
         return 1.0
@@ -141,12 +143,12 @@ def _shrink(model: Model, run: Run) -> float:
     return 1.0
 
 
-def _shrinks(part: Part, run: Run) -> bool:
+def _shrinks(part: Part, run: RunConfig) -> bool:
     """Whether quantising at the start reaches ``part``; experts_int8 leaves all but experts as they are."""
     return part.linear and (run.quantization != "experts_int8" or part.split == "expert")
 
 
-def _rope_cache(model: Model, run: Run) -> int:
+def _rope_cache(model: Model, run: RunConfig) -> int:
     """Cosines and sines of every position (rotary_embedding/base.py:_compute_cos_sin_cache), once per GPU."""
     kinds = {layer.kind for layer in model.layers}
     if kinds <= {"mamba", "none"}:
@@ -156,11 +158,12 @@ def _rope_cache(model: Model, run: Run) -> int:
     return allocated(max(model.rope_positions or model.max_model_len, run.max_model_len) * width * bits // 8)
 
 
-def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
+def _absorbed(placement: Placement, layers: int) -> int:
     """MLA keeps a quantised kv_b_proj again in the model's dtype: the W_UV and W_UK_T that decoding multiplies by.
 
     Of one that is not quantised both are views. Source: layers/attention/mla_attention.py:split_kv_b_proj.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     name = "model.layers.0.self_attn.kv_b_proj"
     stored = model.quantization is not None and not is_ignored(name, model.quantization)
     made = _shrink(model, run) < 1 and run.quantization != "experts_int8"
@@ -171,12 +174,13 @@ def _absorbed(model: Model, run: Run, layout: Layout, layers: int) -> int:
     return layers * allocated(model.mla.kv_lora_rank * model.heads // layout.tensor * width * bits // 8)
 
 
-def _adapters(model: Model, run: Run, layout: Layout, layers: range) -> int:
+def _adapters(placement: Placement, layers: range) -> int:
     """LoRA's A and B beside every linear layer of one rank, for as many adapters as may run at once.
 
     What is cut along its outputs keeps A whole on each GPU, what is cut along its inputs keeps B whole; experts have
     one of each. Source: vllm/lora/layers (create_lora_weights), whose slots are filled when the model is loaded.
     """
+    model, run, layout = placement.model, placement.run_config, placement.layout
     if not run.adapter_ranks:
         return 0
     hidden, tensor, mla, experts = model.hidden_size, layout.tensor, model.mla, model.experts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, placed, quantized, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from vllm_launch import units
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
+from vllm_launch.machine.generation import Generation, generation_of
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.fit import dtype_of
@@ -142,7 +143,7 @@ def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
     made = msgspec.structs.replace(layers, tensors=(*layers.tensors, head))
     found = plan(Asked(pipeline_parallel_size=2, gpu_memory_utilization=0.9), machine(2), made)
     batch, on = run(), machine(2).gpus[0]
-    first, last = memory.of_ranks(made, batch, Layout(pipeline=2), on)
+    first, last = memory.of_ranks(placed(made, batch, Layout(pipeline=2), on))
     assert found.memory == last
     page = 16 * 8 * (128 + 128) * 2
     assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, batch, on, 0.9) // (2 * page))
@@ -343,7 +344,8 @@ def test_a_guess_of_vllms_that_costs_much_of_the_cache_is_told_of():
     (text,) = told(yours, 61)
     (gpu,) = machine(total=79).gpus
     graphs = [
-        memory.of_gpu(sized(61, heads=64), run(estimate_cudagraphs=guess), Layout(), gpu) for guess in (True, False)
+        memory.of_gpu(placed(sized(61, heads=64), run(estimate_cudagraphs=guess), Layout(), gpu))
+        for guess in (True, False)
     ]
     guess, taken = (units.gib(one.cuda_graphs) for one in graphs)
     assert f"{guess} off the KV cache for CUDA graphs that take {taken}" in text
@@ -634,7 +636,7 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
     found = plan(Asked(pipeline_parallel_size=2, tensor_parallel_size=1), hardware, of)
     batch = run(max_model_len=found.max_model_len, max_num_seqs=found.max_num_seqs,
                 max_num_batched_tokens=found.max_num_batched_tokens, estimate_cudagraphs=False)  # fmt: skip
-    stages = memory.of_ranks(of, batch, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0])
+    stages = memory.of_ranks(placed(of, batch, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0]))
     safe = [memory.safe_utilization(stage, batch, hardware.gpus[0]) for stage in stages]
     assert safe[0] < safe[1]  # though the last stage, with the head, leaves less for the cache
     assert memory.fullest(stages, batch) == stages[1]
@@ -734,9 +736,9 @@ def test_nothing_is_said_of_graphs_where_there_are_none():
     ],
 )
 def test_a_model_runs_in_the_dtype_that_was_asked_for_else_in_its_own(stored, asked, capability, runs):
-    assert dtype_of(Asked(dtype=asked), model(dtype=stored), capability) == runs
+    assert dtype_of(Asked(dtype=asked), model(dtype=stored), capability and generation_of(capability)) == runs
 
 
 def test_before_ampere_a_model_that_does_not_run_in_float16_runs_in_float32():
-    assert dtype_of(Asked(), model(model_type="gemma2"), (7, 5)) == "float32"
-    assert dtype_of(Asked(), model(model_type="gemma2"), (8, 0)) == "bfloat16"
+    assert dtype_of(Asked(), model(model_type="gemma2"), Generation.TURING) == "float32"
+    assert dtype_of(Asked(), model(model_type="gemma2"), Generation.A100) == "bfloat16"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from builders import DEEPSEEK, EXPERTS, MIB, MOE, gpu, model, run
+from builders import DEEPSEEK, EXPERTS, MIB, MOE, gpu, model, placed, run
 
+from vllm_launch.machine.generation import generation_of
 from vllm_launch.sizing import cuda_graphs
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import kv_bytes, of_gpu, safe_utilization
@@ -49,11 +50,11 @@ NOT_GUESSED = run(estimate_cudagraphs=False)
     ],
 )
 def test_vllm_captures_so_many_batch_sizes(changes, capability, count):
-    assert len(capture_sizes(run(**changes), gpu(capability=capability))) == count
+    assert len(capture_sizes(run(**changes), generation_of(capability))) == count
 
 
 def graphs(batch=None, layout=ONE, layers=32):
-    return of_gpu(model(layers=layers), batch or run(), layout, gpu()).cuda_graphs
+    return of_gpu(placed(model(layers=layers), batch or run(), layout, gpu())).cuda_graphs
 
 
 def splits(size, heads=32, width=128):
@@ -73,7 +74,7 @@ def test_vllm_sees_a_pool_splits_and_something_for_each_layer_and_size_and_guess
 
 
 def test_where_queries_and_keys_are_normed_twice_the_splits_are_released():
-    assert of_gpu(model(qk_norm=True), run(), ONE, gpu()).cuda_graphs - graphs() == splits(496)
+    assert of_gpu(placed(model(qk_norm=True), run(), ONE, gpu())).cuda_graphs - graphs() == splits(496)
 
 
 def test_a_feed_forward_is_released_where_nothing_is_split():
@@ -82,9 +83,9 @@ def test_a_feed_forward_is_released_where_nothing_is_split():
     wide = graphs(run(max_cudagraph_capture_size=1024))
     assert wide == round(seen) + cuda_graphs.GRAPH_RELEASED + 3 * 1008 * 14336 * 2 + 82 * MIB
     seen = cuda_graphs.GRAPH_POOL + 53 * 32 * cuda_graphs.GRAPH_LAYER  # FlashAttention 2
-    older = of_gpu(model(), run(), ONE, AMPERE).cuda_graphs
+    older = of_gpu(placed(model(), run(), ONE, AMPERE)).cuda_graphs
     assert older == round(seen) + cuda_graphs.GRAPH_RELEASED + 3 * 496 * 14336 * 2 + 50 * MIB
-    shard = of_gpu(model(), run(), Layout(tensor=2), AMPERE).cuda_graphs
+    shard = of_gpu(placed(model(), run(), Layout(tensor=2), AMPERE)).cuda_graphs
     assert older - shard == 3 * 496 * 14336 * 2 // 2
 
 
@@ -93,9 +94,9 @@ def test_a_feed_forward_is_released_where_nothing_is_split():
 )
 def test_a_layer_of_latent_attention_is_more_of_a_graph_than_another(guessed, of_a_layer):
     batch = run(estimate_cudagraphs=guessed, kv_cache_dtype="fp8")  # whose kernels get no room for splits
-    more = [of_gpu(model(layers=layers, mla=DEEPSEEK), batch, ONE, gpu()).cuda_graphs for layers in (8, 16)]
+    more = [of_gpu(placed(model(layers=layers, mla=DEEPSEEK), batch, ONE, gpu())).cuda_graphs for layers in (8, 16)]
     assert more[1] - more[0] == pytest.approx(8 * (1 + cuda_graphs.GRAPH_LATENT) * of_a_layer, abs=1)
-    mixed = of_gpu(model(layers=(MOE,) * 32, experts=EXPERTS), batch, ONE, gpu()).cuda_graphs
+    mixed = of_gpu(placed(model(layers=(MOE,) * 32, experts=EXPERTS), batch, ONE, gpu())).cuda_graphs
     assert mixed == graphs(batch)
 
 
@@ -112,9 +113,9 @@ def test_a_shard_splits_its_own_heads_alone():
 def test_latent_attention_splits_what_is_as_wide_as_its_latent():
     """But in FP8: backends/mla/flashattn_mla.py reads none, and flashmla.py splits by multiprocessors."""
     latent = model(mla=DEEPSEEK)
-    fp8 = of_gpu(latent, run(kv_cache_dtype="fp8"), ONE, gpu()).cuda_graphs
+    fp8 = of_gpu(placed(latent, run(kv_cache_dtype="fp8"), ONE, gpu())).cuda_graphs
     released = splits(496, width=512) - 3 * 496 * 14336 * 2
-    assert of_gpu(latent, run(), ONE, gpu()).cuda_graphs - fp8 == splits(512, width=512) + released
+    assert of_gpu(placed(latent, run(), ONE, gpu())).cuda_graphs - fp8 == splits(512, width=512) + released
 
 
 def test_a_stage_captures_its_own_layers_alone():
@@ -128,13 +129,13 @@ def test_without_graphs_nothing_is_taken_for_them():
 
 def taken(batch=None, layout=ONE, on=AMPERE):
     """Where vLLM is told not to guess."""
-    return of_gpu(model(), batch or NOT_GUESSED, layout, on)
+    return of_gpu(placed(model(), batch or NOT_GUESSED, layout, on))
 
 
 def test_what_graphs_take_is_less_than_vllms_guess_and_no_part_of_its_own_count():
-    found, guessed = taken(), of_gpu(model(), run(), ONE, AMPERE)
+    found, guessed = taken(), of_gpu(placed(model(), run(), ONE, AMPERE))
     assert found.cuda_graphs == round(cuda_graphs.GRAPHS_TAKEN + 102 * 32 * cuda_graphs.GRAPHS_TAKEN_LAYER)
-    assert found.safety == of_gpu(model(), run(enforce_eager=True), ONE, AMPERE).safety
+    assert found.safety == of_gpu(placed(model(), run(enforce_eager=True), ONE, AMPERE)).safety
     assert kv_bytes(found, NOT_GUESSED, AMPERE, 0.9) - kv_bytes(guessed, run(), AMPERE, 0.9) == guessed.cuda_graphs
     left = AMPERE.memory_free - found.context - found.safety - found.cuda_graphs
     assert safe_utilization(found, NOT_GUESSED, AMPERE) == math.floor(left / AMPERE.memory_total * 10_000) / 10_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from builders import CHUNKED, DEEPSEEK, FULL, GIB, LATENT, MIB, SLIDING, STATE, gpu, model, quantized, run
+from builders import CHUNKED, DEEPSEEK, FULL, GIB, LATENT, MIB, SLIDING, STATE, gpu, model, placed, quantized, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,14 +33,14 @@ NONE = Layer(kind="none")
 def blocks(layers, length=32_768, layout=ONE, on=H200, **changes):
     """Blocks that a request of ``length`` tokens takes in each group together."""
     made = model(layers=layers)
-    grouping = grouping_of(made, run(**changes), layout, on)
-    held = bytes_per_request(made, run(**changes), layout, length, on)
+    grouping = grouping_of(placed(made, run(**changes), layout, on))
+    held = bytes_per_request(placed(made, run(**changes), layout, on), length)
     return held // (sum(grouping.block_bytes) * layout.tensor)
 
 
 def token_bytes(layer, of=None, **changes):
     """Bytes of one token in one layer."""
-    (spec,), *_ = layer_specs(of or model(layers=(layer,)), run(**changes), ONE, H200)
+    (spec,), *_ = layer_specs(placed(of or model(layers=(layer,)), run(**changes), ONE, H200))
     assert isinstance(spec.page, int)
     return spec.page / spec.block
 
@@ -119,20 +119,22 @@ def test_sparse_attention_keeps_an_index_beside_the_latent_vector(dtype, capabil
     """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64."""
     indexed = msgspec.structs.replace(LATENT, index_bytes=132)
     made, on = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
-    (latent, index), (alone,) = layer_specs(made, run(kv_cache_dtype=dtype), ONE, on)
+    (latent, index), (alone,) = layer_specs(placed(made, run(kv_cache_dtype=dtype), ONE, on))
     assert (latent.block, latent.page, index.block, index.page) == (64, 64 * size, 64, 64 * 132)
     assert alone == latent
-    assert grouping_of(made, run(kv_cache_dtype=dtype), ONE, on).block_bytes == (64 * (2 * size + 132),)
-    assert kv_cache(made, run(kv_cache_dtype=dtype), ONE, GIB, on).dtype == ("bfloat16" if dtype == "auto" else dtype)
+    assert grouping_of(placed(made, run(kv_cache_dtype=dtype), ONE, on)).block_bytes == (64 * (2 * size + 132),)
+    assert kv_cache(placed(made, run(kv_cache_dtype=dtype), ONE, on), GIB).dtype == (
+        "bfloat16" if dtype == "auto" else dtype
+    )
 
 
 def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
     many = msgspec.structs.replace(LATENT, kv_heads=16)
-    assert layer_specs(model(layers=(many,)), run(), ONE, H200) == layer_specs(
-        model(layers=(LATENT,)), run(), ONE, H200
+    assert layer_specs(placed(model(layers=(many,)), run(), ONE, H200)) == layer_specs(
+        placed(model(layers=(LATENT,)), run(), ONE, H200)
     )
     for layer, ranks, size in [(FULL, 2, 2 * KIB), (FULL, 8, 512), (FULL, 32, 512), (LATENT, 8, 1152)]:
-        (spec,) = layer_specs(model(layers=(layer,)), run(), Layout(tensor=ranks), H200)[0]
+        (spec,) = layer_specs(placed(model(layers=(layer,)), run(), Layout(tensor=ranks), H200))[0]
         assert spec.page == 16 * size
         assert spec.shape[0] == max(1, layer.kv_heads // ranks)
 
@@ -157,17 +159,17 @@ def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors
     ],
 )
 def test_tokens_in_a_block(mla, on, asked, tokens):
-    assert block_size(model(mla=mla), run(block_size=asked), on) == tokens
+    assert block_size(placed(model(mla=mla), run(block_size=asked), ONE, on)) == tokens
 
 
 def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
     latent, fp8 = model(mla=DEEPSEEK), run(kv_cache_dtype="fp8")
     stored = model(mla=DEEPSEEK, quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8"))
-    assert block_size(latent, fp8, gpu()) == block_size(stored, run(), gpu()) == 64
-    assert block_size(latent, fp8, gpu(capability=(10, 0))) == 32
-    assert block_size(latent, fp8, gpu(capability=(8, 9))) == 16  # TRITON_MLA
-    assert block_size(model(), fp8, gpu()) == 16
-    assert block_size(latent, run(kv_cache_dtype="fp8", block_size=128), gpu()) == 128
+    assert block_size(placed(latent, fp8, ONE, gpu())) == block_size(placed(stored, run(), ONE, gpu())) == 64
+    assert block_size(placed(latent, fp8, ONE, gpu(capability=(10, 0)))) == 32
+    assert block_size(placed(latent, fp8, ONE, gpu(capability=(8, 9)))) == 16  # TRITON_MLA
+    assert block_size(placed(model(), fp8, ONE, gpu())) == 16
+    assert block_size(placed(latent, run(kv_cache_dtype="fp8", block_size=128), ONE, gpu())) == 128
 
 
 def test_full_attention_keeps_every_token():
@@ -195,10 +197,10 @@ def test_a_chunk_keeps_itself_and_what_is_in_flight():
 
 def test_a_window_is_read_only_where_there_is_one():
     odd = msgspec.structs.replace(FULL, window=4096)
-    assert layer_specs(model(layers=(odd,)), run(), ONE, H200)[0][0].window == 0
-    assert layer_specs(model(layers=(SLIDING,)), run(), ONE, H200)[0][0].window == 4096
+    assert layer_specs(placed(model(layers=(odd,)), run(), ONE, H200))[0][0].window == 0
+    assert layer_specs(placed(model(layers=(SLIDING,)), run(), ONE, H200))[0][0].window == 4096
     missing = msgspec.structs.replace(SLIDING, window=None)
-    assert layer_specs(model(layers=(missing,)), run(), ONE, H200)[0][0].window == 0
+    assert layer_specs(placed(model(layers=(missing,)), run(), ONE, H200))[0][0].window == 0
 
 
 # --- groups
@@ -206,7 +208,7 @@ def test_a_window_is_read_only_where_there_is_one():
 
 def groups(*layers, layout=ONE, **changes):
     """Number of groups, and bytes of a block on each stage."""
-    found = grouping_of(model(layers=layers), run(**changes), layout, H200)
+    found = grouping_of(placed(model(layers=layers), run(**changes), layout, H200))
     return len(found.groups), found.block_bytes
 
 
@@ -282,16 +284,20 @@ def test_the_stage_that_holds_the_fewest_blocks_decides():
     """get_kv_cache_configs: every rank has the smallest number of blocks, whatever room it has itself."""
     made, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
     for room, least in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
-        found = kv_cache(made, run(max_model_len=16), two, [size * PAGE for size in room], H200)
+        found = kv_cache(placed(made, run(max_model_len=16), two, H200), [size * PAGE for size in room])
         assert found.tokens == least * 16
         assert found.bytes == least * 3 * PAGE
-        assert longest_that_fits(made, run(), two, [size * PAGE for size in room], H200) == max(0, least - 1) * 16
-    assert kv_cache(made, run(), two, 20 * PAGE, H200) == kv_cache(made, run(), two, [20 * PAGE] * 2, H200)
+        assert (
+            longest_that_fits(placed(made, run(), two, H200), [size * PAGE for size in room]) == max(0, least - 1) * 16
+        )
+    assert kv_cache(placed(made, run(), two, H200), 20 * PAGE) == kv_cache(
+        placed(made, run(), two, H200), [20 * PAGE] * 2
+    )
 
 
 def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
     assert groups(FULL, NONE, layout=Layout(pipeline=2)) == (1, (PAGE, 0))
-    found = kv_cache(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), [9 * PAGE, 0], H200)
+    found = kv_cache(placed(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), H200), [9 * PAGE, 0])
     assert (found.tokens, found.bytes) == (9 * 16, 9 * PAGE)
 
 
@@ -301,16 +307,16 @@ def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
 def test_a_model_of_states_alone_keeps_one_for_each_request():
     made = model(layers=(STATE,) * 32)
     assert groups(*[STATE] * 32) == (1, (32 * MIB,))
-    assert bytes_per_request(made, run(), ONE, 1, H200) == 32 * MIB
-    assert bytes_per_request(made, run(), ONE, 100_000, H200) == 32 * MIB
+    assert bytes_per_request(placed(made, run(), ONE, H200), 1) == 32 * MIB
+    assert bytes_per_request(placed(made, run(), ONE, H200), 100_000) == 32 * MIB
     assert groups(STATE, NONE) == (1, (MIB,))
-    cache = kv_cache(made, run(), ONE, 10 * GIB, H200)
+    cache = kv_cache(placed(made, run(), ONE, H200), 10 * GIB)
     assert (cache.tokens, cache.bytes) == (320 * 8192, 10 * GIB)
 
 
 def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_keeps_two():
     """platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes in "align" mode."""
-    attention, state = layer_specs(model(layers=(FULL, STATE)), run(), ONE, H200)
+    attention, state = layer_specs(placed(model(layers=(FULL, STATE)), run(), ONE, H200))
     assert attention == (Spec(kind="full", block=256, page=MIB, shape=(8, 128, 128)),)
     assert state == (Spec(kind="mamba", block=256, page=MIB, states=2),)
     assert blocks((STATE, STATE, STATE, FULL)) == 32_768 // 256 + 3 * 2
@@ -325,38 +331,38 @@ def test_a_checkpoint_of_a_prefill_is_a_state_more():
 
 def test_a_state_that_is_a_little_larger_takes_another_16_tokens():
     larger = msgspec.structs.replace(STATE, state_shapes=((64, 64, 128), (1,)), state_dtypes=("BF16", "BF16"))
-    (attention,), (state,) = layer_specs(model(layers=(FULL, larger)), run(), ONE, H200)
+    (attention,), (state,) = layer_specs(placed(model(layers=(FULL, larger)), run(), ONE, H200))
     assert (attention.block, attention.page, state.page) == (272, 272 * 4 * KIB, 272 * 4 * KIB)
 
 
 def test_a_small_state_leaves_blocks_as_they_are():
     small = msgspec.structs.replace(STATE, state_shapes=((8,),))
-    (attention,), (state,) = layer_specs(model(layers=(FULL, small)), run(), ONE, H200)
+    (attention,), (state,) = layer_specs(placed(model(layers=(FULL, small)), run(), ONE, H200))
     assert (attention.block, state.page) == (16, 64 * KIB)
-    (attention,), _ = layer_specs(model(layers=(FULL, small)), run(block_size=64), ONE, H200)
+    (attention,), _ = layer_specs(placed(model(layers=(FULL, small)), run(block_size=64), ONE, H200))
     assert attention.block == 64
 
 
 def test_with_latent_attention_blocks_grow_by_128():
-    (attention,), _ = layer_specs(model(layers=(LATENT, STATE), mla=DEEPSEEK), run(), ONE, H200)
+    (attention,), _ = layer_specs(placed(model(layers=(LATENT, STATE), mla=DEEPSEEK), run(), ONE, H200))
     # 1 MiB / (128 * 1,152) = 7.1
     assert attention.block == 8 * 128
     small = msgspec.structs.replace(STATE, state_shapes=((8,),))
-    (attention,), _ = layer_specs(model(layers=(LATENT, small), mla=DEEPSEEK), run(), ONE, H200)
+    (attention,), _ = layer_specs(placed(model(layers=(LATENT, small), mla=DEEPSEEK), run(), ONE, H200))
     assert attention.block == 128
 
 
 def test_the_largest_state_and_the_widest_attention_decide():
     smaller = msgspec.structs.replace(STATE, state_shapes=((64, 64, 64),))
     narrow = msgspec.structs.replace(FULL, kv_heads=4)
-    found = layer_specs(model(layers=(smaller, narrow, STATE, FULL)), run(), ONE, H200)
+    found = layer_specs(placed(model(layers=(smaller, narrow, STATE, FULL)), run(), ONE, H200))
     assert {spec.block for (spec,) in found} == {256}
     assert [found[0][0].page, found[2][0].page] == [MIB, MIB]
 
 
 def test_a_layer_with_attention_and_a_state_keeps_both():
     both = msgspec.structs.replace(FULL, state_shapes=STATE.state_shapes, state_dtypes=STATE.state_dtypes)
-    (found,) = layer_specs(model(layers=(both,)), run(), ONE, H200)
+    (found,) = layer_specs(placed(model(layers=(both,)), run(), ONE, H200))
     assert [spec.kind for spec in found] == ["full", "mamba"]
     assert groups(both, both) == (2, (2 * MIB,))
 
@@ -385,7 +391,7 @@ def test_states_are_split_over_tensor_parallel_ranks_once():
 
 
 def cache(kv_bytes, layers=32, layout=ONE, on=H200, **changes):
-    return kv_cache(model(layers=layers), run(**changes), layout, kv_bytes, on)
+    return kv_cache(placed(model(layers=layers), run(**changes), layout, on), kv_bytes)
 
 
 def test_a_cache_holds_what_its_blocks_hold():
@@ -399,7 +405,7 @@ def test_one_block_is_the_null_block_so_one_request_needs_one_more():
     assert cache(1 * GIB).tokens == 0
     assert cache(1 * GIB + 2 * MIB).tokens == 8192 + 16
     assert cache(1 * GIB + 2 * MIB - 1).tokens == 0
-    assert longest_that_fits(model(), run(), ONE, GIB, H200) == 8192 - 16
+    assert longest_that_fits(placed(model(), run(), ONE, H200), GIB) == 8192 - 16
 
 
 def test_a_replica_counts_the_bytes_of_all_its_gpus_and_copies_of_heads_too():
@@ -431,40 +437,40 @@ def test_a_model_without_a_cache_holds_nothing_and_takes_any_length():
     found = cache(GIB, layers=(NONE,) * 4)
     assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (0, 0, 0, "bfloat16")
     made = model(layers=(NONE,) * 4)
-    assert longest_that_fits(made, run(), ONE, 0, H200) == 8192
-    assert bytes_per_request(made, run(), ONE, 100, H200) == 0
+    assert longest_that_fits(placed(made, run(), ONE, H200), 0) == 8192
+    assert bytes_per_request(placed(made, run(), ONE, H200), 100) == 0
 
 
 def test_a_cache_of_windows_holds_more_than_its_blocks_tokens():
     """A request of 32,768 tokens takes 1,281 blocks on a GPU and, of 128 tokens, 97 on a CPU."""
     made, long = model(layers=(SLIDING,)), run(max_model_len=32_768)
-    assert kv_cache(made, long, ONE, 3000 * PAGE, H200).tokens == int(3000 / 1281 * 32_768)
-    assert kv_cache(made, long, ONE, 3000 * PAGE, None).tokens == int(375 / 97 * 32_768)
+    assert kv_cache(placed(made, long, ONE, H200), 3000 * PAGE).tokens == int(3000 / 1281 * 32_768)
+    assert kv_cache(placed(made, long, ONE), 3000 * PAGE).tokens == int(375 / 97 * 32_768)
     # 1,281 blocks are left beside the null block: the window is full, and no length takes more
-    assert longest_that_fits(made, long, ONE, 1282 * PAGE, H200) == 32_768
+    assert longest_that_fits(placed(made, long, ONE, H200), 1282 * PAGE) == 32_768
     # with one less, 1,279 blocks of tokens and the one that a window may begin in
-    assert longest_that_fits(made, long, ONE, 1281 * PAGE, H200) == 1279 * 16
-    assert longest_that_fits(made, long, ONE, 98 * 8 * PAGE, None) == 32_768
-    assert longest_that_fits(made, long, ONE, 97 * 8 * PAGE, None) == 95 * 128
+    assert longest_that_fits(placed(made, long, ONE, H200), 1281 * PAGE) == 1279 * 16
+    assert longest_that_fits(placed(made, long, ONE), 98 * 8 * PAGE) == 32_768
+    assert longest_that_fits(placed(made, long, ONE), 97 * 8 * PAGE) == 95 * 128
 
 
 def test_nothing_left_holds_nothing():
     for kv_bytes in (-GIB, 0, 2 * MIB, 2 * MIB - 1):
         assert cache(kv_bytes).tokens == 0
-        assert longest_that_fits(model(), run(), ONE, kv_bytes, H200) == 0
+        assert longest_that_fits(placed(model(), run(), ONE, H200), kv_bytes) == 0
     assert cache(-GIB).bytes == 0
-    assert longest_that_fits(model(), run(), ONE, 4 * MIB, H200) == 16
+    assert longest_that_fits(placed(model(), run(), ONE, H200), 4 * MIB) == 16
 
 
 def test_the_longest_request_is_never_longer_than_asked():
-    assert longest_that_fits(model(), run(max_model_len=100), ONE, 10 * GIB, H200) == 100
-    assert longest_that_fits(model(), run(max_model_len=8192), ONE, GIB + 2 * MIB, H200) == 8192
+    assert longest_that_fits(placed(model(), run(max_model_len=100), ONE, H200), 10 * GIB) == 100
+    assert longest_that_fits(placed(model(), run(max_model_len=8192), ONE, H200), GIB + 2 * MIB) == 8192
 
 
 def test_a_request_takes_its_blocks_on_all_gpus():
-    assert bytes_per_request(model(), run(), ONE, 17, H200) == 2 * 2 * MIB
-    assert bytes_per_request(model(), run(), Layout(tensor=2, pipeline=2), 17, H200) == 2 * 2 * MIB
-    assert bytes_per_request(model(), run(), Layout(tensor=16), 16, H200) == 2 * 2 * MIB
+    assert bytes_per_request(placed(model(), run(), ONE, H200), 17) == 2 * 2 * MIB
+    assert bytes_per_request(placed(model(), run(), Layout(tensor=2, pipeline=2), H200), 17) == 2 * 2 * MIB
+    assert bytes_per_request(placed(model(), run(), Layout(tensor=16), H200), 16) == 2 * 2 * MIB
 
 
 # --- properties
@@ -484,26 +490,29 @@ ENGINES = st.sampled_from([H200, None])
 @given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, more=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
 def test_more_memory_never_holds_fewer_tokens_or_a_shorter_request(layers, layout, kv_bytes, more, length, batch, on):  # noqa: PLR0917
     made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
-    less, larger = (kv_cache(made, asked, layout, size, on) for size in (kv_bytes, kv_bytes + more))
+    less, larger = (kv_cache(placed(made, asked, layout, on), size) for size in (kv_bytes, kv_bytes + more))
     assert larger.tokens >= less.tokens
     assert larger.bytes >= less.bytes
     assert less.bytes <= kv_bytes * layout.tensor * layout.pipeline
-    assert longest_that_fits(made, asked, layout, kv_bytes + more, on) >= longest_that_fits(
-        made, asked, layout, kv_bytes, on
+    assert longest_that_fits(placed(made, asked, layout, on), kv_bytes + more) >= longest_that_fits(
+        placed(made, asked, layout, on), kv_bytes
     )
 
 
 @given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
 def test_the_longest_that_fits_is_the_border_at_which_vllm_starts(layers, layout, kv_bytes, length, batch, on):  # noqa: PLR0917
     made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
-    longest = longest_that_fits(made, asked, layout, kv_bytes, on)
+    longest = longest_that_fits(placed(made, asked, layout, on), kv_bytes)
     assert 0 <= longest <= length
-    if not grouping_of(made, asked, layout, on).groups:
+    if not grouping_of(placed(made, asked, layout, on)).groups:
         assert longest == length
         return
 
     def starts(tokens):
-        return kv_cache(made, msgspec.structs.replace(asked, max_model_len=tokens), layout, kv_bytes, on).tokens > 0
+        return (
+            kv_cache(placed(made, msgspec.structs.replace(asked, max_model_len=tokens), layout, on), kv_bytes).tokens
+            > 0
+        )
 
     assert longest == 0 or starts(longest)
     assert longest == length or not starts(longest + 1)
@@ -512,12 +521,12 @@ def test_the_longest_that_fits_is_the_border_at_which_vllm_starts(layers, layout
 @given(layers=LAYERS, layout=LAYOUTS, length=LENGTHS, more=st.integers(0, 1000), on=ENGINES)
 def test_a_longer_request_never_holds_less(layers, layout, length, more, on):
     made = model(layers=layers)
-    assert bytes_per_request(made, run(), layout, length + more, on) >= bytes_per_request(
-        made, run(), layout, length, on
+    assert bytes_per_request(placed(made, run(), layout, on), length + more) >= bytes_per_request(
+        placed(made, run(), layout, on), length
     )
 
 
 @given(tensor=st.sampled_from([1, 2, 4, 8]), length=st.integers(1, 10_000))
 def test_splitting_heads_neither_adds_to_a_request_nor_takes_from_it(tensor, length):
-    whole = bytes_per_request(model(), run(), ONE, length, H200)
-    assert bytes_per_request(model(), run(), Layout(tensor=tensor), length, H200) == whole
+    whole = bytes_per_request(placed(model(), run(), ONE, H200), length)
+    assert bytes_per_request(placed(model(), run(), Layout(tensor=tensor), H200), length) == whole

@@ -11,7 +11,23 @@ import math
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, LATENT, MIB, MOE, SLIDING, STATE, gpu, model, quantized, run, tensor
+from builders import (
+    DEEPSEEK,
+    EXPERTS,
+    FULL,
+    GIB,
+    LATENT,
+    MIB,
+    MOE,
+    SLIDING,
+    STATE,
+    gpu,
+    model,
+    placed,
+    quantized,
+    run,
+    tensor,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -38,11 +54,11 @@ def eager(batch=None):
 
 def peak(of=None, batch=None, layout=ONE):
     """Of a forward pass; nothing is compiled."""
-    return of_gpu(of or model(), eager(batch), layout, gpu()).activation_peak
+    return of_gpu(placed(of or model(), eager(batch), layout, gpu())).activation_peak
 
 
 def non_torch(of=None, batch=None, layout=ONE, on=None):
-    return of_gpu(of or model(), batch or run(), layout, on or gpu()).non_torch
+    return of_gpu(placed(of or model(), batch or run(), layout, on or gpu())).non_torch
 
 
 # --- words
@@ -152,7 +168,7 @@ def test_where_marlin_runs_mxfp4_experts_they_share_a_workspace(capability):
     """experts/marlin_moe.py:workspace_shapes, the larger of in- and output twice, as Triton's."""
     experts = Experts(count=32, per_token=4, intermediate_size=2048)
     sparse = model(layers=(MOE,), experts=experts, quantization=quantized("mxfp4"), **POOLING)
-    found = of_gpu(sparse, eager(), ONE, gpu(capability=capability))
+    found = of_gpu(placed(sparse, eager(), ONE, gpu(capability=capability)))
     assert found.activation_peak == 3 * ROW + 1.5 * ROW
     assert found.non_torch == memory.RUNTIME + 4 * (1 + 1) * ROW
 
@@ -228,14 +244,16 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
     sees = model(multimodal=True)
     assert peak(sees) == peak() + 2 * ROW + 512 * MIB
     assert peak(sees, run(language_model_only=True)) == peak()
-    first, last = memory.of_ranks(sees, run(), Layout(pipeline=2), gpu())  # v1/worker/gpu/model_runner.py:profile_run
+    first, last = memory.of_ranks(
+        placed(sees, run(), Layout(pipeline=2), gpu())
+    )  # v1/worker/gpu/model_runner.py:profile_run
     assert (first.activation_peak, last.activation_peak) == (peak(sees), peak() + ROW)
 
 
 def test_a_compiled_stage_copies_what_it_is_given():
     """H100, PP=2, 2026-11-26: 0.906 GiB on the second GPU, and 13.5 rows without the copy are 0.844."""
     for batch, more in ((run(), ROW), (eager(), 0)):
-        _, last = memory.of_ranks(model(**POOLING), batch, Layout(pipeline=2), gpu())
+        _, last = memory.of_ranks(placed(model(**POOLING), batch, Layout(pipeline=2), gpu()))
         assert last.activation_peak == peak(model(**POOLING)) + more
 
 
@@ -337,7 +355,7 @@ def test_the_first_stage_receives_nothing_and_samples_nothing():
 
 def test_the_stage_that_has_the_least_left_is_told():
     middle = tuple(tensor(f"model.layers.1.mlp.down_proj.{n}.weight", 4096, 14336) for n in range(40))
-    found = of_gpu(model(layers=3, tensors=middle, **POOLING), run(), Layout(pipeline=3), gpu())
+    found = of_gpu(placed(model(layers=3, tensors=middle, **POOLING), run(), Layout(pipeline=3), gpu()))
     assert found.weights > 40 * 112 * MIB
     assert found.non_torch == memory.RUNTIME + 2 * ROW
 
@@ -359,18 +377,18 @@ def test_the_stage_that_has_the_least_left_is_told():
 )
 def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, base):
     on = gpu(capability=capability)
-    assert of_gpu(model(), run(), ONE, on).context == base
-    assert of_gpu(model(), run(), Layout(data=2), on).context == base
-    assert of_gpu(model(), run(), Layout(pipeline=2), on).context == base
-    assert of_gpu(model(), run(), Layout(tensor=2), on).context == base + memory.NCCL_CONTEXT
+    assert of_gpu(placed(model(), run(), ONE, on)).context == base
+    assert of_gpu(placed(model(), run(), Layout(data=2), on)).context == base
+    assert of_gpu(placed(model(), run(), Layout(pipeline=2), on)).context == base
+    assert of_gpu(placed(model(), run(), Layout(tensor=2), on)).context == base + memory.NCCL_CONTEXT
     sparse = model(layers=(MOE,), experts=EXPERTS)
-    assert of_gpu(sparse, run(), ONE, on).context == base
-    assert of_gpu(sparse, run(), Layout(data=2), on).context == base + memory.NCCL_CONTEXT
+    assert of_gpu(placed(sparse, run(), ONE, on)).context == base
+    assert of_gpu(placed(sparse, run(), Layout(data=2), on)).context == base + memory.NCCL_CONTEXT
 
 
 def safety(of=None, batch=None, layout=ONE, on=AMPERE):
     """Without CUDA graphs, which give some of it back."""
-    return of_gpu(of or model(), eager(batch), layout, on).safety
+    return of_gpu(placed(of or model(), eager(batch), layout, on)).safety
 
 
 def test_serving_needs_the_samplers_extras_block_tables_and_room_for_fragments():
@@ -470,7 +488,7 @@ def test_a_sampler_that_needs_more_than_attention_is_what_counts():
 
 
 def first_start(of=None, batch=None, layout=ONE):
-    return memory.of_ranks(of or model(), batch or run(), layout, gpu())
+    return memory.of_ranks(placed(of or model(), batch or run(), layout, gpu()))
 
 
 def test_kernels_are_timed_on_a_copy_of_the_embedding_table():
@@ -581,10 +599,10 @@ def test_a_larger_batch_never_takes_less(*, tokens, seqs, length, tensor_paralle
     def taken(**changes):
         """Batch sizes with graphs; of each rank graphs, what a first start's profile finds, and all that eager needs."""
         batch = run(**{"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "max_model_len": length, **changes})
-        compiled, plain = (memory.of_ranks(made, one, layout, gpu()) for one in (batch, eager(batch)))
+        compiled, plain = (memory.of_ranks(placed(made, one, layout, gpu())) for one in (batch, eager(batch)))
         profile = [one.activation_peak + one.non_torch for one in compiled]
         whole = [one.activation_peak + one.non_torch + one.safety for one in plain]
-        return set(capture_sizes(batch, gpu())), [one.cuda_graphs for one in compiled], [*profile, *whole]
+        return set(capture_sizes(batch, gpu().generation)), [one.cuda_graphs for one in compiled], [*profile, *whole]
 
     sizes, graphs, base = taken()
     for changes in ({"max_num_batched_tokens": 2 * tokens}, {"max_num_seqs": 2 * seqs}, {"max_model_len": 2 * length}):
@@ -600,17 +618,17 @@ def test_a_larger_batch_never_takes_less(*, tokens, seqs, length, tensor_paralle
 def test_a_cpu_worker_takes_its_weights_its_peak_and_the_program():
     # no tensors: only RoPE's table, 8,192 positions of 128 two-byte numbers
     small = model(layers=2)
-    assert cpu_memory(small, run(), ONE) == 2 * MIB + peak(small) + 1536 * MIB
+    assert cpu_memory(placed(small, run(), ONE)) == 2 * MIB + peak(small) + 1536 * MIB
     held = model(layers=2, tensors=(tensor("model.layers.0.mlp.down_proj.weight", 4096, 4096),))
-    assert cpu_memory(held, run(), ONE) - cpu_memory(small, run(), ONE) == 32 * MIB
-    assert cpu_memory(held, run(), ONE) - cpu_memory(held, run(), Layout(tensor=2)) == 16 * MIB + peak(small) - peak(
-        small, layout=Layout(tensor=2)
-    )
+    assert cpu_memory(placed(held, run(), ONE)) - cpu_memory(placed(small, run(), ONE)) == 32 * MIB
+    assert cpu_memory(placed(held, run(), ONE)) - cpu_memory(placed(held, run(), Layout(tensor=2))) == 16 * MIB + peak(
+        small
+    ) - peak(small, layout=Layout(tensor=2))
 
 
 def test_the_cpus_heaviest_stage_counts_and_is_taken_to_sample():
     held = model(layers=2, tensors=(tensor("model.layers.0.mlp.down_proj.weight", 4096, 4096),), vocab_size=1_280_000)
-    assert cpu_memory(held, run(), Layout(pipeline=2)) == 34 * MIB + peak(held) + 1536 * MIB
+    assert cpu_memory(placed(held, run(), Layout(pipeline=2))) == 34 * MIB + peak(held) + 1536 * MIB
 
 
 ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate_size=14_335)
@@ -628,6 +646,6 @@ ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate
     ],
 )
 def test_memory_is_whole_bytes(made):
-    found = of_gpu(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu())
+    found = of_gpu(placed(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu()))
     assert [type(value) for value in msgspec.structs.astuple(found)] == [int] * 6
     assert math.isfinite(safe_utilization(found, run(), gpu()))

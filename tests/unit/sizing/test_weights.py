@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, LATENT, MIB, MOE, STATE, gpu, model, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, LATENT, MIB, MOE, STATE, gpu, model, placed, quantized, run, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ BARE = (Layer(kind="none"),) * 4  # no attention, so no table of rotary position
 
 def held(*tensors, layout=ONE, batch=None, layers=BARE, **changes):
     """Bytes on a GPU of each stage; of the only one as a number."""
-    found = by_rank(model(layers=layers, tensors=tensors, **changes), batch or run(), layout)
+    found = by_rank(placed(model(layers=layers, tensors=tensors, **changes), batch or run(), layout))
     return found[0] if len(found) == 1 else found
 
 
@@ -212,7 +212,7 @@ def test_mxfp4_experts_are_padded_for_the_kernels_of_the_gpu():
 
     def padded(inner, outer, *, capability, layout):
         """Of three matrices of two experts: half a byte a number, and a byte for 32 of them."""
-        found = weights(made, run(), layout, gpu(capability=capability))
+        found = weights(placed(made, run(), layout, gpu(capability=capability)))
         sizes = [count * 2 * inner * outer // part for count in (2, 1) for part in (2, 32)]
         return found, sum(allocated(size) for size in sizes)
 
@@ -221,7 +221,7 @@ def test_mxfp4_experts_are_padded_for_the_kernels_of_the_gpu():
             found, expected = padded(inner, 3072, capability=capability, layout=layout)
             assert found == expected
     # Hopper: 1,440 become 1,472, of which down_proj's inputs become 1,536
-    hopper = weights(made, run(), TP2, gpu(capability=(9, 0)))
+    hopper = weights(placed(made, run(), TP2, gpu(capability=(9, 0))))
     blocks = allocated(2 * 2 * 1472 * 2944 // 2) + allocated(2 * 1536 * 2880 // 2)
     assert hopper == blocks + allocated(2 * 2 * 1472 * 90) + allocated(2 * 1472 * 90)
 
@@ -287,8 +287,8 @@ def test_layers_go_to_their_stages():
     # three stages of four layers: 1, 2, 1 (distributed/utils.py:get_pp_indices)
     assert held(*parts, layout=Layout(pipeline=3)) == (1 * MIB, (2 + 3) * MIB, 4 * MIB)
     made = model(layers=BARE, tensors=tuple(parts))
-    assert weights(made, run(), Layout(pipeline=3)) == 5 * MIB
-    assert weights(made, run(), ONE) == 10 * MIB
+    assert weights(placed(made, run(), Layout(pipeline=3))) == 5 * MIB
+    assert weights(placed(made, run(), ONE)) == 10 * MIB
 
 
 @pytest.mark.parametrize("prefix", ["transformer.h.", "model.layers.", "blocks.", "encoder.layers.", "layers."])
@@ -473,17 +473,17 @@ def test_an_up_projection_that_is_not_quantised_is_looked_at_and_not_copied():
 def test_what_was_fused_of_one_model_is_never_taken_for_another():
     made = [model(layers=BARE, tensors=(tensor(LAYER + "mlp.up_proj.weight", n, 256),)) for n in range(1, 13)]
     for _ in range(2):
-        assert [weights(each, run(), ONE) for each in made] == [n * 512 for n in range(1, 13)]
+        assert [weights(placed(each, run(), ONE)) for each in made] == [n * 512 for n in range(1, 13)]
     sees = model(layers=BARE, tensors=(mib("visual.fc1.weight"),))
     for _ in range(2):
-        assert weights(sees, run(), ONE) == MIB
-        assert weights(sees, run(language_model_only=True), ONE) == 0
-        assert weights(sees, run(dtype="float32"), ONE) == 2 * MIB
+        assert weights(placed(sees, run(), ONE)) == MIB
+        assert weights(placed(sees, run(language_model_only=True), ONE)) == 0
+        assert weights(placed(sees, run(dtype="float32"), ONE)) == 2 * MIB
 
 
 def test_memory_adds_the_weights_of_the_heaviest_stage():
     made = model(layers=BARE, tensors=(mib("model.layers.3.mlp.up_proj.weight", 100),), task="pooling")
-    assert of_gpu(made, run(), Layout(pipeline=2), gpu()).weights == 100 * MIB
+    assert of_gpu(placed(made, run(), Layout(pipeline=2), gpu())).weights == 100 * MIB
 
 
 # --- adapters (vllm/lora/layers: create_lora_weights), in numbers of two bytes for each rank of each adapter
@@ -493,7 +493,7 @@ ENDS = 4096 + 128_256  # of the embedding or of the head
 
 def adapters(layout=ONE, ranks=1, dtype="bfloat16", **changes):
     made = model(**changes)
-    with_them, without = (by_rank(made, run(adapter_ranks=count, dtype=dtype), layout) for count in (ranks, 0))
+    with_them, without = (by_rank(placed(made, run(adapter_ranks=count, dtype=dtype), layout)) for count in (ranks, 0))
     found = [(more - less) // 2 for more, less in zip(with_them, without, strict=True)]
     return found[0] if len(found) == 1 else found
 
@@ -555,13 +555,13 @@ TENSORS = st.lists(st.builds(tensor, NAMES, st.integers(1, 5000), st.integers(1,
 def test_a_split_never_adds_to_a_gpu_and_never_loses_a_byte(tensors, ranks, tied, pipeline):
     made = model(layers=(MOE,) * 4, experts=EXPERTS, tensors=tensors, tie_word_embeddings=tied)
     layout = Layout(tensor=ranks, pipeline=pipeline)
-    whole, split = weights(made, run(), ONE), by_rank(made, run(), layout)
+    whole, split = weights(placed(made, run(), ONE)), by_rank(placed(made, run(), layout))
     assert max(split) <= whole
     assert sum(split) * ranks >= whole - 2 * MIB * len(tensors)  # what rounding a whole tensor up may add
-    assert weights(made, run(), Layout(tensor=2 * ranks, pipeline=pipeline)) <= max(split)
+    assert weights(placed(made, run(), Layout(tensor=2 * ranks, pipeline=pipeline))) <= max(split)
 
 
 @given(tensors=TENSORS, method=st.sampled_from(["fp8", "bitsandbytes", "other"]))
 def test_quantising_never_adds(tensors, method):
     made = model(layers=BARE, tensors=tensors)
-    assert weights(made, run(quantization=method), ONE) <= weights(made, run(), ONE)
+    assert weights(placed(made, run(quantization=method), ONE)) <= weights(placed(made, run(), ONE))
