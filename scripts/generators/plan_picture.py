@@ -32,8 +32,8 @@ def text() -> str:
     folder = ROOT / "tests/data/models" / MODEL.replace("/", "--")
     hardware = parse_hardware_name(MACHINE)
     decided = plan(asked(settings), hardware, msgspec.structs.replace(read_model(str(folder)), name=MODEL))
-    argv = command.engine_command(decided.decided, settings, python="python3", vllm_distribution="vllm")
-    shown = command.as_planned(decided, settings, argv, {})
+    argv = command.engine_command(decided.options, settings, python="python3", vllm_distribution="vllm")
+    shown = command.with_command(decided, settings, argv, {})
     return f"$ vllm-launch plan {MODEL} --hardware {MACHINE}\n\n{report.plan_as(shown, hardware, 'table', COLUMNS)}"
 
 

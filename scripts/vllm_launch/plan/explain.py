@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 
 import msgspec
 
@@ -16,20 +17,32 @@ from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig, default_batch
 from vllm_launch.units import gib
 
-YOU, MODEL, HARDWARE, VLLM, RULE = "you", "model", "hardware", "vLLM", "rule"
-"""Where a value comes from: the person, config.json, what the GPUs have, vLLM's own default, a rule of this planner."""
-
 MUCH = 1 / 20
 """Share of the KV cache that is worth a warning."""
 
 
+class Source(StrEnum):
+    """Where a value comes from."""
+
+    YOU = "you"  # the user set it
+    MODEL = "model"  # config.json
+    HARDWARE = "hardware"  # what the GPUs or the CPU have
+    VLLM = "vLLM"  # vLLM's own default
+    RULE = "rule"  # a rule of this planner
+
+
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one value is what it is. ``source`` is YOU, MODEL, HARDWARE, VLLM or RULE."""
+    """Why one value is what it is.
+
+    ``field`` is a vLLM option by dest, or "kv_cache", which is no option. ``origin`` says where the user set it, such
+    as "flag --max-model-len"; None where nobody did.
+    """
 
     field: str
     value: object
     why: str
-    source: str
+    source: Source
+    origin: str | None = None
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,17 +61,17 @@ def reasons(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -
 
 def _credited(reason: Reason, given: object) -> Reason:
     """``reason``, or the person's own word where they set the value."""
-    if given is None or reason.source == YOU:
+    if given is None or reason.source is Source.YOU:
         return reason
     why = "auto, as you set it: the longest request that fits" if given == AUTO else "as you set it; the rest fits it"
-    return msgspec.structs.replace(reason, source=YOU, why=why)
+    return msgspec.structs.replace(reason, source=Source.YOU, why=why)
 
 
 def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
     layout, each = chosen.layout, chosen.layout.gpus_per_replica
     if not chosen.gpus:
         why = "no GPU is used: one worker of the CPU engine uses every core it may"
-        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=HARDWARE)
+        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.HARDWARE)
     else:
         what = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
         if asked.objective == "latency":
@@ -69,18 +82,18 @@ def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate)
             why = f"the fewest GPUs that hold the weights and a useful KV cache: {what}"
         else:
             why = f"no split here gives a useful KV cache; this one holds the longest requests: {what}"
-        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=RULE)
+        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.RULE)
     if layout.pipeline > 1 or asked.pipeline_parallel_size:
         why = _stages(hardware, model, chosen)
-        yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=HARDWARE)
+        yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=Source.HARDWARE)
     used = len(chosen.gpus)
     why = f"{used} of {len(hardware.gpus)} GPUs by {each} for each replica" if used else "one worker"
     if used and used < len(hardware.gpus):
         why += "; the others are left free because they do not make another replica, or would make all smaller"
-    yield Reason(field="data_parallel_size", value=layout.data, why=why, source=HARDWARE)
+    yield Reason(field="data_parallel_size", value=layout.data, why=why, source=Source.HARDWARE)
     if layout.expert_parallel:
         why = "the experts' width cannot be cut over so many GPUs, so each GPU has whole experts"
-        yield Reason(field="enable_expert_parallel", value=True, why=why, source=MODEL)
+        yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
 
 
 def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
@@ -103,31 +116,33 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             field="gpu_memory_utilization",
             value=chosen.utilization,
             why=_utilization(tightest(chosen.gpus), chosen.run_config, parts),
-            source=HARDWARE,
+            source=Source.HARDWARE,
         )
         if asked.kv_cache_memory_bytes:
             why = "as you set it, on each GPU; vLLM then asks nobody how much is left"
-            yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=YOU)
+            yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=Source.YOU)
     elif asked.gpu_memory_utilization is not None and not (asked.kv_cache_memory_bytes or asked.cpu_kv_cache_bytes):
-        yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=RULE)  # the person's
+        yield Reason(
+            field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE
+        )  # the person's
     else:
         why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
             why = "half of the memory that is left; the rest is the page cache's and other programs'"
         if asked.cpu_kv_cache_bytes:
             why = "as VLLM_CPU_KVCACHE_SPACE says, which vLLM puts above its flag"
-        source = YOU if asked.cpu_kv_cache_bytes else RULE
+        source = Source.YOU if asked.cpu_kv_cache_bytes else Source.RULE
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
-    source, why = MODEL, "what the model is made for, and it fits"
+    source, why = Source.MODEL, "what the model is made for, and it fits"
     if run.max_model_len < model.max_model_len:
         source, why = (
-            HARDWARE,
+            Source.HARDWARE,
             f"cut from the model's own {model.max_model_len:,}: the KV cache holds no longer request",
         )
     yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
     if asked.fp8_kv and run.kv_cache_dtype == "fp8":
         why = "as launch.quality fp8-kv allows: half the bytes of the model's own dtype, and half to read for a token"
-        yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=RULE)
+        yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.RULE)
     if cache.bytes_per_token:
         size = (
             f"{gib(cache.bytes)} on {max(1, len(chosen.gpus) // chosen.layout.data)} GPU(s)"
@@ -135,7 +150,7 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             else gib(cache.bytes)
         )
         why = f"{size} hold {cache.tokens:,} tokens of {cache.bytes_per_token:,} bytes: {_streams(chosen)}"
-        yield Reason(field="kv_cache", value=cache.tokens, why=why, source=HARDWARE)
+        yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
 
 
 def _streams(chosen: Candidate) -> str:
@@ -163,10 +178,10 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
     for field, value, vllms, usual in zip(
         ("max_num_batched_tokens", "max_num_seqs"), values, own, default, strict=True
     ):
-        source, why = VLLM, "vLLM's own default for this hardware"
+        source, why = Source.VLLM, "vLLM's own default for this hardware"
         if value != vllms:
             source, why = (
-                RULE,
+                Source.RULE,
                 f"less than vLLM's default, {vllms:,}, whose activations would leave too little KV cache",
             )
             if field == "max_num_seqs" and states:
@@ -176,7 +191,7 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         yield Reason(field=field, value=value, why=why, source=source)
     if (share := watermark_of(asked, chosen)) or asked.watermark is not None:
         why = "of the KV cache is kept free for running requests to grow into: one preempted is computed again"
-        yield Reason(field="watermark", value=share, why=why, source=RULE)
+        yield Reason(field="watermark", value=share, why=why, source=Source.RULE)
 
 
 def too_small(found: Candidate) -> str:

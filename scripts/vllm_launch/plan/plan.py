@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vllm_launch.errors import UsageError
-from vllm_launch.machine.gpus import Hardware, gpu_too_old
+from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
 from vllm_launch.plan.alternatives import nothing_fits
@@ -24,23 +24,20 @@ from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import default_batch
 
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-DECIDED = (
-    *PARALLEL, "enable_expert_parallel", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
-    "max_num_seqs", "max_num_batched_tokens", "watermark", "kv_cache_dtype",
-)  # fmt: skip
-"""vLLM's options that a plan may set; the other fields that reasons speak of are not options."""
-
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run. As JSON this is a contract (``plan --format json``). Bytes; ``memory`` is of the tightest GPU."""
+    """How to run. As JSON this is a contract (``plan --format json``). Bytes; ``memory`` is of the tightest GPU.
+
+    ``options`` are the options of vLLM that the plan sets, by dest. What the user set is not among them.
+    """
 
     model: str
     objective: Objective
     tensor_parallel_size: int
     pipeline_parallel_size: int
     data_parallel_size: int
-    gpus: int  # per replica; 0 on the CPU engine
+    gpus: tuple[Gpu, ...]  # of all replicas, in the order in which vLLM takes them; none on the CPU engine
+    gpus_per_replica: int  # 0 on the CPU engine
     gpu_memory_utilization: float  # 0.0 on the CPU engine, which is given kv_cache_memory_bytes instead
     max_model_len: int
     max_num_seqs: int
@@ -48,26 +45,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     watermark: float  # share of the KV cache
     kv_cache: KvCache
     memory: Memory
-    argv: list[str]
+    options: dict[str, object]
     env: dict[str, str]
     reasons: list[Reason]
     rejected: list[Rejected]
     warnings: list[str]
 
-    @property
-    def decided(self) -> dict[str, object]:
-        """Options of vLLM that the plan sets, by dest. What the person set is not among them; nothing has no reason."""
-        return {
-            reason.field: reason.value
-            for reason in self.reasons
-            if reason.field in DECIDED
-            and not reason.source.startswith(explain.YOU)
-            and not (reason.field in PARALLEL and reason.value == 1)
-        }
+
+class PlanWithCommand(Plan, frozen=True, kw_only=True):
+    """A plan and the command line that it comes to; ``env`` is all that the command line needs beside it."""
+
+    argv: list[str]
 
 
 def plan(asked: Asked, hardware: Hardware, model: Model) -> Plan:
-    """How to run ``model`` on ``hardware``; ``argv`` is empty, ``command`` fills it in.
+    """Return how to run ``model`` on ``hardware``.
 
     Raises:
         UsageError: nothing that was asked for fits, or vLLM would refuse it; the text says what would fit.
@@ -98,7 +90,8 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         tensor_parallel_size=layout.tensor,
         pipeline_parallel_size=layout.pipeline,
         data_parallel_size=layout.data,
-        gpus=layout.gpus_per_replica if chosen.gpus else 0,
+        gpus=chosen.gpus,
+        gpus_per_replica=layout.gpus_per_replica if chosen.gpus else 0,
         gpu_memory_utilization=chosen.utilization,
         max_model_len=run.max_model_len,
         max_num_seqs=run.max_num_seqs,
@@ -106,12 +99,39 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         watermark=watermark_of(asked, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
-        argv=[],
+        options=_options(asked, chosen),
         env=_environment(hardware, chosen),
         reasons=explain.reasons(asked, hardware, model, chosen),
         rejected=[Rejected(plan=miss.layout.title, why=miss.why) for miss in missed],
         warnings=[*hardware.warnings, *model.warnings, *explain.warnings(asked, hardware, model, chosen)],
     )
+
+
+def _options(asked: Asked, chosen: Candidate) -> dict[str, object]:
+    """The options of vLLM that the plan sets, by dest: neither what the user set, nor sizes of 1, which vLLM has."""
+    layout, run = chosen.layout, chosen.run_config
+    sizes = {
+        "tensor_parallel_size": layout.tensor,
+        "pipeline_parallel_size": layout.pipeline,
+        "data_parallel_size": layout.data,
+    }
+    found: dict[str, object] = {dest: size for dest, size in sizes.items() if size > 1}
+    found |= {
+        "max_model_len": run.max_model_len,
+        "max_num_seqs": run.max_num_seqs,
+        "max_num_batched_tokens": run.max_num_batched_tokens,
+    }
+    if layout.expert_parallel:
+        found["enable_expert_parallel"] = True
+    if chosen.gpus:
+        found["gpu_memory_utilization"] = chosen.utilization
+    elif asked.cpu_kv_cache_bytes is None and asked.gpu_memory_utilization is None:
+        found["kv_cache_memory_bytes"] = chosen.kv_bytes
+    if asked.fp8_kv and run.kv_cache_dtype == "fp8":
+        found["kv_cache_dtype"] = "fp8"
+    if share := watermark_of(asked, chosen):
+        found["watermark"] = share
+    return {dest: value for dest, value in found.items() if getattr(asked, dest) is None}
 
 
 def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:

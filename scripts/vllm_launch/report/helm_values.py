@@ -11,7 +11,6 @@ from vllm_launch.engine.options import SECRETS
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.plan.plan import Plan
 from vllm_launch.report.machine_table import machine_name
-from vllm_launch.report.plan_table import used
 from vllm_launch.settings.read import PATHS
 from vllm_launch.settings.settings import Settings
 
@@ -37,14 +36,13 @@ def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: b
     launch = msgspec.to_builtins(settings.launch)
     said = {name: value for name, value in launch.items() if f"launch.{name}" in settings.origin and name not in PATHS}
     config |= {"launch": said} if said else {}
-    together = "data_parallel_size" in engine or any(
-        reason.field == "enable_expert_parallel" and reason.value is True for reason in plan.reasons
-    )
+    expert_parallel = engine.get("enable_expert_parallel") or plan.options.get("enable_expert_parallel")
+    together = "data_parallel_size" in engine or expert_parallel
     replicas = 1 if together else plan.data_parallel_size
-    count = plan.gpus * plan.data_parallel_size // replicas
+    count = len(plan.gpus) // replicas
     values: dict[str, object] = {"config": config, "gpus": {"count": count}}
     if count:
-        profile = used(plan, hardware)[0].mig_profile
+        profile = plan.gpus[0].mig_profile
         values["gpus"] = {"count": count} | ({"resource": f"nvidia.com/mig-{profile}"} if profile else {})
         values["resources"] = {"memory": f"{16 + 16 * count}Gi"}
     else:
@@ -55,5 +53,5 @@ def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: b
         values["models"] = {"claim": "models"}
     if replicas > 1:
         values |= {"replicas": replicas, "cache": {"kind": "ephemeral"}}
-    head = f"# {plan.model} on {machine_name(hardware, used(plan, hardware))}, for {plan.objective}\n"
+    head = f"# {plan.model} on {machine_name(hardware, plan.gpus)}, for {plan.objective}\n"
     return head + yaml.safe_dump(msgspec.to_builtins(values), sort_keys=False, allow_unicode=True)

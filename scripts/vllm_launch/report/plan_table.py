@@ -9,9 +9,10 @@ from typing import Literal
 
 import msgspec
 
-from vllm_launch.machine.gpus import Gpu, Hardware
+from vllm_launch.machine.gpus import Hardware
+from vllm_launch.plan.explain import Reason
 from vllm_launch.plan.fit import tightest
-from vllm_launch.plan.plan import Plan
+from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.report.columns import columns
 from vllm_launch.report.machine_table import machine_name
 from vllm_launch.units import gib
@@ -22,7 +23,7 @@ BAR = 72
 """Columns of the bar that stands for one GPU's memory."""
 
 
-def plan_as(plan: Plan, hardware: Hardware, how: Format, width: int = 100) -> str:
+def plan_as(plan: PlanWithCommand, hardware: Hardware, how: Format, width: int = 100) -> str:
     """``plan`` as text with a newline at its end; JSON and YAML are the contract, the table may change."""
     if how == "json":
         return msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n"
@@ -33,14 +34,13 @@ def plan_as(plan: Plan, hardware: Hardware, how: Format, width: int = 100) -> st
     return "\n".join(_table(plan, hardware, width)) + "\n"
 
 
-def _table(plan: Plan, hardware: Hardware, width: int) -> Iterator[str]:
-    gpus = used(plan, hardware)
-    yield f"{plan.model} on {machine_name(hardware, gpus)}, for {plan.objective}"
+def _table(plan: PlanWithCommand, hardware: Hardware, width: int) -> Iterator[str]:
+    yield f"{plan.model} on {machine_name(hardware, plan.gpus)}, for {plan.objective}"
     yield ""
-    rows = [(reason.field, _shown(reason.value), reason.source, reason.why) for reason in plan.reasons]
+    rows = [(reason.field, _shown(reason.value), _source(reason), reason.why) for reason in plan.reasons]
     yield from columns(rows, width)
     yield ""
-    yield from _bar(plan, hardware, gpus)
+    yield from _bar(plan, hardware)
     if plan.rejected:
         yield ""
         yield "not taken"
@@ -48,31 +48,24 @@ def _table(plan: Plan, hardware: Hardware, width: int) -> Iterator[str]:
     for warning in plan.warnings:
         yield ""
         yield from textwrap.wrap(f"warning: {warning}", width, subsequent_indent="  ", break_on_hyphens=False)
-    if plan.argv:
-        yield ""
-        words = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()] + [
-            shlex.quote(word) for word in plan.argv
-        ]
-        yield from _command(words, width)
+    yield ""
+    words = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()]
+    yield from _command(words + [shlex.quote(word) for word in plan.argv], width)
 
 
-def used(plan: Plan, hardware: Hardware) -> tuple[Gpu, ...]:
-    """The GPUs that ``plan`` takes of ``hardware``."""
-    names = plan.env.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return hardware.gpus[: plan.gpus * plan.data_parallel_size]
-    by_name = {gpu.uuid if gpu.mig_profile else str(gpu.index): gpu for gpu in hardware.gpus}
-    return tuple(by_name[name] for name in names.split(","))
+def _source(reason: Reason) -> str:
+    """Where a value comes from: "you (flag --max-model-len)", or the source alone."""
+    return f"{reason.source} ({reason.origin})" if reason.origin else str(reason.source)
 
 
 def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _bar(plan: Plan, hardware: Hardware, gpus: Sequence[Gpu]) -> Iterator[str]:
+def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
     """One GPU's memory, or the CPU's, to scale; what is there at all gets one column."""
-    memory, workers = plan.memory, max(plan.gpus, plan.tensor_parallel_size * plan.pipeline_parallel_size)
-    gpu = tightest(gpus) if gpus else None
+    memory, workers = plan.memory, plan.tensor_parallel_size * plan.pipeline_parallel_size
+    gpu = tightest(plan.gpus) if plan.gpus else None
     total = gpu.memory_total if gpu else hardware.cpu.memory_available if hardware.cpu else 0
     parts = [
         ("x", "taken by others", total - gpu.memory_free if gpu else 0),

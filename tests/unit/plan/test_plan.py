@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_launch import units
+from vllm_launch.engine.options import options
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.generation import Generation, generation_of
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
+from vllm_launch.plan.explain import Source
 from vllm_launch.plan.fit import dtype_of
-from vllm_launch.plan.plan import DECIDED, Plan, plan
+from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import Asked
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout
@@ -91,7 +93,7 @@ def refusal(*arguments):
 def test_a_replica_gets_the_fewest_gpus_that_hold_it_and_the_rest_are_replicas(weights, count, expected):
     found = plan(Asked(), machine(count), sized(weights))
     assert sizes(found) == expected
-    assert found.gpus == expected[0] * expected[1]
+    assert found.gpus_per_replica == expected[0] * expected[1]
     assert found.env == NO_GUESS
 
 
@@ -158,7 +160,7 @@ def test_replicas_are_made_of_gpus_that_nvlink_joins():
 
 def test_gpus_that_make_no_replica_of_their_own_make_the_one_larger():
     found = plan(Asked(), machine(4, linked=False), sized(200, heads=30, kv_heads=30))
-    assert found.gpus == 4
+    assert found.gpus_per_replica == 4
     assert sizes(plan(Asked(), machine(3), sized(200))) == (1, 3, 1)
     assert plan(Asked(), machine(7), sized(16)).data_parallel_size == 7
 
@@ -178,9 +180,9 @@ def test_experts_are_spread_whole_where_their_width_cannot_be_cut():
     tensors = tuple(tensor(name, round(100 * GIB / 2 / 4096 / 32), 4096) for name in names)
     mixture = model(layers=moe, tensors=tensors, experts=experts, quantization=block)
     found = plan(Asked(tensor_parallel_size=4), machine(4), mixture)
-    assert found.decided["enable_expert_parallel"] is True
+    assert found.options["enable_expert_parallel"] is True
     assert reason(found, "enable_expert_parallel").source == "model"
-    assert "enable_expert_parallel" not in plan(Asked(tensor_parallel_size=2), machine(2), mixture).decided
+    assert "enable_expert_parallel" not in plan(Asked(tensor_parallel_size=2), machine(2), mixture).options
     assert "not a multiple of the FP8 block" in refusal(
         Asked(tensor_parallel_size=4, enable_expert_parallel=False), machine(4), mixture
     )
@@ -231,7 +233,7 @@ def mixed():
 
 def test_unlike_gpus_are_not_mixed_and_the_better_kind_is_taken():
     found = plan(Asked(), mixed(), sized(16))
-    assert (found.gpus, found.data_parallel_size) == (1, 1)
+    assert (found.gpus_per_replica, found.data_parallel_size) == (1, 1)
     assert found.env == NO_GUESS | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
 
 
@@ -275,7 +277,7 @@ def test_gpus_without_kernels_are_left_out_and_none_left_is_refused():
 def test_what_the_person_sets_is_taken_and_not_decided_again(field, value):
     found = plan(Asked(**{field: value}), machine(4), sized(16))
     assert getattr(found, field) == value
-    assert field not in found.decided
+    assert field not in found.options
     assert reason(found, field).source == "you"
     others = {one.field for one in found.reasons if one.source == "you"}
     assert others == {field}
@@ -288,14 +290,52 @@ def test_data_parallel_and_tensor_parallel_sizes_leave_the_rest_to_the_plan():
     assert "more GPUs" in refusal(Asked(tensor_parallel_size=4, data_parallel_size=4), machine(8), sized(16))
 
 
-def test_everything_that_is_decided_has_a_reason_and_is_an_option():
+CPU_MACHINE = Hardware(
+    gpus=(), cpu=Cpu(cores=16, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB, numa_nodes=())
+)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked(),
+        Asked(objective="latency"),
+        Asked(fp8_kv=True),
+        Asked(max_model_len=-1, watermark=0.1),
+        Asked(kv_cache_memory_bytes=GIB),
+        Asked(gpu_memory_utilization=0.5),
+        Asked(cpu_kv_cache_bytes=GIB),
+        Asked(tensor_parallel_size=2, enable_expert_parallel=True),
+    ],
+)
+@pytest.mark.parametrize("hardware", [machine(4, linked=False), machine(1), CPU_MACHINE], ids=["four", "one", "cpu"])
+@pytest.mark.parametrize("moe", [False, True])
+def test_each_option_of_a_plan_has_a_reason_and_is_an_option_that_the_user_left_open(asked, hardware, moe):
+    changes = {"layers": 4, "experts": EXPERTS} if moe else {}
+    of = sized(8, **changes)
+    if moe:
+        of = msgspec.structs.replace(of, layers=(msgspec.structs.replace(FULL, moe=True),) * 4)
+    try:
+        found = plan(asked, hardware, of)
+    except UsageError:
+        return  # two GPUs of one, or experts where there are none
+    assert found.options.keys() <= options().keys()
+    by_field = {one.field: one for one in found.reasons}
+    for dest, value in found.options.items():
+        assert by_field[dest].value == value
+        assert by_field[dest].why
+        assert by_field[dest].source is not Source.YOU
+        assert getattr(asked, dest) is None
+    told = {one.field for one in found.reasons if one.source is not Source.YOU} & options().keys()
+    sizes_of_one = {f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")} - found.options.keys()
+    assert told - sizes_of_one == found.options.keys()
+
+
+def test_the_options_of_a_plan_are_what_it_says():
     found = plan(Asked(), machine(4, linked=False), sized(200))
-    assert found.decided.keys() <= set(DECIDED)
-    for field, value in found.decided.items():
-        assert reason(found, field).value == value == getattr(found, field)
-        assert reason(found, field).why
-    assert "tensor_parallel_size" not in found.decided  # 1 is vLLM's own
-    assert found.decided["pipeline_parallel_size"] == 4
+    assert all(getattr(found, dest) == value for dest, value in found.options.items())
+    assert "tensor_parallel_size" not in found.options  # 1 is vLLM's own
+    assert found.options["pipeline_parallel_size"] == 4
 
 
 def test_a_length_is_cut_to_what_fits_and_that_is_said_loudly():
@@ -311,7 +351,7 @@ def test_auto_is_the_longest_that_fits_without_a_warning_for_a_models_own_length
     auto = plan(Asked(max_model_len=-1), machine(1), sized(60, max_model_len=1_000_000))
     assert auto.max_model_len == plan(Asked(), machine(1), sized(60, max_model_len=1_000_000)).max_model_len
     assert reason(auto, "max_model_len").why.startswith("auto")
-    assert "max_model_len" not in auto.decided
+    assert "max_model_len" not in auto.options
 
 
 def test_room_for_adapters_is_taken_from_the_cache():
@@ -423,8 +463,8 @@ FP8_KV = Asked(fp8_kv=True)
 
 def test_an_fp8_cache_is_chosen_where_it_is_allowed_and_holds_twice_the_tokens():
     plain, halved = plan(Asked(), machine(), sized(16)), plan(FP8_KV, machine(), sized(16))
-    assert "kv_cache_dtype" not in plain.decided
-    assert halved.decided["kv_cache_dtype"] == halved.kv_cache.dtype == "fp8"
+    assert "kv_cache_dtype" not in plain.options
+    assert halved.options["kv_cache_dtype"] == halved.kv_cache.dtype == "fp8"
     assert halved.kv_cache.tokens == pytest.approx(2 * plain.kv_cache.tokens, rel=1e-3)
     [why] = [reason for reason in halved.reasons if reason.field == "kv_cache_dtype"]
     assert why.source == "rule"
@@ -441,13 +481,13 @@ def test_an_fp8_cache_is_chosen_where_it_is_allowed_and_holds_twice_the_tokens()
     ids=["a GPU without FP8", "a checkpoint that says so itself", "a latent cache"],
 )
 def test_an_fp8_cache_is_not_chosen_for(where, changes):
-    assert "kv_cache_dtype" not in plan(FP8_KV, machine(**where), sized(16, **changes)).decided
+    assert "kv_cache_dtype" not in plan(FP8_KV, machine(**where), sized(16, **changes)).options
 
 
 def test_a_cache_that_the_person_chose_stays():
     chosen = plan(msgspec.structs.replace(FP8_KV, kv_cache_dtype="auto"), machine(), sized(16))
     assert chosen.kv_cache.dtype == "bfloat16"
-    assert "kv_cache_dtype" not in chosen.decided
+    assert "kv_cache_dtype" not in chosen.options
 
 
 def test_fewer_tokens_and_an_fp8_cache_are_offered_where_they_would_do():
@@ -492,9 +532,9 @@ def cpu(available=64, *, nodes=1):
 def test_on_the_cpu_the_cache_is_set_in_bytes_and_nothing_is_said_of_gpus():
     found = plan(Asked(), cpu(128), sized(2))
     assert sizes(found) == (1, 1, 1)
-    assert (found.gpus, found.gpu_memory_utilization, found.env) == (0, 0.0, {})
-    assert found.decided["kv_cache_memory_bytes"] == pytest.approx(found.kv_cache.bytes, rel=0.01)
-    assert "gpu_memory_utilization" not in found.decided
+    assert (found.gpus_per_replica, found.gpu_memory_utilization, found.env) == (0, 0.0, {})
+    assert found.options["kv_cache_memory_bytes"] == pytest.approx(found.kv_cache.bytes, rel=0.01)
+    assert "gpu_memory_utilization" not in found.options
     assert found.kv_cache.tokens >= 8192 + 128 * 2048
     assert found.kv_cache.tokens < 1.1 * (8192 + 128 * 2048)
 
@@ -509,7 +549,7 @@ def test_on_a_small_machine_the_cache_takes_half_of_what_weights_leave():
 def test_on_the_cpu_what_the_person_says_of_the_cache_counts():
     flag = plan(Asked(kv_cache_memory_bytes=3 * GIB), cpu(), sized(2))
     assert flag.kv_cache.bytes == pytest.approx(3 * GIB, rel=0.01)
-    assert "kv_cache_memory_bytes" not in flag.decided
+    assert "kv_cache_memory_bytes" not in flag.options
     variable = plan(Asked(cpu_kv_cache_bytes=2 * GIB, kv_cache_memory_bytes=3 * GIB), cpu(), sized(2))
     assert variable.kv_cache.bytes == pytest.approx(2 * GIB, rel=0.01)
     assert "VLLM_CPU_KVCACHE_SPACE" in reason(variable, "kv_cache_memory_bytes").why
@@ -521,7 +561,7 @@ def test_on_the_cpu_a_share_that_the_person_sets_is_of_the_node_and_left_to_vllm
     taken = found.memory.weights + found.memory.non_torch
     assert found.kv_cache.bytes == pytest.approx(32 * GIB - taken, rel=0.01)
     assert found.gpu_memory_utilization == 0.5
-    assert "kv_cache_memory_bytes" not in found.decided
+    assert "kv_cache_memory_bytes" not in found.options
     assert reason(found, "gpu_memory_utilization").source == "you"
     assert "to a KV cache" in refusal(
         Asked(gpu_memory_utilization=1.0),
@@ -605,7 +645,7 @@ def test_any_question_gets_a_plan_or_one_line(asked, hardware, of):
         assert one_line
         return
     each = found.tensor_parallel_size * found.pipeline_parallel_size
-    assert found.gpus == each
+    assert found.gpus_per_replica == each
     assert each * found.data_parallel_size <= len(hardware.gpus)
     assert found.max_num_seqs <= found.max_num_batched_tokens or asked.max_num_batched_tokens
     assert found.kv_cache.tokens >= found.max_model_len
@@ -616,7 +656,7 @@ def test_any_question_gets_a_plan_or_one_line(asked, hardware, of):
 
 @settings(deadline=None)
 @given(MACHINES, MODELS)
-def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
+def test_to_ask_for_what_wwith_command_changes_nothing(hardware, of):
     try:
         found = plan(Asked(), hardware, of)
     except UsageError:
@@ -627,7 +667,7 @@ def test_to_ask_for_what_was_planned_changes_nothing(hardware, of):
     again = plan(Asked(**asked, estimate_cudagraphs=not found.env), hardware, of)  # its environment
     assert isinstance(again, Plan)
     assert again.kv_cache == found.kv_cache
-    assert again.decided == {}
+    assert again.options == {}
 
 
 def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
@@ -651,7 +691,7 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
 
 def test_room_is_kept_for_requests_that_can_outgrow_the_cache():
     found = plan(Asked(), machine(1), sized(60))
-    assert found.watermark == found.decided["watermark"] == 0.02
+    assert found.watermark == found.options["watermark"] == 0.02
     assert reason(found, "watermark").source == "rule"
 
 
@@ -662,7 +702,7 @@ def test_no_room_is_kept_where_all_requests_fit_to_their_end(share, watermark):
     asked = msgspec.structs.replace(asked, max_num_seqs=int(share * tokens / 4096))
     found = plan(asked, machine(1), sized(60))
     assert found.watermark == watermark
-    assert ("watermark" in found.decided) == (watermark > 0)
+    assert ("watermark" in found.options) == (watermark > 0)
 
 
 def test_no_room_is_kept_in_a_cache_for_few_requests():
@@ -680,7 +720,7 @@ def test_a_watermark_of_ones_own_stays(share):
     found = plan(Asked(watermark=share), machine(1), sized(60))
     assert found.watermark == reason(found, "watermark").value == share
     assert reason(found, "watermark").source == "you"
-    assert "watermark" not in found.decided
+    assert "watermark" not in found.options
 
 
 @pytest.mark.parametrize(("times", "watermark"), [(1.9, 0), (2.1, 0.02)])

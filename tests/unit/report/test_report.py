@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu, NumaNode
-from vllm_launch.machine.gpus import GpuProcess, Hardware
+from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.plan import Plan, PlanWithCommand, plan
 from vllm_launch.plan.request import Asked
 from vllm_launch.report.machine_table import hardware_table
-from vllm_launch.report.plan_table import BAR, _scaled, plan_as, used
-from vllm_launch.serve.command import as_planned, engine_command
+from vllm_launch.report.plan_table import BAR, _scaled, plan_as
+from vllm_launch.serve.command import engine_command, with_command
 from vllm_launch.settings.read import read_settings
 
 DATA = Path(__file__).parents[2] / "data"
@@ -48,11 +48,14 @@ MACHINES = {
 
 
 @functools.cache
-def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **asked: Any) -> Plan:
-    decided = plan(Asked(**asked), MACHINES[machine], read_model(str(model)))
+def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **asked: Any) -> PlanWithCommand:
+    return commanded(plan(Asked(**asked), MACHINES[machine], read_model(str(model))), words)
+
+
+def commanded(decided: Plan, words: str = "") -> PlanWithCommand:
     settings = read_settings(["/models/with space", *shlex.split(words)], {})
-    argv = engine_command(decided.decided, settings, python="python3", vllm_distribution="vllm")
-    return as_planned(decided, settings, argv, {})
+    argv = engine_command(decided.options, settings, python="python3", vllm_distribution="vllm")
+    return with_command(decided, settings, argv, {})
 
 
 def fields(value: Any) -> Any:
@@ -65,11 +68,11 @@ def fields(value: Any) -> Any:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_json_has_exactly_the_fields_of_the_contract(machine: str) -> None:
     found = json.loads(plan_as(planned(machine), MACHINES[machine], "json"))
-    env = found.pop("env")
+    env, options, gpus = found.pop("env"), found.pop("options"), found.pop("gpus")
     reasons, rejected = found["reasons"], found["rejected"]
     assert fields(found) == {
         "model": "str", "objective": "str", "tensor_parallel_size": "int", "pipeline_parallel_size": "int",
-        "data_parallel_size": "int", "gpus": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
+        "data_parallel_size": "int", "gpus_per_replica": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
         "max_num_seqs": "int", "max_num_batched_tokens": "int", "watermark": "float",
         "kv_cache": {"dtype": "str", "bytes": "int", "tokens": "int", "bytes_per_token": "int"},
         "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int"},
@@ -78,7 +81,9 @@ def test_the_json_has_exactly_the_fields_of_the_contract(machine: str) -> None:
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in env.items())
     assert all(isinstance(word, str) for word in [*found["argv"], *found["warnings"]])
     assert reasons
-    assert all(reason.keys() == {"field", "value", "why", "source"} for reason in reasons)
+    assert all(reason.keys() == {"field", "value", "why", "source", "origin"} for reason in reasons)
+    assert options.keys() <= {reason["field"] for reason in reasons}
+    assert all(gpu.keys() == {*Gpu.__struct_fields__} for gpu in gpus)
     assert all(one.keys() == {"plan", "why"} for one in rejected)
 
 
@@ -94,7 +99,7 @@ def test_the_yaml_says_what_the_json_says_in_the_same_order(machine: str) -> Non
     from_json = json.loads(plan_as(shown, MACHINES[machine], "json"))
     from_yaml = yaml.safe_load(plan_as(shown, MACHINES[machine], "yaml"))
     assert from_yaml == from_json
-    assert list(from_yaml) == list(from_json) == list(Plan.__struct_fields__)
+    assert list(from_yaml) == list(from_json) == list(PlanWithCommand.__struct_fields__)
 
 
 @pytest.mark.parametrize("how", ["table", "json", "yaml"])
@@ -137,7 +142,7 @@ def test_what_others_hold_is_drawn_too() -> None:
     shared = msgspec.structs.replace(machine.gpus[0], memory_free=machine.gpus[0].memory_free - 2 * GIB)
     machine = msgspec.structs.replace(machine, gpus=(shared,))
     decided = plan(Asked(), machine, read_model(str(LLAMA)))
-    drawn, legend = bar(plan_as(decided, machine, "table"))
+    drawn, legend = bar(plan_as(commanded(decided), machine, "table"))
     assert legend["x"] == "2.00 GiB"
     assert drawn.startswith("x" * round(BAR * 2 / (machine.gpus[0].memory_total / GIB)))
 
@@ -199,27 +204,23 @@ def test_a_plan_for_the_cpu_names_the_cpu_and_draws_its_memory() -> None:
     assert "CUDA" not in bar(text)[1]
 
 
-def test_a_plan_without_a_command_shows_none() -> None:
-    decided = plan(Asked(), MACHINES["one"], read_model(str(LLAMA)))
-    assert "vllm.entrypoints" not in plan_as(decided, MACHINES["one"], "table")
-
-
 # ---- which GPUs
 
 
-def test_the_first_gpus_are_used_unless_the_plan_names_others() -> None:
+def test_a_plan_carries_the_gpus_that_it_uses_in_vllms_order() -> None:
     machine = MACHINES["eight"]
-    shown = planned(tensor_parallel_size=2, data_parallel_size=1)
-    assert used(shown, machine) == machine.gpus[:2]
-    chosen = msgspec.structs.replace(shown, env={"CUDA_VISIBLE_DEVICES": "5,3"})
-    assert used(chosen, machine) == (machine.gpus[5], machine.gpus[3])
+    assert planned(tensor_parallel_size=2, data_parallel_size=1).gpus == machine.gpus[:2]
+    full = [msgspec.structs.replace(gpu, memory_free=gpu.memory_free - 40 * GIB) for gpu in machine.gpus[:6]]
+    busy = msgspec.structs.replace(machine, gpus=(*full, *machine.gpus[6:]))
+    found = plan(Asked(tensor_parallel_size=2, data_parallel_size=1), busy, read_model(str(LLAMA)))
+    assert found.gpus == machine.gpus[6:]
+    assert found.env["CUDA_VISIBLE_DEVICES"] == "6,7"
 
 
-def test_a_slice_is_used_by_its_uuid() -> None:
+def test_a_slice_is_named_by_its_uuid() -> None:
     machine = parse_hardware_name("A100-80GB-3g.40gb:2")
-    decided = plan(Asked(), machine, read_model(str(LLAMA)))
-    second = msgspec.structs.replace(decided, env={"CUDA_VISIBLE_DEVICES": machine.gpus[1].uuid})
-    assert used(second, machine) == (machine.gpus[1],)
+    found = plan(Asked(), machine, read_model(str(LLAMA)))
+    assert found.env["CUDA_VISIBLE_DEVICES"] == found.gpus[0].uuid
 
 
 # ---- a machine

@@ -242,7 +242,7 @@ MIB = 1 << 20
     ],
 )
 def test_workers_want_shared_memory(gpus, words, environ, free, fits) -> None:
-    made = msgspec.structs.replace(pair()[0], gpus=gpus)
+    made = msgspec.structs.replace(pair()[0], gpus_per_replica=gpus)
     with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"rings of .*--shm-size=1g") as error:
         preflight.check_shared_memory(made, settled(*words), environ, free)
     assert fits or line(error).startswith(f"/dev/shm: {free // MIB} MiB are free")
