@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm_health import metrics, nvml, scrape
+from vllm_health import gpu_facts, metrics, nvml, scrape
 from vllm_launch.engine import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
@@ -55,7 +55,7 @@ def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, flo
     Both are medians of NVML's samples (a period is a second at most) of all ``gpus`` (NVML's indices), so that a load's
     first and last seconds do not count. Empty where NVML says neither.
     """
-    told, seen, over = dict[str, float](), list[nvml.Load](), threading.Event()
+    told, seen, over = dict[str, float](), list[gpu_facts.Load](), threading.Event()
 
     def look() -> None:
         with contextlib.suppress(nvml.NvmlUnavailable, nvml.GpuLost), nvml.open_nvml() as opened:

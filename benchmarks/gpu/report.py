@@ -121,7 +121,7 @@ def facts(told: Mapping[str, Any]) -> Iterator[str]:
             memory = {key: f"{size / 2**30:.2f}" for key, size in device["memory"].items()}
             said.append(
                 f"GPU {device['index']}: {device['name']}, {memory['total']} GiB, {memory['reserved']} the driver's; "
-                f"ECC errors {device['ecc']['volatile']} since boot, {device['ecc']['aggregate']} ever; rows remapped "
+                f"ECC errors {device['ecc']['volatile']} since boot; rows remapped "
                 f"{sum(int(count) for count in device['remapped_rows'].values())}; {len(device['processes'])} processes"
             )
         said += [f"{len(row['lines'])} series"] if "lines" in row else []

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import bench
 
-from vllm_health import gpu_faults, nvml
+from vllm_health import gpu_facts, gpu_faults, nvml
 from vllm_launch.machine import p2p
 
 MODEL = Path("var/tiny-chat")
@@ -51,7 +51,7 @@ def expect(condition: object, why: str) -> None:
         raise RuntimeError(why)
 
 
-def used(snapshot: nvml.Snapshot) -> dict[int, int]:
+def used(snapshot: gpu_facts.Snapshot) -> dict[int, int]:
     """MiB that are in use on each GPU."""
     return {one.index: one.memory.used >> 20 for one in snapshot.devices if one.memory}
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from vllm_health import metrics, nvml
+from vllm_health import gpu_facts, metrics, nvml
 
 FATAL_XIDS: Final = {
     48: "uncorrectable ECC error",
@@ -40,7 +40,7 @@ HANG_SECONDS: Final = 60.0
 """A look takes milliseconds, and a second while a GPU wakes up; one that takes this long will not end."""
 
 
-_LOAD: Final[dict[str, Callable[[nvml.Load], float | None]]] = {
+_LOAD: Final[dict[str, Callable[[gpu_facts.Load], float | None]]] = {
     "gpu_utilization": lambda load: load.utilization,
     "gpu_power_watts": lambda load: load.power,
     "gpu_temperature_celsius": lambda load: load.temperature,
@@ -61,8 +61,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     faults: tuple[Fault, ...] = ()
     names: dict[str, metrics.Labels] = {}  # UUID and product
-    memory: dict[str, nvml.Memory] = {}
-    load: dict[str, nvml.Load] = {}
+    memory: dict[str, gpu_facts.Memory] = {}
+    load: dict[str, gpu_facts.Load] = {}
     ecc: dict[str, int] = {}
     slowdowns: dict[str, tuple[str, ...]] = {}
     xids: dict[metrics.Labels, int] = {}

@@ -1,4 +1,4 @@
-"""What NVML says of this machine's GPUs, as plain data. The only importer of pynvml.
+"""Reads this machine's GPUs from NVML into ``gpu_facts``. The only importer of pynvml.
 
 The launcher reads the whole machine once (``Nvml.snapshot``); the prober reads single facts again and again
 (``Nvml.ecc``, ``Nvml.remapped_rows``, ``Nvml.slowdowns``, ``Nvml.load``, ``XidEvents``). A fact that a GPU, driver or
@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import msgspec
+
+from vllm_health.gpu_facts import P2P, Device, Ecc, Load, Memory, MigSlice, Process, RemappedRows, Snapshot
 
 # nvml.h, nvmlGpuP2PCapsIndex_t. The binding's own NVML_P2P_CAPS_INDEX_READ is the tuple (0,), by a stray comma, and
 # nvmlDeviceGetP2PStatus raises a TypeError for it.
@@ -64,95 +66,6 @@ class GpuLost(Exception):  # noqa: N818  as above
         super().__init__(f"GPU {index}: {why}")
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes. ``reserved`` is the driver's own (``nvmlMemory_v2_t``), None where only the first version is offered.
-
-    ``total - reserved`` is what cudaMemGetInfo calls total. Without ``reserved``, ``used`` includes it.
-    """
-
-    total: int
-    reserved: int | None
-    free: int
-    used: int
-
-
-class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """Someone on the GPU. ``name`` and ``memory`` (bytes) are None where a container or vGPU hides them."""
-
-    pid: int
-    name: str | None
-    memory: int | None
-
-
-class Ecc(msgspec.Struct, frozen=True, kw_only=True):
-    """Uncorrectable ECC errors: since the driver was loaded, and in the GPU's life. None: ECC off or unknown."""
-
-    volatile: int | None
-    aggregate: int | None
-
-
-class RemappedRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Row remapping (Ampere and newer): rows replaced, one waiting for a GPU reset, one that could not be replaced."""
-
-    correctable: int
-    uncorrectable: int
-    pending: bool
-    failure: bool
-
-
-class MigSlice(msgspec.Struct, frozen=True, kw_only=True):
-    """A MIG device, the compute instance that CUDA runs on. ``profile`` is NVIDIA's name, "1g.10gb"."""
-
-    uuid: str
-    name: str
-    profile: str
-    memory: Memory | None
-    processes: tuple[Process, ...] | None
-
-
-class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One physical GPU. With MIG enabled its own memory cannot be asked for ("Insufficient Permissions"): None."""
-
-    index: int
-    uuid: str
-    name: str
-    pci_bus_id: str | None
-    memory: Memory | None
-    compute_capability: tuple[int, int] | None
-    mig_enabled: bool
-    mig_slices: tuple[MigSlice, ...]
-    processes: tuple[Process, ...] | None  # None: hidden
-    ecc: Ecc
-    remapped_rows: RemappedRows | None
-    nvlinks: tuple[bool, ...]  # of each link that the GPU has: is it up
-
-
-class P2P(msgspec.Struct, frozen=True, kw_only=True):
-    """What NVML says of a pair of GPUs; None: it does not say."""
-
-    read: bool | None
-    write: bool | None
-    nvlink: bool | None
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine at one moment. ``p2p[i][j]`` is from ``devices[i]`` to ``devices[j]``, None on the diagonal."""
-
-    driver: str | None
-    cuda: tuple[int, int] | None  # the newest CUDA that the driver runs
-    devices: tuple[Device, ...]
-    p2p: tuple[tuple[P2P | None, ...], ...]
-    lost: tuple[tuple[int, str], ...]  # (NVML index, why) of GPUs that cannot be reached
-
-
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU at this moment: a share of time with any kernel at work, watts, degrees Celsius."""
-
-    utilization: float | None
-    power: float | None
-    temperature: float | None
-
-
 class Nvml:
     """An open NVML. Indices are NVML's, in PCI bus order, whatever CUDA_VISIBLE_DEVICES says."""
 
@@ -200,10 +113,8 @@ class Nvml:
         """Uncorrectable ECC errors of a GPU. Raises GpuLost."""
         handle = self._handle(index)
         kind = self._binding.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
-        return Ecc(
-            volatile=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, self._binding.NVML_VOLATILE_ECC),
-            aggregate=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, self._binding.NVML_AGGREGATE_ECC),
-        )
+        counter = self._binding.NVML_VOLATILE_ECC
+        return Ecc(volatile=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, counter))
 
     def remapped_rows(self, index: int) -> RemappedRows | None:
         """Row remapping of a GPU, None before Ampere and on GPUs without ECC memory. Raises GpuLost."""

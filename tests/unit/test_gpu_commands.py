@@ -23,7 +23,7 @@ import smoke  # noqa: E402
 import start  # noqa: E402
 import throughput  # noqa: E402
 
-from vllm_health import nvml  # noqa: E402
+from vllm_health import gpu_facts, nvml  # noqa: E402
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
 def test_a_load_is_told_by_the_medians_of_what_nvml_saw_simulated(fake, monkeypatch):
     assert not fake.opened
     seen = iter([0.1, *[0.9] * 1000])
-    monkeypatch.setattr(nvml.Nvml, "load", lambda *_: nvml.Load(utilization=next(seen), power=600.4, temperature=None))
+    monkeypatch.setattr(
+        nvml.Nvml, "load", lambda *_: gpu_facts.Load(utilization=next(seen), power=600.4, temperature=None)
+    )
     with bench.load_of([0, 1], every_s=0.001) as told:
         time.sleep(0.1)
         assert told == {}

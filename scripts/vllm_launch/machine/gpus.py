@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_health import nvml
+from vllm_health import gpu_facts, nvml
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.cpu import Cpu as Cpu  # noqa: PLC0414  part of Hardware, so importable from here too
 from vllm_launch.machine.cpu import NumaNode as NumaNode  # noqa: PLC0414  as above
@@ -105,7 +105,7 @@ def _signs_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
     return f"NVIDIA_VISIBLE_DEVICES is {wanted}" if wanted not in ("", "void", "none") else None
 
 
-def from_snapshot(snapshot: nvml.Snapshot, root: Path = Path("/")) -> Hardware:
+def from_snapshot(snapshot: gpu_facts.Snapshot, root: Path = Path("/")) -> Hardware:
     """NVML's facts as CUDA would see them: slices in place of GPUs with MIG; ``root`` has /sys for NUMA nodes."""
     warnings = [f"GPU {index} is left out: {why}" for index, why in snapshot.lost]
     gpus: list[Gpu] = []
@@ -140,8 +140,8 @@ def from_snapshot(snapshot: nvml.Snapshot, root: Path = Path("/")) -> Hardware:
     )
 
 
-def _gpus_of(device: nvml.Device, numa_node: int | None) -> list[Gpu]:
-    parts: list[tuple[nvml.Device | nvml.MigSlice, str | None]] = (
+def _gpus_of(device: gpu_facts.Device, numa_node: int | None) -> list[Gpu]:
+    parts: list[tuple[gpu_facts.Device | gpu_facts.MigSlice, str | None]] = (
         [(part, part.profile) for part in device.mig_slices] if device.mig_enabled else [(device, None)]
     )
     return [
@@ -178,7 +178,7 @@ def _numa_node(root: Path, pci_bus_id: str | None) -> int | None:
     return node if node >= 0 else None  # -1: the machine has only one
 
 
-def faults(device: nvml.Device) -> tuple[str, ...]:
+def faults(device: gpu_facts.Device) -> tuple[str, ...]:
     """What is wrong with a GPU, and what to do (NVIDIA, "GPU Memory Error Management", row remapping)."""
     rows, errors = device.remapped_rows, device.ecc.volatile or 0
     return (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_health import nvml
+from vllm_health import gpu_facts
 from vllm_launch.errors import UsageError
 from vllm_launch.machine import gpus
 from vllm_launch.machine.catalogue import parse_hardware_name
@@ -20,33 +20,35 @@ from vllm_launch.machine.gpus import Gpu, Hardware, alike, driver_too_old, fault
 
 DATA = Path(__file__).parents[2] / "data" / "hardware"
 GIB = 1 << 30
-ALL = nvml.P2P(read=True, write=True, nvlink=True)
+ALL = gpu_facts.P2P(read=True, write=True, nvlink=True)
 
 
-def device(index: int, **changes: Any) -> nvml.Device:
+def device(index: int, **changes: Any) -> gpu_facts.Device:
     facts: dict[str, Any] = {
         "index": index,
         "uuid": f"GPU-{index}0000000-aaaa",
         "name": "NVIDIA L4",
         "pci_bus_id": f"00000000:0{index}:00.0",
-        "memory": nvml.Memory(total=24 * GIB, reserved=GIB, free=20 * GIB, used=3 * GIB),
+        "memory": gpu_facts.Memory(total=24 * GIB, reserved=GIB, free=20 * GIB, used=3 * GIB),
         "compute_capability": (8, 9),
         "mig_enabled": False,
         "mig_slices": (),
         "processes": (),
-        "ecc": nvml.Ecc(volatile=0, aggregate=0),
+        "ecc": gpu_facts.Ecc(volatile=0),
         "remapped_rows": None,
         "nvlinks": (),
     }
-    return nvml.Device(**{**facts, **changes})
+    return gpu_facts.Device(**{**facts, **changes})
 
 
-def part(uuid: str, profile: str, memory: int | None = GIB) -> nvml.MigSlice:
-    told = None if memory is None else nvml.Memory(total=memory, reserved=0, free=memory, used=0)
-    return nvml.MigSlice(uuid=uuid, name=f"NVIDIA H100 MIG {profile}", profile=profile, memory=told, processes=None)
+def part(uuid: str, profile: str, memory: int | None = GIB) -> gpu_facts.MigSlice:
+    told = None if memory is None else gpu_facts.Memory(total=memory, reserved=0, free=memory, used=0)
+    return gpu_facts.MigSlice(
+        uuid=uuid, name=f"NVIDIA H100 MIG {profile}", profile=profile, memory=told, processes=None
+    )
 
 
-def snapshot(*devices: nvml.Device, pair: nvml.P2P | None = ALL, **changes: Any) -> nvml.Snapshot:
+def snapshot(*devices: gpu_facts.Device, pair: gpu_facts.P2P | None = ALL, **changes: Any) -> gpu_facts.Snapshot:
     facts: dict[str, Any] = {
         "driver": "580.1",
         "cuda": (13, 0),
@@ -54,11 +56,11 @@ def snapshot(*devices: nvml.Device, pair: nvml.P2P | None = ALL, **changes: Any)
         "p2p": tuple(tuple(None if a is b else pair for b in devices) for a in devices),
         "lost": (),
     }
-    return nvml.Snapshot(**{**facts, **changes})
+    return gpu_facts.Snapshot(**{**facts, **changes})
 
 
 def test_a_real_machines_snapshot_is_what_cuda_told_there() -> None:
-    seen = msgspec.json.decode((DATA / "snapshot-h100.json").read_bytes(), type=nvml.Snapshot)
+    seen = msgspec.json.decode((DATA / "snapshot-h100.json").read_bytes(), type=gpu_facts.Snapshot)
     hardware = from_snapshot(seen)
     assert hardware.gpus[0].memory_total == 85017493504  # torch.cuda.mem_get_info()[1] in the same minute
     assert hardware.gpus[0].memory_total == parse_hardware_name("H100").gpus[0].memory_total
@@ -73,14 +75,14 @@ def test_a_real_machines_snapshot_is_what_cuda_told_there() -> None:
 def test_total_is_less_the_reserve_and_free_is_nvmls_simulated() -> None:
     gpu = from_snapshot(snapshot(device(0))).gpus[0]
     assert (gpu.memory_total, gpu.memory_free) == (23 * GIB, 20 * GIB)
-    old = nvml.Memory(total=24 * GIB, reserved=None, free=20 * GIB, used=4 * GIB)
+    old = gpu_facts.Memory(total=24 * GIB, reserved=None, free=20 * GIB, used=4 * GIB)
     assert from_snapshot(snapshot(device(0, memory=old))).gpus[0].memory_total == 24 * GIB
 
 
 def test_others_on_the_gpu_are_named_simulated() -> None:
     others = (
-        nvml.Process(pid=9, name="/usr/bin/python3", memory=3 * GIB),
-        nvml.Process(pid=10, name=None, memory=None),
+        gpu_facts.Process(pid=9, name="/usr/bin/python3", memory=3 * GIB),
+        gpu_facts.Process(pid=10, name=None, memory=None),
     )
     seen = from_snapshot(snapshot(device(0, processes=others))).gpus[0].processes
     assert seen == (
@@ -94,15 +96,15 @@ def test_others_on_the_gpu_are_named_simulated() -> None:
     ("pair", "nvlink", "p2p"),
     [
         (ALL, True, True),
-        (nvml.P2P(read=True, write=True, nvlink=False), False, True),
-        (nvml.P2P(read=True, write=False, nvlink=True), True, False),
-        (nvml.P2P(read=False, write=True, nvlink=None), False, False),
-        (nvml.P2P(read=None, write=None, nvlink=None), False, False),
+        (gpu_facts.P2P(read=True, write=True, nvlink=False), False, True),
+        (gpu_facts.P2P(read=True, write=False, nvlink=True), True, False),
+        (gpu_facts.P2P(read=False, write=True, nvlink=None), False, False),
+        (gpu_facts.P2P(read=None, write=None, nvlink=None), False, False),
         (None, False, False),
     ],
 )
 def test_a_pair_are_peers_only_if_nvml_says_so_both_ways_simulated(
-    pair: nvml.P2P | None, *, nvlink: bool, p2p: bool
+    pair: gpu_facts.P2P | None, *, nvlink: bool, p2p: bool
 ) -> None:
     hardware = from_snapshot(snapshot(device(0), device(1), pair=pair))
     assert hardware.nvlink == ((False, nvlink), (nvlink, False))
@@ -145,13 +147,13 @@ def test_the_numa_node_is_the_kernels_simulated(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({}, []),
-        ({"ecc": nvml.Ecc(volatile=None, aggregate=9)}, []),
-        ({"ecc": nvml.Ecc(volatile=3, aggregate=3)}, ["3 uncorrectable ECC errors"]),
+        ({"ecc": gpu_facts.Ecc(volatile=None)}, []),
+        ({"ecc": gpu_facts.Ecc(volatile=3)}, ["3 uncorrectable ECC errors"]),
         ({"remapped_rows": (1, 1, False, False)}, []),
         ({"remapped_rows": (0, 1, True, False)}, ["reset the GPU"]),
         ({"remapped_rows": (0, 1, False, True)}, ["replace the GPU"]),
         (
-            {"remapped_rows": (0, 1, True, True), "ecc": nvml.Ecc(volatile=1, aggregate=1)},
+            {"remapped_rows": (0, 1, True, True), "ecc": gpu_facts.Ecc(volatile=1)},
             ["replace", "reset", "1 uncorrectable"],
         ),
     ],
@@ -159,7 +161,7 @@ def test_the_numa_node_is_the_kernels_simulated(tmp_path: Path) -> None:
 def test_faults_are_sentences_with_a_remedy_simulated(changes: dict[str, Any], words: list[str]) -> None:
     if rows := changes.pop("remapped_rows", None):
         names = ("correctable", "uncorrectable", "pending", "failure")
-        changes = {**changes, "remapped_rows": nvml.RemappedRows(**dict(zip(names, rows, strict=True)))}
+        changes = {**changes, "remapped_rows": gpu_facts.RemappedRows(**dict(zip(names, rows, strict=True)))}
     found = faults(device(0, **changes))
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))

@@ -8,7 +8,7 @@ import pynvml
 import pytest
 from simulated_nvml import LOST, NO_PERMISSION, NOT_SUPPORTED, FakePynvml
 
-from vllm_health import nvml
+from vllm_health import gpu_facts, nvml
 
 
 def snapshot():
@@ -21,21 +21,21 @@ def test_a_machine_of_four_gpus_is_read_as_it_was_captured_simulated():
     read = snapshot()
     assert (read.driver, read.cuda, len(read.devices), read.lost) == ("580.159.04", (13, 0), 4, ())
     first = read.devices[0]
-    assert first.memory == nvml.Memory(total=150754820096, reserved=644939776, free=150109880320, used=0)
+    assert first.memory == gpu_facts.Memory(total=150754820096, reserved=644939776, free=150109880320, used=0)
     assert (first.index, first.uuid, first.name) == (0, "GPU-4d2de922-b912-9b40-dc91-7cee04db3669", "NVIDIA H200")
     assert (first.compute_capability, first.pci_bus_id) == ((9, 0), "00000000:00:06.0")
     assert first.nvlinks == (True,) * 18
     assert (first.mig_enabled, first.mig_slices, first.processes) == (False, (), ())
-    assert first.ecc == nvml.Ecc(volatile=0, aggregate=0)
-    assert first.remapped_rows == nvml.RemappedRows(correctable=0, uncorrectable=0, pending=False, failure=False)
-    works = nvml.P2P(read=True, write=True, nvlink=True)
+    assert first.ecc == gpu_facts.Ecc(volatile=0)
+    assert first.remapped_rows == gpu_facts.RemappedRows(correctable=0, uncorrectable=0, pending=False, failure=False)
+    works = gpu_facts.P2P(read=True, write=True, nvlink=True)
     assert read.p2p == tuple(tuple(None if a == b else works for b in range(4)) for a in range(4))
 
 
 @pytest.mark.usefixtures("fake")
 def test_the_snapshot_is_plain_data_that_json_carries_simulated():
     read = snapshot()
-    assert msgspec.json.decode(msgspec.json.encode(read), type=nvml.Snapshot) == read
+    assert msgspec.json.decode(msgspec.json.encode(read), type=gpu_facts.Snapshot) == read
 
 
 def test_a_gpu_without_nvlink_has_no_links_simulated(monkeypatch):
@@ -51,15 +51,15 @@ def test_every_fact_that_is_not_supported_is_none_simulated(fake):
     device = read.devices[0]
     assert (read.driver, read.cuda) == (None, None)
     assert (device.memory, device.processes, device.remapped_rows, device.pci_bus_id) == (None, None, None, None)
-    assert device.ecc == nvml.Ecc(volatile=None, aggregate=None)
+    assert device.ecc == gpu_facts.Ecc(volatile=None)
     assert (device.mig_enabled, device.nvlinks) == (False, ())
-    assert read.p2p[0][1] == nvml.P2P(read=None, write=None, nvlink=None)
-    assert read.p2p[1][0] == nvml.P2P(read=True, write=True, nvlink=True)
+    assert read.p2p[0][1] == gpu_facts.P2P(read=None, write=None, nvlink=None)
+    assert read.p2p[1][0] == gpu_facts.P2P(read=True, write=True, nvlink=True)
 
 
 def test_an_old_driver_without_reserved_memory_still_tells_the_rest_simulated(fake):
     fake.broken["memory_v2", 0] = 13  # NVML_ERROR_FUNCTION_NOT_FOUND
-    assert snapshot().devices[0].memory == nvml.Memory(
+    assert snapshot().devices[0].memory == gpu_facts.Memory(
         total=150754820096, reserved=None, free=150109880320, used=644939776
     )
 
@@ -81,12 +81,12 @@ def test_mig_slices_are_read_and_empty_places_skipped_simulated(fake):
     device = snapshot().devices[1]
     assert (device.mig_enabled, device.memory) == (True, None)
     assert device.mig_slices == (
-        nvml.MigSlice(
+        gpu_facts.MigSlice(
             uuid="MIG-1111",
             name="NVIDIA H200 MIG 1g.18gb",
             profile="1g.18gb",
-            memory=nvml.Memory(**memory),
-            processes=(nvml.Process(pid=7, name="python3", memory=4096),),
+            memory=gpu_facts.Memory(**memory),
+            processes=(gpu_facts.Process(pid=7, name="python3", memory=4096),),
         ),
     )
 
@@ -102,9 +102,9 @@ def test_processes_of_every_kind_are_told_once_each_and_hidden_facts_are_none_si
     ]
     fake.names = {1: "vllm", 3: "Xorg"}
     assert snapshot().devices[0].processes == (
-        nvml.Process(pid=1, name="vllm", memory=10),
-        nvml.Process(pid=2, name=None, memory=None),
-        nvml.Process(pid=3, name="Xorg", memory=5),
+        gpu_facts.Process(pid=1, name="vllm", memory=10),
+        gpu_facts.Process(pid=2, name=None, memory=None),
+        gpu_facts.Process(pid=3, name="Xorg", memory=5),
     )
 
 
@@ -112,8 +112,8 @@ def test_ecc_errors_and_remapped_rows_are_told_apart_simulated(fake):
     fake.ecc = {(2, pynvml.NVML_VOLATILE_ECC): 3, (2, pynvml.NVML_AGGREGATE_ECC): 9}
     fake.rows[2] = (4, 1, 1, 0)
     device = snapshot().devices[2]
-    assert device.ecc == nvml.Ecc(volatile=3, aggregate=9)
-    assert device.remapped_rows == nvml.RemappedRows(correctable=4, uncorrectable=1, pending=True, failure=False)
+    assert device.ecc == gpu_facts.Ecc(volatile=3)
+    assert device.remapped_rows == gpu_facts.RemappedRows(correctable=4, uncorrectable=1, pending=True, failure=False)
 
 
 @pytest.mark.parametrize(
