@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import math
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vllm_health.limits import Limits
-from vllm_health.state import Movement, State
+from vllm_health.state import Movement
 
 try:
     from vllm_health import gpu_faults, prober, scrape, server, smoke
@@ -150,13 +149,16 @@ async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) ->
         # vLLM's processes are another container's: of a start nothing can be seen but the GPUs' memory filling up.
         return prober.Surroundings(movement=Movement(gpu=report.used) if report and seen else None, gpus=report)
 
-    def changed(_: State, now: State) -> None:
-        say(f"{now.name.replace('_', ' ')}: {now.reason}")
-
     def say(line: str) -> None:
         print(f"vllm-health: {line}", file=sys.stderr, flush=True)
 
-    watch = prober.Prober(target, limits, look, on_change=changed, on_note=say)
+    watch = prober.Prober(target, limits, look, on_note=say)
+
+    async def announce() -> None:
+        while True:
+            now = (await watch.transitions.get()).after
+            say(f"{now.name.replace('_', ' ')}: {now.reason}")
+
     try:
         listening = await server.serve(
             server.View(lambda: watch.state, limits, watch.values, lambda: watch.model), host, port
@@ -168,16 +170,15 @@ async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     say(f"watching {target.url}, answering on port {listening.port}")
-    watching = asyncio.create_task(watch.run())
-    ending = asyncio.create_task(ended.wait())
+    duties = {asyncio.create_task(duty) for duty in (watch.run(), announce(), ended.wait())}
     try:
-        await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
+        done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
+        for duty in done:
+            duty.result()
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        for duty in duties:
+            duty.cancel()
+        await asyncio.gather(*duties, return_exceptions=True)
         gpus.close()
         await listening.close()
     return 0

@@ -13,7 +13,7 @@ import msgspec
 
 from vllm_health import gpu_faults, metrics, scrape, state
 from vllm_health.limits import Limits
-from vllm_health.state import Canary, Movement, State
+from vllm_health.state import Canary, Movement
 
 START_INTERVAL_S: Final = 0.5
 """Between samples until vLLM is ready: readiness should not be seen late, and a port that is closed answers at once."""
@@ -38,11 +38,13 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prober:
-    """Watches until it is cancelled; ``state`` and ``exposition`` are what it knows.
+    """Watches one vLLM until ``run`` is cancelled; ``state`` and ``exposition`` are what it knows.
 
-    ``look`` tells what is around and must not block. ``on_change`` is called with the old and the new state when the
-    state's name has changed, but not between ready and saturated, which is load and no news; what it raises ends the
-    watch. ``on_note`` is given, once each, sentences that somebody should read though no verdict hangs on them.
+    ``transitions`` has every ``state.Transition``, in order. The owner takes them out and acts on them in a task of
+    its own. The prober never waits for the owner.
+
+    ``look`` returns what is known besides HTTP and must not block. ``on_note`` is called once for each sentence that
+    somebody should read although no verdict depends on it.
     """
 
     def __init__(
@@ -51,16 +53,16 @@ class Prober:
         limits: Limits,
         look: Callable[[], Surroundings],
         *,
-        on_change: Callable[[State, State], None],
         on_note: Callable[[str], None],
         planned_kv_tokens: int | None = None,
         planned_gpus: int | None = None,
     ) -> None:
         self.target, self.limits = target, limits
         self.state = state.beginning(time.monotonic())
+        self.transitions: asyncio.Queue[state.Transition] = asyncio.Queue()
         self.exposition = scrape.Exposition()
         self._around = Surroundings()
-        self._look, self._on_change, self._on_note = look, on_change, on_note
+        self._look, self._on_note = look, on_note
         self._planned = {"kv_cache_planned_tokens": planned_kv_tokens, "planned_gpus": planned_gpus}
         bounds = {"stall": limits.stall_s, "start_stall": limits.start_stall_s, "drain": limits.drain_s}
         self._bounds = {name: seconds for name, seconds in bounds.items() if seconds}
@@ -102,7 +104,10 @@ class Prober:
     def judge(
         self, engines: Mapping[str, state.Engine] | None = None, answers: Mapping[str, Canary] | None = None
     ) -> None:
-        """The verdict as of now; whoever knows of a change around, such as a drain, need not wait for a sample."""
+        """Judge vLLM as of now. The owner calls it where it knows of a change, such as a drain, before a sample does.
+
+        A transition that follows from it is in ``transitions`` on return.
+        """
         self._around = around = self._look()
         sample = state.Sample(
             health=self._health,
@@ -117,8 +122,8 @@ class Prober:
         )
         before, self.state = self.state, state.advance(self.state, sample, time.monotonic(), self.limits)
         self._note()
-        if before.name != self.state.name and {before.name, self.state.name} != {"ready", "saturated"}:
-            self._on_change(before, self.state)
+        if (change := state.transition(before, self.state)) is not None:
+            self.transitions.put_nowait(change)
 
     def _note(self) -> None:
         gpus = self._around.gpus

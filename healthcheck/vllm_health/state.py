@@ -105,6 +105,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     canary_off: str | None = None  # why none is sent any more
 
 
+class Transition(msgspec.Struct, frozen=True):
+    """A change of state that the owner of the prober acts on: it logs it, or ends vLLM."""
+
+    before: State
+    after: State
+
+
 class Verdicts(msgspec.Struct, frozen=True):
     """True is 200, False is 503."""
 
@@ -148,6 +155,16 @@ def advance(state: State, sample: Sample, now: float, limits: Limits) -> State:
     )
 
 
+def transition(before: State, after: State) -> Transition | None:
+    """Return the change of ``name``, or None if there is none.
+
+    Between ready and saturated only the load has changed, so that is None too.
+    """
+    if before.name == after.name or {before.name, after.name} == {"ready", "saturated"}:
+        return None
+    return Transition(before, after)
+
+
 def _starting(state: State, sample: Sample, seen_s: float, now: float) -> State:
     moved = sample.movement is None or has_moved(state.movement, sample.movement)
     return msgspec.structs.replace(
@@ -160,7 +177,7 @@ def _starting(state: State, sample: Sample, seen_s: float, now: float) -> State:
 
 
 def has_moved(before: Movement | None, after: Movement) -> bool:
-    """Whether a start has got on.
+    """Return whether start-up has made progress since the last sample.
 
     CPU time does not count: a deadlocked NCCL or message queue spins. A compiler at work shows in the number of
     processes, their memory and their files, each of which counts from 1 MiB on.

@@ -26,7 +26,7 @@ from vllm_health import gpu_faults, server, smoke
 from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
-from vllm_health.state import Movement, State
+from vllm_health.state import Movement, Transition
 from vllm_launch.engine import multicast
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import process, progress, start_history
@@ -132,7 +132,6 @@ class _Run:
             Target(url=options.api_url, api_key=options.probe_key, model=options.served_model_name or None),
             options.limits,
             self._surroundings,
-            on_change=self._changed,
             on_note=lambda note: self.say(f"warning: {note}"),
             planned_kv_tokens=options.planned_kv_tokens,
             planned_gpus=options.planned_gpus,
@@ -191,7 +190,14 @@ class _Run:
         """All duties at once; the first that ends the run decides how."""
         duties = {
             asyncio.create_task(duty)
-            for duty in (self._watch(), self.prober.run(), self._serve(), self._obey(), self._outlive())
+            for duty in (
+                self._watch(),
+                self.prober.run(),
+                self._follow_state(),
+                self._serve(),
+                self._obey(),
+                self._outlive(),
+            )
         }
         try:
             done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
@@ -339,16 +345,19 @@ class _Run:
             gpus=self._gpus.report if self._gpus else None,
         )
 
-    def _changed(self, before: State, now: State) -> None:
-        """The prober has come to another verdict."""
-        if not before.started and now.started:
+    async def _follow_state(self) -> None:
+        """Act on each verdict of the prober. Raises Ending when vLLM is dead."""
+        while True:  # and await nothing else, so that each verdict takes effect at once
+            self._act_on(await self.prober.transitions.get())
+
+    def _act_on(self, change: Transition) -> None:
+        now = change.after
+        if not change.before.started and now.started:
             self.phase = "ready"
             self.say(f"ready after {now.start_s:.0f} s")
             if self.options.starts:
                 start_history.remember(self.options.starts, self.options.start_key, now.phases)
             self.ready.set()
-            return
-        if self._ended is not None:
             return
         if now.name == "dead" and not self.vital_lost():  # of a part that is gone its watch knows more
             cause = progress.root_cause(list(self.log.last))

@@ -172,6 +172,25 @@ def test_a_start_in_which_nothing_moves_is_ended_with_the_reason(tmp_path):
     assert "stands still" in err
 
 
+SICKENS = (  # after 3 s
+    SERVER.replace("import http.server", "import time, http.server")
+    .replace("class Answer", "began = time.monotonic()\nclass Answer")
+    .replace("(200)", "(503 if self.path == '/health' and time.monotonic() > began + 3 else 200)")
+)
+
+
+def test_an_engine_that_vllm_calls_dead_ends_everything_within_a_sample(tmp_path):
+    run = Run(tmp_path, [*SERVING[:2], SICKENS, "PORT"], limits={"stall_s": 6})
+    run.read_until("ready after")
+    began = time.monotonic()
+    code, _, err = run.end()
+    assert code == 1
+    assert err.endswith("vLLM says that its engine is dead (503 of /health). All was ended.\n")
+    assert err.count("ready after") == 1
+    assert "dead:" not in err  # the last line says it, and nothing is announced after the end has been decided
+    assert time.monotonic() - began < 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_serving_drains_and_is_exit_0(tmp_path, number):
     run = Run(tmp_path, SERVING, planned_kv_tokens=1000)

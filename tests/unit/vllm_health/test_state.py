@@ -86,6 +86,26 @@ def test_since_is_when_it_came_to_be_so():
     assert course.state.start_s == TICK
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        ("starting", "starting", False),
+        ("starting", "ready", True),
+        ("starting", "saturated", True),
+        ("ready", "saturated", False),
+        ("saturated", "ready", False),
+        ("saturated", "suspect", True),
+        ("suspect", "ready", True),
+        ("ready", "draining", True),
+        ("dead", "dead", False),
+        ("dead", "starting", True),
+    ],
+)
+def test_another_name_is_a_transition_but_load_that_comes_and_goes_is_none(before, after, news):
+    old, new = state.State(at=1, since=1, began=0, name=before), state.State(at=2, since=2, began=0, name=after)
+    assert state.transition(old, new) == (state.Transition(old, new) if news else None)
+
+
 # ---- starts
 
 
