@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vllm_health.limits import Limits
+from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S, Limits
 from vllm_health.state import Movement
 
 try:
@@ -55,7 +55,6 @@ class _Mistake(Exception):  # noqa: N818 - a line for people
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vllm-health", description="Is vLLM well? Tells busy from dead.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    limits = Limits()
 
     serving = commands.add_parser("serve", help="watch a vLLM and answer probes about it", allow_abbrev=False)
     serving.set_defaults(run=_serve)
@@ -67,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--stall-seconds",
         type=_seconds,
-        default=limits.stall_s,
+        default=DEFAULT_STALL_S,
         help="a hung engine is dead after this; 0: never; default: %(default)g",
     )
     serving.add_argument(
-        "--start-stall-seconds", type=_seconds, default=limits.start_stall_s,
+        "--start-stall-seconds", type=_seconds, default=DEFAULT_START_STALL_S,
         help="a start in which nothing moves (GPU memory) is given up after this; 0: never; default: %(default)g",
     )  # fmt: skip
     serving.add_argument("--gpu-fault-kills", action="store_true", help="a fatal GPU fault fails /livez too")

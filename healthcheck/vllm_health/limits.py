@@ -1,4 +1,4 @@
-"""The prober's times, all derived from two numbers. Their one owner; the launcher and the sidecar fill it."""
+"""The prober's times, all derived from two numbers; the launcher and the sidecar fill them in. Owns their defaults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from typing import Final
 
 import msgspec
 
+DEFAULT_STALL_S: Final = 300
+"""Default of ``Limits.stall_s``, in seconds: vLLM's own limit, where it has one, is 300 s a step
+(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS), and JIT compilation on live traffic has stalled engines for 30-70 s
+(ai-dynamo/dynamo#14735)."""
+DEFAULT_START_STALL_S: Final = 600
+"""Default of ``Limits.start_stall_s``, in seconds."""
 STALLED_STRIKES: Final = 2
 DEAD_STRIKES: Final = 3
 
@@ -17,11 +23,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ``unready_after_s`` until it is taken out of rotation, as long as the prober itself gets to run.
     """
 
-    stall_s: float = 300.0
-    """A hung engine is dead after this, and some samples more. vLLM's own limit, where it has one, is 300 s a step
-    (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS); JIT compilation on live traffic has stalled engines for 30-70 s
-    (ai-dynamo/dynamo#14735). 0: never."""
-    start_stall_s: float = 600.0
+    stall_s: float = DEFAULT_STALL_S
+    """A hung engine is dead after this, and some samples more. 0: never."""
+    start_stall_s: float = DEFAULT_START_STALL_S
     """A start in which nothing moves is given up after this. 0: never."""
     drain_s: float = 0.0
     """A drain has this long; what runs then is cut. 0: not known, as to a sidecar. No verdict hangs on it."""

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S
 from vllm_launch.engine.options import options, redacted_values
-
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -72,9 +72,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """File of the API keys that clients may use, one a line, besides those of --api-key or VLLM_API_KEY."""
     allowed_routes: tuple[Text, ...] = ()
     """Routes that are served, with all that lies below them; in text separated by commas. None given: every route."""
-    start_stall_seconds: Seconds = 600
+    start_stall_seconds: Seconds = DEFAULT_START_STALL_S
     """Seconds without any progress after which a start is ended. 0: never."""
-    stall_seconds: Seconds = 300
+    stall_seconds: Seconds = DEFAULT_STALL_S
     """Seconds from the last step of an engine that hangs until it is ended; 4/5 of it until not ready. 0: never."""
     gpu_fault_kills: bool = False
     """Let /livez fail too at a fatal GPU fault (Xid, lost GPU), so that Kubernetes starts the container again."""
