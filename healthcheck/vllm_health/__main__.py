@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from vllm_health import addresses
 from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S, Limits
 from vllm_health.state import Movement
 
@@ -163,8 +164,8 @@ async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) ->
             server.View(lambda: watch.state, limits, watch.values, lambda: watch.model), host, port
         )
     except OSError as error:
-        what = f"cannot listen: {os.strerror(error.errno or 0)}"
-        raise _Mistake(f"--port {port}: {what}; end what listens there, or give another --port") from None
+        what, remedy = addresses.why_not(error, "--port")
+        raise _Mistake(f"--port {port}: {what}; {remedy}") from None
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_health import gpu_faults, server, smoke
+from vllm_health import addresses, gpu_faults, server, smoke
 from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
@@ -105,9 +104,7 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
 
 
 def _port_error(where: str, port: int, error: OSError) -> UsageError:
-    if error.errno == errno.EADDRINUSE:
-        return UsageError(f"{where} {port}", "the port is in use", f"end what listens there, or give another {where}")
-    return UsageError(f"{where} {port}", f"cannot listen: {os.strerror(error.errno or 0)}", f"give another {where}")
+    return UsageError(f"{where} {port}", *addresses.why_not(error, where))
 
 
 def _check_port(host: str, port: int, where: str) -> None:
@@ -386,8 +383,7 @@ class _Run:
         else:
             rest = f"{timing.pieces} pieces in {timing.total_s:.2f} s, the first after {timing.first_s:.2f} s"
             self.say(f"answered: {rest}")
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.health_host, options.health_host)  # noqa: S104
-        health = f"http://{host}:{options.health_port}/readyz"
+        health = f"http://{addresses.reachable(options.health_host)}:{options.health_port}/readyz"
         self.say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health}")
         bearer = " -H 'Authorization: Bearer YOUR_KEY'" if key else ""
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})

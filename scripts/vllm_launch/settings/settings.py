@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vllm_health import addresses
 from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S
 from vllm_launch.engine.options import options, redacted_values
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -125,8 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where this machine reaches vLLM's server, without a slash at the end."""
-        host = str(self.engine.get("host") or "127.0.0.1")
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        host = addresses.reachable(str(self.engine.get("host") or ""))
         return f"{'https' if self.engine.get('ssl_certfile') else 'http'}://{host}:{self.port}"
 
 

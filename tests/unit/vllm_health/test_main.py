@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_with_a_remedy_and_exit_2(words, said):
 def test_a_taken_port_is_one_line(vllm):
     code, out, err = run("serve", "--target", vllm.url, "--port", vllm.url.rpartition(":")[2])
     assert (code, out) == (2, "")
-    assert "Address already in use; end what listens there, or give another --port" in err.splitlines()[-1]
+    assert "the port is in use; end what listens there, or give another --port" in err.splitlines()[-1]
 
 
 def test_a_light_install_says_what_to_install():
