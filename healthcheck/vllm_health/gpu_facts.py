@@ -47,6 +47,26 @@ class RemappedRows(msgspec.Struct, frozen=True, kw_only=True):
     failure: bool
 
 
+def remap_faults(rows: RemappedRows | None) -> dict[str, str]:
+    """Return what row remapping shows to be wrong with a GPU: what to do about it, by the kind of fault.
+
+    Source: NVIDIA, "GPU Memory Error Management", row remapping.
+    """
+    found = {}
+    if rows and rows.failure:
+        found["row remap failure"] = "row remapping failed: replace the GPU"
+    if rows and rows.pending:
+        found["row remap pending"] = "a row remap is pending: reset the GPU when it is idle, or reboot"
+    return found
+
+
+def ecc_faults(ecc: Ecc) -> tuple[str, ...]:
+    """Return what the ECC errors of a GPU ask for, in one sentence; empty without errors. Source: as above."""
+    if not ecc.volatile:
+        return ()
+    return (f"{ecc.volatile} uncorrectable ECC errors since the driver was loaded: reset the GPU, and watch for more",)
+
+
 class MigSlice(msgspec.Struct, frozen=True, kw_only=True):
     """A MIG device, the compute instance that CUDA runs on. ``profile`` is NVIDIA's name, "1g.10gb"."""
 

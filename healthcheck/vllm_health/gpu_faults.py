@@ -150,12 +150,7 @@ class Reader:
                 ecc[gpu] = errors
             if slow is not None:
                 slowdowns[gpu] = slow
-            if rows and rows.failure:
-                what = f"GPU {gpu}: a memory row could not be replaced by a spare one: have the GPU replaced"
-                faults.append(Fault(gpu, "row remap failure", what))
-            if rows and rows.pending:
-                what = f"GPU {gpu}: a memory row is to be replaced by a spare one: reset the GPU when it is idle"
-                faults.append(Fault(gpu, "row remap pending", what))
+            faults += [Fault(gpu, kind, f"GPU {gpu}: {what}") for kind, what in gpu_facts.remap_faults(rows).items()]
         return Report(
             faults=tuple(faults),
             names=names,

@@ -179,17 +179,8 @@ def _numa_node(root: Path, pci_bus_id: str | None) -> int | None:
 
 
 def faults(device: gpu_facts.Device) -> tuple[str, ...]:
-    """What is wrong with a GPU, and what to do (NVIDIA, "GPU Memory Error Management", row remapping)."""
-    rows, errors = device.remapped_rows, device.ecc.volatile or 0
-    return (
-        *(["row remapping failed: replace the GPU"] if rows and rows.failure else ()),
-        *(["a row remap is pending: reset the GPU, or reboot, before relying on it"] if rows and rows.pending else ()),
-        *(
-            [f"{errors} uncorrectable ECC errors since the driver was loaded: reset the GPU, and watch for more"]
-            if errors
-            else ()
-        ),
-    )
+    """Return what is wrong with the memory of a GPU, and what to do, in sentences."""
+    return (*gpu_facts.remap_faults(device.remapped_rows).values(), *gpu_facts.ecc_faults(device.ecc))
 
 
 def visible(hardware: Hardware, cuda_visible_devices: str | None) -> Hardware:

@@ -70,6 +70,10 @@ def test_rows_of_memory_that_wait_or_cannot_be_replaced_are_told_and_not_fatal_s
     fake.rows = {0: (0, 1, 1, 0), 1: (0, 1, 0, 1)}
     report = gpu_faults.Reader(opened).read()
     assert [(one.gpu, one.kind) for one in report.faults] == [("0", "row remap pending"), ("1", "row remap failure")]
+    assert [one.sentence for one in report.faults] == [
+        "GPU 0: a row remap is pending: reset the GPU when it is idle, or reboot",
+        "GPU 1: row remapping failed: replace the GPU",
+    ]
     assert report.fatal == ()
 
 
