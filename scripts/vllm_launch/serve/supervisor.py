@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from vllm_health.scrape import Target
 from vllm_health.state import Movement, Transition
 from vllm_launch.engine import multicast
 from vllm_launch.errors import UsageError
-from vllm_launch.serve import process, progress, start_history
+from vllm_launch.serve import ports, process, progress, start_history
 from vllm_launch.serve.log import Log
 
 WATCH_SECONDS = 0.5
@@ -89,33 +88,18 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
     Raises:
         UsageError: a port that is taken, a program that cannot be executed.
     """
-    _check_port(options.api_host, options.api_port, "--port")
+    ports.check(options.api_host, options.api_port, "--port")
     run = _Run(options)
     view = server.View(lambda: run.prober.state, options.limits, run.prober.values, lambda: run.prober.model)
     try:
         listening = await server.serve(view, options.health_host, options.health_port)
     except OSError as error:
-        raise _port_error("--launch-health-port", options.health_port, error) from None
+        raise ports.refused(options.health_port, "--launch-health-port", error) from None
     try:
         run.start(argv, env)
         return await run.until_the_end()
     finally:
         await listening.close()
-
-
-def _port_error(where: str, port: int, error: OSError) -> UsageError:
-    return UsageError(f"{where} {port}", *addresses.why_not(error, where))
-
-
-def _check_port(host: str, port: int, where: str) -> None:
-    """Before minutes of loading rather than after them."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise _port_error(where, port, error) from None
 
 
 class _Run:
