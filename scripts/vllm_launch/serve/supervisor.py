@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
@@ -20,14 +19,14 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_health import addresses, gpu_faults, server, smoke
+from vllm_health import addresses, gpu_faults, server
 from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
 from vllm_health.state import Movement, Transition
 from vllm_launch.engine import multicast
 from vllm_launch.errors import UsageError
-from vllm_launch.serve import ports, process, progress, start_history
+from vllm_launch.serve import greeting, ports, process, progress, start_history
 from vllm_launch.serve.log import Log
 
 WATCH_SECONDS = 0.5
@@ -353,32 +352,16 @@ class _Run:
             text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
             self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
         if self.options.greet:
-            await self._greet(self.options.api_url)
-
-    async def _greet(self, url: str) -> None:
-        options = self.options
-        model, key = options.served_model_name, options.api_key or ""
-        question = "Hello! Who are you?"
-        self.say(f'asking "{question}"')
-        try:
-            timing = await asyncio.to_thread(smoke.stream_answer, f"{url}/v1", key, model, question, self._say_answer)
-        except Exception as error:  # noqa: BLE001 - a greeting that fails is told, whatever it was; serving goes on
-            self.say(f"no answer: {' '.join(str(error).split())[:300]}")
-        else:
-            rest = f"{timing.pieces} pieces in {timing.total_s:.2f} s, the first after {timing.first_s:.2f} s"
-            self.say(f"answered: {rest}")
-        health = f"http://{addresses.reachable(options.health_host)}:{options.health_port}/readyz"
-        self.say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health}")
-        bearer = " -H 'Authorization: Bearer YOUR_KEY'" if key else ""
-        body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
-        self.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'")
-        self.say("Ctrl-C drains: streams under way finish, new requests are turned away")
-
-    def _say_answer(self, piece: str) -> None:
-        """What a model says is not to move the terminal's cursor."""
-        self.log.say_part(
-            "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in piece)
-        )
+            options = self.options
+            health = f"http://{addresses.reachable(options.health_host)}:{options.health_port}"
+            await greeting.greet(
+                options.api_url,
+                health,
+                model=options.served_model_name,
+                api_key=options.api_key or "",
+                say=self.say,
+                say_part=self.log.say_part,
+            )
 
     async def _obey(self) -> None:
         """Signals, and the drain that the first one begins."""
