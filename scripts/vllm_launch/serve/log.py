@@ -22,8 +22,7 @@ class Log:
 
     def __init__(self) -> None:
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
-        self.fresh: deque[str] = deque(maxlen=KEPT_LINES)
-        """Lines that nobody has looked at yet, for whoever follows the start."""
+        self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # not taken yet
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # of stderr, where our lines and the child's meet
         self._mid_line = False
@@ -36,6 +35,10 @@ class Log:
         thread = threading.Thread(target=self._copy, args=(source, target), name=f"log to {target}", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def take(self) -> list[str]:
+        """Return the lines since the last call, at most the last KEPT_LINES."""
+        return [self._fresh.popleft() for _ in range(len(self._fresh))]
 
     def say(self, line: str) -> None:
         """A line of our own on stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
@@ -87,7 +90,7 @@ class Log:
             if line:
                 text = line[:KEPT_LINE_BYTES].decode(errors="replace")
                 self.last.append(text)
-                self.fresh.append(text)
+                self._fresh.append(text)
 
 
 def _write(target: int, data: bytes) -> bool:

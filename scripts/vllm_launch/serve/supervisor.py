@@ -23,18 +23,17 @@ from vllm_health import addresses, gpu_faults, server
 from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
-from vllm_health.state import Movement, Transition
-from vllm_launch.engine import multicast
+from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import greeting, ports, process, progress, start_history
 from vllm_launch.serve.log import Log
+from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
 SCAN_SECONDS = 5.0
 """While serving: how often parts are looked for that were not there before; known ones are watched all the time."""
 LOST_SECONDS = 3.0
 """How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
-SPEAK_SECONDS = 10.0
 END_GRACE_SECONDS = 2.0
 REAP_SECONDS = 5.0
 """For the threads of a process that was killed, and with them what it holds of a GPU."""
@@ -120,21 +119,22 @@ class _Run:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self.ready = asyncio.Event()
-        self.started_at = time.monotonic()
-        self.phase = "starting"
+        self.startup = StartFollower(
+            time.monotonic(),
+            start_history.usual(options.starts, options.start_key) if options.starts else {},
+            options.weights_bytes,
+            gpu=bool(options.gpu_uuids),
+            no_multicast=options.no_multicast,
+        )
         self.asked_to_end = False
         self.vital: dict[int, str] = {}
-        self._lines = 0
         self._draining: str | None = None
         self._ended: str | None = None
-        self._moved = self._loading_from = Movement()
-        self._usual = start_history.usual(options.starts, options.start_key) if options.starts else {}
         self._gpus = gpu_faults.Watch(options.gpu_uuids) if options.gpu_uuids else None
 
     def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Start vLLM. Raises UsageError: it cannot be executed."""
         process.become_subreaper()
-        self.started_at = time.monotonic()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self.signals.put_nowait, number)
@@ -239,7 +239,7 @@ class _Run:
         if status == 0 and self.vital_lost():
             how = f"exited because {self.vital_lost()} had died"
         why = progress.reason(list(self.log.last)) or "its log names no error"
-        when = f"in phase '{self.phase}'" if self.phase != "ready" else "while serving"
+        when = f"in phase '{self.startup.phase}'" if self.startup.phase != "ready" else "while serving"
         raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
 
     def vital_lost(self) -> str | None:
@@ -249,7 +249,7 @@ class _Run:
     async def _watch(self) -> None:
         """Every half a second: are all parts there, and does a start still move?"""
         lost_at: float | None = None
-        scanned, spoken, found = 0.0, self.started_at, list[process.Process]()
+        scanned, found = 0.0, list[process.Process]()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now, starting = time.monotonic(), not self.ready.is_set()
@@ -264,62 +264,22 @@ class _Run:
                     why = progress.root_cause(list(self.log.last))
                     why = why or "its log gives no cause; perhaps it was killed for want of memory"
                     raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
-            if not starting:
-                self.log.fresh.clear()
-                continue
-            before = self.phase
-            self._follow_start(alive)
-            if self.phase != before or now - spoken >= SPEAK_SECONDS:
-                spoken = now
-                self.say(self._progress())
-
-    def _follow_start(self, alive: Sequence[process.Process]) -> None:
-        while self.log.fresh:
-            line = self.log.fresh.popleft()
-            self._lines += progress.tells_progress(line)
-            self.phase = progress.phase_after(self.phase, line)
-            if self.options.no_multicast and (ways := multicast.all_reduces(line)):
-                self._say_all_reduce(ways)
-        now = Movement(
-            lines=self._lines,
-            processes=len(alive),
-            read=sum(one.read for one in alive),
-            written=sum(one.written for one in alive),
-            resident=sum(one.resident for one in alive),
-            gpu=self._gpus.report.used if self._gpus and self._gpus.report else 0,
-        )
-        if progress.downloading(self.phase, self._moved, now):
-            self.phase = "downloading"
-        if progress.PHASES.index(self.phase) < progress.PHASES.index("loading weights"):
-            self._loading_from = now
-        self._moved = now
-
-    def _say_all_reduce(self, ways: Sequence[str]) -> None:
-        """Whether vLLM keeps off NVLink multicast, as its own log shows."""
-        wrong = multicast.users(ways)
-        told = (
-            f"uses NVLink multicast: {', '.join(wrong)}"
-            if wrong
-            else f"leaves NVLink multicast alone: {', '.join(ways)}"
-        )
-        self.say(f"{'warning: ' if wrong else ''}all-reduce {told}")
-
-    def _progress(self) -> str:
-        """How far the start has come, in one line."""
-        loaded = progress.loaded(self._loading_from, self._moved)
-        elapsed, gpu = time.monotonic() - self.started_at, bool(self.options.gpu_uuids)
-        return progress.sentence(self.phase, elapsed, loaded, self.options.weights_bytes, self._usual, gpu=gpu)
+            lines = self.log.take()
+            if starting:
+                used = self._gpus.report.used if self._gpus and self._gpus.report else 0
+                for line in self.startup.follow(lines, alive, used, time.monotonic()):
+                    self.say(line)
 
     def _surroundings(self) -> Surroundings:
         """What the prober cannot see by itself."""
-        weights = self.options.weights_bytes
+        start = self.startup
         return Surroundings(
-            movement=self._moved,
-            phase=self.phase,
-            progress=self._progress(),
-            weights_bytes=weights,
-            loaded_bytes=min(progress.loaded(self._loading_from, self._moved), weights) if weights else None,
-            remaining_s=progress.remaining(self._usual, self.prober.state.phases, self.phase),
+            movement=start.moved,
+            phase=start.phase,
+            progress=start.sentence(time.monotonic()),
+            weights_bytes=self.options.weights_bytes,
+            loaded_bytes=start.loaded_bytes,
+            remaining_s=start.remaining_s(self.prober.state.phases),
             draining=self._draining,
             ended=self._ended,
             gpus=self._gpus.report if self._gpus else None,
@@ -333,7 +293,7 @@ class _Run:
     def _act_on(self, change: Transition) -> None:
         now = change.after
         if not change.before.started and now.started:
-            self.phase = "ready"
+            self.startup.phase = "ready"
             self.say(f"ready after {now.start_s:.0f} s")
             if self.options.starts:
                 start_history.remember(self.options.starts, self.options.start_key, now.phases)
