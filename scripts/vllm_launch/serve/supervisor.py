@@ -26,19 +26,21 @@ from vllm_health.scrape import Target
 from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import greeting, ports, process, progress, start_history
+from vllm_launch.serve.drain import Drain
 from vllm_launch.serve.log import Log
 from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
 SCAN_SECONDS = 5.0
-"""While serving: how often parts are looked for that were not there before; known ones are watched all the time."""
+"""Between two looks for new processes of vLLM while it serves; known ones are checked every ``WATCH_SECONDS``."""
 LOST_SECONDS = 3.0
-"""How long vLLM may outlive a part of its own; its own watchdog needs up to 5 s, and for ever during a start."""
+"""Seconds that vLLM may keep running after one of its processes died. vLLM's own watchdog takes up to 5 s, and never
+fires during start-up."""
 END_GRACE_SECONDS = 2.0
 REAP_SECONDS = 5.0
-"""For the threads of a process that was killed, and with them what it holds of a GPU."""
+"""Time for the last threads of a killed process to end, which frees its GPU memory."""
 ENGINE_NICENESS = 5
-"""Of the CPU engine, above our own: a third of the weight, which counts within one session or container."""
+"""Added to our own niceness for the CPU engine: a third of our weight within one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
 _VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
 
@@ -51,14 +53,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     api_url: str  # the API as this machine reaches it
     health_host: str
     health_port: int
-    drain_flag: Path  # its presence tells the guard inside vLLM that connections are to end
-    refuse_flag: Path  # and this one's, that new requests are turned away
+    drain_flag: Path  # this and the next four: as ``drain.Drain`` has them
+    refuse_flag: Path
     drain_delay: float
     shutdown_timeout: float
     exit_margin: float
     limits: Limits = Limits()
-    starts: Path | None = None  # where it is kept how long starts take, and this one's name there
-    start_key: str = ""
+    starts: Path | None = None  # file that keeps how long starts took (``start_history``)
+    start_key: str = ""  # of starts like this one, in that file
     gpu_uuids: tuple[str, ...] = ()
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
@@ -73,7 +75,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
-    """The run is over: our exit code, and why in one sentence (None where it was asked for)."""
+    """Ends the run. ``code``: the launcher's exit code. ``why``: one sentence, or None if the user asked for it."""
 
     def __init__(self, code: int, why: str | None) -> None:
         super().__init__(why)
@@ -81,7 +83,7 @@ class Ending(Exception):  # noqa: N818 - an end is not always an error
 
 
 async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -> int:
-    """Run vLLM until it or somebody ends it; our exit code. Must be called in the main thread.
+    """Run vLLM until it ends or is ended, and return the launcher's exit code. Must be called in the main thread.
 
     Raises:
         UsageError: a port that is taken, a program that cannot be executed.
@@ -101,7 +103,7 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
 
 
 class _Run:
-    """One life of vLLM."""
+    """One run of the vLLM process, from start to exit."""
 
     child: subprocess.Popen[bytes]
 
@@ -126,9 +128,15 @@ class _Run:
             gpu=bool(options.gpu_uuids),
             no_multicast=options.no_multicast,
         )
-        self.asked_to_end = False
+        self.drain = Drain(
+            delay=options.drain_delay,
+            shutdown_timeout=options.shutdown_timeout,
+            margin=options.exit_margin,
+            drain_flag=options.drain_flag,
+            refuse_flag=options.refuse_flag,
+            say=self.say,
+        )
         self.vital: dict[int, str] = {}
-        self._draining: str | None = None
         self._ended: str | None = None
         self._gpus = gpu_faults.Watch(options.gpu_uuids) if options.gpu_uuids else None
 
@@ -167,7 +175,7 @@ class _Run:
         self.log.say(f"vllm-launch: {line}")
 
     async def until_the_end(self) -> int:
-        """All duties at once; the first that ends the run decides how."""
+        """Run all duties at once and return the launcher's exit code. The first duty that raises ends the run."""
         duties = {
             asyncio.create_task(duty)
             for duty in (
@@ -230,9 +238,9 @@ class _Run:
     # --- duties -------------------------------------------------------------------------------------------------
 
     async def _outlive(self) -> None:
-        """An end of vLLM that nobody asked for."""
+        """Raise Ending when vLLM exits although nobody asked it to."""
         status = await self.exited
-        if self.asked_to_end:
+        if self.drain.asked_to_end:
             return
         await asyncio.to_thread(self.log.close_streams, 1.0)  # its last words may still be on their way
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
@@ -243,11 +251,11 @@ class _Run:
         raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
 
     def vital_lost(self) -> str | None:
-        """The title of a part of vLLM that is gone."""
+        """Return the title of one of vLLM's processes that has died, or None."""
         return next((title for pid, title in self.vital.items() if not process.is_alive(pid)), None)
 
     async def _watch(self) -> None:
-        """Every half a second: are all parts there, and does a start still move?"""
+        """Check twice a second that all of vLLM's processes live, and follow the start."""
         lost_at: float | None = None
         scanned, found = 0.0, list[process.Process]()
         while True:
@@ -258,7 +266,7 @@ class _Run:
                 scanned = now
             alive = [one for one in found if one.state != "Z"]
             self.vital.update({one.pid: one.title for one in alive if _VITAL.match(one.title)})
-            if (title := self.vital_lost()) and not self.asked_to_end:
+            if (title := self.vital_lost()) and not self.drain.asked_to_end:
                 lost_at = lost_at or now
                 if now - lost_at > LOST_SECONDS:
                     why = progress.root_cause(list(self.log.last))
@@ -271,7 +279,7 @@ class _Run:
                     self.say(line)
 
     def _surroundings(self) -> Surroundings:
-        """What the prober cannot see by itself."""
+        """Return what the prober cannot see by itself."""
         start = self.startup
         return Surroundings(
             movement=start.moved,
@@ -280,7 +288,7 @@ class _Run:
             weights_bytes=self.options.weights_bytes,
             loaded_bytes=start.loaded_bytes,
             remaining_s=start.remaining_s(self.prober.state.phases),
-            draining=self._draining,
+            draining=self.drain.sentence,
             ended=self._ended,
             gpus=self._gpus.report if self._gpus else None,
         )
@@ -306,7 +314,7 @@ class _Run:
             self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
 
     async def _serve(self) -> None:
-        """Once it is ready: compare the KV cache with the plan, greet."""
+        """Once vLLM is ready, compare its KV cache with the plan, and greet."""
         await self.ready.wait()
         for engine, tokens in self.prober.exposition.kv_cache_tokens.items():
             text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
@@ -324,11 +332,11 @@ class _Run:
             )
 
     async def _obey(self) -> None:
-        """Signals, and the drain that the first one begins."""
+        """End the run by signals: the first one while serving drains, any other ends at once."""
         number = await self.signals.get()
         if not self.ready.is_set() or number == signal.SIGQUIT:
             raise Ending(128 + number, None)
-        drain = asyncio.create_task(self._drain(number))
+        drain = asyncio.create_task(self._end_by_drain(number))
         again = asyncio.create_task(self.signals.get())
         try:
             done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -339,42 +347,7 @@ class _Run:
             drain.cancel()
             again.cancel()
 
-    async def _drain(self, number: signal.Signals) -> None:
-        options = self.options
-        limit = options.shutdown_timeout + options.exit_margin
-        self._draining = f"{number.name} came: vLLM drains for at most {options.drain_delay + limit:.0f} s."
-        self.prober.judge()
-        self.say(f"{number.name}: not ready any more, still serving for {options.drain_delay:g} s")
-        with contextlib.suppress(OSError):  # a full disk must not keep us from draining
-            options.drain_flag.touch()
-        await asyncio.sleep(options.drain_delay)
-        with contextlib.suppress(OSError):
-            options.refuse_flag.touch()
-        self.say(
-            f"vLLM finishes what it has begun, for at most {options.shutdown_timeout:g} s; once more ends it at once"
-        )
-        self.asked_to_end = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.child.pid, signal.SIGTERM)
-        servers = [pid for pid, title in self.vital.items() if "::APIServer" in title]
-        try:
-            async with asyncio.timeout(limit):
-                status = await self._end_or_idle(servers)
-        except TimeoutError:
-            raise Ending(1, f"vLLM did not end within {limit:.0f} s of its drain, so all was ended") from None
-        if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM, None}:
-            raise Ending(0, None)
-        raise Ending(progress.exit_code(status), f"vLLM ended its drain with {status}")
-
-    async def _end_or_idle(self, servers: Sequence[int]) -> int | None:
-        """The child's end, or None as soon as all ``servers`` are gone, and with them the last stream.
-
-        With several API servers vLLM then gives each engine the whole shutdown timeout once more, and data-parallel
-        engines use it up (v1/utils.py:shutdown; seen with vLLM 0.32.0, DP=2).
-        """
-        while not self.exited.done():
-            if servers and not any(map(process.is_alive, servers)):
-                self.say("every stream has ended, and so do the engines")
-                return None
-            await asyncio.wait([self.exited], timeout=WATCH_SECONDS)
-        return self.exited.result()
+    async def _end_by_drain(self, number: signal.Signals) -> None:
+        self.drain.begin(number)
+        self.prober.judge()  # so that the probes say so at once
+        raise Ending(*await self.drain.run(self.child.pid, self.exited, self.vital))
