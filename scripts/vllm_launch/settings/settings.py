@@ -10,6 +10,7 @@ import msgspec
 from vllm_health import addresses
 from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S
 from vllm_launch.engine.options import options, redacted_values
+
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
