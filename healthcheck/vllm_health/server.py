@@ -104,7 +104,6 @@ h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-r
 <p><a href="/livez">/livez</a> <a href="/readyz">/readyz</a> <a href="/startupz">/startupz</a>
 <a href="/metrics">/metrics</a></p></body></html>
 """
-_COLORS: Final = {"ready": "#2a2", "saturated": "#2a2", "starting": "#28c", "draining": "#28c", "asleep": "#888"}
 
 
 def _page(view: View) -> Handler:
@@ -114,7 +113,7 @@ def _page(view: View) -> Handler:
         said = {"live": told.live, "ready": told.ready, "started": told.started}
         page = _PAGE.format(
             name=html.escape(now.name.replace("_", " ")),
-            color=_COLORS.get(now.name, "#c22"),
+            color=state.COLORS[now.name].replace(" ", ""),
             reason=html.escape(now.reason),
             seconds=time.monotonic() - now.since,
             verdicts=" ".join(f"{'' if good else 'Not '}{name}.".capitalize() for name, good in said.items()),

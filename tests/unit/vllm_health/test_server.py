@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import get_args
 
 import aiohttp
 import msgspec
@@ -17,7 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_health import metrics, server, state
 from vllm_health.limits import Limits
-from vllm_health.state import Engine, State, Watch
+from vllm_health.state import Engine, Name, State, Watch
+
+CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "grey", "darkred", "purple", "red"}
+"""Nine of CSS Color Module Level 4's named colours."""
 
 STARTING = state.beginning(0.0)
 READY = msgspec.structs.replace(
@@ -100,6 +104,13 @@ def test_the_page_for_people_says_state_since_when_and_why():
     ):
         assert words in text
     assert "Not ready." in Port(STARTING).ask("/")[0][1]
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_the_page_has_a_colour_of_css_for_each_state(name):
+    ((_, text, _),) = Port(msgspec.structs.replace(READY, name=name)).ask("/")
+    (color,) = re.findall(r"solid (\w+);", text)
+    assert color == state.COLORS[name].replace(" ", "") in CSS_COLORS
 
 
 def test_a_route_that_is_not_there_is_404():
