@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vllm_health import addresses
+from vllm_health.api_keys import is_usable, keys_in
 from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S, Limits
 from vllm_health.state import Movement
 
@@ -119,15 +120,17 @@ def _key(file: str | None) -> str | None:
     if file is None:
         return os.environ.get("VLLM_API_KEY") or None
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split()
+        keys = keys_in(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
         raise _Mistake(
             f"--api-key-file {file}: cannot be read: {why}; name a file with a key in its first line"
         ) from None
-    if not lines:
+    if not keys:
         raise _Mistake(f"--api-key-file {file}: the file holds no key; write one in its first line")
-    return lines[0]
+    if not is_usable(keys[0]):
+        raise _Mistake(f"--api-key-file {file}: an HTTP header cannot carry its first line; write a key alone in it")
+    return keys[0]
 
 
 # ---- serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vllm_health.api_keys import is_usable, keys_in
 from vllm_launch.errors import UsageError
 from vllm_launch.settings.settings import Settings
 
@@ -28,7 +29,7 @@ def read_api_keys(
         from vllm_launch.settings import config_file  # noqa: PLC0415 - PyYAML, as in read.py
 
         text = config_file.text_of(path, where, "name a file that holds a key a line", read_file)
-        in_file = [line.strip() for line in text.splitlines() if line.strip()]
+        in_file = keys_in(text)
         if not in_file:
             raise UsageError(where, "the file holds no key", "write one key a line")
         keys += _usable(in_file, where)
@@ -36,7 +37,7 @@ def read_api_keys(
 
 
 def _usable(keys: list[str], where: str) -> list[str]:
-    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+    if not all(map(is_usable, keys)):
         what = "an API key holds a space or a character beyond ASCII, which HTTP headers cannot carry"
         raise UsageError(where, what, "make another, such as `openssl rand -hex 32` does")
     return keys
