@@ -8,12 +8,13 @@ library only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -51,12 +52,31 @@ def routed_path(scope: Scope) -> str:
     return below if root and below.startswith("/") else path
 
 
-class Guard:
-    """ASGI middleware; its rules: keys, routes, drain_flag and refuse_flag (paths), retry_after (seconds), probe_key.
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What the guard does; the launcher writes them as JSON into the file that ``FILE_VARIABLE`` names.
 
     ``keys`` empty: no key is asked for. ``routes`` empty: every route is allowed; else a route is allowed when it is
-    one of them or lies below one. ``probe_key`` is the launcher's own, which opens every route: whether the engine
-    hangs must not depend on what clients may do. Draining begins when the file ``drain_flag`` appears: from then on an
+    one of them or lies below one. ``probe_key`` is the launcher's own and opens every route: whether the engine hangs
+    must not depend on what clients may do. ``drain_flag`` and ``refuse_flag`` are paths; ``retry_after`` is in seconds.
+    """
+
+    keys: Sequence[str] = ()
+    probe_key: str | None = None
+    routes: Sequence[str] = ()
+    drain_flag: str | None = None
+    refuse_flag: str | None = None
+    retry_after: int = 5
+
+    def as_json(self) -> str:
+        """Return the rules as the text of their file."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+class Guard:
+    """ASGI middleware that holds requests against ``Rules``.
+
+    Draining begins when the file ``drain_flag`` appears: from then on an
     answer is the last of its connection, so that clients who keep theirs come by way of the load balancer again and
     find another replica. When ``refuse_flag`` appears new requests are turned away. Every API server process sees both
     with its next request, and streams that are under way go on.
@@ -68,13 +88,10 @@ class Guard:
     def __init__(self, app: App) -> None:
         self.app = app
         path = os.environ.get(FILE_VARIABLE)
-        rules = json.loads(Path(path).read_text()) if path else {}
-        self.keys = tuple(hashlib.sha256(key.encode()).digest() for key in rules.get("keys", ()))
-        self.probe = hashlib.sha256(str(rules.get("probe_key") or os.urandom(32)).encode()).digest()
-        self.routes = tuple(route.rstrip("/") or "/" for route in rules.get("routes", ()))
-        self.drain_flag: str | None = rules.get("drain_flag")
-        self.refuse_flag: str | None = rules.get("refuse_flag")
-        self.retry_after = int(rules.get("retry_after", 5))
+        self.rules = rules = Rules(**json.loads(Path(path).read_text())) if path else Rules()
+        self.keys = tuple(hashlib.sha256(key.encode()).digest() for key in rules.keys)
+        self.probe = hashlib.sha256((rules.probe_key or os.urandom(32).hex()).encode()).digest()
+        self.routes = tuple(route.rstrip("/") or "/" for route in rules.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, 404 or 503 here, or hand the request on to vLLM untouched."""
@@ -86,13 +103,13 @@ class Guard:
             await self.app(scope, receive, send)
         elif route is None or not self._allowed(route):
             await _refuse(scope, send, 404, "This route is not served here.", {})
-        elif _there(self.refuse_flag):
-            headers = {"retry-after": str(self.retry_after), "connection": "close"}
+        elif _there(self.rules.refuse_flag):
+            headers = {"retry-after": str(self.rules.retry_after), "connection": "close"}
             await _refuse(scope, send, 503, "This server is draining; ask another replica.", headers)
         elif scope.get("method") != "OPTIONS" and not self._known(shown):
             await _refuse(scope, send, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
         else:
-            await self.app(scope, receive, _last_of_its_connection(send) if _there(self.drain_flag) else send)
+            await self.app(scope, receive, _last_of_its_connection(send) if _there(self.rules.drain_flag) else send)
 
     def _allowed(self, route: str) -> bool:
         return not self.routes or any(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
+from vllm_launch.inside_vllm.guard import Rules
 from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.settings.settings import DRAIN_FLAG, REFUSE_FLAG, Settings
 
@@ -71,13 +72,12 @@ def _serving(settings: Settings) -> dict[str, object]:
     }
 
 
-def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> dict[str, object]:
-    """What the guard inside vLLM reads, as JSON, from ``run_dir / GUARD_FILE``; only this user may read that file."""
-    return {
-        "keys": list(keys),
-        "probe_key": probe_key,
-        "routes": list(settings.launch.allowed_routes),
-        "drain_flag": str(run_dir / DRAIN_FLAG),
-        "refuse_flag": str(run_dir / REFUSE_FLAG),
-        "retry_after": 5,
-    }
+def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> Rules:
+    """Return what the guard inside vLLM is told, in ``run_dir / GUARD_FILE``; only this user may read that file."""
+    return Rules(
+        keys=keys,
+        probe_key=probe_key,
+        routes=settings.launch.allowed_routes,
+        drain_flag=str(run_dir / DRAIN_FLAG),
+        refuse_flag=str(run_dir / REFUSE_FLAG),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import shutil
@@ -40,7 +39,7 @@ def write_guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, f
     path = folder / GUARD_FILE
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(command.guard_rules(settings, keys, probe_key, folder), file)
+        file.write(command.guard_rules(settings, keys, probe_key, folder).as_json())
 
 
 def settle_p2p(

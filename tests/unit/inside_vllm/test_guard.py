@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.inside_vllm.guard import FILE_VARIABLE, Guard, plain_path
+from vllm_launch.inside_vllm.guard import FILE_VARIABLE, Guard, Rules, plain_path
 
 
 class Door:
@@ -15,7 +15,7 @@ class Door:
         self.draining, self.flag = tmp_path / "draining", tmp_path / "refusing"
         file = tmp_path / "guard.json"
         file.write_text(
-            json.dumps({"drain_flag": str(self.draining), "refuse_flag": str(self.flag), "retry_after": 7, **rules})
+            Rules(drain_flag=str(self.draining), refuse_flag=str(self.flag), retry_after=7, **rules).as_json()
         )
         monkeypatch.setenv(FILE_VARIABLE, str(file))
         self.reached = []

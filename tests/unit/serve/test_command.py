@@ -5,6 +5,7 @@ import pytest
 
 from vllm_launch.engine import multicast
 from vllm_launch.errors import UsageError
+from vllm_launch.inside_vllm.guard import Rules
 from vllm_launch.serve.command import engine_command, guard_rules
 from vllm_launch.serve.environment import COMPILED_CACHES, SHARED_CACHES, compiled_folder, engine_environment
 from vllm_launch.settings.read import read_settings
@@ -74,9 +75,9 @@ def test_a_model_that_looks_like_a_flag_is_refused():
 
 def test_the_guard_is_told_keys_routes_and_where_the_drain_shows():
     rules = guard_rules(settings("m --launch-allowed-routes /v1,/tokenize"), ("k",), "p", RUN)
-    assert rules == {
-        "keys": ["k"], "probe_key": "p", "routes": ["/v1", "/tokenize"], "drain_flag": "/run/launch/draining", "refuse_flag": "/run/launch/refusing", "retry_after": 5,
-    }  # fmt: skip
+    assert rules == Rules(
+        keys=("k",), probe_key="p", routes=("/v1", "/tokenize"), drain_flag="/run/launch/draining", refuse_flag="/run/launch/refusing", retry_after=5,
+    )  # fmt: skip
     assert env()["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
 
 
