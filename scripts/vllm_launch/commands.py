@@ -20,10 +20,11 @@ import msgspec
 
 from vllm_launch.decide import decide, text_option
 from vllm_launch.engine.options import pinned_vllm
+from vllm_launch.engine.requirements import driver_too_old
 from vllm_launch.errors import UsageError
 from vllm_launch.machine import hardware_file
 from vllm_launch.machine.catalogue import parse_hardware_name
-from vllm_launch.machine.gpus import Hardware, driver_too_old, read_hardware, visible
+from vllm_launch.machine.gpus import Hardware, read_hardware, visible
 from vllm_launch.report import helm_values, machine_table
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command, environment, preflight
@@ -137,7 +138,11 @@ def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
     if engine == "vllm" and not hardware.gpus:
         why = "; ".join(hardware.warnings) or "NVML shows none"
         raise UsageError("hardware", f"vLLM's CUDA build needs a GPU: {why}", "install 'vllm-launch[cpu]' for the CPU")
-    if hardware.gpus and (old := driver_too_old(hardware)) and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1":
+    if (
+        hardware.gpus
+        and (old := driver_too_old(hardware.driver))
+        and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1"
+    ):
         what, _, remedy = old.partition("; ")
         raise UsageError("driver", what, remedy)
     return hardware
@@ -152,7 +157,7 @@ def plan(words: list[str]) -> int:
     place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, helm_values.HELM))
     settings = read_settings(words, os.environ)
     hardware = _this_machine() if place is None else _described(place)
-    if (old := driver_too_old(hardware)) is not None:
+    if (old := driver_too_old(hardware.driver)) is not None:
         hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
     decided = decide(settings, hardware)
     argv = command.engine_command(

@@ -13,18 +13,12 @@ from pathlib import Path
 import msgspec
 
 from vllm_health import gpu_facts, nvml
+from vllm_launch.engine.requirements import MINIMUM_COMPUTE_CAPABILITY
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.cpu import Cpu as Cpu  # noqa: PLC0414  part of Hardware, so importable from here too
 from vllm_launch.machine.cpu import NumaNode as NumaNode  # noqa: PLC0414  as above
 from vllm_launch.machine.cpu import read_cpu
 from vllm_launch.machine.generation import Generation, generation_of
-
-ENGINE_CUDA = (13, 0)
-"""The CUDA that the pinned vLLM's wheels are built for (its torch is a +cu130 build)."""
-MINIMUM_DRIVER = 580
-"""The driver branch that CUDA 13.x needs on Linux (NVIDIA, "CUDA Compatibility", Minor Version Compatibility)."""
-MINIMUM_COMPUTE_CAPABILITY = (7, 5)
-"""Turing: the first of CUDA_SUPPORTED_ARCHS for CUDA 13 (vLLM's CMakeLists.txt), and CUDA 13's own floor."""
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,19 +248,6 @@ def cautions(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
             " tensor or pipeline parallelism, and each replica is started with its own slice's UUID"
         )
     return tuple(found)
-
-
-def driver_too_old(hardware: Hardware) -> str | None:
-    """Why the driver cannot run the pinned engine, and what to do; None when it can, or when it is unknown."""
-    branch = (hardware.driver or "").partition(".")[0]
-    if not branch.isdecimal() or int(branch) >= MINIMUM_DRIVER:
-        return None
-    cuda = ".".join(map(str, ENGINE_CUDA))
-    return (
-        f"NVIDIA driver {hardware.driver} is too old: vLLM is built for CUDA {cuda}, which needs {MINIMUM_DRIVER} or"
-        " newer; upgrade the driver, or on data-center GPUs (not GeForce or RTX) install"
-        f" cuda-compat-{cuda.replace('.', '-')} and set VLLM_ENABLE_CUDA_COMPATIBILITY=1"
-    )
 
 
 def gpu_too_old(gpu: Gpu) -> str | None:
