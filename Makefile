@@ -110,8 +110,8 @@ sbom:  ## SPDX of every package in vllm-launch:TAG, Python's and the system's: v
 test: lint test-unit test-engine  ## Lint, unit tests with coverage, the real engine (the CPU's where there is no GPU)
 
 .PHONY: lint
-lint: $(VENV)/.dev  ## Format, lint and types, checking only (`make fix` changes)
-	@$(bin)/ruff format --check -q . && $(bin)/ruff check -q . && $(bin)/mypy
+lint: $(VENV)/.dev  ## Format, lint, types and who imports whom, checking only (`make fix` changes)
+	@$(bin)/ruff format --check -q . && $(bin)/ruff check -q . && $(bin)/mypy && $(bin)/lint-imports --no-cache
 
 .PHONY: fix
 fix: $(VENV)/.dev  ## Format and mend what the linter can mend

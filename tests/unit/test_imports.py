@@ -1,35 +1,21 @@
-"""ARCHITECTURE.md's arrows, read from the sources: who imports whom, and what a plan never loads."""
+"""What programs load when they run, and what no source may do; who may import whom is in pyproject.toml (importlinter)."""
 
 from __future__ import annotations
 
 import ast
-import graphlib
 import io
 import re
 import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH, HEALTH = ROOT / "scripts" / "vllm_launch", ROOT / "healthcheck" / "vllm_health"
-
-LIBRARIES = {
-    "aiohttp": {"vllm_health.prober", "vllm_health.scrape", "vllm_health.server"},
-    "openai": {"vllm_health.smoke"},
-    "prometheus_client": {"vllm_health.metrics", "vllm_health.scrape"},
-    "pynvml": {"vllm_health.nvml"},
-    "huggingface_hub": {"vllm_launch.model.hub"},
-    "yaml": {"vllm_launch.settings.config_file", "vllm_launch.report.plan_table", "vllm_launch.report.helm_values"},
-    "torch": {"vllm_launch.machine.p2p_probe"},
-    "vllm": {"vllm_launch.inside_vllm.vllm_cli"},
-}
-"""Who may import a library that is not everybody's: one owner for each thing outside."""
-EVERYBODYS = {*sys.stdlib_module_names, "msgspec", "vllm_launch", "vllm_health"}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -41,55 +27,21 @@ def modules() -> dict[str, ast.Module]:
     }
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """The modules that a source names in its imports, wherever in it, as "vllm_launch.machine.gpus"."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            module = str(node.module)
-            yield from {module, *(f"{module}.{alias.name}" for alias in node.names)}
-
-
 SOURCES = modules()
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    """Imports inside of functions count too: what such a circle ties can only be understood together."""
-    ours = {name: {one for one in imported(tree) if one in SOURCES} for name, tree in SOURCES.items()}
-    graphlib.TopologicalSorter(ours).prepare()  # it raises, and names them
+def test_each_library_is_kept_to_its_owners_by_a_contract() -> None:
+    graph = grimp.build_graph("vllm_launch", "vllm_health", include_external_packages=True, cache_dir=None)
+    external = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    protected = {name for contract in settings["contracts"] for name in contract.get("protected_modules", ())}
+    assert external - {"msgspec"} == {name for name in protected if not name.startswith("vllm_")}
 
 
-def test_only_serving_supervises_and_only_the_command_line_serves() -> None:
-    importers = {
-        target: [name for name, tree in SOURCES.items() if f"vllm_launch.{target}" in imported(tree)]
-        for target in ("serve.supervisor", "serve.serving", "__main__")
-    }
-    assert importers == {
-        "serve.supervisor": ["vllm_launch.serve.serving"],
-        "serve.serving": ["vllm_launch.commands"],
-        "__main__": [],
-    }
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("vllm_health")])
-def test_the_prober_imports_nothing_of_the_launcher(name: str) -> None:
-    assert not [one for one in imported(SOURCES[name]) if one.startswith("vllm_launch")]
-
-
-def test_what_vllm_loads_imports_the_standard_library_alone() -> None:
-    assert {
-        one.partition(".")[0] for one in imported(SOURCES["vllm_launch.inside_vllm.guard"])
-    } <= sys.stdlib_module_names
-
-
-def test_a_library_is_imported_by_its_owner_alone() -> None:
-    importers: dict[str, set[str]] = {}
-    for name, tree in SOURCES.items():
-        for library in {one.partition(".")[0] for one in imported(tree)} - EVERYBODYS:
-            importers.setdefault(library, set()).add(name)
-    assert importers == LIBRARIES
+def test_what_vllm_loads_loads_the_standard_library_alone() -> None:
+    loaded = {name.partition(".")[0] for name in loaded_by("import vllm_launch.inside_vllm.guard")}
+    before = {name.partition(".")[0] for name in loaded_by("")}  # the environment's own .pth files
+    assert loaded - before <= sys.stdlib_module_names | {"vllm_launch"}
 
 
 def loaded_by(program: str) -> set[str]:
