@@ -5,7 +5,7 @@ With an empty cache vLLM has a process of its own import the model, and all of v
 the class can do: 5 to 20 s of a start. It keeps the answer with a digest of the model's source
 (model_executor/models/registry.py:_LazyRegisteredModel). This writes the answers for all models that can be loaded here
 to ``share/vllm-launch/modelinfos`` of the environment, from which
-the launcher takes them (vllm_launch/serve/serving.py).
+the launcher takes them (vllm_launch/serve/preflight.py).
 """
 
 from __future__ import annotations

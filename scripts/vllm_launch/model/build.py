@@ -17,7 +17,7 @@ from vllm_launch.model.layers import (
     read_layers,
     read_mla,
 )
-from vllm_launch.model.model import Model
+from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
@@ -49,46 +49,28 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
     raw = _merged(checkpoint.files["config.json"], hf_overrides)
     whole = Config(raw, where)
     architecture, warnings = resolve(whole.strings("architectures") or [], where, custom_code=_custom_code(whole))
-    inner, inner_where, nested = language_config(raw, where)
-    own_type = Config(inner, inner_where).text("model_type") or whole.text("model_type")
-    config = Config({"model_type": own_type, **inner}, inner_where, _defaults(own_type, nested=nested))
-    count = layer_count(config)
-    if count > MOST_LAYERS:
-        raise config.wrong("num_hidden_layers", f"is {count}, which no model has")
+    config, nested = _language_model(raw, whole)
+    count = _layer_count(config)
     _check_heads(config)
     quantization = read_quantization(raw, checkpoint.files.get("hf_quant_config.json"), where)
-    if quantization and quantization.method in DEPRECATED:
-        warnings += (f"vLLM refuses {quantization.method} unless --allow-deprecated-quantization is given",)
     dtype = _dtype(whole, config, checkpoint, architecture)
-    moe = is_moe(config, count)
-    mixture, mla = read_experts(config), read_mla(config)
-    if mixture and mixture.count > MOST_EXPERTS:
-        raise config.wrong("num_experts", f"is {mixture.count}, which no model has")
-    layers = read_layers(config, SAFETENSORS_NAME[dtype], moe)
+    experts, mla = _experts(config), read_mla(config)
+    layers = read_layers(config, SAFETENSORS_NAME[dtype], is_moe(config, count))
     tied = _tied(whole, config)
-    tower = whole.table("vision_config")
-    stored = checkpoint.tensors
-    guesses: tuple[str, ...] = ()
+    tower = whole.table("vision_config") if nested else None
+    vision = None if tower is None else Config(tower, f"{where} vision_config")
+    stored, guesses = checkpoint.tensors, tuple[str, ...]()
     if stored is None:
-        vision = Config(tower, f"{where} vision_config") if nested and tower is not None else None
         stored, guesses = tensors(config, layers, mla, dtype, quantization, tied=tied, vision=vision)
     return Model(
         name=name,
         path=str(checkpoint.path) if checkpoint.path else None,
         architecture=architecture.name,
-        model_type=own_type,
+        model_type=config.text("model_type"),
         task=architecture.task,
         dtype=dtype,
-        hidden_size=config.whole("hidden_size", "n_embd", "d_model"),
-        intermediate_size=config.whole(
-            "intermediate_size",
-            "ffn_hidden_size",
-            "n_inner",
-            "ffn_dim",
-            "moe_intermediate_size",
-            default=4 * config.whole("hidden_size", "n_embd", "d_model"),
-            least=0,
-        ),
+        hidden_size=_hidden_size(config),
+        intermediate_size=_intermediate_size(config),
         vocab_size=config.whole("vocab_size"),
         heads=attention_heads(config),
         head_dim=head_dim(config),
@@ -99,13 +81,49 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
         tie_word_embeddings=tied,
         tensors=stored,
         tensors_from="config" if checkpoint.tensors is None else "safetensors",
-        experts=mixture,
+        experts=experts,
         mla=mla,
         quantization=quantization,
-        multimodal="multimodal" in architecture.flags or (nested and tower is not None),
+        multimodal="multimodal" in architecture.flags or vision is not None,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in stored),
-        warnings=(*checkpoint.warnings, *warnings, *guesses),
+        warnings=(*checkpoint.warnings, *warnings, *_deprecated(quantization), *guesses),
     )
+
+
+def _language_model(raw: Mapping[str, Any], whole: Config) -> tuple[Config, bool]:
+    """The language model's part of config.json with its class's defaults, and whether it is nested in the whole."""
+    inner, where, nested = language_config(raw, whole.where)
+    own_type = Config(inner, where).text("model_type") or whole.text("model_type")
+    return Config({"model_type": own_type, **inner}, where, _defaults(own_type, nested=nested)), nested
+
+
+def _layer_count(config: Config) -> int:
+    count = layer_count(config)
+    if count > MOST_LAYERS:
+        raise config.wrong("num_hidden_layers", f"is {count}, which no model has")
+    return count
+
+
+def _experts(config: Config) -> Experts | None:
+    experts = read_experts(config)
+    if experts and experts.count > MOST_EXPERTS:
+        raise config.wrong("num_experts", f"is {experts.count}, which no model has")
+    return experts
+
+
+def _hidden_size(config: Config) -> int:
+    return config.whole("hidden_size", "n_embd", "d_model")
+
+
+def _intermediate_size(config: Config) -> int:
+    names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+    return config.whole(*names, default=4 * _hidden_size(config), least=0)
+
+
+def _deprecated(quantization: Quantization | None) -> tuple[str, ...]:
+    if quantization is None or quantization.method not in DEPRECATED:
+        return ()
+    return (f"vLLM refuses {quantization.method} unless --allow-deprecated-quantization is given",)
 
 
 def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

