@@ -44,6 +44,16 @@ def test_what_vllm_loads_loads_the_standard_library_alone() -> None:
     assert loaded - before <= sys.stdlib_module_names | {"vllm_launch"}
 
 
+def test_architecture_names_each_folder_of_the_launcher_and_each_file_of_the_prober() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    folders = {path.parent.name for path in LAUNCH.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) & folders == folders
+    listed = text.partition("The prober, ")[2].partition("The rest:")[0]
+    rows = re.findall(r"^\| ((?:`\w+` )+)\|", listed, re.MULTILINE)
+    files = {path.stem for path in HEALTH.glob("*.py")} - {"__init__"}
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == files
+
+
 def loaded_by(program: str) -> set[str]:
     """The modules that a fresh interpreter has after ``program``."""
     after = f"{program}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
