@@ -61,10 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help="watch a vLLM and answer probes about it", allow_abbrev=False)
     serving.set_defaults(run=_serve)
     serving.add_argument(
-        "--target", dest="url", default="http://127.0.0.1:8000", metavar="URL", help="default: %(default)s"
+        "--target",
+        dest="url",
+        default=f"http://127.0.0.1:{addresses.API_PORT}",
+        metavar="URL",
+        help="default: %(default)s",
     )
     serving.add_argument("--host", default="0.0.0.0", help="address to listen on, default: every one")  # noqa: S104
-    serving.add_argument("--port", type=_port, default=8001, help="default: %(default)s")
+    serving.add_argument("--port", type=_port, default=addresses.HEALTH_PORT, help="default: %(default)s")
     serving.add_argument(
         "--stall-seconds",
         type=_seconds,
@@ -82,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     waiting = commands.add_parser("wait", help="wait until a health port says that vLLM is ready", allow_abbrev=False)
     waiting.set_defaults(run=_wait)
     waiting.add_argument("--seconds", type=_seconds, default=0.0, help="give up after this; default 0: never")
-    smoking.add_argument("url", metavar="URL", help="of the API, such as http://127.0.0.1:8000")
-    waiting.add_argument("url", metavar="URL", help="of the health port, such as http://127.0.0.1:8001")
+    smoking.add_argument("url", metavar="URL", help=f"of the API, such as http://127.0.0.1:{addresses.API_PORT}")
+    waiting.add_argument(
+        "url", metavar="URL", help=f"of the health port, such as http://127.0.0.1:{addresses.HEALTH_PORT}"
+    )
     for command in (serving, smoking, waiting):
         command.add_argument("--api-key-file", metavar="FILE", help="its first line; else VLLM_API_KEY")
         command.add_argument("--model", help="name to ask for; default: the one that the server names first")
@@ -111,7 +117,7 @@ def _url(text: str) -> str:
     scheme, separator, rest = url.partition("://")
     if scheme not in {"http", "https"} or not separator or not rest.strip("/"):
         raise _Mistake(
-            f"URL {text!r}: it is not http:// or https:// and a host; write one such as http://127.0.0.1:8000"
+            f"URL {text!r}: it is not http:// or https:// and a host; write one such as http://127.0.0.1:{addresses.API_PORT}"
         )
     return url
 

@@ -1,9 +1,15 @@
-"""Addresses that servers listen on: how this machine reaches one, and why one cannot be had."""
+"""Addresses that servers listen on: default ports, how this machine reaches one, and why one cannot be had."""
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import Final
+
+API_PORT: Final = 8000
+"""VLLM's own default for ``--port``."""
+HEALTH_PORT: Final = 8001
+"""Of /livez, /readyz, /startupz and /metrics, in the launcher and beside it."""
 
 
 def reachable(host: str) -> str:

@@ -26,7 +26,9 @@ Health = Literal["ok", "engine dead", "refused", "unanswered"]
 While an engine hangs it stays "ok" (vllm-project/vllm#39863).
 """
 
-MEBIBYTE = 1 << 20
+LEAST_MOVEMENT = 1 << 20
+"""Bytes from which on a change is a movement."""
+
 API_SERVER = ""
 """In the place of an engine's name where /metrics shows none: then only the API server can be watched."""
 
@@ -186,12 +188,13 @@ def has_moved(before: Movement | None, after: Movement) -> bool:
     """Return whether start-up has made progress since the last sample.
 
     CPU time does not count: a deadlocked NCCL or message queue spins. A compiler at work shows in the number of
-    processes, their memory and their files, each of which counts from 1 MiB on.
+    processes, their memory and their files, each of which counts from ``LEAST_MOVEMENT`` on.
     """
     if before is None or (before.lines, before.processes) != (after.lines, after.processes):
         return True
     return any(
-        abs(getattr(after, name) - getattr(before, name)) >= MEBIBYTE for name in ("read", "written", "resident", "gpu")
+        abs(getattr(after, name) - getattr(before, name)) >= LEAST_MOVEMENT
+        for name in ("read", "written", "resident", "gpu")
     )
 
 

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from vllm_health import addresses
 from vllm_launch.engine.options import options
 from vllm_launch.settings.settings import Launch
 
 ROOT = Path(__file__).parents[2]
 API, HEALTH, DRAIN = options()["port"].default, Launch().health_port, Launch().drain_seconds
+
+
+def test_vllms_port_is_the_pinned_vllms():
+    assert addresses.API_PORT == API
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import msgspec
 
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, cautions
+from vllm_launch.units import GIB, MIB
 
 _REMEDY = "write the file with `vllm-launch gpus --format json` on the machine that it describes"
-_LARGEST_FILE = 16 << 20  # bytes; a machine of 64 GPUs needs 40 KB
-_MEMORIES = range(1 << 30, (1 << 44) + 1)  # bytes on one GPU: outside, a unit was mistaken for another one
+_LARGEST_FILE = 16 * MIB  # bytes; a machine of 64 GPUs needs 40 KB
+_MEMORIES = range(GIB, (1 << 44) + 1)  # bytes on one GPU: outside, a unit was mistaken for another one
 
 
 def dump_hardware(hardware: Hardware) -> bytes:

@@ -15,10 +15,11 @@ from vllm_launch.errors import UsageError
 from vllm_launch.plan.plan import Plan
 from vllm_launch.serve import environment
 from vllm_launch.settings.settings import Settings
+from vllm_launch.units import MIB
 
 SOCKET_PATH_MAX = 107
 
-RING_BYTES = 240 << 20
+RING_BYTES = 240 * MIB
 """Of a worker's answers: 10 slots of 24 MiB (shm_broadcast.py:MessageQueue)."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - glibc's shm_open has it there
@@ -26,7 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - glibc's shm_open has it there
 MODEL_INFOS = Path(sys.prefix, "share", "vllm-launch", "modelinfos")
 """What an image brings for vLLM's cache of the same name (docker/model_infos.py)."""
 
-PROBE_BYTES = 1 << 20
+PROBE_BYTES = MIB
 """Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
 
 
@@ -138,7 +139,7 @@ def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], 
     if plan.gpus_per_replica == 1 or (settings.engine.get("distributed_executor_backend") or "mp") != "mp":
         return
     chunk = env.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", "")
-    needed = max(RING_BYTES, (10 * int(chunk) << 20) if chunk.isdecimal() else 0)
+    needed = max(RING_BYTES, 10 * int(chunk) * MIB if chunk.isdecimal() else 0)
     if free <= needed:
         what = f"{free >> 20} MiB are free, and the engine and its workers talk through rings of {needed >> 20} MiB"
         remedy = "give the container more: docker run --shm-size=1g, shm_size in Compose, a memory emptyDir in a pod"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from vllm_health.state import MEBIBYTE, Movement
+from vllm_health.state import Movement
+from vllm_launch.units import MIB, size
 
 PHASES: Final = (
     "starting",
@@ -63,7 +64,7 @@ def tells_progress(line: str) -> bool:
 
 def downloading(phase: str, before: Movement, now: Movement) -> bool:
     """Whether a download is under way: vLLM logs only its end (weight_utils.py), but much is written."""
-    return PHASES.index(phase) <= PHASES.index("downloading") and now.written - before.written >= 16 * MEBIBYTE
+    return PHASES.index(phase) <= PHASES.index("downloading") and now.written - before.written >= 16 * MIB
 
 
 def loaded(since: Movement, now: Movement) -> int:
@@ -80,15 +81,6 @@ def remaining(usual: Mapping[str, float], taken: Mapping[str, float], phase: str
         return None
     ahead = sum(seconds for later, seconds in usual.items() if PHASES.index(later) > PHASES.index(phase))
     return ahead + max(usual.get(phase, 0.0) - taken.get(phase, 0.0), 0.0)
-
-
-def size(count: float) -> str:
-    """Bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:  # noqa: PLR2004
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def sentence(

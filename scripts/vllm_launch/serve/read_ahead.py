@@ -12,10 +12,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_launch.units import MIB
+
 SHARE = 0.8
 """Of the memory that is available, the most that weights may take: of more, the first would be gone when wanted."""
 
-READERS, BLOCK_BYTES = 4, 16 << 20
+READERS, BLOCK_BYTES = 4, 16 * MIB
 """As many files at once as give a network's disks something to do, and a buffer for each."""
 
 LOADERS = frozenset({"auto", "hf", "safetensors"})

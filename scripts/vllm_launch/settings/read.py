@@ -18,6 +18,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.settings.rules import check, warnings
 from vllm_launch.settings.settings import Launch, Settings
+from vllm_launch.units import GIB
 
 if TYPE_CHECKING:
     from vllm_launch.settings.config_file import ConfigFile
@@ -95,7 +96,7 @@ def _cpu_kv_cache(gib: str) -> int | None:
     if gib and not (gib.isascii() and gib.isdecimal()):
         where, what = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
         raise UsageError(where, what, "write 4 for 4 GiB, or leave it out")
-    return int(gib or 0) << 30 or None
+    return int(gib or 0) * GIB or None
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], str | None]:

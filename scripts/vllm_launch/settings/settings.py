@@ -62,7 +62,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """off: NCCL, PyTorch, NVSHMEM and vLLM leave it alone; auto: off where the environment says so to one of them."""
     health_host: Text = "0.0.0.0"  # noqa: S104 - probes come from outside the container
     """Address that /livez, /readyz, /startupz and /metrics of the launcher listen on."""
-    health_port: Port = 8001
+    health_port: Port = addresses.HEALTH_PORT
     """Port of the same."""
     drain_seconds: Seconds = 90
     """Seconds from SIGTERM to the end of everything; grace periods of carriers must be as long. 0: end at once."""

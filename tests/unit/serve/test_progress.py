@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_health.state import MEBIBYTE, Movement
+from vllm_health.state import Movement
 from vllm_launch.serve import progress
 from vllm_launch.serve.progress import PHASES
+from vllm_launch.units import MIB, size
 
 LOGS = Path(__file__).parents[2] / "data/logs"
 
@@ -57,11 +58,11 @@ def test_vllm_saying_that_it_waits_is_no_progress():
 
 
 def test_much_written_before_weights_load_is_a_download():
-    before, more = Movement(written=MEBIBYTE), Movement(written=17 * MEBIBYTE)
+    before, more = Movement(written=MIB), Movement(written=17 * MIB)
     assert progress.downloading("starting", before, more)
     assert progress.downloading("initializing", before, more)
     assert not progress.downloading("compiling", before, more)
-    assert not progress.downloading("starting", before, Movement(written=17 * MEBIBYTE - 1))
+    assert not progress.downloading("starting", before, Movement(written=17 * MIB - 1))
 
 
 def test_weights_come_in_from_disk_or_show_in_memory():
@@ -105,10 +106,10 @@ def test_the_sentence_tells_what_the_last_start_took():
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * MEBIBYTE, "5 MiB"), (1 << 40, "1024.0 GiB")]
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * MIB, "5 MiB"), (1 << 40, "1024.0 GiB")]
 )
 def test_sizes_are_in_binary_units(count, text):
-    assert progress.size(count) == text
+    assert size(count) == text
 
 
 ROOT = [

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_health.state import MEBIBYTE
 from vllm_launch.serve.process import Process
 from vllm_launch.serve.start_follower import SPEAK_SECONDS, StartFollower, all_reduce_sentence
+from vllm_launch.units import MIB
 
 LOADING = "Starting to load model m..."
 
 
 def following(**changes):
     return StartFollower(
-        100.0, **{"usual": {}, "weights_bytes": 64 * MEBIBYTE, "gpu": True, "no_multicast": False, **changes}
+        100.0, **{"usual": {}, "weights_bytes": 64 * MIB, "gpu": True, "no_multicast": False, **changes}
     )
 
 
@@ -44,21 +44,21 @@ def test_what_has_moved_is_the_sum_of_all_processes_and_idle_chatter_is_no_line(
 
 def test_weights_count_from_where_the_loading_began_and_never_beyond_their_size():
     start = following()
-    start.follow([], [process(read=90 * MEBIBYTE)], 0, 101.0)
+    start.follow([], [process(read=90 * MIB)], 0, 101.0)
     assert start.loaded_bytes == 0
-    start.follow([LOADING], [process(read=90 * MEBIBYTE)], 0, 102.0)
-    start.follow([], [process(read=106 * MEBIBYTE)], 0, 103.0)
-    assert (start.phase, start.loaded_bytes) == ("loading weights", 16 * MEBIBYTE)
+    start.follow([LOADING], [process(read=90 * MIB)], 0, 102.0)
+    start.follow([], [process(read=106 * MIB)], 0, 103.0)
+    assert (start.phase, start.loaded_bytes) == ("loading weights", 16 * MIB)
     assert "16 MiB of 64 MiB of weights" in start.sentence(104.0)
-    start.follow([], [process(read=900 * MEBIBYTE)], 0, 105.0)
-    assert start.loaded_bytes == 64 * MEBIBYTE
+    start.follow([], [process(read=900 * MIB)], 0, 105.0)
+    assert start.loaded_bytes == 64 * MIB
     assert following(weights_bytes=None).loaded_bytes is None
 
 
 def test_much_that_is_written_before_the_weights_is_a_download():
     start = following()
-    assert start.follow([], [process(written=20 * MEBIBYTE)], 0, 101.0)[0].startswith("downloading, 0 B of 64 MiB")
-    start.follow([LOADING], [process(written=90 * MEBIBYTE)], 0, 102.0)
+    assert start.follow([], [process(written=20 * MIB)], 0, 101.0)[0].startswith("downloading, 0 B of 64 MiB")
+    start.follow([LOADING], [process(written=90 * MIB)], 0, 102.0)
     assert start.phase == "loading weights"
 
 

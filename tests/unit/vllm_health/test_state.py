@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_health import metrics, state
 from vllm_health.limits import Limits
-from vllm_health.state import MEBIBYTE, Canary, Engine, Movement, Sample
+from vllm_health.state import LEAST_MOVEMENT, Canary, Engine, Movement, Sample
 
 LIMITS = Limits()
 TICK = LIMITS.interval_s
@@ -126,11 +126,11 @@ def test_a_start_that_moves_survives_any_length():
 
 @pytest.mark.parametrize("name", ["lines", "processes", "read", "written", "resident", "gpu"])
 def test_anything_that_moves_keeps_a_start_alive(name):
-    enough = 1 if name in {"lines", "processes"} else MEBIBYTE
+    enough = 1 if name in {"lines", "processes"} else LEAST_MOVEMENT
     assert state.has_moved(Movement(), Movement(**{name: enough}))
     assert state.has_moved(Movement(**{name: enough}), Movement())
     if enough > 1:
-        assert not state.has_moved(Movement(), Movement(**{name: MEBIBYTE - 1}))
+        assert not state.has_moved(Movement(), Movement(**{name: LEAST_MOVEMENT - 1}))
     assert not state.has_moved(Movement(**{name: 7}), Movement(**{name: 7}))
 
 
@@ -138,7 +138,7 @@ def test_small_movements_add_up():
     course = Course()
     course.see(still())
     for step in range(1, 4):
-        course.see(still(read=step * MEBIBYTE // 2))
+        course.see(still(read=step * LEAST_MOVEMENT // 2))
         assert course.state.still_s == (TICK if step % 2 else 0)
 
 
