@@ -22,7 +22,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DECIDING = {"plan": 0.85, "memory": 0.85, "parallel": 0.85, "state": 0.9}
+DECIDING = {
+    "plan": 0.85, "choose": 0.85, "alternatives": 0.85, "memory": 0.85, "activations": 0.85, "parallel": 0.85,
+    "state": 0.9,
+}  # fmt: skip
 """The least share of each that must be killed; of a module that is named on the command line and not here, 0.85."""
 PACKAGES = ("scripts/vllm_launch", "healthcheck/vllm_health")
 KILLED = {"killed", "timeout", "segfault"}  # a timeout is a loop that no longer ends
