@@ -9,8 +9,8 @@ import msgspec
 from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
-from vllm_launch.plan.fit import Candidate, NoFit, batch_of, on_gpus, run_of
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.fit import Candidate, NoFit, on_gpus
+from vllm_launch.plan.request import Asked, batch_of, run_of
 from vllm_launch.sizing.parallel import Layout, problems
 from vllm_launch.sizing.run_config import RunConfig, default_batch
 

@@ -9,8 +9,8 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
-from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, batch_of, tightest, watermark_of
-from vllm_launch.plan.request import AUTO, Asked
+from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
+from vllm_launch.plan.request import AUTO, Asked, batch_of
 from vllm_launch.sizing import kv, memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement

@@ -17,8 +17,8 @@ from vllm_launch.plan import explain
 from vllm_launch.plan.alternatives import nothing_fits
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.explain import Reason, Rejected
-from vllm_launch.plan.fit import Candidate, NoFit, batch_of, on_cpu, run_of, watermark_of
-from vllm_launch.plan.request import Asked, Objective
+from vllm_launch.plan.fit import Candidate, NoFit, on_cpu, watermark_of
+from vllm_launch.plan.request import Asked, Objective, batch_of, run_of
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout

@@ -1,10 +1,15 @@
-"""What the user asks of a plan."""
+"""What the user asks of a plan, and the engine arguments that follow from it. Pure."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
+
+from vllm_launch.machine.generation import Generation
+from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16
+from vllm_launch.model.model import Model
+from vllm_launch.sizing.run_config import RunConfig
 
 Objective = Literal["throughput", "latency"]
 
@@ -58,3 +63,68 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     def length(self) -> int | None:
         """``max_model_len`` where it is a number of tokens."""
         return None if self.max_model_len == AUTO else self.max_model_len
+
+
+def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) around what was asked, from ``default`` for what was not.
+
+    As vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, and never what
+    config/scheduler.py:verify_max_model_len refuses. A model that pools takes its input whole.
+    """
+    doubled = 2 if asked.performance_mode == "throughput" else 1
+    seqs = asked.max_num_seqs or default[1] * doubled
+    tokens = asked.max_num_batched_tokens
+    if tokens is None:
+        length = asked.length or model.max_model_len
+        tokens = min(default[0] * doubled, seqs * length)
+        if asked.enable_chunked_prefill is False or model.task == "pooling":
+            tokens = max(tokens, length)
+        tokens = max(tokens, asked.max_num_seqs or 1)
+    return tokens, asked.max_num_seqs or min(seqs, tokens)
+
+
+def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
+    """Whether an FP8 cache is faster than the model's own, on GPUs no older than ``oldest``.
+
+    FlashAttention reads it on Hopper, FlashInfer elsewhere from Ada on (v1/attention/backends/flash_attn.py,
+    flashinfer.py: supports_kv_cache_dtype). Latent caches are small already and would take other kernels; a checkpoint
+    that says what its cache is knows better.
+    """
+    cached = any(layer.kv_heads for layer in model.layers)
+    own = model.quantization is not None and model.quantization.kv_cache_dtype is not None
+    return cached and not own and model.mla is None and oldest is not None and oldest >= Generation.ADA
+
+
+def dtype_of(asked: Asked, model: Model, oldest: Generation | None) -> str:
+    """What the model computes in: what was asked, else its own.
+
+    Before the A100 there is no bfloat16, and vLLM falls back by itself. Source:
+    vllm/config/model.py:_resolve_auto_dtype.
+    """
+    if asked.dtype not in {None, "auto"}:
+        return ALIASES.get(asked.dtype, asked.dtype)
+    if model.dtype == "bfloat16" and oldest is not None and oldest < Generation.A100:
+        return "float32" if model.model_type in NO_FLOAT16 else "float16"
+    return model.dtype
+
+
+def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: Generation | None) -> RunConfig:
+    """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
+
+    ``oldest`` is the oldest generation there is; None is the CPU.
+    """
+    return RunConfig(
+        max_model_len=asked.length or model.max_model_len,
+        max_num_seqs=batch[1],
+        max_num_batched_tokens=batch[0],
+        kv_cache_dtype=asked.kv_cache_dtype or ("fp8" if asked.fp8_kv and keeps_fp8(model, oldest) else "auto"),
+        block_size=asked.block_size,
+        enforce_eager=asked.enforce_eager,
+        max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
+        language_model_only=asked.language_model_only,
+        quantization=asked.quantization,
+        dtype=dtype_of(asked, model, oldest),
+        fuse_allreduce_rms=asked.fuse_allreduce_rms,
+        adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
+        estimate_cudagraphs=asked.guesses_graphs,
+    )

@@ -168,22 +168,23 @@ def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -
         read_model("some/model")
 
 
-def test_headers_on_the_hub_are_read_by_range_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = SimpleNamespace(dtype="BF16", shape=[2, 3])
+def _headers(cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """The hub has a model of one tensor, and its headers can be read by range."""
+    tensor = SimpleNamespace(dtype=dtype, shape=[2, 3])
     metadata = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors={"a": tensor})})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
     monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", lambda *_, **__: metadata)
+
+
+def test_headers_on_the_hub_are_read_by_range_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _headers(cache, monkeypatch, "BF16")
     model = read_model("some/model")
     assert (model.tensors_from, model.tensors[0].shape) == ("safetensors", (2, 3))
 
 
 def test_a_dtype_that_nobody_knows_is_refused_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = SimpleNamespace(dtype="F3", shape=[2, 3])
-    metadata = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors={"a": tensor})})
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
-    monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", lambda *_, **__: metadata)
+    _headers(cache, monkeypatch, "F3")
     with pytest.raises(UsageError, match="model some/model: tensor 'a' has the unknown dtype 'F3'"):
         read_model("some/model")
 
