@@ -27,7 +27,7 @@ from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware, read_hardware, visible
 from vllm_launch.report import helm_values, machine_table
 from vllm_launch.report import plan_table as report
-from vllm_launch.serve import command, environment, preflight
+from vllm_launch.serve import command
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings, redacted
 
@@ -75,6 +75,8 @@ def serve(words: list[str]) -> int:
 @contextlib.contextmanager
 def _run_folder(settings: Settings) -> Iterator[Path]:
     """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
+    from vllm_launch.serve import environment, preflight  # noqa: PLC0415 - a plan need not wait for tempfile and others
+
     with preflight.run_folder(settings, os.environ) as folder:
         env = environment.engine_environment(settings, os.environ, {}, run_dir=folder, writable=preflight.writable)
         os.environ.setdefault("HF_HOME", env.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))  # noqa: PTH111
