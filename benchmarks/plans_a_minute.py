@@ -11,7 +11,7 @@ from pathlib import Path
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import plan
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 
 MODELS = Path(__file__).parents[1] / "tests/data/models"
 NAMES = (
@@ -29,11 +29,11 @@ def main() -> int:
     machines = [parse_hardware_name(name) for name in MACHINES]
     cases = itertools.cycle(itertools.product(models, machines))
     for model, machine in itertools.islice(cases, len(models) * len(machines)):
-        plan(Asked(), machine, model)  # what is kept of a model between plans
+        plan(PlanRequest(), machine, model)  # what is kept of a model between plans
     count, began = 0, time.process_time()
     while (spent := time.process_time() - began) < SECONDS:
         model, machine = next(cases)
-        plan(Asked(max_num_seqs=64 + count % 900), machine, model)
+        plan(PlanRequest(max_num_seqs=64 + count % 900), machine, model)
         count += 1
     rate = count / spent * 60
     print(f"plans a minute of one core: {rate:,.0f} ({count} in {spent:.1f} s of CPU time); at least {LIMIT:,}")

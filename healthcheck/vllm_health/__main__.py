@@ -150,7 +150,7 @@ def _serve(given: argparse.Namespace, target: scrape.Target) -> int:
 
 
 async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) -> int:
-    gpus = gpu_faults.Watch()
+    gpus = gpu_faults.GpuWatcher()
 
     def look() -> prober.Surroundings:
         report = gpus.report

@@ -175,7 +175,7 @@ def _xid(index: int, xid: int) -> Fault:
     return Fault(str(index), f"xid {xid}", f"GPU {index}: Xid {xid}, {meaning}", fatal=xid in FATAL_XIDS)
 
 
-class Watch:
+class GpuWatcher:
     """Reads again and again in a thread of its own: a driver that hangs blocks whoever asks it, and nobody else.
 
     Fatal faults are remembered while NVML does not answer: a GPU that met one serves nobody, seen or not.

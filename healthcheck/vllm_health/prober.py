@@ -38,7 +38,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prober:
-    """Watches one vLLM until ``run`` is cancelled; ``state`` and ``exposition`` are what it knows.
+    """Watches one vLLM until ``run`` is cancelled; ``state`` and ``engine_metrics`` are what it knows.
 
     ``transitions`` has every ``state.Transition``, in order. The owner takes them out and acts on them in a task of
     its own. The prober never waits for the owner.
@@ -60,7 +60,7 @@ class Prober:
         self.target, self.limits = target, limits
         self.state = state.beginning(time.monotonic())
         self.transitions: asyncio.Queue[state.Transition] = asyncio.Queue()
-        self.exposition = scrape.Exposition()
+        self.engine_metrics = scrape.EngineMetrics()
         self._around = Surroundings()
         self._look, self._on_note = look, on_note
         self._planned = {"kv_cache_planned_tokens": planned_kv_tokens, "planned_gpus": planned_gpus}
@@ -155,7 +155,7 @@ class Prober:
             return None
         found = scrape.read(answer.body)
         if found.engines or found.kv_cache_tokens:
-            self.exposition = found
+            self.engine_metrics = found
         return found.engines
 
     def _answers(self) -> dict[str, Canary]:
@@ -180,14 +180,14 @@ class Prober:
         for engine, attempt in wanted.items():
             if engine not in self._canaries:
                 one = scrape.canary(
-                    session, self.target, self.exposition.model, engine if several else None, self.limits.stall_s
+                    session, self.target, self.engine_metrics.model, engine if several else None, self.limits.stall_s
                 )
                 self._canaries[engine] = attempt, asyncio.create_task(one)
 
     @property
     def model(self) -> str:
         """The served model's name; empty until somebody has said it."""
-        return self.target.model or self.exposition.model or ""
+        return self.target.model or self.engine_metrics.model or ""
 
     def values(self) -> metrics.Values:
         """Our own metrics, as they are now."""
@@ -210,7 +210,7 @@ class Prober:
             "state": {name: name == known.name for name in metrics.STATES},
             "last_progress_seconds": {name: watch.quiet_s for name, watch in known.engines.items()}
             or {state.API_SERVER: known.still_s},
-            "kv_cache_tokens": {**self.exposition.kv_cache_tokens},
+            "kv_cache_tokens": {**self.engine_metrics.kv_cache_tokens},
             "start_phase_seconds": dict(known.phases),
             "limit_seconds": self._bounds,
             **{name: dict(counts) for name, counts in self._counts.items()},

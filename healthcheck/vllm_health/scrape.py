@@ -43,7 +43,7 @@ class Answer(msgspec.Struct, frozen=True):
         return self.status == _OK
 
 
-class Exposition(msgspec.Struct, frozen=True, kw_only=True):
+class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """What we read of one /metrics: engines, their KV caches in tokens, and the served model's name."""
 
     engines: dict[str, Engine] = {}
@@ -112,7 +112,7 @@ def health(answer: Answer) -> Health:
     return "engine dead" if answer.status == _UNAVAILABLE else "unanswered"
 
 
-def read(text: str) -> Exposition:
+def read(text: str) -> EngineMetrics:
     """What we want of an exposition; whatever in it is garbage, or was cut off in the middle, is passed over."""
     steps: dict[str, dict[str, float]] = {}
     awake: dict[str, bool] = {}
@@ -134,7 +134,7 @@ def read(text: str) -> Exposition:
             seen = steps.setdefault(engine, {})
             seen[line.name] = seen.get(line.name, 0.0) + line.value
     engines = {name: _engine(values, awake=awake.get(name, True)) for name, values in steps.items()}
-    return Exposition(engines=engines, kv_cache_tokens=tokens, model=model)
+    return EngineMetrics(engines=engines, kv_cache_tokens=tokens, model=model)
 
 
 def _parsed(line: str) -> list[Line]:

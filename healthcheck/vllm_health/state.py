@@ -82,7 +82,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     gpu_faults: tuple[str, ...] = ()  # fatal ones, a sentence each
 
 
-class Watch(msgspec.Struct, frozen=True, kw_only=True):
+class EngineWatch(msgspec.Struct, frozen=True, kw_only=True):
     """An engine under watch; seconds are those that were watched."""
 
     engine: Engine
@@ -109,7 +109,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     phases: Mapping[str, float] = {}  # as above, each phase
     movement: Movement | None = None
     still_s: float = 0.0  # watched, since something moved in the start
-    engines: Mapping[str, Watch] = {}
+    engines: Mapping[str, EngineWatch] = {}
     canary_off: str | None = None  # why none is sent any more
 
 
@@ -211,10 +211,10 @@ def _served(state: State, sample: Sample, seen_s: float, now: float, limits: Lim
         watch = state.engines.get(name)
         seen = (sample.engines or {}).get(name)
         if name == API_SERVER and (sample.health == "ok" or watch is None):
-            engines[name] = Watch(engine=Engine(steps={}))
+            engines[name] = EngineWatch(engine=Engine(steps={}))
         elif watch is None:
             assert seen is not None  # noqa: S101 - `names` are the sample's where the state has none
-            engines[name] = Watch(engine=seen)
+            engines[name] = EngineWatch(engine=seen)
         else:
             alive = sample.health == "ok"
             engines[name] = _watched(watch, seen, sample.canaries.get(name), seen_s, limits, canary=canary, alive=alive)
@@ -222,18 +222,25 @@ def _served(state: State, sample: Sample, seen_s: float, now: float, limits: Lim
 
 
 def _watched(
-    old: Watch, seen: Engine | None, answer: Canary | None, seen_s: float, limits: Limits, *, canary: bool, alive: bool
-) -> Watch:
+    old: EngineWatch,
+    seen: Engine | None,
+    answer: Canary | None,
+    seen_s: float,
+    limits: Limits,
+    *,
+    canary: bool,
+    alive: bool,
+) -> EngineWatch:
     before = old.engine.steps
     stepped = seen is not None and any(before.get(name, value) != value for name, value in seen.steps.items())
     engine = old.engine if seen is None else msgspec.structs.replace(seen, steps={**before, **seen.steps})
     kind = answer.kind if answer else None
     if stepped or kind in {"answered", "paused"} or engine.asleep:
         paused = not stepped and (kind == "paused" or (old.paused and kind is None))
-        return Watch(engine=engine, attempt=old.attempt, paused=paused)
+        return EngineWatch(engine=engine, attempt=old.attempt, paused=paused)
     quiet_s = old.quiet_s + seen_s
     if not canary:
-        return Watch(engine=engine, quiet_s=quiet_s, paused=old.paused)
+        return EngineWatch(engine=engine, quiet_s=quiet_s, paused=old.paused)
     if old.asked_s is None:
         doubt = quiet_s >= (limits.busy_quiet_s if engine.running else limits.idle_quiet_s)
         return msgspec.structs.replace(
@@ -253,10 +260,12 @@ def _watched(
         return watch
     if watch.inconclusive and not (engine.running or engine.waiting):
         # The front end answers for the engine, and nothing says that the engine has anything to do: ask again later.
-        return Watch(engine=engine, attempt=old.attempt, strikes=old.strikes)
+        return EngineWatch(engine=engine, attempt=old.attempt, strikes=old.strikes)
     # Where /health answers and /metrics cannot be read, the canary may only be waiting behind other requests.
     strike = watch.shown or not watch.alive
-    return Watch(engine=engine, quiet_s=quiet_s, asked_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike)
+    return EngineWatch(
+        engine=engine, quiet_s=quiet_s, asked_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike
+    )
 
 
 # ---- what it comes to
@@ -275,7 +284,7 @@ def _judged(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
     return _judged_stall(state, sample) or _judged_doubt(state, limits) or _judged_load(state)
 
 
-def _worst(state: State) -> tuple[str, Watch]:
+def _worst(state: State) -> tuple[str, EngineWatch]:
     return max(state.engines.items(), key=lambda item: (item[1].strikes, item[1].quiet_s))
 
 
@@ -329,7 +338,7 @@ def _judged_start(state: State, sample: Sample, limits: Limits) -> tuple[Name, s
     return "starting", f"vLLM is not ready yet{progress}{blind}."
 
 
-def _quiet(name: str, watch: Watch) -> str:
+def _quiet(name: str, watch: EngineWatch) -> str:
     who = f"Engine {name}" if name else "The API server"
     load = f" with {watch.engine.running:.0f} requests running and {watch.engine.waiting:.0f} waiting" if name else ""
     what = "made no step" if name else "answered nothing"

@@ -2,7 +2,7 @@
 
 Names, defaults and one-line descriptions stand in helm/values.yaml, what a default does not show in helm/schema.yaml,
 Kubernetes' own types in tests/data/schemas, and the keys of ``config`` are those of config.yaml: vLLM's options in
-engine/options.json, the launcher's in settings.Launch.
+engine/options.json, the launcher's in settings.LauncherSettings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import yaml
 
 from vllm_launch.engine.options import options
-from vllm_launch.settings.settings import Launch
+from vllm_launch.settings.settings import LauncherSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
@@ -104,7 +104,7 @@ def _config() -> Schema:
             kind = {"anyOf": [kind, {"type": ["null", "boolean"]}]}
         properties[option.dest] = properties[option.dest.replace("_", "-")] = kind
     launch: Schema = {}
-    for field, kind in zip(Launch.__struct_fields__, _launch_kinds(), strict=True):
+    for field, kind in zip(LauncherSettings.__struct_fields__, _launch_kinds(), strict=True):
         launch[field] = launch[field.replace("_", "-")] = kind
     properties["launch"] = _named({"type": "object", "properties": dict(sorted(launch.items()))})
     return {
@@ -117,8 +117,10 @@ def _config() -> Schema:
 
 def _launch_kinds() -> list[Schema]:
     """Of each of the launcher's settings, from its annotation."""
-    described = msgspec.json.schema(Launch)["$defs"]["Launch"]["properties"]
-    return [{k: v for k, v in described[field].items() if k != "default"} for field in Launch.__struct_fields__]
+    described = msgspec.json.schema(LauncherSettings)["$defs"]["LauncherSettings"]["properties"]
+    return [
+        {k: v for k, v in described[field].items() if k != "default"} for field in LauncherSettings.__struct_fields__
+    ]
 
 
 def _publish(node: object, published: Schema, definitions: Schema) -> None:

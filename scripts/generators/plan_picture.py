@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_launch.decide import asked
+from vllm_launch.decide import plan_request
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import plan
@@ -31,7 +31,7 @@ def text() -> str:
     settings = read_settings([MODEL], {})
     folder = ROOT / "tests/data/models" / MODEL.replace("/", "--")
     hardware = parse_hardware_name(MACHINE)
-    decided = plan(asked(settings), hardware, msgspec.structs.replace(read_model(str(folder)), name=MODEL))
+    decided = plan(plan_request(settings), hardware, msgspec.structs.replace(read_model(str(folder)), name=MODEL))
     argv = command.engine_command(decided.options, settings, python="python3", vllm_distribution="vllm")
     shown = command.with_command(decided, settings, argv, {})
     return f"$ vllm-launch plan {MODEL} --hardware {MACHINE}\n\n{report.plan_as(shown, hardware, 'table', COLUMNS)}"

@@ -103,9 +103,9 @@ def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> Usag
 
 
 def _setting_names() -> str:
-    from vllm_launch.settings.settings import Launch  # noqa: PLC0415 - for its fields alone
+    from vllm_launch.settings.settings import LauncherSettings  # noqa: PLC0415 - for its fields alone
 
-    names = ", ".join(Launch.__struct_fields__)
+    names = ", ".join(LauncherSettings.__struct_fields__)
     return f"  {names}\nWhat each one means: docs/config.example.yaml"
 
 

@@ -9,14 +9,14 @@ from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 from vllm_launch.settings.settings import Settings
 
 
-def asked(settings: Settings) -> Asked:
+def plan_request(settings: Settings) -> PlanRequest:
     """User settings that the plan must not change."""
     engine = settings.engine
-    known = {name: engine[name] for name in Asked.__struct_fields__ if engine.get(name) is not None}
+    known = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
     known["objective"] = settings.launch.objective
     known["fp8_kv"] = settings.launch.quality == "fp8-kv"
     fused = multicast.fuses(engine.get("compilation_config"))
@@ -24,7 +24,7 @@ def asked(settings: Settings) -> Asked:
     known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     known["estimate_cudagraphs"] = settings.estimate_cudagraphs
     known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
-    return msgspec.convert(known, Asked)
+    return msgspec.convert(known, PlanRequest)
 
 
 def credited(plan: Plan, settings: Settings) -> Plan:
@@ -51,7 +51,7 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         token=text_option(engine.get("hf_token")),
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
     )
-    decided = plan(asked(settings), hardware, model)
+    decided = plan(plan_request(settings), hardware, model)
     return credited(decided, settings)
 
 

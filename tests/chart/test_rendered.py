@@ -15,7 +15,7 @@ from kubeconform import problems
 from machine import ROOT
 
 from vllm_launch.settings.read import read_settings
-from vllm_launch.settings.settings import Launch
+from vllm_launch.settings.settings import LauncherSettings
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 HUB, FOLDER = {"config": {"model": "some/model"}}, {"config": {"model": "/models/a"}, "models": {"claim": "models"}}
@@ -101,9 +101,9 @@ def test_defaults_are_the_launchers_own(pod):
     spec, container = pod()
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     settings = read_settings(["some/model"], {})
-    assert ports == {"api": settings.port, "health": Launch().health_port}
+    assert ports == {"api": settings.port, "health": LauncherSettings().health_port}
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert spec["terminationGracePeriodSeconds"] == Launch().drain_seconds + before
+    assert spec["terminationGracePeriodSeconds"] == LauncherSettings().drain_seconds + before
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])

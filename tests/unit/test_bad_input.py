@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.__main__ import main
 from vllm_launch.engine.options import options
-from vllm_launch.settings.settings import Launch
+from vllm_launch.settings.settings import LauncherSettings
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 64,
@@ -661,7 +661,7 @@ FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scope
 @given(
     st.lists(
         st.tuples(st.sampled_from([option.flags[0] for option in options().values()]), VALUES | st.text(max_size=5))
-        | st.tuples(st.sampled_from([f"--launch-{field}" for field in Launch.__struct_fields__]), VALUES),
+        | st.tuples(st.sampled_from([f"--launch-{field}" for field in LauncherSettings.__struct_fields__]), VALUES),
         max_size=4,
     )
 )
@@ -673,7 +673,7 @@ def test_any_words_are_planned_or_refused_in_one_line(place: Path, words: list[t
 @FUZZ
 @given(
     st.dictionaries(st.sampled_from(list(options())), ANYTHING, max_size=4),
-    st.dictionaries(st.sampled_from(Launch.__struct_fields__), ANYTHING, max_size=2) | ANYTHING,
+    st.dictionaries(st.sampled_from(LauncherSettings.__struct_fields__), ANYTHING, max_size=2) | ANYTHING,
 )
 def test_any_config_file_is_checked_or_refused_in_one_line(place: Path, engine: dict[str, Any], launch: Any) -> None:
     write(place, {"config.yaml": json.dumps({**engine, "launch": launch})})

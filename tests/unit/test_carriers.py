@@ -9,10 +9,10 @@ import pytest
 
 from vllm_health import addresses
 from vllm_launch.engine.options import options
-from vllm_launch.settings.settings import Launch
+from vllm_launch.settings.settings import LauncherSettings
 
 ROOT = Path(__file__).parents[2]
-API, HEALTH, DRAIN = options()["port"].default, Launch().health_port, Launch().drain_seconds
+API, HEALTH, DRAIN = options()["port"].default, LauncherSettings().health_port, LauncherSettings().drain_seconds
 
 
 def test_vllms_port_is_the_pinned_vllms():

@@ -25,7 +25,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.machine.hardware_file import load_hardware
-from vllm_launch.settings.settings import Launch
+from vllm_launch.settings.settings import LauncherSettings
 
 DATA = Path(__file__).parents[1] / "data"
 LLAMA = str(DATA / "models" / "meta-llama--Meta-Llama-3-8B")
@@ -68,7 +68,7 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 def test_help_names_every_command_and_setting(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, *words)
     assert all(re.search(rf"^  {command} ", out, re.MULTILINE) for command in ("serve", "plan", "gpus", "check"))
-    assert all(field in out for field in Launch.__struct_fields__)
+    assert all(field in out for field in LauncherSettings.__struct_fields__)
     assert max(map(len, out.splitlines())) <= 250
 
 

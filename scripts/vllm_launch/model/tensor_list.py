@@ -6,7 +6,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.model.model import Quantization, Tensor
 from vllm_launch.model.quantization import is_ignored, stored
 
-MOST = 1_000_000
+MAX_TENSORS = 1_000_000
 """Tensors; Kimi K2's INT4 upload has 210 thousand. Layers, experts and their product can be slips of the pen."""
 
 
@@ -23,8 +23,8 @@ class TensorList:
         Raises:
             UsageError: there would be more than any model has.
         """
-        if len(self._tensors) >= MOST:
-            what = f"its layers and experts make more than {MOST:,} tensors, which no model has"
+        if len(self._tensors) >= MAX_TENSORS:
+            what = f"its layers and experts make more than {MAX_TENSORS:,} tensors, which no model has"
             raise UsageError(self.where, what, "correct it, or download the file again")
         self._tensors.append(Tensor(name, dtype or self.dtype, shape))
 

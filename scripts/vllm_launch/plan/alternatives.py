@@ -13,7 +13,7 @@ from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.fit import NoFit
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 
 NEAREST = 3
 """How many things that would fit are named when nothing does."""
@@ -23,7 +23,7 @@ LARGER = ("A100-80GB", "H200", "B200")
 
 
 def nothing_fits(
-    asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Model, missed: Sequence[NoFit]
+    request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model, missed: Sequence[NoFit]
 ) -> UsageError:
     """The refusal: by how much it does not fit, and the three nearest things that would."""
     counts = ", ".join(f"{len(group)} x {group[0].name}" for group in alike(tuple(gpus)))
@@ -36,14 +36,14 @@ def nothing_fits(
     nearest = min(sized, key=lambda miss: miss.missing or 0)
     what = f"{nearest.layout.title}: {nearest.why}"
     nothing = "nothing near would: take a smaller model or larger GPUs"
-    found = "; or ".join(_would_fit(asked, hardware, gpus, model, max(miss.longest for miss in sized)))
+    found = "; or ".join(_would_fit(request, hardware, gpus, model, max(miss.longest for miss in sized)))
     return UsageError(where, what, f"what would fit: {found}" if found else nothing)
 
 
-def _would_fit(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Model, longest: int) -> list[str]:
+def _would_fit(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model, longest: int) -> list[str]:
     """At most three changes that make it fit, nearest first; each has been planned, none is a guess."""
     found: dict[str, str] = {}
-    for words, changed, machine in _changes(asked, hardware, gpus, model, longest):
+    for words, changed, machine in _changes(request, hardware, gpus, model, longest):
         kind = words.lstrip("0123456789 ")  # two GPUs will do, so nobody needs to hear of four
         if len(found) < NEAREST and kind not in found and choose(changed, machine, machine.gpus, model)[0]:
             found[kind] = words
@@ -51,23 +51,23 @@ def _would_fit(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Mod
 
 
 def _changes(
-    asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Model, longest: int
-) -> Iterator[tuple[str, Asked, Hardware]]:
+    request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model, longest: int
+) -> Iterator[tuple[str, PlanRequest, Hardware]]:
     """What could be changed, in words, as it would be asked, and on which machine; the smallest change first."""
     change = msgspec.structs.replace
-    if asked.gpu_memory_utilization is not None:
-        yield "no --gpu-memory-utilization", change(asked, gpu_memory_utilization=None), hardware
-    if asked.kv_cache_memory_bytes is not None:
-        yield "no --kv-cache-memory-bytes", change(asked, kv_cache_memory_bytes=None), hardware
+    if request.gpu_memory_utilization is not None:
+        yield "no --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
+    if request.kv_cache_memory_bytes is not None:
+        yield "no --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
     if longest:
-        yield f"--max-model-len {longest}", change(asked, max_model_len=longest), hardware
-    if asked.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:
-        yield "--kv-cache-dtype fp8", change(asked, kv_cache_dtype="fp8"), hardware
-    fp8 = asked.quantization is None and model.quantization is None
+        yield f"--max-model-len {longest}", change(request, max_model_len=longest), hardware
+    if request.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:
+        yield "--kv-cache-dtype fp8", change(request, kv_cache_dtype="fp8"), hardware
+    fp8 = request.quantization is None and model.quantization is None
     if fp8:
-        yield "--quantization fp8", change(asked, quantization="fp8"), hardware
-    free = change(asked, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
-    if free != asked:
+        yield "--quantization fp8", change(request, quantization="fp8"), hardware
+    free = change(request, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
+    if free != request:
         yield "no parallel sizes set", free, hardware
     more = [count for count in (2, 4, 8, 16) if count > len(gpus) and not gpus[0].mig_profile]
     for count in more:

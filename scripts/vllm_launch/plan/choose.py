@@ -10,7 +10,7 @@ from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
 from vllm_launch.plan.fit import Candidate, NoFit, on_gpus
-from vllm_launch.plan.request import Asked, batch_of, run_of
+from vllm_launch.plan.request import PlanRequest, batch_of, run_of
 from vllm_launch.sizing.parallel import Layout, problems
 from vllm_launch.sizing.run_config import RunConfig, default_batch
 
@@ -22,12 +22,14 @@ UNEVEN = 50
 a monitoring agent holds, must not change which GPUs are neighbours."""
 
 
-def choose(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Model) -> tuple[Candidate | None, list[NoFit]]:
+def choose(
+    request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model
+) -> tuple[Candidate | None, list[NoFit]]:
     """The best of all groups, None where nothing holds, and what was considered before it."""
     kept: list[tuple[Candidate, list[NoFit]]] = []
     missed: list[NoFit] = []
-    for group in _groups(asked, hardware, gpus):
-        found, misses = _best(asked, hardware, group, model)
+    for group in _groups(request, hardware, gpus):
+        found, misses = _best(request, hardware, group, model)
         if found is None:
             missed += misses
         else:
@@ -37,7 +39,7 @@ def choose(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu], model: Model) 
     return max(kept, key=lambda pair: (pair[0].useful, pair[0].tokens))
 
 
-def _groups(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """Sets of GPUs that one vLLM may span.
 
     One utilisation and one number of blocks hold for every GPU of a vLLM, so unlike GPUs are mixed only where what was
@@ -47,7 +49,9 @@ def _groups(asked: Asked, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple
     if any(gpu.mig_profile for gpu in gpus):
         return [(gpu,) for gpu in gpus]
     groups = [_ordered(hardware, group) for group in alike(tuple(gpus))]
-    needed = (asked.tensor_parallel_size or 1) * (asked.pipeline_parallel_size or 1) * (asked.data_parallel_size or 1)
+    needed = (
+        (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1) * (request.data_parallel_size or 1)
+    )
     return groups if needed <= max(map(len, groups)) else [_ordered(hardware, gpus)]
 
 
@@ -77,44 +81,46 @@ def _linked(hardware: Hardware, gpus: Sequence[Gpu]) -> bool:
     return all(a == b or hardware.nvlink[a][b] for a in rows for b in rows)
 
 
-def _layouts(asked: Asked, hardware: Hardware, group: Sequence[Gpu]) -> Iterator[Layout]:
+def _layouts(request: PlanRequest, hardware: Hardware, group: Sequence[Gpu]) -> Iterator[Layout]:
     """Splits of one replica over ``group``, best first for the objective; ``data`` is how many replicas fit there.
 
     Over PCIe alone a pipeline moves far less than tensor parallelism does, which is what vLLM's documentation advises
     there ("Parallelism and Scaling", on GPUs without NVLink); for latency only tensor parallelism helps.
     """
-    most = len(group) // (asked.data_parallel_size or 1)
-    tensors = [asked.tensor_parallel_size] if asked.tensor_parallel_size else range(1, most + 1)
-    pipelines = [asked.pipeline_parallel_size] if asked.pipeline_parallel_size else range(1, most + 1)
+    most = len(group) // (request.data_parallel_size or 1)
+    tensors = [request.tensor_parallel_size] if request.tensor_parallel_size else range(1, most + 1)
+    pipelines = [request.pipeline_parallel_size] if request.pipeline_parallel_size else range(1, most + 1)
     splits = [(tensor, pipeline) for tensor in tensors for pipeline in pipelines if tensor * pipeline <= most]
-    if asked.objective == "latency":
+    if request.objective == "latency":
         splits.sort(key=lambda split: (split[1], -split[0]))
     else:
         joined = {size: _linked(hardware, group[:size]) for size in {tensor * pipe for tensor, pipe in splits}}
         splits.sort(key=lambda split: (split[0] * split[1], split[1] if joined[split[0] * split[1]] else split[0]))
     for tensor, pipeline in splits:
-        data = asked.data_parallel_size or len(group) // (tensor * pipeline)
-        yield Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=bool(asked.enable_expert_parallel))
+        data = request.data_parallel_size or len(group) // (tensor * pipeline)
+        yield Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=bool(request.enable_expert_parallel))
 
 
-def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) -> tuple[Candidate | None, list[NoFit]]:
+def _best(
+    request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model
+) -> tuple[Candidate | None, list[NoFit]]:
     """The first useful split on ``group``, else the one with the longest requests, else None; and what was passed over.
 
     vLLM's own batch comes first; smaller ones are tried when with it nothing is useful.
     """
-    batches = [batch_of(asked, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
+    batches = [batch_of(request, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
     oldest = min(gpu.generation for gpu in group)
     fallback: Candidate | None = None
     first: list[NoFit] = []
     for batch in dict.fromkeys(batch for batch in batches if max(batch) <= max(batches[0])):
-        run = run_of(asked, model, batch, oldest)
+        run = run_of(request, model, batch, oldest)
         misses: list[NoFit] = []
-        for layout in _layouts(asked, hardware, group):
-            found = _spread(asked, layout, group, model, run)
+        for layout in _layouts(request, hardware, group):
+            found = _spread(request, layout, group, model, run)
             if isinstance(found, NoFit):
                 misses.append(found)
             elif found.useful:
-                return _grown(asked, hardware, group, model, found), misses
+                return _with_spare_gpus(request, hardware, group, model, found), misses
             else:
                 misses.append(
                     NoFit(layout=found.layout, why=explain.too_small(found), longest=found.run_config.max_model_len)
@@ -127,35 +133,39 @@ def _best(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model) 
     return fallback, [miss for miss in first if miss.layout != fallback.layout]
 
 
-def _grown(asked: Asked, hardware: Hardware, group: Sequence[Gpu], model: Model, found: Candidate) -> Candidate:
+def _with_spare_gpus(
+    request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model, found: Candidate
+) -> Candidate:
     """``found``, or the same number of replicas with more GPUs each where some would be left over, such as 1 of 4."""
     replicas, each = found.layout.data, found.layout.gpus_per_replica
-    if asked.objective == "latency" or replicas < len(group) // each:
+    if request.objective == "latency" or replicas < len(group) // each:
         return found  # more stages only add to the latency; or some GPUs are too full to help
     for size in range(len(group) // replicas, each, -1):
-        for layout in _layouts(asked, hardware, group):
+        for layout in _layouts(request, hardware, group):
             if (layout.gpus_per_replica, layout.data) == (size, replicas):
-                larger = _spread(asked, layout, group, model, found.run_config)
+                larger = _spread(request, layout, group, model, found.run_config)
                 if isinstance(larger, Candidate) and larger.tokens > found.tokens:
                     return larger
     return found
 
 
-def _spread(asked: Asked, layout: Layout, group: Sequence[Gpu], model: Model, run: RunConfig) -> Candidate | NoFit:
+def _spread(
+    request: PlanRequest, layout: Layout, group: Sequence[Gpu], model: Model, run: RunConfig
+) -> Candidate | NoFit:
     """``layout`` with as many replicas as give the most tokens: a GPU that is half taken drags all of them down.
 
     Where the experts' width cannot be cut, whole experts can be spread (expert parallelism), unless that was asked for
     or denied.
     """
-    if model.experts and asked.enable_expert_parallel is None and problems(model, run, layout, group):
+    if model.experts and request.enable_expert_parallel is None and problems(model, run, layout, group):
         whole = msgspec.structs.replace(layout, expert_parallel=True)
         layout = layout if problems(model, run, whole, group) else whole
     each = layout.gpus_per_replica
-    best = on_gpus(asked, layout, group[: each * layout.data], model, run)
-    if asked.data_parallel_size or not any(_taken(group[: each * layout.data])):
+    best = on_gpus(request, layout, group[: each * layout.data], model, run)
+    if request.data_parallel_size or not any(_taken(group[: each * layout.data])):
         return best
     for data in range(layout.data - 1, 0, -1):
-        found = on_gpus(asked, msgspec.structs.replace(layout, data=data), group[: each * data], model, run)
+        found = on_gpus(request, msgspec.structs.replace(layout, data=data), group[: each * data], model, run)
         if isinstance(found, Candidate) and (
             isinstance(best, NoFit) or (found.useful, found.tokens) > (best.useful, best.tokens)
         ):

@@ -10,7 +10,7 @@ import msgspec
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
-from vllm_launch.plan.request import AUTO, Asked, batch_of
+from vllm_launch.plan.request import AUTO, PlanRequest, batch_of
 from vllm_launch.sizing import kv, memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
@@ -52,10 +52,14 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-def reasons(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[Reason]:
+def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[Reason]:
     """One for each value of the plan, what was asked for included."""
-    found = [*_parallel(asked, hardware, model, chosen), *_memory(asked, model, chosen), *_batch(asked, model, chosen)]
-    given = msgspec.structs.asdict(asked)
+    found = [
+        *_parallel(request, hardware, model, chosen),
+        *_memory(request, model, chosen),
+        *_batch(request, model, chosen),
+    ]
+    given = msgspec.structs.asdict(request)
     return [_credited(reason, given.get(reason.field)) for reason in found]
 
 
@@ -67,14 +71,14 @@ def _credited(reason: Reason, given: object) -> Reason:
     return msgspec.structs.replace(reason, source=Source.YOU, why=why)
 
 
-def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
+def _parallel(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
     layout, each = chosen.layout, chosen.layout.gpus_per_replica
     if not chosen.gpus:
         why = "no GPU is used: one worker of the CPU engine uses every core it may"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.HARDWARE)
     else:
         what = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
-        if asked.objective == "latency":
+        if request.objective == "latency":
             why = f"objective latency: the widest tensor parallelism that the model's sizes allow; {what}"
         elif chosen.useful and model.experts and layout.data > 1:
             why = f"attention fits on {each} of the GPUs; the experts are spread over all {len(chosen.gpus)}: {what}"
@@ -83,7 +87,7 @@ def _parallel(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate)
         else:
             why = f"no split here gives a useful KV cache; this one holds the longest requests: {what}"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.RULE)
-    if layout.pipeline > 1 or asked.pipeline_parallel_size:
+    if layout.pipeline > 1 or request.pipeline_parallel_size:
         why = _stages(hardware, model, chosen)
         yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=Source.HARDWARE)
     used = len(chosen.gpus)
@@ -109,7 +113,7 @@ def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
     return f"more GPUs are needed, and stages leave more KV cache on them than TP={each}"
 
 
-def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
+def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     cache, run, parts = chosen.kv_cache, chosen.run_config, chosen.memory
     if chosen.gpus:
         yield Reason(
@@ -118,10 +122,12 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             why=_utilization(tightest(chosen.gpus), chosen.run_config, parts),
             source=Source.HARDWARE,
         )
-        if asked.kv_cache_memory_bytes:
+        if request.kv_cache_memory_bytes:
             why = "as you set it, on each GPU; vLLM then asks nobody how much is left"
             yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=Source.YOU)
-    elif asked.gpu_memory_utilization is not None and not (asked.kv_cache_memory_bytes or asked.cpu_kv_cache_bytes):
+    elif request.gpu_memory_utilization is not None and not (
+        request.kv_cache_memory_bytes or request.cpu_kv_cache_bytes
+    ):
         yield Reason(
             field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE
         )  # the person's
@@ -129,9 +135,9 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
             why = "half of the memory that is left; the rest is the page cache's and other programs'"
-        if asked.cpu_kv_cache_bytes:
+        if request.cpu_kv_cache_bytes:
             why = "as VLLM_CPU_KVCACHE_SPACE says, which vLLM puts above its flag"
-        source = Source.YOU if asked.cpu_kv_cache_bytes else Source.RULE
+        source = Source.YOU if request.cpu_kv_cache_bytes else Source.RULE
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
     source, why = Source.MODEL, "what the model is made for, and it fits"
     if run.max_model_len < model.max_model_len:
@@ -140,7 +146,7 @@ def _memory(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
             f"cut from the model's own {model.max_model_len:,}: the KV cache holds no longer request",
         )
     yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
-    if asked.fp8_kv and run.kv_cache_dtype == "fp8":
+    if request.fp8_kv and run.kv_cache_dtype == "fp8":
         why = "as launch.quality fp8-kv allows: half the bytes of the model's own dtype, and half to read for a token"
         yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.RULE)
     if cache.bytes_per_token:
@@ -170,10 +176,10 @@ def _utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
     )
 
 
-def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
+def _batch(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     default = default_batch(chosen.gpus[0] if chosen.gpus else None, chosen.layout.gpus_per_replica)
     values = chosen.run_config.max_num_batched_tokens, chosen.run_config.max_num_seqs
-    own = batch_of(asked, model, default)
+    own = batch_of(request, model, default)
     states = any(layer.state_shapes for layer in model.layers) and values[0] == own[0]
     for field, value, vllms, usual in zip(
         ("max_num_batched_tokens", "max_num_seqs"), values, own, default, strict=True
@@ -189,7 +195,7 @@ def _batch(asked: Asked, model: Model, chosen: Candidate) -> Iterator[Reason]:
         elif value != usual:
             why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
-    if (share := watermark_of(asked, chosen)) or asked.watermark is not None:
+    if (share := watermark_of(request, chosen)) or request.watermark is not None:
         why = "of the KV cache is kept free for running requests to grow into: one preempted is computed again"
         yield Reason(field="watermark", value=share, why=why, source=Source.RULE)
 
@@ -212,26 +218,30 @@ def cpu_remedy(miss: NoFit) -> str:
     return f"{longest}raise the memory limit, take a smaller model, or plan for GPUs with --hardware"
 
 
-def warnings(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
+def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
     """What the person should know before believing the plan."""
-    return [*_loud_cuts(asked, model, chosen), *_gpu_warnings(asked, hardware, chosen), *_guess(asked, model, chosen)]
+    return [
+        *_loud_cuts(request, model, chosen),
+        *_gpu_warnings(request, hardware, chosen),
+        *_guess(request, model, chosen),
+    ]
 
 
-def _loud_cuts(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
+def _loud_cuts(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
     longest = chosen.run_config.max_model_len
-    if asked.length is None and longest < model.max_model_len:
+    if request.length is None and longest < model.max_model_len:
         need = kv.bytes_per_request(chosen.placement, model.max_model_len)
         yield (
             f"max_model_len is cut from the model's own {model.max_model_len:,} to {longest:,} tokens: one request of "
             f"the model's length needs {gib(need)} of KV cache and {gib(chosen.kv_cache.bytes)} are there"
         )
-    if not chosen.useful and longest == (asked.length or model.max_model_len):
+    if not chosen.useful and longest == (request.length or model.max_model_len):
         yield f"the KV cache is small: {_streams(chosen)} at a time; others wait"
     if model.tensors_from == "config":
         yield "there are no safetensors headers to read, so the size of the weights follows from config.json alone"
 
 
-def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
+def _gpu_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
     yield from (f"{why}; it is left out" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
     for gpu in chosen.gpus:
         yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
@@ -240,22 +250,22 @@ def _gpu_warnings(asked: Asked, hardware: Hardware, chosen: Candidate) -> Iterat
             yield f"GPU {gpu.index} is shared: {gib(gpu.memory_total - gpu.memory_free)} are held, by {held}"
     if not chosen.gpus:
         nodes = len(hardware.cpu.numa_nodes) if hardware.cpu else 1
-        if nodes > 1 and asked.tensor_parallel_size is None:
+        if nodes > 1 and request.tensor_parallel_size is None:
             yield f"the CPU has {nodes} NUMA nodes and one is used: --tensor-parallel-size {nodes} uses all of them"
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
         yield f"{len(hardware.gpus) - len(chosen.gpus)} GPUs are left unused"
-    if asked.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
+    if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
             f"serving may take beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
         )
 
 
-def _guess(asked: Asked, model: Model, chosen: Candidate) -> Iterator[str]:
+def _guess(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
     """VLLM's guess at CUDA graphs, where it makes one that nobody asked for and the cache is much smaller for it."""
-    left_to_vllm = asked.gpu_memory_utilization is not None and asked.estimate_cudagraphs is None
-    if not chosen.gpus or not left_to_vllm or asked.kv_cache_memory_bytes:
+    left_to_vllm = request.gpu_memory_utilization is not None and request.estimate_cudagraphs is None
+    if not chosen.gpus or not left_to_vllm or request.kv_cache_memory_bytes:
         return
     plain = msgspec.structs.replace(chosen.run_config, estimate_cudagraphs=False)
     told_not_to = Placement(model, plain, chosen.layout, chosen.placement.gpu)

@@ -9,7 +9,7 @@ import msgspec
 
 from vllm_launch.machine.gpus import Cpu, Gpu
 from vllm_launch.model.model import Model
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 from vllm_launch.sizing import kv, memory, parallel
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
@@ -72,14 +72,14 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
     longest: int = 0  # tokens of the longest request that would fit
 
 
-def watermark_of(asked: Asked, found: Candidate) -> float:
+def watermark_of(request: PlanRequest, found: Candidate) -> float:
     """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool.
 
     And 0 in a cache that is not useful, or does not hold two of the longest: one of them would have to wait until
     nothing else runs, and those behind it with it (v1/core/sched/scheduler.py: whoever is not let in ends the turn).
     """
-    if asked.watermark is not None:
-        return asked.watermark
+    if request.watermark is not None:
+        return request.watermark
     longest, tokens = found.run_config.max_model_len, found.kv_cache.tokens
     outgrown = 2 * longest <= tokens < found.run_config.max_num_seqs * longest
     return WATERMARK if outgrown and found.useful and found.placement.model.task == "generate" else 0.0
@@ -90,7 +90,9 @@ def tightest(gpus: Sequence[Gpu]) -> Gpu:
     return min(gpus, key=lambda gpu: (gpu.memory_free, gpu.memory_total))
 
 
-def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run: RunConfig) -> Candidate | NoFit:
+def on_gpus(
+    request: PlanRequest, layout: Layout, gpus: Sequence[Gpu], model: Model, run: RunConfig
+) -> Candidate | NoFit:
     """Work ``layout`` out on exactly ``gpus``, those of all its replicas."""
     problems = parallel.problems(model, run, layout, gpus)
     if problems:
@@ -98,25 +100,25 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     gpu = tightest(gpus)  # one utilisation holds for all, so it decides
     placement = Placement(model, run, layout, gpu)
     ranks = memory.of_ranks(placement)
-    parts = memory.fullest(ranks, run)
+    parts = memory.rank_with_least_room(ranks, run)
     safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one holds for all, whoever leaves the least
-    utilization = asked.gpu_memory_utilization or safe
+    utilization = request.gpu_memory_utilization or safe
     left = memory.kv_bytes(parts, run, gpu, utilization)
-    if refusal := _refusal(asked, layout, parts, gpu, left):
+    if refusal := _refusal(request, layout, parts, gpu, left):
         return refusal
     room: kv.Room = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
-    if asked.kv_cache_memory_bytes:
-        room = left = asked.kv_cache_memory_bytes
-    found = _with_cache(asked, placement, room)
+    if request.kv_cache_memory_bytes:
+        room = left = request.kv_cache_memory_bytes
+    found = _with_cache(request, placement, room)
     if isinstance(found, NoFit):
         return found
     placement, cache, useful = found
     blocks = _state_blocks(placement, cache)
     if blocks is not None and run.max_num_seqs > blocks:
-        if asked.max_num_seqs is not None or not blocks:
+        if request.max_num_seqs is not None or not blocks:
             why = f"max_num_seqs {run.max_num_seqs} is more than the {blocks} recurrent states that fit"
             return NoFit(layout=layout, why=why)
-        return on_gpus(asked, layout, gpus, model, msgspec.structs.replace(run, max_num_seqs=blocks))
+        return on_gpus(request, layout, gpus, model, msgspec.structs.replace(run, max_num_seqs=blocks))
     return Candidate(
         placement=placement,
         gpus=tuple(gpus),
@@ -129,26 +131,29 @@ def on_gpus(asked: Asked, layout: Layout, gpus: Sequence[Gpu], model: Model, run
     )
 
 
-def _refusal(asked: Asked, layout: Layout, parts: Memory, gpu: Gpu, left: int) -> NoFit | None:
+def _refusal(request: PlanRequest, layout: Layout, parts: Memory, gpu: Gpu, left: int) -> NoFit | None:
     """Why vLLM would not get as far as a KV cache; ``left`` bytes are what its profiling leaves for one."""
     over, why = -left, "before any KV cache"
-    if asked.gpu_memory_utilization is not None:
-        share = memory.requested(gpu, asked.gpu_memory_utilization)
+    if request.gpu_memory_utilization is not None:
+        share = memory.requested(gpu, request.gpu_memory_utilization)
         free = gpu.memory_free - parts.context
         if share > free:  # v1/worker/utils.py:request_memory raises
-            over, why = share - free, f"to gpu_memory_utilization {asked.gpu_memory_utilization}, with {gib(free)} free"
-        elif asked.kv_cache_memory_bytes:
+            over, why = (
+                share - free,
+                f"to gpu_memory_utilization {request.gpu_memory_utilization}, with {gib(free)} free",
+            )
+        elif request.kv_cache_memory_bytes:
             return None  # vLLM takes both as they are given
-    elif asked.kv_cache_memory_bytes:
-        over, why = asked.kv_cache_memory_bytes - left, f"to a KV cache of {gib(asked.kv_cache_memory_bytes)}"
-    if over < 0 or (over == 0 and asked.kv_cache_memory_bytes):
+    elif request.kv_cache_memory_bytes:
+        over, why = request.kv_cache_memory_bytes - left, f"to a KV cache of {gib(request.kv_cache_memory_bytes)}"
+    if over < 0 or (over == 0 and request.kv_cache_memory_bytes):
         return None
     needs = f"weights {gib(parts.weights)}, activations {gib(parts.activation_peak)}"
     why = f"{gib(max(over, 1))} of GPU {gpu.index}'s memory are missing {why} ({needs})"
     return NoFit(layout=layout, why=why, missing=max(over, 1))
 
 
-def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:
+def on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:
     """Work ``layout`` out on the CPU engine, one worker for each tensor-parallel rank (vLLM binds them to NUMA nodes).
 
     Unasked, the cache holds ``max_num_seqs`` requests of 2,048 tokens and one of ``max_model_len``, or as many as
@@ -165,14 +170,14 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: RunConfig)
     if left <= 0:
         why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
-    set_bytes = asked.cpu_kv_cache_bytes or asked.kv_cache_memory_bytes
-    if asked.gpu_memory_utilization is not None and not set_bytes:
-        set_bytes = max(1, _cpu_share(cpu, asked.gpu_memory_utilization) - taken)
+    set_bytes = request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
+    if request.gpu_memory_utilization is not None and not set_bytes:
+        set_bytes = max(1, _cpu_share(cpu, request.gpu_memory_utilization) - taken)
     if set_bytes and (over := set_bytes - left) > 0:
         why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
         return NoFit(layout=layout, why=why, missing=over)
     most = set_bytes or int(left * CPU_SHARE)
-    found = _with_cache(asked, placement, most)
+    found = _with_cache(request, placement, most)
     if isinstance(found, NoFit):
         return found
     placement, cache, useful = found
@@ -190,7 +195,7 @@ def on_cpu(asked: Asked, layout: Layout, cpu: Cpu, model: Model, run: RunConfig)
         placement=placement,
         gpus=(),
         memory=parts,
-        utilization=asked.gpu_memory_utilization or 0.0,
+        utilization=request.gpu_memory_utilization or 0.0,
         safe_utilization=0.0,
         kv_bytes=most,
         kv_cache=cache,
@@ -204,12 +209,12 @@ def _cpu_share(cpu: Cpu, utilization: float) -> int:
     return math.ceil(min([limit, *(node.memory_total for node in cpu.numa_nodes)]) * utilization)
 
 
-def _with_cache(asked: Asked, placement: Placement, room: kv.Room) -> tuple[Placement, KvCache, bool] | NoFit:
+def _with_cache(request: PlanRequest, placement: Placement, room: kv.Room) -> tuple[Placement, KvCache, bool] | NoFit:
     """What ``room`` for the cache holds: ``placement`` with a length that fits, the cache, and whether it is useful."""
     model, run, layout = placement.model, placement.run_config, placement.layout
     longest = kv.longest_that_fits(placement, room)
     if longest < run.max_model_len:
-        if asked.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
+        if request.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
             needed = kv.bytes_per_request(placement, run.max_model_len)
             left = room if isinstance(room, int) else min(room)
             missing = max(needed // layout.gpus_per_replica - left, 1)
@@ -218,7 +223,7 @@ def _with_cache(asked: Asked, placement: Placement, room: kv.Room) -> tuple[Plac
         run = msgspec.structs.replace(run, max_model_len=longest)
         placement = Placement(model, run, layout, placement.gpu)
     cache = kv.kv_cache(placement, room)
-    whole = run.max_model_len == (asked.length or model.max_model_len)
+    whole = run.max_model_len == (request.length or model.max_model_len)
     enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
     return placement, cache, not cache.bytes_per_token or (whole and enough)
 

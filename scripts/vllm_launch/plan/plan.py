@@ -18,7 +18,7 @@ from vllm_launch.plan.alternatives import nothing_fits
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.explain import Reason, Rejected
 from vllm_launch.plan.fit import Candidate, NoFit, on_cpu, watermark_of
-from vllm_launch.plan.request import Asked, Objective, batch_of, run_of
+from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
@@ -58,35 +58,35 @@ class PlanWithCommand(Plan, frozen=True, kw_only=True):
     argv: list[str]
 
 
-def plan(asked: Asked, hardware: Hardware, model: Model) -> Plan:
+def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
     """Return how to run ``model`` on ``hardware``.
 
     Raises:
         UsageError: nothing that was asked for fits, or vLLM would refuse it; the text says what would fit.
     """
-    if asked.length is not None and asked.length > model.max_model_len and not asked.long_max_model_len:
+    if request.length is not None and request.length > model.max_model_len and not request.long_max_model_len:
         raise UsageError(
-            f"max_model_len {asked.length}",
+            f"max_model_len {request.length}",
             f"the model itself is made for {model.max_model_len} tokens and vLLM refuses more",
             "lower it, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 if the model is known to hold up",
         )
     if not hardware.gpus:
-        return _plan_cpu(asked, hardware, model)
+        return _plan_cpu(request, hardware, model)
     usable = tuple(gpu for gpu in hardware.gpus if not gpu_too_old(gpu))
     if not usable:
         why = "; ".join(dict.fromkeys(gpu_too_old(gpu) or "" for gpu in hardware.gpus))
         raise UsageError("hardware", why, "take newer GPUs, or hide these (CUDA_VISIBLE_DEVICES=) to use the CPU")
-    chosen, missed = choose(asked, hardware, usable, model)
+    chosen, missed = choose(request, hardware, usable, model)
     if chosen is None:
-        raise nothing_fits(asked, hardware, usable, model, missed)
-    return _stated(asked, hardware, model, chosen, missed)
+        raise nothing_fits(request, hardware, usable, model, missed)
+    return _stated(request, hardware, model, chosen, missed)
 
 
-def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, missed: Sequence[NoFit]) -> Plan:
+def _stated(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate, missed: Sequence[NoFit]) -> Plan:
     layout, run = chosen.layout, chosen.run_config
     return Plan(
         model=model.name,
-        objective=asked.objective,
+        objective=request.objective,
         tensor_parallel_size=layout.tensor,
         pipeline_parallel_size=layout.pipeline,
         data_parallel_size=layout.data,
@@ -96,18 +96,18 @@ def _stated(asked: Asked, hardware: Hardware, model: Model, chosen: Candidate, m
         max_model_len=run.max_model_len,
         max_num_seqs=run.max_num_seqs,
         max_num_batched_tokens=run.max_num_batched_tokens,
-        watermark=watermark_of(asked, chosen),
+        watermark=watermark_of(request, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
-        options=_options(asked, chosen),
+        options=_options(request, chosen),
         env=_environment(hardware, chosen),
-        reasons=explain.reasons(asked, hardware, model, chosen),
+        reasons=explain.reasons(request, hardware, model, chosen),
         rejected=[Rejected(plan=miss.layout.title, why=miss.why) for miss in missed],
-        warnings=[*hardware.warnings, *model.warnings, *explain.warnings(asked, hardware, model, chosen)],
+        warnings=[*hardware.warnings, *model.warnings, *explain.warnings(request, hardware, model, chosen)],
     )
 
 
-def _options(asked: Asked, chosen: Candidate) -> dict[str, object]:
+def _options(request: PlanRequest, chosen: Candidate) -> dict[str, object]:
     """The options of vLLM that the plan sets, by dest: neither what the user set, nor sizes of 1, which vLLM has."""
     layout, run = chosen.layout, chosen.run_config
     sizes = {
@@ -125,13 +125,13 @@ def _options(asked: Asked, chosen: Candidate) -> dict[str, object]:
         found["enable_expert_parallel"] = True
     if chosen.gpus:
         found["gpu_memory_utilization"] = chosen.utilization
-    elif asked.cpu_kv_cache_bytes is None and asked.gpu_memory_utilization is None:
+    elif request.cpu_kv_cache_bytes is None and request.gpu_memory_utilization is None:
         found["kv_cache_memory_bytes"] = chosen.kv_bytes
-    if asked.fp8_kv and run.kv_cache_dtype == "fp8":
+    if request.fp8_kv and run.kv_cache_dtype == "fp8":
         found["kv_cache_dtype"] = "fp8"
-    if share := watermark_of(asked, chosen):
+    if share := watermark_of(request, chosen):
         found["watermark"] = share
-    return {dest: value for dest, value in found.items() if getattr(asked, dest) is None}
+    return {dest: value for dest, value in found.items() if getattr(request, dest) is None}
 
 
 def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
@@ -149,18 +149,18 @@ def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
     return found | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
 
 
-def _plan_cpu(asked: Asked, hardware: Hardware, model: Model) -> Plan:
+def _plan_cpu(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
     if hardware.cpu is None:
         raise UsageError("hardware", "neither GPUs nor a CPU are described", "give --hardware, such as H100:1")
     layout = Layout(
-        tensor=asked.tensor_parallel_size or 1,
-        pipeline=asked.pipeline_parallel_size or 1,
-        data=asked.data_parallel_size or 1,
-        expert_parallel=bool(asked.enable_expert_parallel),
+        tensor=request.tensor_parallel_size or 1,
+        pipeline=request.pipeline_parallel_size or 1,
+        data=request.data_parallel_size or 1,
+        expert_parallel=bool(request.enable_expert_parallel),
     )
-    batch = batch_of(asked, model, default_batch(None, layout.gpus_per_replica))
-    run = run_of(asked, model, batch, None)
-    found = on_cpu(asked, layout, hardware.cpu, model, run)
+    batch = batch_of(request, model, default_batch(None, layout.gpus_per_replica))
+    run = run_of(request, model, batch, None)
+    found = on_cpu(request, layout, hardware.cpu, model, run)
     if isinstance(found, NoFit):
         raise UsageError(f"{model.name} on this CPU", found.why, explain.cpu_remedy(found))
-    return _stated(asked, hardware, model, found, ())
+    return _stated(request, hardware, model, found, ())

@@ -17,7 +17,7 @@ AUTO = -1
 """``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the person set of vLLM's own arguments, under vLLM's names; None where they left it to the plan.
 
     Values are taken as given; the rest is computed around them. The launcher's own wishes come in too.
@@ -65,22 +65,22 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.max_model_len == AUTO else self.max_model_len
 
 
-def batch_of(asked: Asked, model: Model, default: tuple[int, int]) -> tuple[int, int]:
+def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) around what was asked, from ``default`` for what was not.
 
     As vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, and never what
     config/scheduler.py:verify_max_model_len refuses. A model that pools takes its input whole.
     """
-    doubled = 2 if asked.performance_mode == "throughput" else 1
-    seqs = asked.max_num_seqs or default[1] * doubled
-    tokens = asked.max_num_batched_tokens
+    doubled = 2 if request.performance_mode == "throughput" else 1
+    seqs = request.max_num_seqs or default[1] * doubled
+    tokens = request.max_num_batched_tokens
     if tokens is None:
-        length = asked.length or model.max_model_len
+        length = request.length or model.max_model_len
         tokens = min(default[0] * doubled, seqs * length)
-        if asked.enable_chunked_prefill is False or model.task == "pooling":
+        if request.enable_chunked_prefill is False or model.task == "pooling":
             tokens = max(tokens, length)
-        tokens = max(tokens, asked.max_num_seqs or 1)
-    return tokens, asked.max_num_seqs or min(seqs, tokens)
+        tokens = max(tokens, request.max_num_seqs or 1)
+    return tokens, request.max_num_seqs or min(seqs, tokens)
 
 
 def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
@@ -95,36 +95,36 @@ def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
     return cached and not own and model.mla is None and oldest is not None and oldest >= Generation.ADA
 
 
-def dtype_of(asked: Asked, model: Model, oldest: Generation | None) -> str:
+def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None) -> str:
     """What the model computes in: what was asked, else its own.
 
     Before the A100 there is no bfloat16, and vLLM falls back by itself. Source:
     vllm/config/model.py:_resolve_auto_dtype.
     """
-    if asked.dtype not in {None, "auto"}:
-        return ALIASES.get(asked.dtype, asked.dtype)
+    if request.dtype not in {None, "auto"}:
+        return ALIASES.get(request.dtype, request.dtype)
     if model.dtype == "bfloat16" and oldest is not None and oldest < Generation.A100:
         return "float32" if model.model_type in NO_FLOAT16 else "float16"
     return model.dtype
 
 
-def run_of(asked: Asked, model: Model, batch: tuple[int, int], oldest: Generation | None) -> RunConfig:
+def run_of(request: PlanRequest, model: Model, batch: tuple[int, int], oldest: Generation | None) -> RunConfig:
     """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
     ``oldest`` is the oldest generation there is; None is the CPU.
     """
     return RunConfig(
-        max_model_len=asked.length or model.max_model_len,
+        max_model_len=request.length or model.max_model_len,
         max_num_seqs=batch[1],
         max_num_batched_tokens=batch[0],
-        kv_cache_dtype=asked.kv_cache_dtype or ("fp8" if asked.fp8_kv and keeps_fp8(model, oldest) else "auto"),
-        block_size=asked.block_size,
-        enforce_eager=asked.enforce_eager,
-        max_cudagraph_capture_size=asked.max_cudagraph_capture_size,
-        language_model_only=asked.language_model_only,
-        quantization=asked.quantization,
-        dtype=dtype_of(asked, model, oldest),
-        fuse_allreduce_rms=asked.fuse_allreduce_rms,
-        adapter_ranks=(asked.max_loras or 1) * (asked.max_lora_rank or 16) if asked.enable_lora else 0,
-        estimate_cudagraphs=asked.guesses_graphs,
+        kv_cache_dtype=request.kv_cache_dtype or ("fp8" if request.fp8_kv and keeps_fp8(model, oldest) else "auto"),
+        block_size=request.block_size,
+        enforce_eager=request.enforce_eager,
+        max_cudagraph_capture_size=request.max_cudagraph_capture_size,
+        language_model_only=request.language_model_only,
+        quantization=request.quantization,
+        dtype=dtype_of(request, model, oldest),
+        fuse_allreduce_rms=request.fuse_allreduce_rms,
+        adapter_ranks=(request.max_loras or 1) * (request.max_lora_rank or 16) if request.enable_lora else 0,
+        estimate_cudagraphs=request.guesses_graphs,
     )

@@ -138,7 +138,7 @@ class _Run:
         )
         self.vital: dict[int, str] = {}
         self._ended: str | None = None
-        self._gpus = gpu_faults.Watch(options.gpu_uuids) if options.gpu_uuids else None
+        self._gpus = gpu_faults.GpuWatcher(options.gpu_uuids) if options.gpu_uuids else None
 
     def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Start vLLM. Raises UsageError: it cannot be executed."""
@@ -316,7 +316,7 @@ class _Run:
     async def _serve(self) -> None:
         """Once vLLM is ready, compare its KV cache with the plan, and greet."""
         await self.ready.wait()
-        for engine, tokens in self.prober.exposition.kv_cache_tokens.items():
+        for engine, tokens in self.prober.engine_metrics.kv_cache_tokens.items():
             text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
             self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
         if self.options.greet:

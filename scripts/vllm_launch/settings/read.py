@@ -17,7 +17,7 @@ from vllm_launch.engine.values import option_of, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.settings.rules import check, warnings
-from vllm_launch.settings.settings import Launch, Settings
+from vllm_launch.settings.settings import LauncherSettings, Settings
 from vllm_launch.units import GIB
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], 
         field = None
         if flag != "--config":
             field = _field(flag.removeprefix("--no" if denied else "-").lstrip("-").removeprefix("launch-"), flag)
-        if field and Launch.__annotations__[field] == "bool" and not equals:
+        if field and LauncherSettings.__annotations__[field] == "bool" and not equals:
             value = "false" if denied else "true"
         elif denied:
             raise UsageError(flag, "cannot be denied", f"write --{flag.removeprefix('--no-')} VALUE, or leave it out")
@@ -133,20 +133,20 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], 
 
 
 def _for_vllm(word: str, flag: str) -> str:
-    if flag.startswith("--") and flag[2:].replace("-", "_") in Launch.__struct_fields__:
+    if flag.startswith("--") and flag[2:].replace("-", "_") in LauncherSettings.__struct_fields__:
         raise UsageError(flag, "is a setting of the launcher, not of vLLM", f"write --launch-{flag[2:]}")
     return word
 
 
 def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
     field = name.replace("-", "_")
-    if field not in Launch.__struct_fields__:
-        if field in options() and f"{field}_file" not in Launch.__struct_fields__:
+    if field not in LauncherSettings.__struct_fields__:
+        if field in options() and f"{field}_file" not in LauncherSettings.__struct_fields__:
             flag = options()[field].flags[0]
             remedy = f"write {flag}, or {field} in the config file without launch:"
             raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
         spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
-        close = nearest(spelt(field), [spelt(field) for field in Launch.__struct_fields__])
+        close = nearest(spelt(field), [spelt(field) for field in LauncherSettings.__struct_fields__])
         raise UsageError(where, f"the launcher has no setting {name}", close)
     return field
 
@@ -165,7 +165,7 @@ def _field_of_variable(name: str, value: str) -> str:
 
 
 def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
-    kinds = get_type_hints(Launch)
+    kinds = get_type_hints(LauncherSettings)
     for key, value in file.values.items():
         where = file.where((key,))
         if key == "launch":
@@ -179,7 +179,7 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
                 off = setting is False and "off" in get_args(kinds[field])  # YAML 1.1 reads a bare off as false
                 launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
-        if re.sub("[-.]", "_", key).removeprefix("launch_") in Launch.__struct_fields__:
+        if re.sub("[-.]", "_", key).removeprefix("launch_") in LauncherSettings.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
         option = option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
@@ -202,10 +202,10 @@ def _section(value: object, where: str) -> dict[str, object]:
     return value
 
 
-def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
+def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> LauncherSettings:
     """Typed settings; text, as the environment and flags give it, is read leniently ("8001", "true", "/a,/b")."""
     found: dict[str, object] = {}
-    kinds = get_type_hints(Launch, include_extras=True)
+    kinds = get_type_hints(LauncherSettings, include_extras=True)
     for field, value in values.items():
         given = value
         if field == "allowed_routes" and isinstance(value, str):
@@ -216,7 +216,7 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launch:
             found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
         except msgspec.ValidationError:
             raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _wanted(kinds[field])) from None
-    return msgspec.convert(found, Launch)
+    return msgspec.convert(found, LauncherSettings)
 
 
 def _wanted(kind: Any) -> str:

@@ -47,7 +47,7 @@ class Drain(msgspec.Struct, frozen=True):
         return self.total - self.delay - self.shutdown_timeout
 
 
-class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The launcher's own settings.
 
     Every field has three spellings: ``health_port`` is ``launch: {health_port: 8001}`` in config.yaml,
@@ -102,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
-    launch: Launch
+    launch: LauncherSettings
     engine: Mapping[str, object]
     origin: Mapping[str, str]
     warnings: tuple[str, ...] = ()

@@ -207,7 +207,7 @@ def grouping_of(placement: Placement) -> Grouping:
     if _one_type(pages):
         groups = [list(range(len(pages)))]
     else:
-        pages = _even(pages)
+        pages = _pad_to_one_page_size(pages)
         groups = _split(pages)
     block_bytes = [
         max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
@@ -226,7 +226,7 @@ def _one_type(specs: Sequence[Spec]) -> bool:
     return len({(spec.kind, spec.window) for spec in specs}) == 1
 
 
-def _even(specs: Sequence[Spec]) -> list[Spec]:
+def _pad_to_one_page_size(specs: Sequence[Spec]) -> list[Spec]:
     """Pages of one size: more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size)."""
     largest = max(spec.page for spec in specs)
     return [

@@ -66,7 +66,7 @@ memory."""
 FRAGMENTS = 256 * MIB
 """What PyTorch's allocator cannot hand out again while requests come and go."""
 
-MOST = 0.99
+MAX_UTILIZATION = 0.99
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ def of_ranks(placement: Placement) -> tuple[Memory, ...]:
     """
     graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
     sampler, attention = _sampler(placement), attention_peak(placement)
-    beyond = _beyond(placement)
+    beyond = _serving_overhead(placement)
     ranks = []
     for rank, held in enumerate(by_rank(placement)):
         first, last = rank == 0, rank == placement.layout.pipeline - 1
@@ -113,10 +113,10 @@ def of_ranks(placement: Placement) -> tuple[Memory, ...]:
 
 def of_gpu(placement: Placement) -> Memory:
     """Where the memory of one GPU goes besides the KV cache, on the pipeline rank that has the least left."""
-    return fullest(of_ranks(placement), placement.run_config)
+    return rank_with_least_room(of_ranks(placement), placement.run_config)
 
 
-def fullest(ranks: Sequence[Memory], run: RunConfig) -> Memory:
+def rank_with_least_room(ranks: Sequence[Memory], run: RunConfig) -> Memory:
     """The rank that leaves the least for the KV cache."""
     return max(ranks, key=lambda rank: _counted(rank, run))
 
@@ -138,7 +138,7 @@ def safe_utilization(memory: Memory, run: RunConfig, gpu: Gpu) -> float:
     """
     graphs = 0 if run.estimate_cudagraphs else memory.cuda_graphs
     spare = gpu.memory_free - memory.context - memory.safety - graphs
-    return min(MOST, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
+    return min(MAX_UTILIZATION, math.floor(spare / gpu.memory_total * 10_000) / 10_000)
 
 
 def cpu_memory(placement: Placement) -> int:
@@ -156,7 +156,7 @@ def _counted(memory: Memory, run: RunConfig) -> int:
     return memory.weights + memory.activation_peak + graphs + memory.non_torch
 
 
-def _talks(placement: Placement) -> bool:
+def _uses_collectives(placement: Placement) -> bool:
     """Whether collectives run in every layer: over a replica's GPUs, or over all replicas where they share experts."""
     layout = placement.layout
     return layout.tensor > 1 or (placement.model.experts is not None and layout.data > 1)
@@ -174,7 +174,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
     total += workspace(placement)
-    if _talks(placement):
+    if _uses_collectives(placement):
         total += COLLECTIVES
     if layout.tensor > 1:
         message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
@@ -190,7 +190,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
 def _context(placement: Placement) -> int:
     """The CUDA context of one GPU, and NCCL's where collectives run."""
     base = CONTEXTS.get(placement.generation or Generation.UNKNOWN, CONTEXT_SMALL)
-    return base + (NCCL_CONTEXT if _talks(placement) else 0)
+    return base + (NCCL_CONTEXT if _uses_collectives(placement) else 0)
 
 
 def _sampler(placement: Placement) -> int:
@@ -201,7 +201,7 @@ def _sampler(placement: Placement) -> int:
     return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
 
 
-def _beyond(placement: Placement) -> int:
+def _serving_overhead(placement: Placement) -> int:
     """What serving takes beyond the profile in any case: block tables, fragments, channels, FlashInfer's workspace.
 
     Block tables are two rows of int32 per request and group of layers (v1/worker/gpu/block_table.py), allocated after

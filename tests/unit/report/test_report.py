@@ -23,7 +23,7 @@ from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, PlanWithCommand, plan
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 from vllm_launch.report.machine_table import hardware_table
 from vllm_launch.report.plan_table import BAR, _scaled, plan_as
 from vllm_launch.serve.command import engine_command, with_command
@@ -49,7 +49,7 @@ MACHINES = {
 
 @functools.cache
 def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **asked: Any) -> PlanWithCommand:
-    return commanded(plan(Asked(**asked), MACHINES[machine], read_model(str(model))), words)
+    return commanded(plan(PlanRequest(**asked), MACHINES[machine], read_model(str(model))), words)
 
 
 def commanded(decided: Plan, words: str = "") -> PlanWithCommand:
@@ -141,7 +141,7 @@ def test_what_others_hold_is_drawn_too() -> None:
     machine = MACHINES["one"]
     shared = msgspec.structs.replace(machine.gpus[0], memory_free=machine.gpus[0].memory_free - 2 * GIB)
     machine = msgspec.structs.replace(machine, gpus=(shared,))
-    decided = plan(Asked(), machine, read_model(str(LLAMA)))
+    decided = plan(PlanRequest(), machine, read_model(str(LLAMA)))
     drawn, legend = bar(plan_as(commanded(decided), machine, "table"))
     assert legend["x"] == "2.00 GiB"
     assert drawn.startswith("x" * round(BAR * 2 / (machine.gpus[0].memory_total / GIB)))
@@ -212,14 +212,14 @@ def test_a_plan_carries_the_gpus_that_it_uses_in_vllms_order() -> None:
     assert planned(tensor_parallel_size=2, data_parallel_size=1).gpus == machine.gpus[:2]
     full = [msgspec.structs.replace(gpu, memory_free=gpu.memory_free - 40 * GIB) for gpu in machine.gpus[:6]]
     busy = msgspec.structs.replace(machine, gpus=(*full, *machine.gpus[6:]))
-    found = plan(Asked(tensor_parallel_size=2, data_parallel_size=1), busy, read_model(str(LLAMA)))
+    found = plan(PlanRequest(tensor_parallel_size=2, data_parallel_size=1), busy, read_model(str(LLAMA)))
     assert found.gpus == machine.gpus[6:]
     assert found.env["CUDA_VISIBLE_DEVICES"] == "6,7"
 
 
 def test_a_slice_is_named_by_its_uuid() -> None:
     machine = parse_hardware_name("A100-80GB-3g.40gb:2")
-    found = plan(Asked(), machine, read_model(str(LLAMA)))
+    found = plan(PlanRequest(), machine, read_model(str(LLAMA)))
     assert found.env["CUDA_VISIBLE_DEVICES"] == found.gpus[0].uuid
 
 

@@ -24,7 +24,7 @@ from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import Asked
+from vllm_launch.plan.request import PlanRequest
 from vllm_launch.serve import environment, preflight, serving
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings
@@ -259,7 +259,7 @@ def test_a_folder_is_writable_when_files_can_be_made_in_it(tmp_path: Path) -> No
 
 def pair(count: int = 2) -> tuple[Plan, Hardware]:
     hardware = parse_hardware_name("H100:8")
-    asked = Asked(tensor_parallel_size=count)
+    asked = PlanRequest(tensor_parallel_size=count)
     return plan(asked, hardware, read_model(str(MODELS / "meta-llama--Meta-Llama-3-8B"))), hardware
 
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.decide import asked
+from vllm_launch.decide import plan_request
 from vllm_launch.engine import values
 from vllm_launch.errors import UsageError
 from vllm_launch.settings import config_file
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.read import read_settings
-from vllm_launch.settings.settings import Drain, Launch, redacted
+from vllm_launch.settings.settings import Drain, LauncherSettings, redacted
 
 
 def read(words="m", environ=None, yaml=None):
@@ -30,7 +30,7 @@ def refused(words="m", environ=None, yaml=None):
     return str(error.value)
 
 
-@pytest.mark.parametrize("field", Launch.__struct_fields__)
+@pytest.mark.parametrize("field", LauncherSettings.__struct_fields__)
 def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environment_over_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
@@ -265,7 +265,11 @@ def test_the_drain_number_is_the_sum_of_its_parts(total):
 
 
 def test_the_default_drain_gives_a_minute_to_streams():
-    assert (Launch().drain.delay, Launch().drain.shutdown_timeout, Launch().drain.margin) == (15, 60, 15)
+    assert (
+        LauncherSettings().drain.delay,
+        LauncherSettings().drain.shutdown_timeout,
+        LauncherSettings().drain.margin,
+    ) == (15, 60, 15)
 
 
 def test_a_shutdown_timeout_beyond_the_drain_is_warned_of():
@@ -282,7 +286,7 @@ def test_what_drafts_is_told_not_to_be_in_the_plan():
 
 def test_what_the_plan_must_take_is_extracted():
     settings = read("m --max-model-len auto --kv-cache-memory-bytes 2G -tp 2 --port 1 --launch-objective latency")
-    taken = asked(settings)
+    taken = plan_request(settings)
     assert (taken.max_model_len, taken.kv_cache_memory_bytes, taken.tensor_parallel_size) == (-1, 2 << 30, 2)
     assert (taken.objective, taken.long_max_model_len, taken.enforce_eager) == ("latency", False, False)
 
@@ -302,13 +306,13 @@ def test_what_the_plan_must_take_is_extracted():
 def test_multicast_is_forbidden_by_the_setting_or_by_a_switch_that_only_others_heed(words, environ, who):
     settings = read(words, environ)
     assert settings.no_multicast == who
-    assert asked(settings).fuse_allreduce_rms is (who is None)
+    assert plan_request(settings).fuse_allreduce_rms is (who is None)
 
 
 def test_a_fused_all_reduce_that_is_denied_takes_no_memory_in_the_plan_and_one_that_is_asked_for_does():
     said = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
-    assert asked(read(said.format("false"))).fuse_allreduce_rms is False
-    assert asked(read(said.format("true"))).fuse_allreduce_rms is True
+    assert plan_request(read(said.format("false"))).fuse_allreduce_rms is False
+    assert plan_request(read(said.format("true"))).fuse_allreduce_rms is True
 
 
 @pytest.mark.parametrize(
@@ -325,8 +329,8 @@ def test_what_is_made_of_multicast_is_refused_where_that_is_forbidden(words, nam
 
 
 def test_only_what_a_person_allows_may_cost_quality():
-    assert asked(read("m")).fp8_kv is False
-    assert asked(read("m --launch-quality fp8-kv")).fp8_kv is True
+    assert plan_request(read("m")).fp8_kv is False
+    assert plan_request(read("m --launch-quality fp8-kv")).fp8_kv is True
 
 
 @pytest.mark.parametrize(
@@ -335,14 +339,14 @@ def test_only_what_a_person_allows_may_cost_quality():
      ("m", {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "0"}, False)],
 )  # fmt: skip
 def test_a_longer_context_is_allowed_as_vllm_allows_it(words, environ, expected):
-    assert asked(read(words, environ)).long_max_model_len is expected
+    assert plan_request(read(words, environ)).long_max_model_len is expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", False), ("1", True), ("", None)])
 def test_whether_vllm_guesses_at_graphs_can_be_said_as_vllm_reads_it(value, expected):
     environ = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": value}
-    assert asked(read("m", environ)).estimate_cudagraphs is expected
-    assert asked(read("m")).estimate_cudagraphs is None
+    assert plan_request(read("m", environ)).estimate_cudagraphs is expected
+    assert plan_request(read("m")).estimate_cudagraphs is None
 
 
 @pytest.mark.parametrize(
@@ -429,7 +433,8 @@ def test_any_text_is_a_config_file_or_a_usage_error(text):
 
 @given(
     st.dictionaries(
-        st.sampled_from([f"LAUNCH_{field.upper()}" for field in Launch.__struct_fields__]), st.text(max_size=8)
+        st.sampled_from([f"LAUNCH_{field.upper()}" for field in LauncherSettings.__struct_fields__]),
+        st.text(max_size=8),
     )
 )
 def test_any_environment_is_read_or_a_usage_error(environ):
@@ -442,9 +447,9 @@ def test_any_environment_is_read_or_a_usage_error(environ):
 def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_setting():
     path = Path(__file__).parents[3] / "docs" / "config.example.yaml"
     settings = read_settings(["--config", str(path)], {})
-    assert settings.launch == Launch()
+    assert settings.launch == LauncherSettings()
     text = path.read_text()
-    assert not [field for field in Launch.__struct_fields__ if f"{field}:" not in text]
+    assert not [field for field in LauncherSettings.__struct_fields__ if f"{field}:" not in text]
     commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
     assert commented
     assert all(values.option_of(name, "example") for name in commented)

@@ -550,7 +550,7 @@ def test_a_utilisation_is_rounded_down_to_four_decimals():
 
 def test_one_hundredth_is_always_left():
     spare = msgspec.structs.replace(PARTS, context=0, safety=0)
-    assert safe_utilization(spare, run(), gpu(total=100 * GIB, free=100 * GIB)) == memory.MOST
+    assert safe_utilization(spare, run(), gpu(total=100 * GIB, free=100 * GIB)) == memory.MAX_UTILIZATION
 
 
 def test_a_gpu_that_others_fill_leaves_nothing():
@@ -568,7 +568,7 @@ def test_the_utilisation_keeps_its_word_and_never_falls_when_more_is_free(total,
     spare = free - PARTS.context - PARTS.safety
     if utilization >= 0:
         assert requested(on, utilization) <= spare + 1  # a byte of rounding
-    if utilization < memory.MOST:
+    if utilization < memory.MAX_UTILIZATION:
         assert requested(on, utilization + 0.0001) >= spare
     assert safe_utilization(PARTS, run(), gpu(total=total, free=free - less)) <= utilization
 

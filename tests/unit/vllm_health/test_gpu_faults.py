@@ -140,7 +140,7 @@ def wait_for(watch, good):
 
 
 def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
-    watch = gpu_faults.Watch(seconds=0.01)
+    watch = gpu_faults.GpuWatcher(seconds=0.01)
     try:
         assert wait_for(watch, lambda report: report.ecc).down is None
         fake.xids += [(0, 79)]
@@ -164,7 +164,7 @@ def test_a_watch_outlives_what_nobody_thought_of_simulated(monkeypatch):
         return read(reader)
 
     monkeypatch.setattr(gpu_faults.Reader, "read", strange)
-    watch = gpu_faults.Watch(seconds=0.01)
+    watch = gpu_faults.GpuWatcher(seconds=0.01)
     try:
         assert wait_for(watch, lambda report: report.down).down == "reading it failed: ZeroDivisionError('strange')"
         works.set()
@@ -176,7 +176,7 @@ def test_a_watch_outlives_what_nobody_thought_of_simulated(monkeypatch):
 def test_a_driver_that_hangs_hangs_nobody_else_simulated(fake, monkeypatch):
     hangs = threading.Event()
     monkeypatch.setattr(fake, "nvmlInit", lambda: hangs.wait(30), raising=False)
-    watch = gpu_faults.Watch(seconds=0.01, hang_seconds=0.5)
+    watch = gpu_faults.GpuWatcher(seconds=0.01, hang_seconds=0.5)
     assert watch.report is None
     assert "NVML has not answered" in wait_for(watch, lambda report: report.down).down
     watch.close()

@@ -90,7 +90,7 @@ def test_the_kv_cache_of_each_engine_is_read_from_the_exposition():
 
 @pytest.mark.parametrize("text", ["", "x 1\n", "vllm:cache_config_info{", info(0, "None"), info(0, "-3"), "a{b=} 1\n"])
 def test_an_exposition_that_does_not_say_gives_nothing(text):
-    assert scrape.read(text) == scrape.Exposition()
+    assert scrape.read(text) == scrape.EngineMetrics()
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "12x", "", "0x"])

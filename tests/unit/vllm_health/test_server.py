@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_health import metrics, server, state
 from vllm_health.limits import Limits
-from vllm_health.state import Engine, Name, State, Watch
+from vllm_health.state import Engine, EngineWatch, Name, State
 
 CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "grey", "darkred", "purple", "red"}
 """Nine of CSS Color Module Level 4's named colours."""
@@ -30,7 +30,7 @@ READY = msgspec.structs.replace(
     reason="All <is> well.",
     started=True,
     phases={"compiling": 12.0},
-    engines={"0": Watch(engine=Engine(steps={}, running=3, kv_usage=0.25), quiet_s=7)},
+    engines={"0": EngineWatch(engine=Engine(steps={}, running=3, kv_usage=0.25), quiet_s=7)},
 )
 
 
