@@ -70,7 +70,7 @@ _TOOL: Final[Any] = {
 
 
 class _Failure(Exception):  # noqa: N818 - an outcome
-    """What was wrong with an answer."""
+    """Why a response is invalid."""
 
 
 def run(url: str, api_key: str | None, model: str | None, write: Callable[[str], object]) -> int:

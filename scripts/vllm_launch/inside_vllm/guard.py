@@ -1,4 +1,4 @@
-"""The door of vLLM's API server: keys, an allow-list of routes, 503 while draining.
+"""ASGI middleware for vLLM's API server: checks API keys, allows only configured routes, answers 503 while draining.
 
 /health, /ping and /metrics are always open. vLLM loads this with ``--middleware
 vllm_launch.inside_vllm.guard.Guard`` and gives it the application alone (vllm/entrypoints/launchers/app.py), so what it

@@ -22,7 +22,7 @@ from vllm_launch.machine.generation import Generation, generation_of
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process of someone else that holds memory on a GPU. ``memory`` in bytes, None where NVML hides it."""
+    """A process of another user of the GPU. ``memory`` in bytes, None where NVML hides it."""
 
     pid: int
     name: str

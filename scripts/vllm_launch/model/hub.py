@@ -61,7 +61,7 @@ NOT_SERVED = ("original/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
 """The same weights in other forms, which vLLM passes over (model_executor/model_loader/default_loader.py)."""
 
 LEFT_BEHIND_S = 900.0
-"""A part of a file in which nothing was written for so long belongs to nobody any more."""
+"""A partial download that nobody has written to for this many seconds is abandoned."""
 
 
 def download(name: str, *, revision: str | None = None, token: str | None = None) -> Path:

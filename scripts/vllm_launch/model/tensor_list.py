@@ -7,7 +7,8 @@ from vllm_launch.model.model import Quantization, Tensor
 from vllm_launch.model.quantization import is_ignored, stored
 
 MAX_TENSORS = 1_000_000
-"""Tensors; Kimi K2's INT4 upload has 210 thousand. Layers, experts and their product can be slips of the pen."""
+"""Upper limit for the number of tensors. The largest known checkpoint (Kimi K2, INT4) has 210,000. A larger number
+means a typo in config.json."""
 
 
 class TensorList:

@@ -64,10 +64,10 @@ def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Cand
 
 
 def _credited(reason: Reason, given: object) -> Reason:
-    """``reason``, or the person's own word where they set the value."""
+    """Return ``reason``, or one that names the user where the user set the value."""
     if given is None or reason.source is Source.YOU:
         return reason
-    why = "auto, as you set it: the longest request that fits" if given == AUTO else "as you set it; the rest fits it"
+    why = "set by you to auto: the longest request that fits" if given == AUTO else "set by you"
     return msgspec.structs.replace(reason, source=Source.YOU, why=why)
 
 
@@ -91,13 +91,19 @@ def _parallel(request: PlanRequest, hardware: Hardware, model: Model, chosen: Ca
         why = _stages(hardware, model, chosen)
         yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=Source.HARDWARE)
     used = len(chosen.gpus)
-    why = f"{used} of {len(hardware.gpus)} GPUs by {each} for each replica" if used else "one worker"
+    why = _replicas(layout.data, each, used, len(hardware.gpus)) if used else "one worker"
     if used and used < len(hardware.gpus):
-        why += "; the others are left free because they do not make another replica, or would make all smaller"
+        why += ". The others stay free: they do not make another replica, or would make all replicas smaller"
     yield Reason(field="data_parallel_size", value=layout.data, why=why, source=Source.HARDWARE)
     if layout.expert_parallel:
         why = "the experts' width cannot be cut over so many GPUs, so each GPU has whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
+
+
+def _replicas(count: int, each: int, used: int, total: int) -> str:
+    """Return "8 replicas, 1 GPU each (8 of 8 GPUs used)"."""
+    replicas, gpus = f"{count} replica{'s'[: count > 1]}", f"{each} GPU{'s'[: each > 1]}"
+    return f"{replicas}, {gpus}{' each' if count > 1 else ''} ({used} of {total} GPUs used)"
 
 
 def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
@@ -123,20 +129,19 @@ def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[R
             source=Source.HARDWARE,
         )
         if request.kv_cache_memory_bytes:
-            why = "as you set it, on each GPU; vLLM then asks nobody how much is left"
+            why = "set by you, per GPU. vLLM does not check free memory in this mode"
             yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=Source.YOU)
     elif request.gpu_memory_utilization is not None and not (
         request.kv_cache_memory_bytes or request.cpu_kv_cache_bytes
     ):
-        yield Reason(
-            field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE
-        )  # the person's
+        # The user set it, so ``_credited`` gives the reason.
+        yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE)
     else:
         why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
             why = "half of the memory that is left; the rest is the page cache's and other programs'"
         if request.cpu_kv_cache_bytes:
-            why = "as VLLM_CPU_KVCACHE_SPACE says, which vLLM puts above its flag"
+            why = "set by VLLM_CPU_KVCACHE_SPACE, which vLLM prefers to its flag"
         source = Source.YOU if request.cpu_kv_cache_bytes else Source.RULE
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
     source, why = Source.MODEL, "what the model is made for, and it fits"
@@ -184,7 +189,7 @@ def _batch(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Re
     for field, value, vllms, usual in zip(
         ("max_num_batched_tokens", "max_num_seqs"), values, own, default, strict=True
     ):
-        source, why = Source.VLLM, "vLLM's own default for this hardware"
+        source, why = Source.VLLM, "vLLM default for this hardware"
         if value != vllms:
             source, why = (
                 Source.RULE,
@@ -196,7 +201,7 @@ def _batch(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Re
             why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
         yield Reason(field=field, value=value, why=why, source=source)
     if (share := watermark_of(request, chosen)) or request.watermark is not None:
-        why = "of the KV cache is kept free for running requests to grow into: one preempted is computed again"
+        why = "share of the KV cache reserved for running requests, so that fewer are preempted and recomputed"
         yield Reason(field="watermark", value=share, why=why, source=Source.RULE)
 
 

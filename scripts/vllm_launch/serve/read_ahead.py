@@ -15,7 +15,7 @@ from pathlib import Path
 from vllm_launch.units import MIB
 
 SHARE = 0.8
-"""Of the memory that is available, the most that weights may take: of more, the first would be gone when wanted."""
+"""Largest share of available memory to read ahead. Beyond it, the first pages are evicted before vLLM reads them."""
 
 READERS, BLOCK_BYTES = 4, 16 * MIB
 """As many files at once as give a network's disks something to do, and a buffer for each."""

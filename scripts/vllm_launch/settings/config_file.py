@@ -111,7 +111,7 @@ def _note(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], 
             raise _marked("a key is not plain text", "write `option: value`", key)
         name = (*above, key.value)
         if name in lines:
-            problem = f"{key.value} is said a second time (first on line {lines[name]})"
+            problem = f"{key.value} is set a second time (first on line {lines[name]})"
             raise _marked(problem, "keep one", key)
         lines[name] = key.start_mark.line + 1
         _note(key, name, lines)

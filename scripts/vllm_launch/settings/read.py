@@ -175,7 +175,7 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
                 if setting is None:
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
                 if (first := origin.get(f"launch.{field}")) is not None:
-                    raise UsageError(place, f"{name} is said twice (first: {first})", "keep one of them")
+                    raise UsageError(place, f"{name} is set twice (first: {first})", "keep one of them")
                 off = setting is False and "off" in get_args(kinds[field])  # YAML 1.1 reads a bare off as false
                 launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
@@ -185,7 +185,7 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another", "write it all in one")
         if option.dest in origin:
-            raise UsageError(where, f"{key} is said twice (first: {origin[option.dest]})", "keep one of them")
+            raise UsageError(where, f"{key} is set twice (first: {origin[option.dest]})", "keep one of them")
         origin[option.dest] = where
         if value != []:  # vLLM's own --config passes an empty list over
             engine[option.dest] = validate_value(option, value, where)

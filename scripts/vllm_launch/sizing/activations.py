@@ -132,7 +132,7 @@ def _splits(tiles: int, blocks: int) -> int:
 
 
 def _arriving(placement: Placement) -> int:
-    """Bytes of hidden states that a rank's experts get from the other replicas, beside its own.
+    """Bytes of hidden states that this rank's experts receive from the other replicas.
 
     Without and with expert parallelism vLLM's default gathers every replica's batch before the experts and scatters
     the sum after them. Source: fused_moe/prepare_finalize/naive_dp_ep.py, device_communicators/all2all.py:

@@ -22,7 +22,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_cudagraph_capture_size: int | None = None
     language_model_only: bool = False
     quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
-    fuse_allreduce_rms: bool = True  # False where it is denied; with one GPU, or on an older one, there is none
+    fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
     estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
 
