@@ -1,0 +1,59 @@
+"""The runner of CI's suites, with suites of one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / ".ci/suites.py"
+SLOW = "printf '12.50s call     tests/a.py::test_b[x y]\\n0.01s setup    tests/a.py::test_c\\n'"
+
+
+@pytest.fixture
+def suites(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("suites", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LOGS", tmp_path / "ci")
+    return module
+
+
+def test_one_suite_that_fails_fails_the_run_and_stops_no_other(suites, monkeypatch, capsys):
+    monkeypatch.setattr(suites, "LANES", ((("bad", "echo before; exit 3"), ("next", "echo after")), (("good", SLOW),)))
+    assert suites.main() == 1
+    said = capsys.readouterr().out
+    assert "==== bad: begins here\nbefore\n" in said
+    assert "==== bad: failed after 0.0 min" in said
+    assert "==== next: begins here\nafter\n" in said
+    assert "good             passed after 0.0 min" in said
+    assert "   12.5 s  tests/a.py::test_b[x y]" in said
+    assert (suites.LOGS / "summary.txt").read_text() in said
+
+
+def test_suites_that_all_pass_are_a_run_that_passes(suites, monkeypatch):
+    monkeypatch.setattr(suites, "LANES", ((("one", "true"),), (("two", "true"),)))
+    assert suites.main() == 0
+
+
+def test_lanes_run_side_by_side(suites, monkeypatch, tmp_path):
+    """Each waits for a file that the other makes."""
+    wait = "until [ -e {theirs} ]; do sleep 0.05; done"
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr(
+        suites,
+        "LANES",
+        (
+            (("one", f"touch {first}; {wait.format(theirs=second)}"),),
+            (("two", f"touch {second}; {wait.format(theirs=first)}"),),
+        ),
+    )
+    assert suites.main() == 0
+
+
+def test_every_suite_of_the_lanes_is_a_target_or_a_kit(suites):
+    makefile = (SCRIPT.parents[1] / "Makefile").read_text()
+    names = [name for lane in suites.LANES for name, _ in lane]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if f"\n{name}:" not in makefile] == ["cluster-kit"]
