@@ -13,6 +13,7 @@ import yaml
 from cases import ALERT_OF, EVERY
 from near_misses import NEAR_MISSES
 from promtool import run
+from some_rules import kept
 
 from vllm_health import metrics
 from vllm_monitoring import rules, thresholds
@@ -33,19 +34,6 @@ class Mutant(msgspec.Struct, frozen=True):
     what: str
     alerts: tuple[str, ...]
     rules: str
-
-
-def kept(alerts, groups):
-    """Of ``groups`` what these alerts need: so a mutant takes seconds."""
-    slos = {slo for slo, alert in ALERT_OF.items() if alert in alerts}
-    chosen = []
-    for group in groups:
-        some = [rule for rule in group["rules"] if rule.get("alert") in alerts]
-        if group["name"] == "vllm-slo" and slos:
-            some = [rule for rule in group["rules"] if rule.get("labels", {}).get("slo", min(slos)) in slos]
-        if some:
-            chosen.append(group | {"rules": some})
-    return yaml.safe_dump({"groups": chosen})
 
 
 def comparisons():
