@@ -54,13 +54,13 @@ def load(folder, *, with_dcgm):
     ]
     (folder / "records.yaml").write_text(yaml.safe_dump({"groups": recording}))
     for _ in range(2):  # what is recorded of what is recorded comes with the second time
-        prometheus = Prometheus(folder, rules=False, data=data)
+        prometheus = Prometheus(folder, rules=(), data=data)
         promtool(
             "tsdb", "create-blocks-from", "rules", f"--start={int(begin)}", f"--end={int(end)}",
             f"--eval-interval={INTERVAL_S}s", f"--url={prometheus.url}", f"--output-dir={data}", folder / "records.yaml",
         )  # fmt: skip
         prometheus.close()
-    return Prometheus(folder, rules=False, data=data), begin, end
+    return Prometheus(folder, rules=(), data=data), begin, end
 
 
 def promtool(*words):

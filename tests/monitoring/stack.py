@@ -19,16 +19,20 @@ SHIPPED = ROOT / "monitoring/prometheus"
 BOARDS = {
     path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))
 }
+SHIPPED_RULES = [SHIPPED / path for path in yaml.safe_load((SHIPPED / "prometheus.yml").read_text())["rule_files"]]
 INTERVAL_S = 5
 
 
 class Prometheus:
-    """One that runs until ``close``; of the config that Compose is given only targets and intervals are others."""
+    """One that runs until ``close``; of the config that Compose is given only targets and intervals are others.
 
-    def __init__(self, folder, targets=(), *, alertmanager=None, rules=True, data=None):
+    ``rules``: paths of files of rules; None: those that are shipped.
+    """
+
+    def __init__(self, folder, targets=(), *, alertmanager=None, rules=None, data=None):
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
-        config["rule_files"] = [str(SHIPPED / path) for path in config["rule_files"]] if rules else []
+        config["rule_files"] = [str(path) for path in (SHIPPED_RULES if rules is None else rules)]
         config["alerting"]["alertmanagers"] = (
             [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         )

@@ -80,7 +80,7 @@ def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(recording,
     queries = list(boards.queries(BOARDS["vllm-overview"], interval_s=STEP_S, step_s=step))
     names = {name for query in queries for name in NAME.findall(query.expr)}
     data, at, samples = multiplied(recording("|".join(names)), tmp_path, day)
-    prometheus = Prometheus(tmp_path, rules=False, data=data)
+    prometheus = Prometheus(tmp_path, rules=(), data=data)
 
     def ask(query):
         began = time.monotonic()
@@ -109,7 +109,7 @@ def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(recording,
 def test_all_rules_over_200_replicas_take_a_fraction_of_their_interval(recording, tmp_path):
     everything = "vllm:.+|vllm_health_.+|http_.+|model:.+|slo:.+"
     data, at, samples = multiplied(recording(everything), tmp_path, 600)
-    prometheus = Prometheus(tmp_path, rules=False, data=data)
+    prometheus = Prometheus(tmp_path, rules=(), data=data)
     took = {}
     try:
         assert prometheus.query("count(vllm_health_ready)", at)[0]["value"][1] == str(REPLICAS)

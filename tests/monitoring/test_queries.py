@@ -26,7 +26,7 @@ GROUPS = rules.groups(thresholds.read())["groups"]
 RECORDS = sorted({rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule})
 NAMES = f"{metrics.PREFIX}|vllm:|model:|slo:|http_|kube_|DCGM_"
 SELECTOR = re.compile(rf"(?:{NAMES})[\w:]+(?:\{{[^}}]*\}})?")
-LOAD_SECONDS = 120
+LOAD_SECONDS = 60
 
 RECORDED = "there is no GPU here: tried against a recording of two H100s in test_gpus.py"
 NOT_HERE = {
@@ -130,6 +130,6 @@ def test_bounds_of_latencies_are_the_engines(watched, histogram):
 
 
 def test_nobody_is_told_of_anything(watched):
-    """A start and two minutes of load are no reason; how fast this machine is under it is another matter."""
+    """A start and a minute of load are no reason; how fast this machine is under it is another matter."""
     slow = "VLLMTimeToFirstTokenBurn|VLLMTimePerOutputTokenBurn|VLLMQueueTimeHigh"
     assert watched.prometheus.query(f'ALERTS{{alertstate="firing", alertname!~"{slow}"}}', watched.ended) == []
