@@ -62,7 +62,7 @@ requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes,
 
 ##@ Image
 .PHONY: image
-image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [KERNELS_FOR="9.0a …"] [IMAGE_FLAGS="of docker build"]
+image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [KERNELS_FOR="9.0a …"|none] [IMAGE_FLAGS="of docker build"]
 	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $(TARGET) -t vllm-launch:$(TAG) $(IMAGE_FLAGS) \
 	--build-arg CUDA_BASE=$(CUDA_BASE) --build-arg CPU_BASE=$(CPU_BASE) --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) \
 	$(if $(KERNELS_FOR),--build-arg KERNELS_FOR="$(KERNELS_FOR)") \
@@ -128,13 +128,18 @@ test-engine: $(VENV)/.dev  ## Against the pinned vLLM, on the CPU where there is
 .PHONY: test-faults
 test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods
 	@$(bin)/pytest tests/engine -v -rP -m long
-	@$(bin)/pytest tests/monitoring/test_pages.py -v -rP -m long
+	@SHIPPED_TIMES=1 $(bin)/pytest tests/monitoring/test_pages.py -v -rP
 
 .PHONY: test-image
 test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
 	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
+	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=none
+	@$(bin)/pytest tests/image -v --timeout 900 -m "not long"
+
+.PHONY: test-kernels
+test-kernels: $(VENV)/.dev  ## The image for GPUs with kernels built ahead for one generation: more than ten minutes of a core to compile
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=9.0a
-	@$(bin)/pytest tests/image -v --timeout 900
+	@$(bin)/pytest tests/image/test_contents.py -v --timeout 900 -k "kernel or grown"
 
 .PHONY: test-compose
 test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the image that `make test-image` builds
@@ -168,7 +173,7 @@ mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share 
 
 .PHONY: soak
 soak: export SATURATED_MINUTES = 15
-soak: mutants bench test-faults test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
+soak: mutants bench test-faults test-kernels test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Plans a minute, start to argv, size of the light install, cost of the health port; needs no GPU

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""FlashInfer's kernels, built ahead while the image is built: ``kernels.py "8.0 9.0a …"``, no GPU needed.
+"""FlashInfer's kernels, built ahead while the image is built: ``kernels.py "8.0 9.0a …"`` or ``none``, no GPU needed.
 
 At the first start FlashInfer compiles what it needs with nvcc: about two minutes before a model can sample its first
 token. It looks first in the package ``flashinfer_jit_cache`` (flashinfer/jit/env.py), whose wheels the pinned version
@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 ARCHITECTURES = sys.argv[1]
+if ARCHITECTURES == "none":
+    sys.exit()  # FlashInfer compiles all that it needs, then
 os.environ |= {"FLASHINFER_CUDA_ARCH_LIST": ARCHITECTURES, "FLASHINFER_WORKSPACE_BASE": tempfile.mkdtemp()}
 
 from flashinfer.jit import build_jit_specs, env  # noqa: E402  (reads the variables above)

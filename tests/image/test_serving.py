@@ -16,10 +16,27 @@ STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 300, "ignore_eos": True
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 
 
-@pytest.mark.parametrize("init", [(), ("--init",)], ids=["as PID 1", "below an init"])
-def test_it_serves_locked_down_and_docker_stop_cuts_no_stream(begin, init):
-    container = begin(*LOCKED_DOWN, *init)
+def test_a_killed_engine_is_a_failure_that_a_restart_policy_mends_and_docker_stop_cuts_no_stream(begin):
+    container = begin(*LOCKED_DOWN, "--restart=on-failure")
     container.wait_for("vllm-launch: ready")
+    os.kill(next(pid for pid, _, title in container.processes() if "VLLM::EngineCore" in title), signal.SIGKILL)
+    container.wait_for("vllm-launch: ready", times=2)
+    assert container.state("RestartCount") == 1
+    assert "VLLM::EngineCore" in container.log()
+    ended_without_a_cut(container, lambda: docker("stop", "-t", "180", container.name))
+    assert container.state("RestartCount") == 1
+
+
+def test_below_an_init_too_and_a_hangup_drains_as_sigterm_does(begin):
+    """It was asked for, so the policy does not start it again."""
+    container = begin(*LOCKED_DOWN, "--init", "--restart=on-failure")
+    container.wait_for("vllm-launch: ready")
+    ended_without_a_cut(container, lambda: docker("kill", "--signal=HUP", container.name))
+    assert container.state("RestartCount") == 0
+
+
+def ended_without_a_cut(container, end):
+    """Clients that leave, then fifty streams in the middle of which ``end`` ends the container: none is cut."""
     assert container.ask("/v1/chat/completions", CHAT)[0] == 200
     for _ in range(20):  # clients that go away in the middle
         request = urllib.request.Request(
@@ -33,7 +50,8 @@ def test_it_serves_locked_down_and_docker_stop_cuts_no_stream(begin, init):
     with ThreadPoolExecutor(50) as pool:
         streams = [pool.submit(container.ask, "/v1/completions", STREAM) for _ in range(50)]
         time.sleep(3)
-        docker("stop", "-t", "180", container.name)
+        end()
+        assert container.wait(180) == 0
         answers = [stream.result(10) for stream in streams]
     assert [status for status, _ in answers] == [200] * 50
     assert [text.rstrip().endswith("data: [DONE]") for _, text in answers] == [True] * 50
@@ -63,15 +81,3 @@ def test_without_a_network_the_smoke_client_inside_finds_all_that_is_switched_on
         time.sleep(1)
     docker("kill", "--signal=QUIT", container.name)
     assert container.wait(15) == 128 + signal.SIGQUIT
-
-
-def test_a_killed_engine_is_a_failure_that_a_restart_policy_mends(begin):
-    container = begin(*LOCKED_DOWN, "--restart=on-failure")
-    container.wait_for("vllm-launch: ready")
-    os.kill(next(pid for pid, _, title in container.processes() if "VLLM::EngineCore" in title), signal.SIGKILL)
-    container.wait_for("vllm-launch: ready", times=2)
-    assert container.state("RestartCount") == 1
-    assert "VLLM::EngineCore" in container.log()
-    docker("kill", "--signal=HUP", container.name)  # as SIGTERM: drains, and is asked for, so no restart
-    assert container.wait(120) == 0
-    assert container.state("RestartCount") == 1
