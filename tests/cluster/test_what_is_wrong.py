@@ -46,24 +46,25 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def wrong(namespace):
+    """A release for each mistake, all at once; what they leave goes with the namespace."""
+    empty = {"name": "empty", "namespace": namespace.name}
+    apply({"apiVersion": "v1", "kind": "Secret", "metadata": empty, "stringData": {"keys": "\n"}})
+    releases = {mistake: Release(namespace, f"wrong-{mistake}") for mistake in WRONG}
+    for mistake, release in releases.items():
+        release.upgrade(**{"resources": SMALL_POD} | WRONG[mistake][0])
+    return releases
+
+
+SMALL_POD = {"cpu": "50m", "memory": "1Gi"}
+"""So that a node of 20 GiB has room for all of them, and for /dev/shm of 1 GiB each, which the chart adds."""
+
+
 @pytest.mark.parametrize("mistake", WRONG)
-def test_describe_says_what_is_wrong(namespace, mistake):
-    changed, said = WRONG[mistake]
-    if mistake == "no-key-in-the-secret":
-        apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "empty", "namespace": namespace.name},
-                "stringData": {"keys": "\n"},
-            }
-        )
-    release = Release(namespace, "wrong")
-    release.upgrade(**changed)
-    try:
-        described = until(lambda: found(namespace, said), 90)
-    finally:
-        release.helm("uninstall", "--wait", "--timeout=3m")
+def test_describe_says_what_is_wrong(wrong, mistake):
+    said = WRONG[mistake][1]
+    described = until(lambda: found(wrong[mistake], said), 90)
     lines = {
         line.strip().removeprefix("Message:").strip()
         for line in described.splitlines()
@@ -75,23 +76,29 @@ def test_describe_says_what_is_wrong(namespace, mistake):
     assert "hf_wrong" not in described
 
 
-def found(namespace, said):
-    described = namespace.kubectl("describe", "pods", "-l", SERVER)
+def found(release, said):
+    pods = f"{SERVER},app.kubernetes.io/instance={release.name}"
+    described = release.namespace.kubectl("describe", "pods", "-l", pods)
     return described if said in described else None
 
 
-def test_helm_test_says_that_nothing_serves(namespace):
-    release = Release(namespace, "wrong")
-    release.upgrade(config={"model": "/models/nothing"})
-    try:
-        assert release.helm("test", "--timeout=2m", check=False).returncode != 0
-        (line,) = namespace.kubectl("logs", "wrong-smoke").splitlines()
-    finally:
-        release.helm("uninstall", "--wait", "--timeout=3m")
-    assert line.startswith("FAIL  models: http://wrong:8000 cannot be reached")
+def test_helm_test_says_that_nothing_serves(wrong, namespace):
+    release = wrong["missing-model"]
+    assert release.helm("test", "--timeout=2m", check=False).returncode != 0
+    (line,) = namespace.kubectl("logs", f"{release.name}-smoke").splitlines()
+    release.helm("uninstall", "--wait", "--timeout=3m")
+    assert line.startswith(f"FAIL  models: http://{release.name}:8000 cannot be reached")
     assert "Traceback" not in line
 
 
+@pytest.fixture
+def alone(wrong):
+    """No other release, whose containers would start again and again beside this test's."""
+    for release in wrong.values():
+        release.helm("uninstall", "--ignore-not-found", "--timeout=3m")
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_download_that_is_ended_fetches_no_whole_file_again_simulated(namespace):
     """The Job's pod is killed in the middle of the largest file; serving waits for it all the while."""
     namespace.claim("cache")
