@@ -1,7 +1,9 @@
 """``vllm-launch serve`` with the real engine on the CPU, as tests of several kinds start, ask and load it."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +113,18 @@ class Serving:
 
     def health(self, route):
         return asked(self.health_port, route)
+
+
+@contextlib.contextmanager
+def begun(folder, model, **options):
+    """A server that is starting; SIGQUIT ends it if no test has."""
+    run = Serving(folder, model, **options)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGQUIT)
+            run.process.wait(60)
 
 
 def asked(port, route):
