@@ -79,8 +79,8 @@ def test_the_schema_refuses(values, said):
 
 BY_RULE = [
     ("config: {model: ''}", "config.model: no model is named; give a name on the hub, or a folder below /models"),
-    ("config: {api-key: [a]}", "config.api-key: a secret does not belong into a ConfigMap; write apiKeys.keys"),
-    ("config: {hf_token: a}", "config.hf_token: a secret does not belong into a ConfigMap"),
+    ("config: {api-key: [a]}", "config.api-key: a secret must not be in a ConfigMap; write apiKeys.keys"),
+    ("config: {hf_token: a}", "config.hf_token: a secret must not be in a ConfigMap"),
     ("config: {launch: {api_key_file: /a}}", "config.launch.api_key_file: the chart mounts the keys itself"),
     ("config: {launch: {cache-dir: /a}}", "config.launch.cache-dir: the chart mounts the cache itself, at /cache; say"),
     (
