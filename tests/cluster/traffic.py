@@ -10,18 +10,22 @@ import itertools
 import json
 import sys
 import time
+from pathlib import Path
 
 import aiohttp
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+from streams import USAGE, cut
 
 url, key, streams, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 became = {"streams": 0, "cut": [], "requests": 0, "failed": [], "shortest_s": 1e9, "begun": 0}
 all_begun = asyncio.Event()
-LONG = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+LONG = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True} | USAGE
 SHORT = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
 
 
 async def stream(session, *, first):
-    began, pieces, done = time.monotonic(), 0, False
+    began, lines = time.monotonic(), []
     try:
         async with session.post(f"{url}/v1/completions", json=LONG) as answer:
             if answer.status != 200:
@@ -29,17 +33,16 @@ async def stream(session, *, first):
                 await asyncio.sleep(1)
                 return
             async for line in answer.content:
-                became["begun"] += pieces == 0 and line.startswith(b"data: ")
+                became["begun"] += not lines and line.startswith(b"data: ")
                 if became["begun"] == streams:
                     all_begun.set()
-                pieces += line.startswith(b"data: ")
-                done = done or line.strip() == b"data: [DONE]"
+                lines += [line] * line.startswith(b"data: ")
     except (aiohttp.ClientError, OSError) as error:
-        became["cut" if pieces else "failed"].append(f"stream after {pieces} pieces: {error!r}")
+        became["cut" if lines else "failed"].append(f"stream after {len(lines)} pieces: {error!r}")
         await asyncio.sleep(1)
         return
-    if not done:
-        became["cut"].append(f"stream ended after {pieces} pieces and {time.monotonic() - began:.1f} s without [DONE]")
+    if why := cut(lines, tokens):
+        became["cut"].append(f"stream of {len(lines)} pieces and {time.monotonic() - began:.1f} s: {why}")
     became["streams"] += 1
     if first:  # those that all run when it begins; a later one may have a new pod to itself, and be quick
         became["shortest_s"] = min(became["shortest_s"], round(time.monotonic() - began, 1))

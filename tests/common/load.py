@@ -11,6 +11,7 @@ import signal
 import sys
 
 import aiohttp
+from streams import USAGE, cut
 
 url, key, streams, leave, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
 counts = {"done": 0, "left": 0, "failed": 0, "why": []}
@@ -28,20 +29,20 @@ async def stream(session, chance):
         "max_tokens": tokens,
         "ignore_eos": True,
         "stream": True,
-    }
+    } | USAGE
     leaves_after = chance.randrange(1, tokens) if chance.random() < leave else None
     try:
         async with session.post(f"{url}/v1/completions", json=body) as answer:
-            pieces = 0
+            lines = []
             async for line in answer.content:
-                pieces += line.startswith(b"data: ")
-                if leaves_after is not None and pieces >= leaves_after:
+                lines += [line] * line.startswith(b"data: ")
+                if leaves_after is not None and len(lines) >= leaves_after:
                     counts["left"] += 1
                     return
-                if line.strip() == b"data: [DONE]":
-                    counts["done"] += 1
-                    return
-        failed("ended without [DONE]")
+        if why := cut(lines, tokens):
+            failed(why)
+        else:
+            counts["done"] += 1
     except (aiohttp.ClientError, OSError) as error:
         failed(repr(error))
         await asyncio.sleep(0.2)

@@ -13,8 +13,12 @@ import json
 import random
 import sys
 from collections import Counter
+from pathlib import Path
 
 import aiohttp
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+from streams import USAGE, cut
 
 KINDS = {"short": 8, "long": 2, "shared": 4, "left": 2, "whole": 3, "wrong": 1}
 
@@ -53,6 +57,7 @@ async def ask(session, model, longest, kind, chance) -> str:
     if kind == "shared":
         prompt = words(random.Random(0), int(longest * 0.4)) + prompt
     body = {"model": model, "prompt": prompt, "max_tokens": answer, "ignore_eos": True, "stream": kind != "whole"}
+    body |= USAGE if body["stream"] else {}
     if kind == "wrong":
         body["model"] = "no-such-model"
     async with session.post("/v1/completions", json=body) as response:
@@ -65,7 +70,7 @@ async def ask(session, model, longest, kind, chance) -> str:
             await asyncio.sleep(0.2)  # as a client that tries again would
     if kind == "wrong":
         return f"wrong: {response.status}"
-    whole = text.rstrip().endswith("[DONE]") if body["stream"] else '"choices"' in text
+    whole = cut(text.splitlines(), answer) is None if body["stream"] else '"choices"' in text
     return f"{kind}: {'whole' if response.status == 200 and whole else f'cut, {response.status}'}"
 
 
