@@ -26,13 +26,13 @@ CLUSTER = f'eval "$({KIT}/env.sh)" && make'
 LANES: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("lint", "make lint"),
-        ("test-unit", "make test-unit"),
         ("test-monitoring", "make test-monitoring"),
         ("test-engine", "make test-engine"),
     ),
     (
         ("test-image", f"make test-image {IMAGE}"),
         ("test-compose", "make test-compose"),
+        ("test-unit", "make test-unit"),
         ("cluster-kit", f"{KIT}/up.sh"),
         ("test-chart", f"{CLUSTER} test-chart"),
         ("test-cluster", f"{CLUSTER} test-cluster"),
