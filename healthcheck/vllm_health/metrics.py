@@ -116,6 +116,11 @@ in MiB, power in W, temperature in degrees Celsius, activity as shares of 1, uti
 # ---- ours
 
 STATES: Final[tuple[str, ...]] = get_args(state.Name)
+COLORS: Final[Mapping[state.Name, str]] = {
+    "starting": "blue", "ready": "green", "saturated": "light green", "suspect": "yellow", "stalled": "orange",
+    "asleep": "grey", "gpu_fault": "dark red", "draining": "purple", "dead": "red",
+}  # fmt: skip
+"""How each state is shown: CSS names with a space between words."""
 
 _GAUGES: Final = {
     "state": ("1 for the state that vLLM is in, 0 for the others.", ("state",)),

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from vllm_health import state
 from vllm_health.limits import Limits
-from vllm_health.metrics import Exposition, Values
+from vllm_health.metrics import COLORS, Exposition, Values
 from vllm_health.state import State
 
 MAX_CONNECTIONS: Final = 256
@@ -113,7 +113,7 @@ def _page(view: View) -> Handler:
         said = {"live": told.live, "ready": told.ready, "started": told.started}
         page = _PAGE.format(
             name=html.escape(now.name.replace("_", " ")),
-            color=state.COLORS[now.name].replace(" ", ""),
+            color=COLORS[now.name].replace(" ", ""),
             reason=html.escape(now.reason),
             seconds=time.monotonic() - now.since,
             verdicts=" ".join(f"{'' if good else 'Not '}{name}.".capitalize() for name, good in said.items()),

@@ -7,19 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
 from vllm_health.limits import DEAD_STRIKES, STALLED_STRIKES, Limits
 
 Name = Literal["starting", "ready", "saturated", "suspect", "stalled", "asleep", "gpu_fault", "draining", "dead"]
-COLORS: Final[Mapping[Name, str]] = {
-    "starting": "blue", "ready": "green", "saturated": "light green", "suspect": "yellow", "stalled": "orange",
-    "asleep": "grey", "gpu_fault": "dark red", "draining": "purple", "dead": "red",
-}  # fmt: skip
-"""How each state is shown: CSS names with a space between words."""
-
 Health = Literal["ok", "engine dead", "refused", "unanswered"]
 """vLLM's /health: 200; 503, which it says of a dead engine alone; no connection; anything else.
 

@@ -28,7 +28,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from vllm_health import metrics, state
+from vllm_health import metrics
 
 OF_MODEL: Final = f'namespace=~"$namespace", {metrics.MODEL_NAME}=~"$model"'
 """Selects what the variables choose, of series by model."""
@@ -41,7 +41,7 @@ TOKENS_PER_SECOND: Final = "suffix: tok/s"
 
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "yellow", "red", "blue", "purple", "text"
 _GRAFANA: Final = {"light green": "super-light-green", "dark red": "dark-red", "grey": GREY}
-STATES: Final = {name: _GRAFANA.get(color, color) for name, color in state.COLORS.items()}
+STATES: Final = {name: _GRAFANA.get(color, color) for name, color in metrics.COLORS.items()}
 """Grafana's name for the colour of each of the prober's states, which panels show as its place in here."""
 
 Panel = Any

@@ -110,7 +110,7 @@ def test_the_page_for_people_says_state_since_when_and_why():
 def test_the_page_has_a_colour_of_css_for_each_state(name):
     ((_, text, _),) = Port(msgspec.structs.replace(READY, name=name)).ask("/")
     (color,) = re.findall(r"solid (\w+);", text)
-    assert color == state.COLORS[name].replace(" ", "") in CSS_COLORS
+    assert color == metrics.COLORS[name].replace(" ", "") in CSS_COLORS
 
 
 def test_a_route_that_is_not_there_is_404():
