@@ -121,9 +121,18 @@ fix: $(VENV)/.dev  ## Format and mend what the linter can mend
 test-unit: $(VENV)/.dev  ## Pure parts, branch coverage >= 95 %
 	@$(bin)/pytest tests/unit --cov --cov-fail-under=95 -q
 
+against = $(wildcard tests/engine/test_*_against_*.py)
+
 .PHONY: test-engine
-test-engine: $(VENV)/.dev  ## Against the pinned vLLM, on the CPU where there is no GPU
-	@$(bin)/pytest tests/engine -v --timeout 900 -m "not long"
+test-engine: test-against-vllm test-serving  ## Against the pinned vLLM, on the CPU where there is no GPU
+
+.PHONY: test-against-vllm
+test-against-vllm: $(VENV)/.dev  ## The pinned vLLM's own code as judge: options, models, KV cache, memory; no engine is started
+	@$(bin)/pytest $(against) -v --timeout 900
+
+.PHONY: test-serving
+test-serving: $(VENV)/.dev  ## The pinned vLLM serving: starts, streams, faults, drains
+	@$(bin)/pytest tests/engine $(against:%=--ignore=%) -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
 test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods

@@ -27,12 +27,13 @@ LANES: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("lint", "make lint"),
         ("test-monitoring", "make test-monitoring"),
-        ("test-engine", "make test-engine"),
+        ("test-serving", "make test-serving"),
     ),
     (
         ("test-image", f"make test-image {IMAGE}"),
         ("test-compose", "make test-compose"),
         ("test-unit", "make test-unit"),
+        ("test-against-vllm", "make test-against-vllm"),
         ("cluster-kit", f"{KIT}/up.sh"),
         ("test-chart", f"{CLUSTER} test-chart"),
         ("test-cluster", f"{CLUSTER} test-cluster"),
