@@ -1,4 +1,4 @@
-"""The settings as data. Owns every port, path and drain time."""
+"""The settings as data. Owns every path and drain time; default ports are in ``vllm_health.addresses``."""
 
 from __future__ import annotations
 
