@@ -17,6 +17,8 @@ def plan_request(settings: Settings) -> PlanRequest:
     """User settings that the plan must not change."""
     engine = settings.engine
     known = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
+    if known.get("dtype") == "auto":
+        del known["dtype"]  # vLLM's word for "as the plan likes"
     known["objective"] = settings.launch.objective
     known["fp8_kv"] = settings.launch.quality == "fp8-kv"
     fused = multicast.fuses(engine.get("compilation_config"))

@@ -32,6 +32,7 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory_limit: int | None  # the cgroup's (v1 or v2), None where there is none
     memory_available: int  # the smaller of what the machine and the cgroup have left
     numa_nodes: tuple[NumaNode, ...] = ()
+    amx: bool = False  # Intel's matrix instructions, which vLLM's bfloat16 attention uses where they are
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu | None:
@@ -59,6 +60,7 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
         memory_limit=limit if limit < total else None,
         memory_available=available,
         numa_nodes=_numa_nodes(root, allowed),
+        amx="amx_tile" in _instruction_sets(root).split(),
     )
 
 
@@ -68,9 +70,13 @@ _NO_LIMIT = 1 << 62  # v1 writes PAGE_COUNTER_MAX (9223372036854771712) for "no 
 
 def read_instruction_sets(root: Path = Path("/")) -> str:
     """A name for what this CPU can run, such as "cpu-5d2a01ff": code compiled here runs where the name is the same."""
-    text = _text(root / "proc/cpuinfo")
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)  # x86, ARM
-    return f"cpu-{zlib.crc32((found[1] if found else '').encode()):08x}"
+    return f"cpu-{zlib.crc32(_instruction_sets(root).encode()):08x}"
+
+
+def _instruction_sets(root: Path) -> str:
+    """The first core's, as the kernel names them, "" where it names none."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)  # x86, ARM
+    return found[1] if found else ""
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, _Controller, Path]]:

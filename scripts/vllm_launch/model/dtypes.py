@@ -23,3 +23,6 @@ ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "f
 
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 """Model types that do not run in float16 (vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS)."""
+
+ONLY_BFLOAT16 = {"fp_quant", "gpt_oss_mxfp4", "modelopt_mxfp8", "mxfp4", "mxfp8"}
+"""Quantisation methods whose models compute in bfloat16 alone (layers/quantization: get_supported_act_dtypes)."""

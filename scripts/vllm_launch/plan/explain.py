@@ -10,7 +10,7 @@ import msgspec
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
-from vllm_launch.plan.request import AUTO, PlanRequest, batch_of
+from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
 from vllm_launch.sizing import kv, memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
@@ -19,6 +19,12 @@ from vllm_launch.units import gib
 
 MUCH = 1 / 20
 """Share of the KV cache that is worth a warning."""
+
+
+AMX_FAULT = (
+    "this CPU has AMX, and there vLLM's attention in bfloat16 ends the engine with SIGILL when a batch has prefills and "
+    "decodes"
+)
 
 
 class Source(StrEnum):
@@ -57,6 +63,7 @@ def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Cand
     found = [
         *_parallel(request, hardware, model, chosen),
         *_memory(request, model, chosen),
+        *_dtype(request, model, chosen),
         *_batch(request, model, chosen),
     ]
     given = msgspec.structs.asdict(request)
@@ -164,6 +171,13 @@ def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[R
         yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
 
 
+def _dtype(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
+    dtype = chosen.run_config.dtype
+    if not chosen.gpus and request.dtype is None and dtype != model.dtype:
+        why = f"not the model's {model.dtype}: {AMX_FAULT}. The cost: matrices are multiplied without AMX, which is slower"
+        yield Reason(field="dtype", value=dtype, why=why, source=Source.HARDWARE)
+
+
 def _streams(chosen: Candidate) -> str:
     tokens, longest = chosen.kv_cache.tokens, chosen.run_config.max_model_len
     usual = min(USEFUL_TOKENS, longest)
@@ -255,6 +269,13 @@ def _gpu_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -
             yield f"GPU {gpu.index} is shared: {gib(gpu.memory_total - gpu.memory_free)} are held, by {held}"
     if not chosen.gpus:
         nodes = len(hardware.cpu.numa_nodes) if hardware.cpu else 1
+        if chosen.run_config.dtype == "bfloat16" and amx_attention(chosen.placement.model, hardware.cpu):
+            way_out = (
+                "this quantisation has no other"
+                if only_bfloat16(request, chosen.placement.model)
+                else "give --dtype float16"
+            )
+            yield f"{AMX_FAULT}: {way_out}"
         if nodes > 1 and request.tensor_parallel_size is None:
             yield f"the CPU has {nodes} NUMA nodes and one is used: --tensor-parallel-size {nodes} uses all of them"
         return

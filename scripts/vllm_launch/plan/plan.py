@@ -129,6 +129,8 @@ def _options(request: PlanRequest, chosen: Candidate) -> dict[str, object]:
         found["kv_cache_memory_bytes"] = chosen.kv_bytes
     if request.fp8_kv and run.kv_cache_dtype == "fp8":
         found["kv_cache_dtype"] = "fp8"
+    if not chosen.gpus and run.dtype != chosen.placement.model.dtype:
+        found["dtype"] = run.dtype  # on old GPUs vLLM itself takes another
     if share := watermark_of(request, chosen):
         found["watermark"] = share
     return {dest: value for dest, value in found.items() if getattr(request, dest) is None}
@@ -159,7 +161,7 @@ def _plan_cpu(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
         expert_parallel=bool(request.enable_expert_parallel),
     )
     batch = batch_of(request, model, default_batch(None, layout.gpus_per_replica))
-    run = run_of(request, model, batch, None)
+    run = run_of(request, model, batch, None, hardware.cpu)
     found = on_cpu(request, layout, hardware.cpu, model, run)
     if isinstance(found, NoFit):
         raise UsageError(f"{model.name} on this CPU", found.why, explain.cpu_remedy(found))

@@ -6,8 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from vllm_launch.machine.cpu import Cpu
 from vllm_launch.machine.generation import Generation
-from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16
+from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, ONLY_BFLOAT16
 from vllm_launch.model.model import Model
 from vllm_launch.sizing.run_config import RunConfig
 
@@ -95,23 +96,46 @@ def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
     return cached and not own and model.mla is None and oldest is not None and oldest >= Generation.ADA
 
 
-def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None) -> str:
+def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None, cpu: Cpu | None = None) -> str:
     """What the model computes in: what was asked, else its own.
 
     Before the A100 there is no bfloat16, and vLLM falls back by itself. Source:
-    vllm/config/model.py:_resolve_auto_dtype.
+    vllm/config/model.py:_resolve_auto_dtype. On a CPU with AMX the plan falls back (``amx_attention``).
     """
     if request.dtype not in {None, "auto"}:
         return ALIASES.get(request.dtype, request.dtype)
-    if model.dtype == "bfloat16" and oldest is not None and oldest < Generation.A100:
-        return "float32" if model.model_type in NO_FLOAT16 else "float16"
-    return model.dtype
+    if model.dtype != "bfloat16":
+        return model.dtype
+    too_old = oldest is not None and oldest < Generation.A100
+    if not too_old and (only_bfloat16(request, model) or not amx_attention(model, cpu)):
+        return "bfloat16"
+    return "float32" if model.model_type in NO_FLOAT16 else "float16"
 
 
-def run_of(request: PlanRequest, model: Model, batch: tuple[int, int], oldest: Generation | None) -> RunConfig:
+def amx_attention(model: Model, cpu: Cpu | None) -> bool:
+    """Whether vLLM's attention takes AMX instructions on ``cpu`` if ``model`` computes in bfloat16.
+
+    That attention ends the engine with SIGILL, at a ``tilezero``, when one batch has prefills and decodes. Heads whose
+    size is not a multiple of 32 take other code, and so does latent attention. Source:
+    v1/attention/backends/cpu_attn.py:_get_attn_isa, platforms/cpu.py:get_attn_backend_cls.
+    """
+    if cpu is None or not cpu.amx or model.mla is not None:
+        return False
+    return any(layer.kv_heads and layer.head_dim % 32 == 0 for layer in model.layers)
+
+
+def only_bfloat16(request: PlanRequest, model: Model) -> bool:
+    """Whether the quantisation, the checkpoint's own or the one that was asked for, computes in bfloat16 alone."""
+    own = model.quantization.method if model.quantization else None
+    return (request.quantization or own) in ONLY_BFLOAT16
+
+
+def run_of(
+    request: PlanRequest, model: Model, batch: tuple[int, int], oldest: Generation | None, cpu: Cpu | None = None
+) -> RunConfig:
     """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
-    ``oldest`` is the oldest generation there is; None is the CPU.
+    ``oldest`` is the oldest generation there is; None is the CPU engine, which runs on ``cpu``.
     """
     return RunConfig(
         max_model_len=request.length or model.max_model_len,
@@ -123,7 +147,7 @@ def run_of(request: PlanRequest, model: Model, batch: tuple[int, int], oldest: G
         max_cudagraph_capture_size=request.max_cudagraph_capture_size,
         language_model_only=request.language_model_only,
         quantization=request.quantization,
-        dtype=dtype_of(request, model, oldest),
+        dtype=dtype_of(request, model, oldest, cpu),
         fuse_allreduce_rms=request.fuse_allreduce_rms,
         adapter_ranks=(request.max_loras or 1) * (request.max_lora_rank or 16) if request.enable_lora else 0,
         estimate_cudagraphs=request.guesses_graphs,

@@ -36,7 +36,8 @@ def engine_command(
     Raises:
         UsageError: a value that cannot be written on vLLM's command line.
     """
-    values = _serving(settings) | dict(options) | dict(settings.engine)
+    given = {dest: value for dest, value in settings.engine.items() if (dest, value) != ("dtype", "auto")}
+    values = _serving(settings) | dict(options) | given
     if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
         values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
     own = settings.engine.get("middleware") or []

@@ -264,3 +264,9 @@ def test_machines_that_run_the_same_code_share_a_name(tmp_path):
     assert avx2.startswith("cpu-")
     arm = name("Features\t: fp asimd\n")
     assert len({avx2, arm, name("flags\t\t: fpu avx2 avx512f\n"), read_instruction_sets(tmp_path)}) == 4
+
+
+def test_amx_is_seen_where_the_kernel_names_it(tmp_path):
+    sapphire = read(tmp_path / "intel", {"proc/cpuinfo": "flags\t\t: fpu avx512f amx_bf16 amx_tile amx_int8\n"})
+    genoa = read(tmp_path / "amd", {"proc/cpuinfo": "flags\t\t: fpu avx512f avx512_bf16\n"})
+    assert (sapphire.amx, genoa.amx) == (True, False)

@@ -795,3 +795,46 @@ def test_a_model_runs_in_the_dtype_that_was_asked_for_else_in_its_own(stored, as
 def test_before_ampere_a_model_that_does_not_run_in_float16_runs_in_float32():
     assert dtype_of(PlanRequest(), model(model_type="gemma2"), Generation.TURING) == "float32"
     assert dtype_of(PlanRequest(), model(model_type="gemma2"), Generation.A100) == "bfloat16"
+
+
+def on_amx(**changes):
+    """A CPU machine with AMX instructions, and the plan of a model there."""
+    hardware = msgspec.structs.replace(CPU_MACHINE, cpu=msgspec.structs.replace(CPU_MACHINE.cpu, amx=True))
+    asked = changes.pop("asked", PlanRequest())
+    of = msgspec.structs.replace(sized(1, layers=4), **changes)
+    return plan(asked, hardware, of)
+
+
+@pytest.mark.parametrize(
+    ("changes", "runs"),
+    [
+        ({}, "float16"),
+        ({"model_type": "gemma2"}, "float32"),  # does not run in float16
+        ({"dtype": "float32"}, None),
+        ({"dtype": "float16"}, None),
+        ({"mla": DEEPSEEK}, None),  # takes other kernels, which know bfloat16 alone
+        ({"quantization": quantized("mxfp4")}, None),  # computes in bfloat16 alone
+    ],
+)
+def test_on_a_cpu_with_amx_no_plan_has_attention_in_bfloat16(changes, runs):
+    found = on_amx(**changes)
+    assert found.options.get("dtype") == runs
+    assert [one.value for one in found.reasons if one.field == "dtype"] == ([runs] if runs else [])
+    elsewhere = plan(PlanRequest(), CPU_MACHINE, msgspec.structs.replace(sized(1, layers=4), **changes))
+    assert not [one for one in elsewhere.reasons if one.field == "dtype"]
+
+
+@pytest.mark.parametrize(("head_dim", "runs"), [(80, None), (96, "float16")])
+def test_heads_that_take_no_amx_instructions_keep_bfloat16(head_dim, runs):
+    layers = (msgspec.structs.replace(FULL, head_dim=head_dim, head_dim_v=head_dim),) * 4
+    assert on_amx(layers=layers).options.get("dtype") == runs
+
+
+def test_bfloat16_on_a_cpu_with_amx_is_taken_and_warned_of():
+    [warning] = on_amx(asked=PlanRequest(dtype="bfloat16")).warnings
+    assert "SIGILL" in warning
+    assert "--dtype float16" in warning
+    [warning] = on_amx(quantization=quantized("mxfp4")).warnings
+    assert "no other" in warning
+    assert on_amx(asked=PlanRequest(dtype="float16")).warnings == []
+    assert on_amx(asked=PlanRequest(dtype="bfloat16"), mla=DEEPSEEK).warnings == []

@@ -47,6 +47,12 @@ def test_what_the_person_set_wins_over_the_plan_and_the_plan_over_our_defaults()
     assert "--shutdown-timeout=7" in argv("m --shutdown-timeout 7", {"shutdown_timeout": 5})
 
 
+def test_dtype_auto_leaves_the_choice_to_the_plan():
+    decided = {"dtype": "float16"}
+    assert [word for word in argv("m --dtype auto", decided) if "dtype" in word] == ["--dtype=float16"]
+    assert [word for word in argv("m --dtype bfloat16", decided) if "dtype" in word] == ["--dtype=bfloat16"]
+
+
 def test_the_drain_number_sets_the_shutdown_timeout():
     assert "--shutdown-timeout=0" in argv("m --launch-drain-seconds 0")
     assert "--shutdown-timeout=20" in argv("m --launch-drain-seconds 30")

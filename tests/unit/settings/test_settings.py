@@ -289,6 +289,7 @@ def test_what_the_plan_must_take_is_extracted():
     taken = plan_request(settings)
     assert (taken.max_model_len, taken.kv_cache_memory_bytes, taken.tensor_parallel_size) == (-1, 2 << 30, 2)
     assert (taken.objective, taken.long_max_model_len, taken.enforce_eager) == ("latency", False, False)
+    assert [plan_request(read(f"m --dtype {name}")).dtype for name in ("auto", "half")] == [None, "half"]
 
 
 @pytest.mark.parametrize(
