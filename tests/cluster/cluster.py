@@ -136,13 +136,30 @@ class Namespace:
 
 def open_to_anybody(path):
     """A folder of the node, which kubelet makes for root alone; fsGroup is not for hostPath."""
-    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "open", "namespace": "default"}, "spec": {
-        "restartPolicy": "Never",
-        "containers": [{"name": "open", "image": f"{REPOSITORY}:{TAG}", "command": ["chmod", "777", "/folder"],
-                        "securityContext": {"runAsUser": 0}, "volumeMounts": [{"name": "a", "mountPath": "/folder"}]}],
-        "volumes": [{"name": "a", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}]}})  # fmt: skip
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/open", "-n=default", "--timeout=300s", timeout=310)
-    kubectl("delete", "pod", "open", "-n=default")
+    folder = {"name": "folder", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+    run_once(["chmod", "777", "/folder"], volumes=[folder])
+
+
+def run_once(command, *, volumes=(), seconds=300):
+    """Run ``command`` as root in a pod of the image to its end, with ``volumes`` mounted by their names."""
+    name = f"once-{secrets.token_hex(2)}"
+    mounts = [{"name": volume["name"], "mountPath": f"/{volume['name']}"} for volume in volumes]
+    container = {
+        "name": "once", "image": f"{REPOSITORY}:{TAG}", "command": command, "securityContext": {"runAsUser": 0},
+        "volumeMounts": mounts,
+    }  # fmt: skip
+    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+           "spec": {"restartPolicy": "Never", "containers": [container], "volumes": list(volumes)}})  # fmt: skip
+    pod = f"pod/{name}"
+    try:
+        kubectl(
+            "wait", "--for=jsonpath={.status.phase}=Succeeded", pod, "-n=default", f"--timeout={seconds}s",
+            timeout=seconds + 10,
+        )  # fmt: skip
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{kubectl('describe', pod, '-n=default', check=False)}") from None
+    finally:
+        kubectl("delete", pod, "-n=default", "--wait=false")
 
 
 VALUES = {

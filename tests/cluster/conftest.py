@@ -5,13 +5,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path += [
     str(Path(__file__).parent),
     str(Path(__file__).parents[1] / "chart"),
 ]  # so that tests can import what stands here
 
 
+PULL_SECONDS = 900
+"""The image has 5.5 GB, and CI's other lane keeps a core and the disk busy meanwhile."""
+
 CONFIG = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image_on_the_node():
+    """Pulled before any test waits for a pod: how long that takes says nothing of the chart."""
+    from cluster import run_once  # noqa: PLC0415 - found only by the path above
+
+    run_once(["true"], seconds=PULL_SECONDS)
 
 
 def pytest_configure(config):

@@ -34,8 +34,28 @@ STRICT = '--structured-outputs-config={"backend": "xgrammar", "disable_any_white
 
 
 @pytest.fixture(scope="session")
-def serving(tmp_path_factory, tiny_model):
-    """One server for every test that only reads; the last test of test_serving.py ends it."""
-    with begun(tmp_path_factory.mktemp("serving"), tiny_model, flags=[STRICT]) as run:
-        run.wait_for("vllm-launch: engine 0: KV cache")
-        yield run
+def shared(tmp_path_factory, tiny_model):
+    """Returns the server that tests share: starts it at first, and another once it has died."""
+    with contextlib.ExitStack() as stack:
+        runs = []
+
+        def current():
+            if not runs or runs[-1].process.poll() is not None:
+                folder = tmp_path_factory.mktemp("serving")
+                runs.append(stack.enter_context(begun(folder, tiny_model, flags=[STRICT])))
+                runs[-1].wait_for("vllm-launch: engine 0: KV cache")
+            return runs[-1]
+
+        yield current
+
+
+@pytest.fixture
+def serving(shared):
+    """One server for every test that only reads; the last test of test_serving.py ends it.
+
+    The test during which it dies fails with its log, and the next test has another: one death is one failure.
+    """
+    run = shared()
+    yield run
+    if code := run.process.poll():
+        pytest.fail(f"the shared server ended with {code}:\n{run.log.read_text(errors='replace')[-4000:]}")

@@ -22,8 +22,8 @@ MUCH = 1 / 20
 
 
 AMX_FAULT = (
-    "this CPU has AMX, and there vLLM's attention in bfloat16 ends the engine with SIGILL when a batch has prefills and "
-    "decodes"
+    "this CPU has AMX, and there vLLM's attention in bfloat16 ends the engine with SIGILL when a batch has prefills "
+    "and decodes"
 )
 
 
@@ -174,7 +174,7 @@ def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[R
 def _dtype(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     dtype = chosen.run_config.dtype
     if not chosen.gpus and request.dtype is None and dtype != model.dtype:
-        why = f"not the model's {model.dtype}: {AMX_FAULT}. The cost: matrices are multiplied without AMX, which is slower"
+        why = f"not the model's {model.dtype}: {AMX_FAULT}. The cost: no AMX for matrix products, which are slower"
         yield Reason(field="dtype", value=dtype, why=why, source=Source.HARDWARE)
 
 
