@@ -1,13 +1,15 @@
 """Run CI's suites in two lanes, and say what each took: ``suites.py``.
 
 A suite's output is printed whole when it ends. The exit code is 1 if any suite failed; the others run on all the same.
-At the end: the minutes of each suite, and the ten slowest tests. Logs and the summary stay in var/ci.
+At the end: the machine and the least it had free, the minutes of each suite, what failed, and the ten slowest tests.
+Logs and the summary stay in var/ci.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,18 +51,51 @@ DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(\S.*)$", re.MULTI
 """A line of what pytest says with --durations."""
 
 
+FAILURE = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
+"""A line of pytest's short summary."""
+
+
 class Ended(NamedTuple):
-    """A suite that is over: its exit code, seconds, and the slowest of its tests with theirs."""
+    """A suite that is over: its exit code, seconds, what failed, and the slowest of its tests with theirs."""
 
     name: str
     code: int
     seconds: float
+    failures: list[str]
     slowest: list[tuple[float, str]]
+
+
+class Machine:
+    """What this machine is, and the least memory and disk that it had free, looked at every few seconds."""
+
+    def __init__(self) -> None:
+        facts = Path("/proc/cpuinfo").read_text()
+        name = re.search(r"model name\s*: (.*)", facts)
+        amx = "with" if " amx_tile" in facts else "without"
+        self.title = f"{os.cpu_count()} cores of {name[1] if name else 'an unnamed CPU'}, {amx} AMX"
+        self.least = self._free()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __str__(self) -> str:
+        memory, disk = self.least
+        return f"{self.title}; at least {memory / 2**30:.1f} GiB of memory and {disk / 2**30:.1f} GiB of disk were free"
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(5)
+            self.least = tuple(map(min, self.least, self._free()))
+
+    @staticmethod
+    def _free() -> tuple[int, ...]:
+        available = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
+        return int(available[1]) * 1024 if available else 0, shutil.disk_usage(ROOT).free
 
 
 def main() -> int:
     """Run all lanes; the exit code."""
     LOGS.mkdir(parents=True, exist_ok=True)
+    machine = Machine()
+    print(machine, flush=True)
     ended: list[Ended] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
     printing = threading.Lock()
@@ -83,7 +118,7 @@ def main() -> int:
     finally:
         for process in running.values():  # only if this one is ended before its time
             os.killpg(process.pid, signal.SIGTERM)
-    said = summary(ended, time.monotonic() - began)
+    said = summary(machine, ended, time.monotonic() - began)
     (LOGS / "summary.txt").write_text(said)
     print(said, end="")
     return int(any(one.code for one in ended))
@@ -104,8 +139,9 @@ def run(name: str, command: str, running: dict[str, subprocess.Popen[bytes]]) ->
         )  # fmt: skip
         code = running[name].wait()
     del running[name]
-    slowest = [(float(seconds), test) for seconds, test in DURATION.findall(log.read_text(errors="replace"))]
-    return Ended(name, code, time.monotonic() - began, slowest)
+    text = log.read_text(errors="replace")
+    slowest = [(float(seconds), test) for seconds, test in DURATION.findall(text)]
+    return Ended(name, code, time.monotonic() - began, FAILURE.findall(text), slowest)
 
 
 def verdict(one: Ended) -> str:
@@ -113,12 +149,14 @@ def verdict(one: Ended) -> str:
     return f"{'failed' if one.code else 'passed'} after {one.seconds / 60:.1f} min"
 
 
-def summary(ended: Sequence[Ended], seconds: float) -> str:
-    """Return the minutes of each suite and the slowest tests of all."""
+def summary(machine: Machine, ended: Sequence[Ended], seconds: float) -> str:
+    """Return what the machine had, the minutes of each suite, all that failed, and the slowest tests."""
     slowest = sorted((one for suite in ended for one in suite.slowest), reverse=True)[:SLOWEST]
     lines = [
         f"\n==== {seconds / 60:.1f} min in all",
+        str(machine),
         *(f"{one.name:<16} {verdict(one)}" for one in ended),
+        *(f"{one.name}: {failure}" for one in ended for failure in one.failures),
         "\nslowest tests, with their fixtures apart",
         *(f"{took:7.1f} s  {test}" for took, test in slowest),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,21 @@ def suites(tmp_path, monkeypatch):
 
 
 def test_one_suite_that_fails_fails_the_run_and_stops_no_other(suites, monkeypatch, capsys):
-    monkeypatch.setattr(suites, "LANES", ((("bad", "echo before; exit 3"), ("next", "echo after")), (("good", SLOW),)))
+    monkeypatch.setattr(
+        suites,
+        "LANES",
+        (
+            (("bad", "echo before; echo FAILED tests/a.py::test_d - why; exit 3"), ("next", "echo after")),
+            (("good", SLOW),),
+        ),
+    )
     assert suites.main() == 1
     said = capsys.readouterr().out
     assert "==== bad: begins here\nbefore\n" in said
+    assert said.count("\nbad: FAILED tests/a.py::test_d - why\n") == 1
+    assert re.search(
+        r"cores of .*, with(out)? AMX; at least [\d.]+ GiB of memory and [\d.]+ GiB of disk were free", said
+    )
     assert "==== bad: failed after 0.0 min" in said
     assert "==== next: begins here\nafter\n" in said
     assert "good             passed after 0.0 min" in said
