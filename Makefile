@@ -12,7 +12,9 @@ IMAGE_FLAGS ?=
 TORCH_CPU_INDEX ?=
 KERNELS_FOR ?=
 KEYS ?=
+VLLM ?=
 MONITORING ?=
+ACTIONLINT := v1.7.12
 IMAGE_REPOSITORY ?= 127.0.0.1:5000/vllm-launch
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 include docker/bases.env
@@ -49,8 +51,14 @@ $(VENV)/.engine: pyproject.toml requirements/base.txt requirements/cpu.txt requi
 	$(install) -r requirements/$$engine.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
-	@$(install) -r requirements/dev.txt
+# All but the engine: enough for lint, types, unit tests and what is generated without vLLM.
+$(VENV)/.tools: pyproject.toml requirements/serve.txt requirements/dev.txt | $(VENV)/bin/python
+	@echo "environment: the development tools, without an engine"
+	@$(install) -r requirements/serve.txt -r requirements/dev.txt
+	@$(install) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.engine $(VENV)/.tools
 	@touch $@
 
 .PHONY: requirements
@@ -58,6 +66,7 @@ requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes,
 	@$(compile) --extra cpu --override requirements/overrides-cpu.txt -o requirements/cpu.txt
 	@$(compile) --extra cuda -o requirements/cuda.txt
 	@$(compile) -c requirements/cpu.txt -o requirements/base.txt
+	@$(compile) -c requirements/cpu.txt --extra serve -o requirements/serve.txt
 	@$(compile) -c requirements/cpu.txt --group dev -o requirements/dev.txt
 
 ##@ Image
@@ -110,15 +119,20 @@ sbom:  ## SPDX of every package in vllm-launch:TAG, Python's and the system's: v
 test: lint test-unit test-engine  ## Lint, unit tests with coverage, the real engine (the CPU's where there is no GPU)
 
 .PHONY: lint
-lint: $(VENV)/.dev  ## Format, lint, types and who imports whom, checking only (`make fix` changes)
+lint: $(VENV)/.tools  ## Format, lint, types and who imports whom, checking only (`make fix` changes)
 	@$(bin)/ruff format --check -q . && $(bin)/ruff check -q . && $(bin)/mypy && $(bin)/lint-imports --no-cache
 
+.PHONY: lint-workflows
+lint-workflows:  ## actionlint on .github/workflows (needs Go and a network)
+	@command -v go >/dev/null || { echo "make lint-workflows: go is not here" >&2; exit 2; }
+	@go run github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT)
+
 .PHONY: fix
-fix: $(VENV)/.dev  ## Format and mend what the linter can mend
+fix: $(VENV)/.tools  ## Format and mend what the linter can mend
 	@$(bin)/ruff format -q . && $(bin)/ruff check -q --fix .
 
 .PHONY: test-unit
-test-unit: $(VENV)/.dev  ## Pure parts, branch coverage >= 95 %
+test-unit: $(VENV)/.tools  ## Pure parts, branch coverage >= 95 %
 	@$(bin)/pytest tests/unit --cov --cov-fail-under=95 -q
 
 against = $(wildcard tests/engine/test_*_against_*.py)
@@ -159,7 +173,7 @@ test-monitoring: $(VENV)/.dev  ## Dashboards, alerts, runbooks: promtool, a real
 	@$(bin)/pytest tests/monitoring -v -rP --timeout 900 -m "not long"
 
 .PHONY: test-chart
-test-chart: $(VENV)/.dev  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
+test-chart: $(VENV)/.tools  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
 	@$(bin)/pytest tests/chart -q
 
 .PHONY: test-gpu
@@ -191,10 +205,23 @@ bench: $(VENV)/.dev  ## Plans a minute, start to argv, size of the light install
 
 ##@ Generate
 .PHONY: generate
-generate: $(VENV)/.dev  ## Make the generated files again (their checks are in `make test-engine`)
+generate: $(VENV)/.dev  ## Make the generated files again (`make verify` checks them)
 	@$(bin)/python scripts/generators/engine_options.py && $(bin)/python scripts/generators/architectures.py && \
 	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
+
+.PHONY: verify
+verify: $(VENV)/.dev  ## Check that every generated file is what its generator makes; what was not is written
+	@before=$$(git ls-files -z | xargs -0 sha256sum); $(MAKE) -s generate; \
+	sha256sum --check --quiet <<<"$$before" || { echo "make verify: the files above were not current; they are now" >&2; exit 1; }
+
+.PHONY: recording
+recording: $(VENV)/.dev var/tiny-chat/config.json  ## Record again what the pinned vLLM writes on the CPU: log of a start, /metrics
+	@$(bin)/python scripts/generators/recording.py var/tiny-chat
+
+.PHONY: upgrade
+upgrade:  ## Move to another vLLM and say what moved: make upgrade VLLM=x.y.z
+	@$(PYTHON) scripts/upgrade.py $(VLLM)
 
 .PHONY: pictures
 pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two GPUs: docs/dashboards
