@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cluster import SERVER, Namespace, Release, kubectl, traffic, until
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3000)
 LONG, SHORT = 2400, 400
 """Tokens of a stream: above a minute with a hundred of them at a time on two cores, and some seconds."""
 KEY = "key-of-a-client"
