@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Move the project to another version of vLLM and report what moved: ``make upgrade VLLM=x.y.z``.
 
-Changes the pins, makes requirements, generated files and the recording on the CPU again, and runs the tests against vLLM.
-Commits nothing: `git diff` shows the result, `git checkout . && make env` undoes it. Recordings on GPUs stay as they are.
+Changes the pins, makes requirements, generated files and the recording on the CPU again, and runs the tests against
+vLLM. Commits nothing: `git diff` shows the result, `git checkout . && make env` undoes it. Recordings on GPUs stay.
 """
 
 from __future__ import annotations

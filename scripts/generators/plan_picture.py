@@ -16,6 +16,7 @@ from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import plan
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ COLOURS = {
 
 def text() -> str:
     """The command and what it prints."""
-    settings = read_settings([MODEL], {})
+    settings = read_settings(parse_flags([MODEL]), {})
     folder = ROOT / "tests/data/models" / MODEL.replace("/", "--")
     hardware = parse_hardware_name(MACHINE)
     decided = plan(plan_request(settings), hardware, msgspec.structs.replace(read_model(str(folder)), name=MODEL))

@@ -1,7 +1,7 @@
 """Record a start of the pinned vLLM on the CPU, and its /metrics after one request: ``generators/recording.py MODEL``.
 
-Writes tests/data/logs/vllm-VERSION-cpu-start.log and tests/data/metrics/vllm-VERSION-cpu.txt, in place of those of another
-version. Tests read them as what vLLM says.
+Writes tests/data/logs/vllm-VERSION-cpu-start.log and tests/data/metrics/vllm-VERSION-cpu.txt, and removes those of
+another version. Tests read them as what vLLM writes.
 """
 
 from __future__ import annotations

@@ -6,32 +6,58 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from vllm_launch.commands import check, download, drop_stdout, gpus, plan, say, serve
+from vllm_launch import commands
 from vllm_launch.engine.options import nearest, pinned_vllm
 from vllm_launch.errors import UsageError
+from vllm_launch.settings.flags import Once, Parser, settings_parser, with_dashes
 
-USAGE = """\
-usage: vllm-launch COMMAND ...
-
-  serve MODEL [any flag of vllm serve] [--launch-SETTING VALUE] [--config FILE]
-        plan for this machine, run vLLM by the plan, watch it, drain it
-  plan  MODEL [the same flags] [--hardware FILE|NAME:COUNT] [--format table|json|yaml|helm]
-        the plan alone, also for hardware that is not here: H100:8, L4, a file made by `vllm-launch gpus`;
-        helm: values for the chart
-  gpus  [--format table|json]
-        what this machine has; the JSON is a hardware file
-  check CONFIG [MODEL] [flags]
-        whether a config file is right, without starting anything
-  download MODEL [--wait] [the same flags]
-        fetch the model from the hub into the cache that serve uses, but for files that an earlier try has whole;
-        --wait: let another process do it, and end when it has
-
-MODEL is a folder or a name on the Hugging Face hub. vLLM's options may be flags or lines of config.yaml, and
-`vllm serve --help=all` explains them; our own settings have three spellings, such as --launch-health-port,
-LAUNCH_HEALTH_PORT and `launch: {health_port: 8001}`:
+VLLM_OPTIONS = """\
+MODEL is a folder or a name on the Hugging Face hub. All other flags are vLLM's, such as --max-model-len or
+--served-model-name: `vllm serve --help=all` explains them. What is not set is decided by the plan.
 """
+
+
+class Command(NamedTuple):
+    """A sub-command: what runs it, how it is written, what it does, and whether it takes settings and vLLM's flags."""
+
+    run: Callable[[Namespace, Sequence[str]], int]
+    usage: str
+    does: str
+    takes_settings: bool = True
+
+
+COMMANDS = {
+    "serve": Command(
+        commands.serve,
+        "MODEL [vLLM's flags] [the launcher's flags]",
+        "plan for this machine, run vLLM by the plan, watch it, drain it",
+    ),
+    "plan": Command(
+        commands.plan,
+        "MODEL [vLLM's flags] [the launcher's flags] [--hardware FILE|NAME:COUNT] [--format FORMAT]",
+        "print the plan alone, also for hardware that is not here",
+    ),
+    "gpus": Command(
+        commands.gpus,
+        "[--format FORMAT]",
+        "print the GPUs and the CPU of this machine",
+        takes_settings=False,
+    ),
+    "check": Command(
+        commands.check,
+        "CONFIG [MODEL] [vLLM's flags] [the launcher's flags]",
+        "check a config file without starting anything",
+    ),
+    "download": Command(
+        commands.download,
+        "MODEL [--wait] [vLLM's flags] [the launcher's flags]",
+        "fetch a model from the hub into the cache that serve uses",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `vllm-launch plan ... | head`
-        drop_stdout()
+        commands.drop_stdout()
         return 128 + signal.SIGPIPE
     return code
 
@@ -67,46 +93,89 @@ def _run(words: list[str]) -> int:
         from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the others need no HTTP
 
         return vllm_health(words[1:])
-    commands = {"serve": serve, "plan": plan, "gpus": gpus, "check": check, "download": download}
     for place, word in enumerate(words, 1):
         if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown
             remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
             raise UsageError("command line", f"word {place} is not UTF-8 text", remedy)
-    command_word, rest = (words[0], words[1:]) if words else ("", [])
-    if command_word in {"", "-h", "--help", "help"} or (command_word in commands and _wants_help(rest)):
-        if not words:
-            print(USAGE + _setting_names(), file=sys.stderr)
-            return 2
-        say(USAGE + _setting_names() + "\n")
+    if not words:
+        print(command_line().format_help(), end="", file=sys.stderr)
+        return 2
+    if words[0] not in {*COMMANDS, "help", "-h", "--help", "-V", "--version"}:
+        raise _no_command(words[0], words[1:], COMMANDS)
+    try:
+        parsed, rest = command_line().parse_known_args(
+            with_dashes(["--help" if words[0] == "help" else words[0], *words[1:]])
+        )
+    except _Answered:
         return 0
-    if command_word in {"-V", "--version"}:
+    return COMMANDS[parsed.command].run(parsed, rest)
+
+
+def command_line() -> ArgumentParser:
+    """Return the parser of all commands: it knows the launcher's flags alone, and leaves the other words in order."""
+    parser = Parser(prog="vllm-launch", usage="vllm-launch COMMAND ...", add_help=False)
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this, or with a command what it takes")
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print our version and vLLM's")
+    chosen = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    settings = settings_parser()
+    for name, command in COMMANDS.items():
+        one = chosen.add_parser(
+            name,
+            usage=f"vllm-launch {name} {command.usage}",
+            help=command.does,
+            description=f"{command.does[0].upper()}{command.does[1:]}.",
+            epilog=VLLM_OPTIONS if command.takes_settings else None,
+            parents=[settings] if command.takes_settings else [],
+            add_help=False,
+        )
+        one.add_argument("-h", "--help", action=_Help, nargs=0, help="print this")
+        _add_own_flags(name, one)
+    return parser
+
+
+def _add_own_flags(name: str, parser: ArgumentParser) -> None:
+    if name == "plan":
+        where = "a hardware file, as `gpus --format json` prints it, or a GPU of the catalogue: H100:8, L4, cpu"
+        parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
+        about = "default: table; helm: values for the chart"
+        parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)
+    if name == "gpus":
+        about = "default: table; json: a hardware file for plan --hardware; engine: cuda or cpu"
+        parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
+    if name == "download":
+        about = "do not fetch: wait until another process has fetched the model"
+        parser.add_argument("--wait", action="store_true", help=about)
+
+
+def _choice(names: Sequence[str]) -> str:
+    return f"{{{','.join(names)}}}"
+
+
+class _Answered(Exception):  # noqa: N818 - it is no error
+    """Help or the version is printed, and there is nothing more to do."""
+
+
+class _Help(Action):
+    def __call__(self, parser: ArgumentParser, *_: Any) -> NoReturn:
+        commands.say(parser.format_help())
+        raise _Answered
+
+
+class _Version(Action):
+    def __call__(self, *_: Any) -> NoReturn:
         from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
 
-        say(f"vllm-launch {version('vllm-launch')}, for vLLM {pinned_vllm()}\n")
-        return 0
-    if command_word not in commands:
-        raise _no_command(command_word, rest, commands)
-    return commands[command_word](rest)
+        commands.say(f"vllm-launch {version('vllm-launch')}, for vLLM {pinned_vllm()}\n")
+        raise _Answered
 
 
-def _wants_help(words: Sequence[str]) -> bool:
-    return any(word in {"-h", "--help"} or word.startswith("--help=") for word in words)
-
-
-def _no_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> UsageError:
+def _no_command(word: str, rest: Sequence[str], known: Iterable[str]) -> UsageError:
     otherwise = "give serve, plan, gpus, check or download"
-    if word.startswith("-") or {*rest} & {*commands}:
+    if word.startswith("-") or {*rest} & {*known}:
         return UsageError(word, "the command comes first", otherwise)
     if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - a start need not wait for pathlib
         otherwise = f"write vllm-launch serve {word}"
-    return UsageError(f"command {word!r}", "there is no such command", nearest(word, commands, otherwise))
-
-
-def _setting_names() -> str:
-    from vllm_launch.settings.settings import LauncherSettings  # noqa: PLC0415 - for its fields alone
-
-    names = ", ".join(LauncherSettings.__struct_fields__)
-    return f"  {names}\nWhat each one means: docs/config.example.yaml"
+    return UsageError(f"command {word!r}", "there is no such command", nearest(word, known, otherwise))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,11 +29,14 @@ from vllm_launch.machine.gpus import Hardware, read_hardware, visible
 from vllm_launch.report import helm_values, machine_table
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command
+from vllm_launch.settings.flags import flags_of
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings, redacted
 
 Engine = command.Distribution
 
+PLAN_FLAGS = ("--hardware", "--format")
+PLAN_FORMATS = (*report.FORMATS, helm_values.HELM)
 GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", "engine")
 
 F = TypeVar("F", bound=str)
@@ -59,12 +63,11 @@ def drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def serve(words: list[str]) -> int:
+def serve(parsed: Namespace, rest: Sequence[str]) -> int:
     """Plan for this machine, run vLLM by the plan until it ends."""
     signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
     engine = _installed_engine()
-    _refuse(words, "--hardware", "--format")
-    settings = read_settings(words, os.environ)
+    settings = _settings(parsed, rest)
     hardware = _for_engine(engine, _this_machine())
     with _run_folder(settings) as folder:
         from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
@@ -83,12 +86,10 @@ def _run_folder(settings: Settings) -> Iterator[Path]:
         yield folder
 
 
-def download(words: list[str]) -> int:
+def download(parsed: Namespace, rest: Sequence[str]) -> int:
     """Fetch the model from the hub, or with --wait wait until another process has."""
     signal.signal(signal.SIGTERM, _end)
-    wait = "--wait" in words
-    _refuse(words, "--hardware", "--format")
-    settings = read_settings([word for word in words if word != "--wait"], os.environ)
+    settings = _settings(parsed, rest)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
             f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
@@ -97,7 +98,7 @@ def download(words: list[str]) -> int:
     with _run_folder(settings):
         from vllm_launch.model import hub  # noqa: PLC0415 - as above
 
-        if wait:
+        if parsed.wait:
             while not hub.downloaded(settings.model, revision):
                 say(f"{settings.model}: waiting until it is downloaded\n")
                 time.sleep(WAIT_S)
@@ -109,6 +110,14 @@ def download(words: list[str]) -> int:
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def _settings(parsed: Namespace, rest: Sequence[str]) -> Settings:
+    """Return the settings of a command that plans for this machine alone."""
+    for word in rest:
+        if (flag := word.partition("=")[0]) in PLAN_FLAGS:
+            raise UsageError(flag, "is for planning alone", "write vllm-launch plan MODEL …")
+    return read_settings(flags_of(parsed, rest), os.environ)
 
 
 def _installed_engine() -> Engine:
@@ -154,10 +163,10 @@ def _this_machine() -> Hardware:
     return visible(read_hardware(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def plan(words: list[str]) -> int:
+def plan(parsed: Namespace, rest: Sequence[str]) -> int:
     """Print the plan, also for hardware that is not here."""
-    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, helm_values.HELM))
-    settings = read_settings(words, os.environ)
+    place, how = parsed.hardware and parsed.hardware[1], _format(parsed, PLAN_FORMATS)
+    settings = read_settings(flags_of(parsed, rest), os.environ)
     hardware = _this_machine() if place is None else _described(place)
     if (old := driver_too_old(hardware.driver)) is not None:
         hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
@@ -183,11 +192,11 @@ def _described(place: str) -> Hardware:
     return parse_hardware_name(place)
 
 
-def gpus(words: list[str]) -> int:
+def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
     """Print what this machine has."""
-    how = _format(words, GPU_FORMATS)
-    if words:
-        raise UsageError("gpus", f"takes no {words[0]!r}", "give --format table or json, or nothing")
+    how = _format(parsed, GPU_FORMATS)
+    if rest:
+        raise UsageError("gpus", f"takes no {rest[0]!r}", "give --format table or json, or nothing")
     hardware = _this_machine()
     if how == "json":
         say(hardware_file.dump_hardware(hardware).decode())
@@ -198,13 +207,14 @@ def gpus(words: list[str]) -> int:
     return 0
 
 
-def check(words: list[str]) -> int:
+def check(parsed: Namespace, rest: Sequence[str]) -> int:
     """Print what a config file sets; start nothing."""
-    if not words or words[0].startswith("-"):
+    if not rest or rest[0].startswith("-") or parsed.config is not None:
         raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
-    _refuse(words, "--hardware", "--format")
-    settings = redacted(read_settings(["--config", *words], os.environ))
-    lines = [f"{words[0]} is right: it serves {settings.model}"]
+    file, *words = rest
+    parsed.config = ("check", file)
+    settings = redacted(_settings(parsed, words))
+    lines = [f"{file} is right: it serves {settings.model}"]
     shown: Mapping[str, object] = settings.engine
     for name, origin in settings.origin.items():
         if name != "model":
@@ -215,33 +225,9 @@ def check(words: list[str]) -> int:
     return 0
 
 
-def _take(words: list[str], flag: str) -> str | None:
-    """The value of a flag of ours, taken out of ``words``; None where it is not there."""
-    found = None
-    for place in reversed(range(len(words))):
-        name, equals, value = words[place].partition("=")
-        if name != flag:
-            continue
-        if found is not None:
-            raise UsageError(flag, "is given twice", "keep one")
-        if not equals:
-            value = words.pop(place + 1) if words[place + 1 : place + 2] and words[place + 1][0:1] != "-" else ""
-        if not value:
-            raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
-        del words[place]
-        found = value
-    return found
-
-
-def _refuse(words: Sequence[str], *flags: str) -> None:
-    """What another command takes, before vLLM is said not to have such a flag."""
-    for word in words:
-        if word.partition("=")[0] in flags:
-            raise UsageError(word.partition("=")[0], "is for planning alone", "write vllm-launch plan MODEL …")
-
-
-def _format(words: list[str], formats: Sequence[F]) -> F:
-    how = _take(words, "--format")
+def _format(parsed: Namespace, formats: Sequence[F]) -> F:
+    """Return the format that --format names, by default the first of ``formats``."""
+    how = parsed.format and parsed.format[1]
     for known in formats:
         if how in {known, None}:
             return known

@@ -14,6 +14,7 @@ from chart import CHART, helm, render, template
 from kubeconform import problems
 from machine import ROOT
 
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import LauncherSettings
 
@@ -100,7 +101,7 @@ def pod():
 def test_defaults_are_the_launchers_own(pod):
     spec, container = pod()
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    settings = read_settings(["some/model"], {})
+    settings = read_settings(parse_flags(["some/model"]), {})
     assert ports == {"api": settings.port, "health": LauncherSettings().health_port}
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] == LauncherSettings().drain_seconds + before
@@ -174,7 +175,7 @@ def test_the_config_map_is_the_config_file_and_another_one_is_another_name(tmp_p
         text = manifests["ConfigMap", name]["data"]["config.yaml"]
         (tmp_path / "config.yaml").write_text(text)
         assert yaml.safe_load(text) == changed
-        assert read_settings(["--config", str(tmp_path / "config.yaml")], {}).launch.drain_seconds == 60
+        assert read_settings(parse_flags(["--config", str(tmp_path / "config.yaml")]), {}).launch.drain_seconds == 60
         volumes = manifests["Deployment", "llama3"]["spec"]["template"]["spec"]["volumes"]
         assert {"name": "config", "configMap": {"name": name}} in volumes
         names.append(name)

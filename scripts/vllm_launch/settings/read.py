@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from vllm_launch.engine import multicast
-from vllm_launch.engine.options import nearest, options
+from vllm_launch.engine.options import options
 from vllm_launch.engine.parse import parse
 from vllm_launch.engine.values import option_of, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
+from vllm_launch.settings.flags import Flags, field_of
 from vllm_launch.settings.rules import check, warnings
 from vllm_launch.settings.settings import LauncherSettings, Settings
 from vllm_launch.units import GIB
@@ -33,16 +34,15 @@ INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
 
 
 def read_settings(
-    argv: Sequence[str], environ: Mapping[str, str], *, read_file: Callable[[Path], str] | None = None
+    flags: Flags, environ: Mapping[str, str], *, read_file: Callable[[Path], str] | None = None
 ) -> Settings:
-    """Settings from the words after ``serve`` or ``plan``, the environment, and the file one of them names.
+    """Return the settings from the command line, the environment, and the config file that one of them names.
 
     Raises:
         UsageError: an unknown name at any level, a value of the wrong kind, values that cannot go together, a file that
             cannot be read or is not YAML, no model.
     """
-    ours, words, path = _split(argv)
-    path = path or environ.get(CONFIG_VARIABLE) or None
+    path = flags.config or environ.get(CONFIG_VARIABLE) or None
     launch: dict[str, object] = {}
     engine: dict[str, object] = {}
     origin: dict[str, str] = {}
@@ -56,9 +56,9 @@ def read_settings(
         if (place := origin.get(f"launch.{field}")) is not None:
             overridden.append(f"environment {name}: {environ[name]} counts, and not what {place} says")
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
-    for field, (flag, value) in ours.items():
+    for field, (flag, value) in flags.launch.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    said = parse(words)
+    said = parse(flags.engine_words)
     engine |= said
     origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
     if "config" in said:
@@ -99,58 +99,6 @@ def _cpu_kv_cache(gib: str) -> int | None:
     return int(gib or 0) * GIB or None
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], str | None]:
-    """Our own flags as {field: (flag, text)}, the words for vLLM, and the file of --config."""
-    ours: dict[str, tuple[str, str]] = {}
-    words: list[str] = []
-    path: str | None = None
-    rest = iter(argv)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-") if flag.startswith("--") else flag
-        denied = flag.startswith("--no-launch-")
-        if flag != "--config" and not flag.startswith("--launch-") and not denied:
-            words.append(_for_vllm(word, flag))
-            continue
-        field = None
-        if flag != "--config":
-            field = _field(flag.removeprefix("--no" if denied else "-").lstrip("-").removeprefix("launch-"), flag)
-        if field and LauncherSettings.__annotations__[field] == "bool" and not equals:
-            value = "false" if denied else "true"
-        elif denied:
-            raise UsageError(flag, "cannot be denied", f"write --{flag.removeprefix('--no-')} VALUE, or leave it out")
-        elif not equals:
-            value = next(rest, "")
-        if not value:
-            raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
-        if path is not None if field is None else field in ours:
-            raise UsageError(flag, "is given twice", "keep one")
-        if field is None:
-            path = value
-        else:
-            ours[field] = (flag, value)
-    return ours, words, path
-
-
-def _for_vllm(word: str, flag: str) -> str:
-    if flag.startswith("--") and flag[2:].replace("-", "_") in LauncherSettings.__struct_fields__:
-        raise UsageError(flag, "is a setting of the launcher, not of vLLM", f"write --launch-{flag[2:]}")
-    return word
-
-
-def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
-    field = name.replace("-", "_")
-    if field not in LauncherSettings.__struct_fields__:
-        if field in options() and f"{field}_file" not in LauncherSettings.__struct_fields__:
-            flag = options()[field].flags[0]
-            remedy = f"write {flag}, or {field} in the config file without launch:"
-            raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
-        spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
-        close = nearest(spelt(field), [spelt(field) for field in LauncherSettings.__struct_fields__])
-        raise UsageError(where, f"the launcher has no setting {name}", close)
-    return field
-
-
 SERVICE_LINK = re.compile(r"LAUNCH_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 
 
@@ -161,7 +109,7 @@ def _field_of_variable(name: str, value: str) -> str:
             "comes from Kubernetes (a link to a Service called launch…) and is no setting",
             "set enableServiceLinks: false in the pod, or give the Service another name",
         )
-    return _field(name.removeprefix("LAUNCH_").lower(), f"environment {name}", lambda field: f"LAUNCH_{field.upper()}")
+    return field_of(name.removeprefix("LAUNCH_").lower(), f"environment {name}", "LAUNCH_{}")
 
 
 def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
@@ -171,7 +119,7 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
         if key == "launch":
             for name, setting in _section(value, where).items():
                 place = file.where((key, name))
-                field = _field(name, place, lambda field: field)
+                field = field_of(name, place, "{}")
                 if setting is None:
                     raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
                 if (first := origin.get(f"launch.{field}")) is not None:
@@ -221,11 +169,12 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launcher
 
 def _wanted(kind: Any) -> str:
     """What a setting of this type takes, as a remedy."""
-    if get_origin(kind) is Literal:
-        return f"give {' or '.join(get_args(kind))}"
-    if kind is bool:
+    bare = kind.__origin__
+    if get_origin(bare) is Literal:
+        return f"give {' or '.join(get_args(bare))}"
+    if bare is bool:
         return "give true or false"
-    if get_origin(kind) is tuple:
+    if get_origin(bare) is tuple:
         return "give routes such as /v1/chat, with commas between them"
-    bounds = next((part for part in getattr(kind, "__metadata__", ()) if part.ge is not None), None)
+    bounds = next((part for part in kind.__metadata__ if part.ge is not None), None)
     return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text, and not nothing"

@@ -47,45 +47,87 @@ class Drain(msgspec.Struct, frozen=True):
         return self.total - self.delay - self.shutdown_timeout
 
 
+def _about(text: str) -> msgspec.Meta:
+    """Return a description for `serve --help` and for the schema of the chart's values."""
+    return msgspec.Meta(description=text)
+
+
 class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The launcher's own settings.
+    """The launcher's own settings; each field's description is its help text.
 
     Every field has three spellings: ``health_port`` is ``launch: {health_port: 8001}`` in config.yaml,
     ``LAUNCH_HEALTH_PORT`` in the environment and ``--launch-health-port`` on the command line.
     """
 
-    objective: Literal["throughput", "latency"] = "throughput"
-    """throughput: the fewest GPUs a replica needs, then more replicas; latency: the widest TP that the model allows."""
-    quality: Literal["lossless", "fp8-kv"] = "lossless"
-    """lossless: answers are what the model's own dtypes give; fp8-kv: the plan may keep the KV cache in FP8."""
-    nvlink_multicast: Literal["auto", "off"] = "auto"
-    """off: NCCL, PyTorch, NVSHMEM and vLLM leave it alone; auto: off where the environment says so to one of them."""
-    health_host: Text = "0.0.0.0"  # noqa: S104 - probes come from outside the container
-    """Address that /livez, /readyz, /startupz and /metrics of the launcher listen on."""
-    health_port: Port = addresses.HEALTH_PORT
-    """Port of the same."""
-    drain_seconds: Seconds = 90
-    """Seconds from SIGTERM to the end of everything; grace periods of carriers must be as long. 0: end at once."""
-    cache_dir: Text | None = None
-    """Folder for every cache, and for HOME where that cannot be written. Default: below HOME, or else state_dir."""
-    state_dir: Text | None = None
-    """Folder for what one run needs on disk. Default: below XDG_RUNTIME_DIR, or a fresh temporary one."""
-    api_key_file: Text | None = None
-    """File of the API keys that clients may use, one a line, besides those of --api-key or VLLM_API_KEY."""
-    allowed_routes: tuple[Text, ...] = ()
-    """Routes that are served, with all that lies below them; in text separated by commas. None given: every route."""
-    start_stall_seconds: Seconds = DEFAULT_START_STALL_S
-    """Seconds without any progress after which a start is ended. 0: never."""
-    stall_seconds: Seconds = DEFAULT_STALL_S
-    """Seconds from the last step of an engine that hangs until it is ended; 4/5 of it until not ready. 0: never."""
-    gpu_fault_kills: bool = False
-    """Let /livez fail too at a fatal GPU fault (Xid, lost GPU), so that Kubernetes starts the container again."""
-    p2p_check: Literal["auto", "off", "disable"] = "auto"
-    """auto: try copies between the GPUs of a replica and believe those; off: believe NVML; disable: use no P2P."""
-    greet: bool = False
-    """Stream one answer to the terminal when ready."""
-    termination_log: Text = "/dev/termination-log"
-    """File for the reason of a failure, where Kubernetes reads it; written only where it already exists."""
+    objective: Annotated[
+        Literal["throughput", "latency"],
+        _about(
+            "throughput: as many replicas as possible, each on the fewest GPUs that hold it; latency: the widest "
+            "tensor parallelism that the model allows"
+        ),
+    ] = "throughput"
+    quality: Annotated[
+        Literal["lossless", "fp8-kv"],
+        _about("lossless: the model computes in its own data types; fp8-kv: the plan may store the KV cache in FP8"),
+    ] = "lossless"
+    nvlink_multicast: Annotated[
+        Literal["auto", "off"],
+        _about(
+            "off: NCCL, PyTorch, NVSHMEM and vLLM do not use NVLink multicast; auto: off if the environment "
+            "disables it for one of them"
+        ),
+    ] = "auto"
+    health_host: Annotated[
+        Text, _about("address of the health port: /livez, /readyz, /startupz, /metrics, and / for people")
+    ] = "0.0.0.0"  # noqa: S104 - probes come from outside the container
+    health_port: Annotated[Port, _about("the health port")] = addresses.HEALTH_PORT
+    drain_seconds: Annotated[
+        Seconds,
+        _about(
+            "seconds from SIGTERM to the end of the last process; Kubernetes' or Compose's grace period must be as "
+            "long; 0 ends everything at once"
+        ),
+    ] = 90
+    cache_dir: Annotated[
+        Text | None,
+        _about(
+            "folder for all caches, and for HOME if HOME cannot be written; default: below HOME, else below state_dir"
+        ),
+    ] = None
+    state_dir: Annotated[
+        Text | None,
+        _about("folder for the files of one run; default: below XDG_RUNTIME_DIR, else a new temporary folder"),
+    ] = None
+    api_key_file: Annotated[
+        Text | None,
+        _about("file with the API keys of clients, one per line, in addition to --api-key and VLLM_API_KEY"),
+    ] = None
+    allowed_routes: Annotated[
+        tuple[Text, ...],
+        _about("routes that clients may use, with all routes below them, separated by commas; default: every route"),
+    ] = ()
+    start_stall_seconds: Annotated[
+        Seconds, _about("end a start that has made no progress for this many seconds; 0: never")
+    ] = DEFAULT_START_STALL_S
+    stall_seconds: Annotated[
+        Seconds,
+        _about(
+            "end an engine that hangs this many seconds after its last step; it is not ready after 4/5 of them; "
+            "0: never"
+        ),
+    ] = DEFAULT_STALL_S
+    gpu_fault_kills: Annotated[
+        bool,
+        _about("/livez also fails on a fatal GPU fault (Xid, lost GPU), so that Kubernetes restarts the container"),
+    ] = False
+    p2p_check: Annotated[
+        Literal["auto", "off", "disable"],
+        _about("auto: test copies between the GPUs of a replica; off: trust NVML; disable: use no peer-to-peer copies"),
+    ] = "auto"
+    greet: Annotated[bool, _about("stream one answer to the terminal when ready")] = False
+    termination_log: Annotated[
+        Text, _about("file for the reason of a failure, which Kubernetes reads; written only if it already exists")
+    ] = "/dev/termination-log"
 
     @property
     def drain(self) -> Drain:

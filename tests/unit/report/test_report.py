@@ -27,6 +27,7 @@ from vllm_launch.plan.request import PlanRequest
 from vllm_launch.report.machine_table import hardware_table
 from vllm_launch.report.plan_table import BAR, _scaled, plan_as
 from vllm_launch.serve.command import engine_command, with_command
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 DATA = Path(__file__).parents[2] / "data"
@@ -53,7 +54,7 @@ def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **aske
 
 
 def commanded(decided: Plan, words: str = "") -> PlanWithCommand:
-    settings = read_settings(["/models/with space", *shlex.split(words)], {})
+    settings = read_settings(parse_flags(["/models/with space", *shlex.split(words)]), {})
     argv = engine_command(decided.options, settings, python="python3", vllm_distribution="vllm")
     return with_command(decided, settings, argv, {})
 

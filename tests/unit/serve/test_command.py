@@ -8,13 +8,14 @@ from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import Rules
 from vllm_launch.serve.command import engine_command, guard_rules
 from vllm_launch.serve.environment import COMPILED_CACHES, SHARED_CACHES, compiled_folder, engine_environment
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 RUN = Path("/run/launch")
 
 
 def settings(words="m", environ=None):
-    return read_settings(words.split(), environ or {})
+    return read_settings(parse_flags(words.split()), environ or {})
 
 
 def argv(words="m", decided=None, distribution="vllm"):

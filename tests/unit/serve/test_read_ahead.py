@@ -12,6 +12,7 @@ from builders import GIB
 from vllm_launch.machine.cpu import Cpu
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.serve import read_ahead, serving
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 
@@ -70,7 +71,7 @@ def test_files_that_are_gone_or_none_are_no_reason_for_anything(weights):
     ],
 )
 def test_only_vllms_own_way_through_the_page_cache_is_helped(weights, words, ahead):
-    settings = read_settings([str(weights[0].parent), *words.split()], {})
+    settings = read_settings(parse_flags([str(weights[0].parent), *words.split()]), {})
     machine = Hardware(
         gpus=(), cpu=Cpu(cores=1, memory_total=GIB, memory_limit=None, memory_available=GIB, numa_nodes=())
     )

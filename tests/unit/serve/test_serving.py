@@ -26,6 +26,7 @@ from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
 from vllm_launch.serve import environment, preflight, serving
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Settings
 
@@ -38,7 +39,7 @@ SMALL = {
 
 
 def settled(*words: str, environ: Mapping[str, str] | None = None) -> Settings:
-    return read_settings(["m", *words], environ or {})
+    return read_settings(parse_flags(["m", *words]), environ or {})
 
 
 def line(error: pytest.ExceptionInfo[UsageError]) -> str:

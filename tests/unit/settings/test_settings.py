@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from vllm_launch.decide import plan_request
 from vllm_launch.engine import values
+from vllm_launch.engine.options import flags
 from vllm_launch.errors import UsageError
 from vllm_launch.settings import config_file
 from vllm_launch.settings.api_keys import read_api_keys
+from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 from vllm_launch.settings.settings import Drain, LauncherSettings, redacted
 
@@ -20,7 +22,7 @@ def read(words="m", environ=None, yaml=None):
         return yaml
 
     argv = [*words.split(), *(["--config", "c.yaml"] if yaml is not None else [])]
-    return read_settings(argv, environ or {}, read_file=read_file)
+    return read_settings(parse_flags(argv), environ or {}, read_file=read_file)
 
 
 def refused(words="m", environ=None, yaml=None):
@@ -40,14 +42,18 @@ def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environme
     }.get(field, ("11", "12", "13"))  # fmt: skip
     yaml = f"model: m\nlaunch:\n  {field}: '{first}'"
     variable, flag = f"LAUNCH_{field.upper()}", f"--launch-{field.replace('_', '-')}"
+
+    def words(value):
+        return {"true": flag, "false": flag.replace("--", "--no-", 1)}.get(value, f"{flag}={value}")
+
     expected = read("m", {variable: third}).launch
     from_file = read("", {}, yaml)
     assert from_file.origin[f"launch.{field}"] == "c.yaml line 3"
-    assert from_file.launch == read(f"m {flag}={first}").launch != read(f"m {flag}={second}").launch
+    assert from_file.launch == read(f"m {words(first)}").launch != read(f"m {words(second)}").launch
     both = read("", {variable: second}, yaml)
     assert both.launch == read("m", {variable: second}).launch
     assert both.origin[f"launch.{field}"] == f"environment {variable}"
-    all_three = read(f"{flag}={third}", {variable: second}, yaml)
+    all_three = read(words(third), {variable: second}, yaml)
     assert all_three.launch == expected
     assert all_three.origin[f"launch.{field}"] == f"flag {flag}"
 
@@ -94,13 +100,25 @@ def test_the_config_file_may_be_named_by_the_environment_and_the_flag_wins():
     def read_file(path):
         return f"model: {path}"
 
-    assert read_settings([], {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model == "a.yaml"
-    assert read_settings(["--config=b.yaml"], {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model == "b.yaml"
+    assert read_settings(parse_flags([]), {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model == "a.yaml"
+    assert (
+        read_settings(parse_flags(["--config=b.yaml"]), {"LAUNCH_CONFIG": "a.yaml"}, read_file=read_file).model
+        == "b.yaml"
+    )
 
 
 @pytest.mark.parametrize("yaml", ["", "# nothing\n", "launch:\n", "served-model-name: []\n", "---\n"])
 def test_a_file_that_says_nothing_is_fine(yaml):
     assert read("m", {}, yaml).engine == {}
+
+
+def test_only_our_flags_are_taken_and_all_other_words_stay_in_order():
+    between = ["--launch-health-port", "1", "--no-launch-greet", "--config=c.yaml"]
+    for flag in {*flags()} - {"--config"}:
+        given = parse_flags([flag, "a", *between, f"{flag}=b", "--", "-c"])
+        assert given.engine_words == [flag, "a", f"{flag}=b", "--", "-c"]
+        assert given.launch == {"health_port": ("--launch-health-port", "1"), "greet": ("--no-launch-greet", "false")}
+        assert given.config == "c.yaml"
 
 
 def test_a_boolean_setting_may_be_said_alone_or_denied():
@@ -189,7 +207,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
         raise error
 
     with pytest.raises(UsageError, match=said) as refusal:
-        read_settings(["m", "--config", "c.yaml"], {}, read_file=read_file)
+        read_settings(parse_flags(["m", "--config", "c.yaml"]), {}, read_file=read_file)
     assert refusal.value.where == "c.yaml"
 
 
@@ -447,7 +465,7 @@ def test_any_environment_is_read_or_a_usage_error(environ):
 
 def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_setting():
     path = Path(__file__).parents[3] / "docs" / "config.example.yaml"
-    settings = read_settings(["--config", str(path)], {})
+    settings = read_settings(parse_flags(["--config", str(path)]), {})
     assert settings.launch == LauncherSettings()
     text = path.read_text()
     assert not [field for field in LauncherSettings.__struct_fields__ if f"{field}:" not in text]
