@@ -92,8 +92,8 @@ def tried(
             os.kill(pid, signal.SIGKILL)
         launcher.kill()
         launcher.wait()
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("vllm-launch: ")]
-    row["said"] = said[-1] if said else ""
+    said = [line for line in log.read_text(errors="replace").splitlines() if "vllm-launch: " in line]
+    row["said"] = said[-1][said[-1].index("vllm-launch: ") :] if said else ""  # without the time and the level
     return row
 
 

@@ -86,8 +86,9 @@ def request(url: str, body: bytes | None = None) -> str:
 
 def vllms_lines(lines: list[str]) -> str:
     """Return vLLM's own lines up to readiness, without the folders of this machine."""
-    ready = next(n for n, line in enumerate(lines) if line.startswith("vllm-launch: ready"))
-    text = "".join(f"{line}\n" for line in lines[:ready] if not line.startswith("vllm-launch: "))
+    ready = next(n for n, line in enumerate(lines) if " vllm-launch: ready" in line)
+    plan = next(n for n, line in enumerate(lines) if " vllm-launch: " in line)  # its table ends before
+    text = "".join(f"{line}\n" for line in lines[plan:ready] if " vllm-launch: " not in line)
     return re.sub(r"\S*/site-packages/", "", text)
 
 

@@ -1,8 +1,10 @@
-"""vLLM's log on its way through us: bytes unchanged, its last lines kept. Touches pipes, each in its own thread."""
+"""The child's output on its way through us, and our own log lines beside it. Touches pipes, each in its own thread."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import queue
 import re
@@ -12,8 +14,39 @@ from collections import deque
 KEPT_LINES = 400
 KEPT_LINE_BYTES = 4096
 
+LOGGER = logging.getLogger("vllm-launch")
+"""The launcher's own lines. They are not vLLM's: those pass unchanged, in vLLM's own format."""
 
-class Log:
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line; ``extra={"plan": …}`` adds a field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {"time": self.formatTime(record, TIME_FORMAT), "level": record.levelname}
+        fields |= {"logger": record.name, "message": record.getMessage()}
+        if plan := getattr(record, "plan", None):  # a line of its own instead of the table
+            fields["plan"] = plan
+        return json.dumps(fields, ensure_ascii=False)
+
+
+FORMATTERS = {
+    "text": logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", TIME_FORMAT),
+    "json": _JsonFormatter(),
+}
+"""By the setting log_format."""
+
+
+def send_to(handler: logging.Handler, log_format: str) -> None:
+    """Write LOGGER's lines to ``handler`` alone, in ``log_format``, "text" or "json"."""
+    handler.setFormatter(FORMATTERS[log_format])
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+
+
+class Log(logging.Handler):
     """Copies the child's streams to ours and remembers the end of them.
 
     A slow reader of ours slows the child down, as it would without us: nothing is lost and nothing piles up. A reader
@@ -21,10 +54,11 @@ class Log:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
         self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # not taken yet
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # of stderr, where our lines and the child's meet
+        self._stderr = threading.Lock()  # of stderr, where our lines and the child's meet
         self._mid_line = False
         self._own: queue.Queue[str | None] = queue.Queue(maxsize=1000)
         self._speaker = threading.Thread(target=self._speak, name="own lines", daemon=True)
@@ -40,8 +74,12 @@ class Log:
         """Return the lines since the last call, at most the last KEPT_LINES."""
         return [self._fresh.popleft() for _ in range(len(self._fresh))]
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line of our own to stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
+        self.say(self.format(record))
+
     def say(self, line: str) -> None:
-        """A line of our own on stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
+        """Write ``line`` to stderr as it is, likewise."""
         with contextlib.suppress(queue.Full):
             self._own.put_nowait(f"\n{line}\n")
 
@@ -55,7 +93,7 @@ class Log:
         for thread in self._threads:
             thread.join(timeout)
 
-    def close(self, timeout: float) -> None:
+    def end(self, timeout: float) -> None:
         """Wait, at most ``timeout`` seconds, for our own lines."""
         with contextlib.suppress(queue.Full):
             self._own.put(None, timeout=timeout)
@@ -63,7 +101,7 @@ class Log:
 
     def _speak(self) -> None:
         while (text := self._own.get()) is not None:
-            with self._lock:
+            with self._stderr:
                 line = text if self._mid_line else text.removeprefix("\n")
                 self._mid_line = not line.endswith("\n")
                 _write(2, line.encode())
@@ -73,7 +111,7 @@ class Log:
         try:
             while data := os.read(source, 65536):
                 if alive and target == 2:  # noqa: PLR2004 - stderr
-                    with self._lock:
+                    with self._stderr:
                         alive = _write(target, data)
                         self._mid_line = not data.endswith((b"\n", b"\r"))
                 elif alive:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -17,6 +19,7 @@ from vllm_launch.model.read import weight_files
 from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.report.plan_table import plan_as
 from vllm_launch.serve import command, environment, preflight, read_ahead, start_history, supervisor
+from vllm_launch.serve.log import LOGGER, send_to
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 from vllm_launch.units import gib
@@ -92,11 +95,17 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
         plan.options | options, settings, python=sys.executable, vllm_distribution=distribution
     )
     shown = command.with_command(plan, settings, argv, p2p_env)
-    sys.stderr.write(plan_as(shown, hardware, "table", shutil.get_terminal_size((100, 24)).columns))
-    sys.stderr.write(f"vllm-launch: {said}\n" if said else "")
+    send_to(logging.StreamHandler(), settings.launch.log_format)
+    columns = shutil.get_terminal_size((100, 24)).columns
+    if settings.launch.log_format == "json":
+        LOGGER.info("the plan", extra={"plan": json.loads(plan_as(shown, hardware, "json", columns))})
+    else:
+        sys.stderr.write(plan_as(shown, hardware, "table", columns))
+        sys.stderr.flush()
+    if said:
+        LOGGER.info(said)
     if ahead := read_weights_ahead(settings, hardware):
-        sys.stderr.write(f"vllm-launch: {gib(ahead)} of weights are read ahead\n")
-    sys.stderr.flush()
+        LOGGER.info("%s of weights are read ahead", gib(ahead))
     starts = cache / "starts.json"
     watched = _watched(settings, shown, keys=keys, probe_key=probe_key, folder=folder, starts=starts)
     return asyncio.run(supervisor.serve(argv, base | p2p_env, watched))
@@ -145,6 +154,7 @@ def _watched(
         start_key=start_history.key(plan.argv, [gpu.name for gpu in plan.gpus]),
         gpu_uuids=tuple(gpu.uuid for gpu in plan.gpus),
         termination_log=Path(launch.termination_log),
+        log_format=launch.log_format,
         planned_kv_tokens=plan.kv_cache.tokens or None,
         planned_gpus=len(plan.gpus),
         no_multicast=settings.no_multicast is not None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import greeting, ports, process, progress, start_history
 from vllm_launch.serve.drain import Drain
-from vllm_launch.serve.log import Log
+from vllm_launch.serve.log import LOGGER, Log, send_to
 from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
@@ -68,6 +69,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     no_multicast: bool = False  # NVLink multicast must stay unused
     kv_tolerance: float = 0.05
     weights_bytes: int | None = None
+    log_format: str = "text"
     greet: bool = False
     served_model_name: str = ""
     api_key: str | None = None  # a client's, for the greeting
@@ -118,6 +120,7 @@ class _Run:
             planned_gpus=options.planned_gpus,
         )
         self.log = Log()
+        send_to(self.log, options.log_format)
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self.ready = asyncio.Event()
@@ -172,7 +175,9 @@ class _Run:
         self._reap()
 
     def say(self, line: str) -> None:
-        self.log.say(f"vllm-launch: {line}")
+        """Log ``line``; one that begins with "warning: " is a warning."""
+        level = logging.WARNING if line.startswith("warning: ") else logging.INFO
+        LOGGER.log(level, line.removeprefix("warning: "))
 
     async def until_the_end(self) -> int:
         """Run all duties at once and return the launcher's exit code. The first duty that raises ends the run."""
@@ -199,9 +204,9 @@ class _Run:
         if not isinstance(ending, Ending):
             raise ending
         if ending.why is not None:
-            self.say(ending.why)
+            LOGGER.error(ending.why)
             self._tell_kubernetes(ending.why)
-        self.log.close(timeout=2.0)
+        self.log.end(timeout=2.0)
         return ending.code
 
     def _reap(self) -> None:
@@ -216,7 +221,7 @@ class _Run:
         left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
         os.close(self._will)
         for one in left:
-            self.say(f"process {one.pid} ({one.title}) does not end: it hangs in the kernel")
+            LOGGER.error("process %d (%s) does not end: it hangs in the kernel", one.pid, one.title)
         deadline = time.monotonic() + (0 if left else REAP_SECONDS)
         while process.has_children() and time.monotonic() < deadline:
             self._reap()
@@ -311,7 +316,8 @@ class _Run:
             cause = progress.root_cause(list(self.log.last))
             raise Ending(1, f"{now.reason} All was ended{f': {cause}' if cause else '.'}")
         if now.name not in {"starting", "draining"}:
-            self.say(f"{now.name.replace('_', ' ')}: {now.reason}")
+            level = logging.INFO if now.name in {"ready", "saturated"} else logging.WARNING
+            LOGGER.log(level, "%s: %s", now.name.replace("_", " "), now.reason)
 
     async def _serve(self) -> None:
         """Once vLLM is ready, compare its KV cache with the plan, and greet."""

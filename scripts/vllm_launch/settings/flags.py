@@ -26,16 +26,15 @@ class Flags(NamedTuple):
     engine_words: list[str]
 
 
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations. Its errors are UsageError and show no values: they may be secrets."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(
-            *args,
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
-            **options,
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"allow_abbrev": False, "formatter_class": _help_formatter})
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError for what argparse found wrong."""

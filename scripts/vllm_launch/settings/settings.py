@@ -125,6 +125,9 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         _about("auto: test copies between the GPUs of a replica; off: trust NVML; disable: use no peer-to-peer copies"),
     ] = "auto"
     greet: Annotated[bool, _about("stream one answer to the terminal when ready")] = False
+    log_format: Annotated[
+        Literal["text", "json"], _about("format of the launcher's own log lines; vLLM's stay as they are")
+    ] = "text"
     termination_log: Annotated[
         Text, _about("file for the reason of a failure, which Kubernetes reads; written only if it already exists")
     ] = "/dev/termination-log"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_launch.serve.log import KEPT_LINE_BYTES, KEPT_LINES, Log
+from vllm_launch.serve.log import KEPT_LINE_BYTES, KEPT_LINES, LOGGER, Log, send_to
 
 
 def through(written: bytes) -> tuple[bytes, Log]:
@@ -22,7 +24,7 @@ def through(written: bytes) -> tuple[bytes, Log]:
     os.close(target)
     with os.fdopen(reader, "rb") as file:
         seen = file.read()
-    log.close(10.0)
+    log.end(10.0)
     return seen, log
 
 
@@ -54,7 +56,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_child() -> None:
     log.close_streams(10.0)
     assert log.last[-1] == "last words"
     os.close(target)
-    log.close(10.0)
+    log.end(10.0)
 
 
 def test_our_lines_begin_on_a_line_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
@@ -69,19 +71,45 @@ def test_our_lines_begin_on_a_line_of_their_own(capfd: pytest.CaptureFixture[str
     log.say_part("an answer, ")
     log.say_part("growing")
     log.say("done")
-    log.close(10.0)
+    log.end(10.0)
     assert capfd.readouterr().err == "half a line\nours\nagain\nan answer, growing\ndone\n"
 
 
 def test_lines_that_nobody_reads_are_dropped_rather_than_waited_for() -> None:
     log = Log()
-    with log._lock:  # as while the child's own write to stderr blocks
+    with log._stderr:  # as while the child's own write to stderr blocks
         for number in range(2000):
             log.say(str(number))
             log.say_part(str(number))
         assert log._own.full()
-        log.close(0.01)
+        log.end(0.01)
     while not log._own.empty():
         log._own.get()
-    log.close(10.0)
+    log.end(10.0)
     assert not log._speaker.is_alive()
+
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
+
+
+def test_our_lines_have_a_time_and_a_level(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    send_to(log, "text")
+    LOGGER.info("ready after %d s", 47)
+    LOGGER.error("dead")
+    log.end(10.0)
+    first, second = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(f"{TIME} INFO vllm-launch: ready after 47 s", first)
+    assert re.fullmatch(f"{TIME} ERROR vllm-launch: dead", second)
+
+
+def test_our_lines_as_json_are_one_object_each(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    send_to(log, "json")
+    LOGGER.warning('a "quoted"\nline of %s', "Zoë")
+    LOGGER.info("the plan", extra={"plan": {"max_model_len": 512}})
+    log.end(10.0)
+    warning, plan = map(json.loads, capfd.readouterr().err.splitlines())
+    assert re.fullmatch(TIME, warning.pop("time"))
+    assert warning == {"level": "WARNING", "logger": "vllm-launch", "message": 'a "quoted"\nline of Zoë'}
+    assert (plan["message"], plan["plan"]) == ("the plan", {"max_model_len": 512})

@@ -37,7 +37,7 @@ def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environme
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
         "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
-        "greet": ("true", "false", "true"), "gpu_fault_kills": ("true", "false", "true"),
+        "greet": ("true", "false", "true"), "log_format": ("json", "text", "json"), "gpu_fault_kills": ("true", "false", "true"),
         "allowed_routes": ("/a", "/b,/c", "/d"),
     }.get(field, ("11", "12", "13"))  # fmt: skip
     yaml = f"model: m\nlaunch:\n  {field}: '{first}'"
