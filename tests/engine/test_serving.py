@@ -65,7 +65,7 @@ def test_the_health_port_says_that_it_is_ready(serving):
 
 
 def test_prefills_beside_decodes_are_answered_whole(serving):
-    """On a CPU with AMX, bfloat16 would end the engine within a second of this (vLLM 0.32)."""
+    """On some CPUs with AMX, bfloat16 ends the engine within a second of this (vLLM 0.32)."""
     streams = loaded(serving, 6, tokens=200)
     lengths = itertools.cycle(range(1, 8))
     until = time.monotonic() + 15

@@ -21,10 +21,7 @@ MUCH = 1 / 20
 """Share of the KV cache that is worth a warning."""
 
 
-AMX_FAULT = (
-    "this CPU has AMX, and there vLLM's attention in bfloat16 ends the engine with SIGILL when a batch has prefills "
-    "and decodes"
-)
+AMX_FAULT = "this CPU has AMX, and on some of these vLLM's attention in bfloat16 ends the engine with SIGILL"
 
 
 class Source(StrEnum):

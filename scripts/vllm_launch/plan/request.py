@@ -115,8 +115,8 @@ def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None, cpu:
 def amx_attention(model: Model, cpu: Cpu | None) -> bool:
     """Whether vLLM's attention takes AMX instructions on ``cpu`` if ``model`` computes in bfloat16.
 
-    That attention ends the engine with SIGILL, at a ``tilezero``, when one batch has prefills and decodes. Heads whose
-    size is not a multiple of 32 take other code, and so does latent attention. Source:
+    On some hosts that attention ends the engine with SIGILL (docs/decisions/026-no-bfloat16-on-amx.md). Heads whose size
+    is not a multiple of 32 use other code, and so does latent attention. Source:
     v1/attention/backends/cpu_attn.py:_get_attn_isa, platforms/cpu.py:get_attn_backend_cls.
     """
     if cpu is None or not cpu.amx or model.mla is not None:
