@@ -41,7 +41,7 @@ _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
     # NVIDIA/nvidia-container-toolkit#48: systemd rewrites the container's device cgroup and takes its GPUs away.
     999: (
         "unknown_error",
-        "NVML answers Unknown Error: `systemctl daemon-reload` may have taken the container's GPUs: restart the container",
+        "NVML answers Unknown Error: `systemctl daemon-reload` may have taken away the GPUs: restart the container",
     ),
 }
 # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
