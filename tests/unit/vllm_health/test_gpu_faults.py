@@ -70,7 +70,10 @@ def test_a_mig_slice_has_the_faults_of_its_gpu_simulated(opened, fake):
 def test_pending_and_failed_row_remaps_are_faults_but_not_fatal_simulated(opened, fake):
     fake.rows = {0: (0, 1, 1, 0), 1: (0, 1, 0, 1)}
     report = gpu_faults.Reader(opened).read()
-    assert [(fault.gpu, fault.kind) for fault in report.faults] == [("0", "row remap pending"), ("1", "row remap failure")]
+    assert [(fault.gpu, fault.kind) for fault in report.faults] == [
+        ("0", "row remap pending"),
+        ("1", "row remap failure"),
+    ]
     assert [fault.sentence for fault in report.faults] == [
         "GPU 0: a row remap is pending: reset the GPU when it is idle, or reboot",
         "GPU 1: row remapping failed: replace the GPU",
