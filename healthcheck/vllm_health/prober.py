@@ -137,7 +137,7 @@ class Prober:
         if refusal := self.state.canary_off:
             notes.append(
                 f"no one-token requests are sent any more, because vLLM refused one ({refusal}). "
-                "Hangs are only suspected now: give the prober a valid API key and model name"
+                "Hangs are only suspected now: check the prober's API key and model name"
             )
         for note in notes:
             if note not in self._noted:
