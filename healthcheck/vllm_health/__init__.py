@@ -1,1 +1,1 @@
-"""Asks whether vLLM is well; knows nothing of the launcher."""
+"""The prober: checks the health of a vLLM server. Imports nothing of the launcher."""

@@ -1,4 +1,4 @@
-"""Addresses that servers listen on: default ports, how this machine reaches one, and why one cannot be had."""
+"""Addresses that servers listen on: default ports, the address for a local client, and why listening fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from typing import Final
 
 API_PORT: Final = 8000
-"""VLLM's own default for ``--port``."""
+"""Default of vLLM's own ``--port``."""
 HEALTH_PORT: Final = 8001
-"""Of /livez, /readyz, /startupz and /metrics, in the launcher and beside it."""
+"""Default port of /livez, /readyz, /startupz and /metrics, in the launcher and in a sidecar."""
 
 
 def reachable(host: str) -> str:
@@ -21,8 +21,8 @@ def reachable(host: str) -> str:
     return wildcards.get(host, f"[{host}]" if ":" in host else host)
 
 
-def why_not(error: OSError, flag: str) -> tuple[str, str]:
+def explain_listen_error(error: OSError, flag: str) -> tuple[str, str]:
     """Return why a server cannot listen, and what to do about it. ``flag`` is the option that sets the port."""
     if error.errno == errno.EADDRINUSE:
-        return "the port is in use", f"end what listens there, or give another {flag}"
+        return "the port is in use", f"stop the process that listens there, or give another {flag}"
     return f"cannot listen: {os.strerror(error.errno or 0)}", f"give another {flag}"

@@ -1,10 +1,10 @@
-"""API keys in a file: one a line. Pure."""
+"""API keys in a file, one key per line. Pure."""
 
 from __future__ import annotations
 
 
 def keys_in(text: str) -> list[str]:
-    """Return the keys that a file's ``text`` holds, without the spaces around them and without empty lines."""
+    """Return the keys in a file's ``text``, without surrounding spaces. Empty lines hold no key."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""Facts about GPUs as plain data, in NVML's terms. ``nvml`` reads them; everybody else may use them without NVML.
+"""Facts about GPUs as plain data, in NVML's terms. ``nvml`` reads them. This module does not need NVML.
 
 None means that a GPU, driver or container does not offer the fact.
 """
@@ -9,8 +9,9 @@ import msgspec
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of a GPU or MIG slice, in bytes. ``reserved`` is the driver's own, None before ``nvmlMemory_v2_t``.
+    """Memory of a GPU or MIG slice, in bytes.
 
+    ``reserved`` is the driver's share, None if the driver is too old for ``nvmlMemory_v2_t``.
     ``total - reserved`` is what cudaMemGetInfo calls total. Without ``reserved``, ``used`` includes it.
     """
 
@@ -29,7 +30,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ecc(msgspec.Struct, frozen=True, kw_only=True):
-    """Uncorrectable ECC errors. ``volatile``: since the driver was loaded, None where ECC is off or unknown."""
+    """Uncorrectable ECC errors. ``volatile``: since the driver was loaded, None if ECC is off or unknown."""
 
     volatile: int | None
 
@@ -48,23 +49,25 @@ class RemappedRows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def remap_faults(rows: RemappedRows | None) -> dict[str, str]:
-    """Return what row remapping shows to be wrong with a GPU: what to do about it, by the kind of fault.
+    """Return the faults that row remapping shows: a sentence with the remedy, by kind of fault.
 
     Source: NVIDIA, "GPU Memory Error Management", row remapping.
     """
-    found = {}
+    faults = {}
     if rows and rows.failure:
-        found["row remap failure"] = "row remapping failed: replace the GPU"
+        faults["row remap failure"] = "row remapping failed: replace the GPU"
     if rows and rows.pending:
-        found["row remap pending"] = "a row remap is pending: reset the GPU when it is idle, or reboot"
-    return found
+        faults["row remap pending"] = "a row remap is pending: reset the GPU when it is idle, or reboot"
+    return faults
 
 
 def ecc_faults(ecc: Ecc) -> tuple[str, ...]:
-    """Return what the ECC errors of a GPU ask for, in one sentence; empty without errors. Source: as above."""
+    """Return one sentence about the ECC errors of a GPU, with the remedy. Empty without errors. Source: as above."""
     if not ecc.volatile:
         return ()
-    return (f"{ecc.volatile} uncorrectable ECC errors since the driver was loaded: reset the GPU, and watch for more",)
+    return (
+        f"{ecc.volatile} uncorrectable ECC errors since the driver was loaded: reset the GPU, and watch for new ones",
+    )
 
 
 class MigSlice(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +91,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     compute_capability: tuple[int, int] | None
     mig_enabled: bool
     mig_slices: tuple[MigSlice, ...]
-    processes: tuple[Process, ...] | None  # None: hidden
+    processes: tuple[Process, ...] | None  # None: a container or vGPU hides them
     ecc: Ecc
     remapped_rows: RemappedRows | None
-    nvlinks: tuple[bool, ...]  # of each link that the GPU has: is it up
+    nvlinks: tuple[bool, ...]  # for each NVLink of the GPU: whether it is up
 
 
 class P2P(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +112,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     cuda: tuple[int, int] | None  # the newest CUDA that the driver runs
     devices: tuple[Device, ...]
     p2p: tuple[tuple[P2P | None, ...], ...]
-    lost: tuple[tuple[int, str], ...]  # (NVML index, why) of GPUs that cannot be reached
+    lost: tuple[tuple[int, str], ...]  # (NVML index, reason) of each GPU that NVML cannot reach
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

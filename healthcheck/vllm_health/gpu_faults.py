@@ -1,7 +1,8 @@
-"""GPU faults and load, as NVML tells: Xid errors, ECC, row remapping, lost GPUs, slow clocks. Reads in its own thread.
+"""Reads GPU faults and load from NVML: Xid errors, ECC, row remapping, lost GPUs, slow clocks. Has its own thread.
 
-Meanings and remedies of Xids: docs.nvidia.com/deploy/xid-errors. NVML that fails is a warning, never a death: it stops
-answering in containers whose engine works on (NVIDIA/nvidia-container-toolkit#48).
+Source for the meanings and remedies of Xids: docs.nvidia.com/deploy/xid-errors. A failure of NVML is a warning and
+never makes vLLM dead, because NVML stops answering in containers whose engine still works
+(NVIDIA/nvidia-container-toolkit#48).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FATAL_XIDS: Final = {
     119: "GSP firmware does not answer",
     120: "GSP firmware error",
 }
-"""After these the GPU serves nobody until it is reset."""
+"""Meaning of each Xid after which the GPU cannot be used until it is reset."""
 APPLICATION_XIDS: Final = {
     13: "graphics engine exception",
     31: "memory page fault",
@@ -34,10 +35,11 @@ APPLICATION_XIDS: Final = {
     45: "the process was ended on the GPU",
     94: "contained ECC error",
 }
-"""These end the process that met them; the GPU is well."""
+"""Meaning of each Xid that ends only the process that caused it. The GPU is not faulty."""
 READ_SECONDS: Final = 5.0
+"""Seconds between two reads of the GPUs."""
 HANG_SECONDS: Final = 60.0
-"""A look takes milliseconds, and a second while a GPU wakes up; one that takes this long will not end."""
+"""Seconds after which a read counts as hung. A read takes milliseconds, or a second while a GPU wakes up."""
 
 
 _LOAD: Final[dict[str, Callable[[gpu_facts.Load], float | None]]] = {
@@ -48,7 +50,10 @@ _LOAD: Final[dict[str, Callable[[gpu_facts.Load], float | None]]] = {
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """``kind``: "xid 79", "lost", "row remap failure", …; ``fatal``: nothing can be served on this GPU."""
+    """One fault of one GPU.
+
+    ``kind``: "xid 79", "lost", "row remap failure", …. ``fatal``: vLLM cannot serve on this GPU.
+    """
 
     gpu: str
     kind: str
@@ -57,10 +62,13 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at the GPUs; by GPU, which is NVML's index as text. ``down``: why NVML does not answer."""
+    """The result of one read of the GPUs.
+
+    The keys are GPUs, by NVML's index as text. ``down``: why NVML does not answer, or None if it does.
+    """
 
     faults: tuple[Fault, ...] = ()
-    names: dict[str, metrics.Labels] = {}  # UUID and product
+    names: dict[str, metrics.Labels] = {}  # UUID and product name
     memory: dict[str, gpu_facts.Memory] = {}
     load: dict[str, gpu_facts.Load] = {}
     ecc: dict[str, int] = {}
@@ -70,40 +78,41 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def used(self) -> int:
-        """Bytes of memory in use, all GPUs together."""
+        """Return the bytes of memory in use on all GPUs together."""
         return sum(memory.used for memory in self.memory.values())
 
     @property
     def fatal(self) -> tuple[str, ...]:
-        """Sentences of the faults that end all service."""
+        """Return the sentences of the fatal faults."""
         return tuple(fault.sentence for fault in self.faults if fault.fatal)
 
     def values(self) -> metrics.Values:
-        """As our /metrics shows them."""
+        """Return the values for our /metrics."""
         return {
             "nvml_up": {(): float(self.down is None)},
-            "gpu_faults": {(one.gpu, one.kind, str(one.fatal).lower()): 1.0 for one in self.faults},
+            "gpu_faults": {(fault.gpu, fault.kind, str(fault.fatal).lower()): 1.0 for fault in self.faults},
             "gpu_info": {(gpu, *names): 1.0 for gpu, names in self.names.items()},
             "gpu_memory_used_bytes": {(gpu,): float(memory.used) for gpu, memory in self.memory.items()},
             "gpu_memory_total_bytes": {(gpu,): float(memory.total) for gpu, memory in self.memory.items()},
             **{
-                name: {(gpu,): value for gpu, load in self.load.items() if (value := of(load)) is not None}
-                for name, of in _LOAD.items()
+                name: {(gpu,): value for gpu, load in self.load.items() if (value := value_of(load)) is not None}
+                for name, value_of in _LOAD.items()
             },
             "gpu_ecc_uncorrected_errors": {(gpu,): float(count) for gpu, count in self.ecc.items()},
             "gpu_throttled": {
-                (gpu, why): float(why in reasons)
+                (gpu, reason): float(reason in reasons)
                 for gpu, reasons in self.slowdowns.items()
-                for why in nvml.SLOWDOWNS.values()
+                for reason in nvml.SLOWDOWNS.values()
             },
             "gpu_xid_errors": {labels: float(count) for labels, count in self.xids.items()},
         }
 
 
 class Reader:
-    """Reads the GPUs with these UUIDs, or all that NVML shows; counts Xids in ``xids``, as NVML tells of each but once.
+    """Reads the GPUs with these UUIDs, or all GPUs that NVML shows if ``uuids`` is empty.
 
-    MIG slices have no faults of their own: where ``uuids`` are theirs, every GPU that NVML shows is read.
+    It counts Xids in ``xids``, because NVML reports each Xid only once. MIG slices have no faults of their own. If
+    ``uuids`` are those of MIG slices, it reads every GPU that NVML shows.
     """
 
     def __init__(
@@ -114,8 +123,8 @@ class Reader:
         self._events = nvml.xid_events([*self._gpus()[0]])
 
     def _gpus(self) -> tuple[dict[int, str], list[Fault]]:
-        """UUIDs by index, and those that cannot be reached."""
-        found, lost = {}, []
+        """Return the UUIDs by index, and a fault for each GPU that NVML cannot reach."""
+        uuids, lost = {}, []
         for index in range(self._nvml.count()):
             try:
                 uuid = self._nvml.uuid(index)
@@ -123,12 +132,12 @@ class Reader:
                 lost.append(_lost(error))
                 continue
             if not self._uuids or uuid in self._uuids:
-                found[index] = uuid
-        # A GPU that cannot be asked for its name may be another's: it counts where one of ours is missing.
-        return found, lost if not self._uuids or len(found) < len(self._uuids) else []
+                uuids[index] = uuid
+        # NVML gives no UUID for a lost GPU, so it may not be one of ours. It counts only if one of ours is missing.
+        return uuids, lost if not self._uuids or len(uuids) < len(self._uuids) else []
 
     def read(self) -> Report:
-        """One look. Raises nvml.NvmlUnavailable."""
+        """Read the GPUs once and return the result. Raises nvml.NvmlUnavailable."""
         uuids, faults = self._gpus()
         self._xids.update(self._events.new() if self._events else ())
         faults += [_xid(index, xid) for index, xid in sorted(self._xids)]
@@ -138,19 +147,20 @@ class Reader:
             gpu = str(index)
             try:
                 errors, rows = self._nvml.ecc(index).volatile, self._nvml.remapped_rows(index)
-                slow, space = self._nvml.slowdowns(index), self._nvml.memory(index)
+                reasons, capacity = self._nvml.slowdowns(index), self._nvml.memory(index)
                 names[gpu] = uuid, self._nvml.name(index)
                 load[gpu] = self._nvml.load(index)
             except nvml.GpuLost as error:
                 faults.append(_lost(error))
                 continue
-            if space is not None:
-                memory[gpu] = space
+            if capacity is not None:
+                memory[gpu] = capacity
             if errors is not None:
                 ecc[gpu] = errors
-            if slow is not None:
-                slowdowns[gpu] = slow
-            faults += [Fault(gpu, kind, f"GPU {gpu}: {what}") for kind, what in gpu_facts.remap_faults(rows).items()]
+            if reasons is not None:
+                slowdowns[gpu] = reasons
+            remap_faults = gpu_facts.remap_faults(rows)
+            faults += [Fault(gpu, kind, f"GPU {gpu}: {sentence}") for kind, sentence in remap_faults.items()]
         return Report(
             faults=tuple(faults),
             names=names,
@@ -176,9 +186,10 @@ def _xid(index: int, xid: int) -> Fault:
 
 
 class GpuWatcher:
-    """Reads again and again in a thread of its own: a driver that hangs blocks whoever asks it, and nobody else.
+    """Reads the GPUs again and again in its own thread, so that a driver that hangs blocks only this thread.
 
-    Fatal faults are remembered while NVML does not answer: a GPU that met one serves nobody, seen or not.
+    While NVML does not answer, the watcher still reports the fatal faults that it has read before. Such a GPU stays
+    unusable whether NVML answers or not.
     """
 
     def __init__(
@@ -194,35 +205,36 @@ class GpuWatcher:
 
     @property
     def report(self) -> Report | None:
-        """The last look; None before the first."""
+        """Return the last report, or None before the first."""
         if time.monotonic() - self._read_at > self._hang_seconds:
-            limit = f"{self._hang_seconds:g} s"  # not how long it is by now: a sentence that changes is said again
-            return self._blind(f"NVML has not answered for {limit}: look for hung processes and Xids in dmesg")
+            # The sentence gives the limit, not the elapsed time: a sentence that changes would be logged again.
+            limit = f"{self._hang_seconds:g} s"
+            return self._without_nvml(f"NVML has not answered for {limit}: look for hung processes and Xids in dmesg")
         return self._report
 
     def close(self) -> None:
-        """No more looks; one that hangs is left to hang."""
+        """Stop reading. Does not wait for a read that hangs."""
         self._ended.set()
 
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
                 with nvml.open_nvml() as opened:
-                    self._read_on(Reader(opened, self._uuids, self._xids).read)
+                    self._read_until_closed(Reader(opened, self._uuids, self._xids).read)
             except nvml.NvmlUnavailable as error:
-                self._keep(self._blind(error.what))
-            except Exception as error:  # noqa: BLE001 - a thread that dies would leave its last report standing for ever
-                self._keep(self._blind(f"reading it failed: {error!r}"))
+                self._store(self._without_nvml(error.what))
+            except Exception as error:  # noqa: BLE001 - if this thread ended, its last report would never be replaced
+                self._store(self._without_nvml(f"reading NVML failed: {error!r}"))
             self._ended.wait(self._seconds)
 
-    def _read_on(self, read: Callable[[], Report]) -> None:
+    def _read_until_closed(self, read: Callable[[], Report]) -> None:
         while not self._ended.is_set():
-            self._keep(read())
+            self._store(read())
             self._ended.wait(self._seconds)
 
-    def _keep(self, report: Report) -> None:
+    def _store(self, report: Report) -> None:
         self._report, self._read_at = report, time.monotonic()
 
-    def _blind(self, why: str) -> Report:
+    def _without_nvml(self, reason: str) -> Report:
         known = self._report.faults if self._report else ()
-        return Report(faults=tuple(one for one in known if one.fatal), xids=_counts(self._xids), down=why)
+        return Report(faults=tuple(fault for fault in known if fault.fatal), xids=_counts(self._xids), down=reason)

@@ -1,4 +1,4 @@
-"""The prober's times, all derived from two numbers; the launcher and the sidecar fill them in. Owns their defaults."""
+"""The prober's time limits. All follow from two numbers, which the launcher and the sidecar set. Owns the defaults."""
 
 from __future__ import annotations
 
@@ -7,62 +7,70 @@ from typing import Final
 import msgspec
 
 DEFAULT_STALL_S: Final = 300
-"""Default of ``Limits.stall_s``, in seconds: vLLM's own limit, where it has one, is 300 s a step
-(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS), and JIT compilation on live traffic has stalled engines for 30-70 s
+"""Default of ``Limits.stall_s``, in seconds. vLLM's own limit is 300 s a step, where it has one
+(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS). JIT compilation on live traffic has stalled engines for 30-70 s
 (ai-dynamo/dynamo#14735)."""
 DEFAULT_START_STALL_S: Final = 600
 """Default of ``Limits.start_stall_s``, in seconds."""
 STALLED_STRIKES: Final = 2
+"""Unanswered canaries after which an engine is ``stalled``."""
 DEAD_STRIKES: Final = 3
+"""Unanswered canaries after which an engine is ``dead``."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long what may last, in seconds.
+    """The time limits of one prober, in seconds.
 
-    From the last step of a stuck engine it takes at most ``dead_after_s`` to the verdict dead, and at most
-    ``unready_after_s`` until it is taken out of rotation, as long as the prober itself gets to run.
+    Counted from the last step of a stuck engine, the engine is out of rotation after at most ``unready_after_s`` and
+    dead after at most ``dead_after_s``. Both bounds hold only while the prober itself gets CPU time.
     """
 
     stall_s: float = DEFAULT_STALL_S
-    """A hung engine is dead after this, and some samples more. 0: never."""
+    """Time without a step, plus some samples, after which a hung engine is dead. 0: never."""
     start_stall_s: float = DEFAULT_START_STALL_S
-    """A start in which nothing moves is given up after this. 0: never."""
+    """Time without progress after which a start is dead. 0: never."""
     drain_s: float = 0.0
-    """A drain has this long; what runs then is cut. 0: not known, as to a sidecar. No verdict hangs on it."""
+    """Time for a drain. Requests that still run after it are cut. 0: unknown, as in a sidecar. No verdict uses it."""
     gpu_fault_kills: bool = False
-    """Whether a fatal GPU fault fails liveness too: a restart mends no GPU, but whoever restarts may move elsewhere."""
+    """Whether a fatal GPU fault fails liveness too. A restart repairs no GPU, but may move vLLM to another one."""
 
     @property
     def interval_s(self) -> float:
-        """Between two samples."""
+        """Return the time between two samples."""
         return min(max(self.stall_s / 30, 0.2), 5.0) if self.stall_s else 5.0
 
     @property
     def busy_quiet_s(self) -> float:
-        """Without a step while requests run; then a canary is sent. Far above any JIT compilation, by default 120 s."""
+        """Return the time without a step after which a busy engine gets a canary.
+
+        The default, 120 s, is far longer than any JIT compilation.
+        """
         return self.stall_s * 0.4
 
     @property
     def idle_quiet_s(self) -> float:
-        """Without a step while none runs; then a canary is sent: nothing else would show that an idle engine hangs."""
+        """Return the time without a step after which an idle engine gets a canary.
+
+        Nothing else would show that an idle engine hangs.
+        """
         return self.stall_s * 0.2
 
     @property
     def canary_s(self) -> float:
-        """That a canary may take; each one that takes longer, while nothing else moves either, is a strike."""
+        """Return the time that a canary may take. A canary that takes longer is a strike, unless the engine steps."""
         return self.stall_s * 0.2
 
     @property
     def longest_gap_s(self) -> float:
-        """What a pause between samples counts for at most: a prober that was stopped has seen nothing meanwhile."""
+        """Return the most that a pause between samples counts for. A stopped prober has watched nothing meanwhile."""
         return 2 * self.interval_s
 
     @property
     def unready_after_s(self) -> float:
-        """Bound from the last step of a stuck engine to not ready; each turn of it is noticed up to a sample late."""
+        """Return the longest time from a stuck engine's last step to not ready. Each stage may be a sample late."""
         return self.busy_quiet_s + STALLED_STRIKES * self.canary_s + (STALLED_STRIKES + 2) * self.interval_s
 
     @property
     def dead_after_s(self) -> float:
-        """Bound from the last step of a stuck engine to dead."""
+        """Return the longest time from a stuck engine's last step to dead."""
         return self.busy_quiet_s + DEAD_STRIKES * self.canary_s + (DEAD_STRIKES + 2) * self.interval_s

@@ -1,4 +1,4 @@
-"""The one place where metric names are spelt: vLLM's (v1/metrics/loggers.py of 0.32.0) and ours, with their help."""
+"""All metric names: vLLM's (v1/metrics/loggers.py of 0.32.0) and ours, with their help. No other file spells one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from prometheus_client.registry import Collector
 
 from vllm_health import state
 
-# ---- vLLM's, as its /metrics spells them: counters with "_total", histograms with "_count"
+# ---- vLLM's metrics, as its /metrics spells them: counters with "_total", histograms with "_count"
 
 ENGINE: Final = "engine"
-"""Label: the data-parallel rank that a sample speaks of."""
+"""Label: the data-parallel rank of the engine."""
 MODEL_NAME: Final = "model_name"
 """Label: the first of --served-model-name."""
 CACHE_CONFIG_INFO: Final = "vllm:cache_config_info"
 KV_CACHE_SIZE_TOKENS: Final = "kv_cache_size_tokens"
-"""Label of CACHE_CONFIG_INFO: what the KV cache of one engine holds."""
+"""Label of CACHE_CONFIG_INFO: size of one engine's KV cache, in tokens."""
 REQUESTS_RUNNING: Final = "vllm:num_requests_running"
 REQUESTS_WAITING: Final = "vllm:num_requests_waiting"
 KV_CACHE_USAGE: Final = "vllm:kv_cache_usage_perc"
-"""A share, 0 to 1, whatever its name says."""
+"""A share, 0 to 1, although its name says percent."""
 SLEEP_STATE: Final = "vllm:engine_sleep_state"
 SLEEP_LABEL: Final = "sleep_state"
 AWAKE: Final = "awake"
@@ -38,12 +38,12 @@ PREFIX_CACHE_HITS: Final = "vllm:prefix_cache_hits_total"
 WAITING_BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
 ADMISSION_REJECTIONS: Final = "vllm:admission_rejections_total"
 
-# Histograms: the name before _bucket, _sum and _count.
+# Histograms: the name without _bucket, _sum and _count.
 ITERATION_TOKENS: Final = "vllm:iteration_tokens_total"
 TIME_TO_FIRST_TOKEN: Final = "vllm:time_to_first_token_seconds"
 INTER_TOKEN_LATENCY: Final = "vllm:inter_token_latency_seconds"
 TIME_PER_OUTPUT_TOKEN: Final = "vllm:request_time_per_output_token_seconds"
-"""Of each finished request, the mean of its tokens but the first."""
+"""For each finished request, the mean time of all its output tokens except the first, in seconds."""
 E2E_LATENCY: Final = "vllm:e2e_request_latency_seconds"
 QUEUE_TIME: Final = "vllm:request_queue_time_seconds"
 PREFILL_TIME: Final = "vllm:request_prefill_time_seconds"
@@ -63,10 +63,10 @@ BUCKETS: Final = {
         0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     ),
 }  # fmt: skip
-"""Upper bounds, seconds: only at one of them is it known how many requests were faster."""
+"""Upper bounds of the buckets, in seconds. The number of faster requests is known only for these bounds."""
 
 HTTP_REQUESTS: Final = "http_requests_total"
-"""Of the API server, by handler, method and status ("2xx"); it has no model_name, and no health route is in it."""
+"""The API server's, by handler, method and status ("2xx"). It has no model_name and does not count health routes."""
 
 STEP_SIGNS: Final = (
     GENERATION_TOKENS,
@@ -77,30 +77,31 @@ STEP_SIGNS: Final = (
     KV_CACHE_USAGE,
     REQUESTS_RUNNING,
 )
-"""What only a step of the engine changes: the API server sets all of them from the engine's outputs
-(v1/engine/async_llm.py:_run_output_handler). Counters stand still during a chunked prefill, KV_CACHE_USAGE does not.
-Not among them: REQUESTS_WAITING, which moves as requests arrive at an engine that serves none
-(vllm-project/vllm#45388), and prefix_cache_queries, which a request that is retried for ever keeps ticking."""
+"""The metrics that only a step of the engine changes. The API server sets all of them from the engine's outputs
+(v1/engine/async_llm.py:_run_output_handler). During a chunked prefill the counters stand still, but KV_CACHE_USAGE
+changes. Two metrics are left out. REQUESTS_WAITING also changes when requests arrive at an engine that makes no step
+(vllm-project/vllm#45388). prefix_cache_queries also rises while a request is retried without end."""
 
 WANTED: Final = (*STEP_SIGNS, REQUESTS_WAITING, SLEEP_STATE, CACHE_CONFIG_INFO)
-"""All that the prober reads of vLLM's /metrics."""
+"""All metrics of vLLM that the prober reads."""
 
 ALWAYS_SHOWN: Final = (
     *WANTED, PROMPT_TOKENS_BY_SOURCE, PREFIX_CACHE_QUERIES, PREFIX_CACHE_HITS, WAITING_BY_REASON, ADMISSION_REJECTIONS,
     *(f"{name}_count" for name in HISTOGRAMS if name != ITERATION_TOKENS),
 )  # fmt: skip
-"""What dashboards and alerts read too; an engine shows all of it from its start on."""
+"""All metrics of vLLM that the prober, dashboards and alerts read and that an engine shows from its start on."""
 
-# ---- other exporters', which dashboards and alerts read
+# ---- metrics of other exporters, read by dashboards and alerts
 
 ALERTS: Final = "ALERTS"
-"""Prometheus' own: alertname, alertstate and the alert's labels."""
+"""Prometheus' own metric, by alertname, alertstate and the alert's labels."""
 KUBE_HPA_DESIRED: Final = "kube_horizontalpodautoscaler_status_desired_replicas"
 KUBE_HPA_MAX: Final = "kube_horizontalpodautoscaler_spec_max_replicas"
 KUBE_HPA_INFO: Final = "kube_horizontalpodautoscaler_info"
 KUBE_RESTARTS: Final = "kube_pod_container_status_restarts_total"
-"""kube-state-metrics' (its docs/metrics/workload): by namespace and horizontalpodautoscaler, the info by the
-Deployment's name too (scaletargetref_name); restarts by namespace, pod and container."""
+"""Metrics of kube-state-metrics (source: its docs/metrics/workload). The autoscaler's are by namespace and
+horizontalpodautoscaler. The info also has the Deployment's name (scaletargetref_name). Restarts are by namespace, pod
+and container."""
 DCGM_UTILIZATION: Final = "DCGM_FI_DEV_GPU_UTIL"
 DCGM_MEMORY_USED: Final = "DCGM_FI_DEV_FB_USED"
 DCGM_MEMORY_FREE: Final = "DCGM_FI_DEV_FB_FREE"
@@ -110,70 +111,70 @@ DCGM_TENSOR_ACTIVE: Final = "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"
 DCGM_DRAM_ACTIVE: Final = "DCGM_FI_PROF_DRAM_ACTIVE"
 DCGM_NVLINK: Final = "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"
 DCGM_XID: Final = "DCGM_FI_DEV_XID_ERRORS"
-"""dcgm-exporter's (its etc/default-counters.csv): by gpu, UUID, modelName, Hostname, and the pod that uses it. Memory
-in MiB, power in W, temperature in degrees Celsius, activity as shares of 1, utilisation in percent."""
+"""Metrics of dcgm-exporter (source: its etc/default-counters.csv), by gpu, UUID, modelName, Hostname, and the pod that
+uses the GPU. Memory in MiB, power in W, temperature in degrees Celsius, activity 0 to 1, utilisation in percent."""
 
-# ---- ours
+# ---- our metrics
 
 STATES: Final[tuple[str, ...]] = get_args(state.Name)
 COLORS: Final[Mapping[state.Name, str]] = {
     "starting": "blue", "ready": "green", "saturated": "light green", "suspect": "yellow", "stalled": "orange",
     "asleep": "grey", "gpu_fault": "dark red", "draining": "purple", "dead": "red",
 }  # fmt: skip
-"""How each state is shown: CSS names with a space between words."""
+"""Colour of each state. A CSS colour name, with a space between its words."""
 
 _GAUGES: Final = {
     "state": ("1 for the state that vLLM is in, 0 for the others.", ("state",)),
-    "live": ("Whether /livez says 200.", ()),
-    "ready": ("Whether /readyz says 200.", ()),
+    "live": ("Whether /livez answers 200.", ()),
+    "ready": ("Whether /readyz answers 200.", ()),
     "state_seconds": ("How long vLLM has been in its state.", ()),
-    "last_progress_seconds": ("Observed time since an engine's last step, or a start's last movement.", (ENGINE,)),
-    "kv_cache_tokens": ("Tokens that an engine's KV cache holds, as vLLM reports.", (ENGINE,)),
-    "kv_cache_planned_tokens": ("Tokens that an engine's KV cache was planned to hold.", ()),
+    "last_progress_seconds": ("Watched time since an engine's last step, or since start-up made progress.", (ENGINE,)),
+    "kv_cache_tokens": ("Size of an engine's KV cache in tokens, as vLLM reports it.", (ENGINE,)),
+    "kv_cache_planned_tokens": ("Planned size of an engine's KV cache in tokens.", ()),
     "planned_gpus": ("GPUs that the plan uses.", ()),
-    "limit_seconds": ("How long what may last before it is ended: stall, start_stall, drain.", ("limit",)),
+    "limit_seconds": ("Time limit of a stall, of a start without progress (start_stall), or of a drain.", ("limit",)),
     "start_seconds": ("How long the start took, or has taken so far.", ()),
     "start_phase_seconds": ("How long each phase of the start took, or has taken so far.", ("phase",)),
-    "start_remaining_seconds": ("How long the start will still take, by what it took before.", ()),
+    "start_remaining_seconds": ("Estimate of the remaining start time, from earlier starts.", ()),
     "start_weights_bytes": ("Bytes of weights that the start loads.", ()),
     "start_weights_loaded_bytes": ("Bytes of weights that the start has loaded.", ()),
     "draining": ("1 while a drain is in progress.", ()),
-    "drain_streams": ("Requests that a drain still waits for.", ()),
-    "gpu_faults": ("GPU faults at present, by kind; fatal ones take vLLM out of rotation.", ("gpu", "kind", "fatal")),
+    "drain_streams": ("Requests that a drain is still waiting for.", ()),
+    "gpu_faults": ("1 for each GPU fault, by kind. Fatal ones take vLLM out of rotation.", ("gpu", "kind", "fatal")),
     "gpu_ecc_uncorrected_errors": ("Uncorrectable ECC errors since the driver was loaded.", ("gpu",)),
     "gpu_throttled": ("Whether the GPU is slowed down, by reason.", ("gpu", "reason")),
-    "gpu_info": ("1 for each GPU that is read.", ("gpu", "uuid", "name")),
-    "gpu_memory_used_bytes": ("Memory in use on the GPU, whoever uses it.", ("gpu",)),
+    "gpu_info": ("1 for each GPU that the prober reads.", ("gpu", "uuid", "name")),
+    "gpu_memory_used_bytes": ("Memory in use on the GPU, by all processes.", ("gpu",)),
     "gpu_memory_total_bytes": ("Memory of the GPU.", ("gpu",)),
-    "gpu_utilization": ("Share of time, 0 to 1, in which the GPU ran any kernel: not how well it is used.", ("gpu",)),
-    "gpu_power_watts": ("Power that the GPU draws.", ("gpu",)),
-    "gpu_temperature_celsius": ("Temperature of the GPU's core.", ("gpu",)),
-    "nvml_up": ("Whether NVML answers; where there is no GPU it does not.", ()),
+    "gpu_utilization": ("Share of time, 0 to 1, with any kernel running. It is no measure of efficiency.", ("gpu",)),
+    "gpu_power_watts": ("Power draw of the GPU.", ("gpu",)),
+    "gpu_temperature_celsius": ("Temperature of the GPU core.", ("gpu",)),
+    "nvml_up": ("Whether NVML answers. Without a GPU it does not.", ()),
 }  # fmt: skip
 _COUNTERS: Final = {
     "canaries": ("One-token requests of the prober, by result.", ("result",)),
-    "scrapes": ("Looks at vLLM's /metrics, by result.", ("result",)),
+    "scrapes": ("Requests of the prober to vLLM's /metrics, by result.", ("result",)),
     "gpu_xid_errors": ("Xid errors that the driver has reported since the prober started.", ("gpu", "xid")),
 }
 RESULTS: Final = {
     "canaries": (*get_args(state.CanaryKind), "unanswered", "not needed"),
     "scrapes": ("ok", "failed"),
 }
-"""Counted from 0 on, since a rate does not see a counter's first value."""
+"""Values of the label ``result``. Each counter is shown from 0 on, because rate() ignores a counter's first value."""
 PREFIX: Final = "vllm_health_"
 GAUGES: Final = tuple(PREFIX + name for name in _GAUGES)
 COUNTERS: Final = tuple(f"{PREFIX}{name}_total" for name in _COUNTERS)
-"""Every name that our own /metrics may show, besides what ProcessCollector says of the prober's own process."""
+"""All names in our /metrics are in GAUGES and COUNTERS, except those of ProcessCollector for the prober's process."""
 
 Labels = tuple[str, ...]
 Values = Mapping[str, Mapping[Labels, float]]
-"""By short name (without PREFIX and "_total"), then by label values; a name left out has no sample."""
+"""Samples by short name (without PREFIX and "_total"), then by label values. A name that is missing has no sample."""
 
 
 class Exposition(Collector):
-    """Our /metrics, from whatever ``values`` holds when it is asked.
+    """Our /metrics. Shows what ``values`` and ``model`` hold at the time of the request.
 
-    Every sample has ``model_name``, as vLLM's own have: so a rule needs no join to say which model it speaks of.
+    Every sample has the label ``model_name``, as vLLM's samples do. So a rule needs no join to name the model.
     """
 
     def __init__(self) -> None:
@@ -184,7 +185,7 @@ class Exposition(Collector):
         ProcessCollector(namespace="vllm_health", registry=self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """For prometheus_client; a name that is not ours is a KeyError in the tests, not a new metric."""
+        """Yield the metric families for prometheus_client. Raises KeyError for a name that is not described above."""
         for name, samples in self.values.items():
             family: GaugeMetricFamily | CounterMetricFamily
             if name in _COUNTERS:
@@ -198,5 +199,5 @@ class Exposition(Collector):
             yield family
 
     def text(self) -> bytes:
-        """Prometheus' text format, version 0.0.4."""
+        """Return our metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)

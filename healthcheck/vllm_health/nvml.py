@@ -1,9 +1,9 @@
 """Reads this machine's GPUs from NVML into ``gpu_facts``. The only importer of pynvml.
 
-The launcher reads the whole machine once (``Nvml.snapshot``); the prober reads single facts again and again
+The launcher reads the whole machine once (``Nvml.snapshot``). The prober reads single facts again and again
 (``Nvml.ecc``, ``Nvml.remapped_rows``, ``Nvml.slowdowns``, ``Nvml.load``, ``XidEvents``). A fact that a GPU, driver or
-container does not offer is None, never an error; a GPU that fell off the bus is ``GpuLost``; NVML itself missing or
-broken is ``NvmlUnavailable``.
+container does not offer is None, never an error. A GPU that fell off the bus raises ``GpuLost``. A missing or broken
+NVML raises ``NvmlUnavailable``.
 """
 
 from __future__ import annotations
@@ -16,42 +16,46 @@ import msgspec
 
 from vllm_health.gpu_facts import P2P, Device, Ecc, Load, Memory, MigSlice, Process, RemappedRows, Snapshot
 
-# nvml.h, nvmlGpuP2PCapsIndex_t. The binding's own NVML_P2P_CAPS_INDEX_READ is the tuple (0,), by a stray comma, and
-# nvmlDeviceGetP2PStatus raises a TypeError for it.
+# nvml.h, nvmlGpuP2PCapsIndex_t. In the binding, a stray comma makes NVML_P2P_CAPS_INDEX_READ the tuple (0,), for which
+# nvmlDeviceGetP2PStatus raises a TypeError.
 _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
 _P2P_OK = 0  # nvml.h, NVML_P2P_STATUS_OK
 
 UnavailableReason = Literal["no_binding", "no_library", "no_driver", "version_mismatch", "unknown_error", "other"]
 
-# nvml.h, nvmlReturn_t: what NVML answers when it cannot work, and what an operator can do about it.
+# Reason and remedy for each error code with which NVML fails as a whole. Source: nvml.h, nvmlReturn_t.
 _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
-    4: ("other", "this process may not open /dev/nvidiactl: run it as a user who may, or pass the device in"),
-    9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and mend what it reports"),
+    4: (
+        "other",
+        "this process may not open /dev/nvidiactl: run it as a user who may, or pass the device into the container",
+    ),
+    9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and fix what it reports"),
     12: (
         "no_library",
-        "libnvidia-ml.so.1 is not here: install the NVIDIA driver, or start the container with its GPUs (--gpus all)",
+        "libnvidia-ml.so.1 is missing: install the NVIDIA driver, or give the container its GPUs (--gpus all)",
     ),
     18: (
         "version_mismatch",
-        "Driver/library version mismatch: the driver was updated but its old kernel module still runs; reboot the host",
+        "Driver/library version mismatch: the driver was updated, but its old kernel module is loaded: reboot the host",
     ),
     # NVIDIA/nvidia-container-toolkit#48: systemd rewrites the container's device cgroup and takes its GPUs away.
     999: (
         "unknown_error",
-        "NVML answers Unknown Error, as in a container whose GPUs `systemctl daemon-reload` took away: start it anew",
+        "NVML answers Unknown Error: `systemctl daemon-reload` may have taken away the GPUs: restart the container",
     ),
 }
 # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
 _GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
 
 
-# nvml.h, nvmlClocksEventReasons: the reasons that an idle GPU, a power cap or an operator's clocks do not give.
+# Reasons for slow clocks that are faults: no idle GPU, power cap or clock set by an operator gives them. By bit.
+# Source: nvml.h, nvmlClocksEventReasons.
 SLOWDOWNS = {0x8: "hardware", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
-_MOST_XIDS = 100
+_MAX_XIDS_PER_READ = 100
 
 
 class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle, not a failure of the program
-    """NVML cannot be asked at all. ``what`` is a sentence with its remedy; ``reason`` is for programs."""
+    """NVML does not work at all. ``what``: a sentence with the remedy. ``reason``: the same as a code for programs."""
 
     def __init__(self, reason: UnavailableReason, what: str) -> None:
         self.reason, self.what = reason, what
@@ -59,7 +63,7 @@ class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle,
 
 
 class GpuLost(Exception):  # noqa: N818  as above
-    """NVML knows the GPU but cannot reach it: it is lost, or wants a reset."""
+    """NVML knows the GPU but cannot reach it: it is lost, or requires a reset."""
 
     def __init__(self, index: int, why: str) -> None:
         self.index, self.why = index, why
@@ -67,18 +71,18 @@ class GpuLost(Exception):  # noqa: N818  as above
 
 
 class Nvml:
-    """An open NVML. Indices are NVML's, in PCI bus order, whatever CUDA_VISIBLE_DEVICES says."""
+    """An open NVML. GPU indices are NVML's, in PCI bus order. They do not depend on CUDA_VISIBLE_DEVICES."""
 
     def __init__(self, binding: Any) -> None:
         self._binding = binding
 
     def _ask(self, index: int | None, function: str, *args: Any) -> Any:
-        """The answer, or None where this GPU, driver or container has none. Raises GpuLost for the GPU ``index``."""
-        ask = getattr(self._binding, function, None)
-        if ask is None:
+        """Return NVML's answer, or None if this GPU, driver or container has none. Raises GpuLost for GPU ``index``."""
+        call = getattr(self._binding, function, None)
+        if call is None:
             return None
         try:
-            return ask(*args)
+            return call(*args)
         except (self._binding.NVMLError, self._binding.NVMLLibraryMismatchError) as error:
             code = getattr(error, "value", None)
             if index is not None and code in _GPU_LOST:
@@ -88,21 +92,21 @@ class Nvml:
     def _handle(self, index: int) -> Any:
         handle = self._ask(index, "nvmlDeviceGetHandleByIndex", index)
         if handle is None:
-            raise GpuLost(index, "NVML does not give it out: check dmesg for Xid lines")
+            raise GpuLost(index, "NVML cannot open it: check dmesg for Xid lines")
         return handle
 
     def driver_version(self) -> str | None:
-        """The kernel driver's, "580.159.04"."""
+        """Return the version of the kernel driver, such as "580.159.04"."""
         version: str | None = self._ask(None, "nvmlSystemGetDriverVersion")
         return version
 
     def cuda_version(self) -> tuple[int, int] | None:
-        """The newest CUDA that the driver runs, (13, 0)."""
+        """Return the newest CUDA version that the driver runs, such as (13, 0)."""
         version = self._ask(None, "nvmlSystemGetCudaDriverVersion_v2")
         return None if version is None else (version // 1000, version % 1000 // 10)
 
     def count(self) -> int:
-        """How many physical GPUs NVML shows; a container sees only its own. Raises NvmlUnavailable."""
+        """Return the number of physical GPUs that NVML shows. A container sees only its own. Raises NvmlUnavailable."""
         try:
             number: int = self._binding.nvmlDeviceGetCount()
         except self._binding.NVMLError as error:
@@ -110,14 +114,14 @@ class Nvml:
         return number
 
     def ecc(self, index: int) -> Ecc:
-        """Uncorrectable ECC errors of a GPU. Raises GpuLost."""
+        """Return the uncorrectable ECC errors of a GPU. Raises GpuLost."""
         handle = self._handle(index)
         kind = self._binding.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
         counter = self._binding.NVML_VOLATILE_ECC
         return Ecc(volatile=self._ask(index, "nvmlDeviceGetTotalEccErrors", handle, kind, counter))
 
     def remapped_rows(self, index: int) -> RemappedRows | None:
-        """Row remapping of a GPU, None before Ampere and on GPUs without ECC memory. Raises GpuLost."""
+        """Return the row remapping of a GPU. None before Ampere and on GPUs without ECC memory. Raises GpuLost."""
         rows = self._ask(index, "nvmlDeviceGetRemappedRows", self._handle(index))
         if rows is None:
             return None
@@ -127,18 +131,19 @@ class Nvml:
         )
 
     def slowdowns(self, index: int) -> tuple[str, ...] | None:
-        """Why the GPU runs slower than it could, of what is a fault: heat, power supply. Raises GpuLost."""
+        """Return the faults that slow the GPU down, such as heat or power supply. Raises GpuLost."""
         handle = self._handle(index)
-        mask = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons", handle)  # drivers before 535: the name below
+        mask = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+        # Drivers before 535 know only the older name.
         mask = self._ask(index, "nvmlDeviceGetCurrentClocksThrottleReasons", handle) if mask is None else mask
         return None if mask is None else tuple(name for bit, name in SLOWDOWNS.items() if mask & bit)
 
     def memory(self, index: int) -> Memory | None:
-        """Of a GPU, whoever uses it; None under MIG. Raises GpuLost."""
+        """Return the memory of a GPU, of all processes together. None with MIG enabled. Raises GpuLost."""
         return self._memory(index, self._handle(index))
 
     def load(self, index: int) -> Load:
-        """How busy, hungry and hot a GPU is. Raises GpuLost."""
+        """Return the utilisation, power and temperature of a GPU. Raises GpuLost."""
         handle = self._handle(index)
         rates = self._ask(index, "nvmlDeviceGetUtilizationRates", handle)
         milliwatts = self._ask(index, "nvmlDeviceGetPowerUsage", handle)
@@ -150,15 +155,15 @@ class Nvml:
         )
 
     def name(self, index: int) -> str:
-        """NVIDIA's name of the product. Raises GpuLost."""
+        """Return NVIDIA's product name of a GPU. Raises GpuLost."""
         return self._ask(index, "nvmlDeviceGetName", self._handle(index)) or "unknown GPU"
 
     def uuid(self, index: int) -> str:
-        """The GPU's own name, "GPU-…"; empty where it is not told. Raises GpuLost."""
+        """Return the UUID of a GPU, "GPU-…". Empty if NVML does not show it. Raises GpuLost."""
         return self._ask(index, "nvmlDeviceGetUUID", self._handle(index)) or ""
 
     def xid_events(self, indices: Sequence[int]) -> XidEvents | None:
-        """The driver's Xid errors of these GPUs from now on; None where it tells of none, as on vGPUs."""
+        """Return the Xid errors of these GPUs from now on. None if the driver reports no Xids, as on vGPUs."""
         events = self._ask(None, "nvmlEventSetCreate")
         if events is None:
             return None
@@ -172,10 +177,10 @@ class Nvml:
         return XidEvents(self._binding, events, by_uuid) if by_uuid else None
 
     def device(self, index: int) -> Device:
-        """Everything of one GPU. Raises GpuLost."""
+        """Return all facts of one GPU. Raises GpuLost."""
         handle = self._handle(index)
         mode = self._ask(index, "nvmlDeviceGetMigMode", handle)
-        enabled = bool(mode and mode[0])
+        mig_enabled = bool(mode and mode[0])
         pci = self._ask(index, "nvmlDeviceGetPciInfo", handle)
         return Device(
             index=index,
@@ -184,8 +189,8 @@ class Nvml:
             pci_bus_id=None if pci is None else _text(pci.busId),
             memory=self._memory(index, handle),
             compute_capability=self._ask(index, "nvmlDeviceGetCudaComputeCapability", handle),
-            mig_enabled=enabled,
-            mig_slices=self._mig_slices(index, handle) if enabled else (),
+            mig_enabled=mig_enabled,
+            mig_slices=self._mig_slices(index, handle) if mig_enabled else (),
             processes=self._processes(index, handle),
             ecc=self.ecc(index),
             remapped_rows=self.remapped_rows(index),
@@ -193,7 +198,7 @@ class Nvml:
         )
 
     def p2p(self, index: int, peer: int) -> P2P:
-        """What NVML says of a GPU and its peer. Raises GpuLost."""
+        """Return the peer-to-peer access from a GPU to its peer. Raises GpuLost."""
         pair = self._handle(index), self._handle(peer)
 
         def status(capability: int) -> bool | None:
@@ -203,7 +208,7 @@ class Nvml:
         return P2P(read=status(_P2P_READ), write=status(_P2P_WRITE), nvlink=status(_P2P_NVLINK))
 
     def snapshot(self) -> Snapshot:
-        """The whole machine. A lost GPU is told of, not raised. Raises NvmlUnavailable."""
+        """Return the facts of the whole machine. A lost GPU is listed and does not raise. Raises NvmlUnavailable."""
         devices, lost = [], []
         for index in range(self.count()):
             try:
@@ -221,32 +226,32 @@ class Nvml:
     def _p2p(self, index: int, peer: int) -> P2P | None:
         try:
             return self.p2p(index, peer)
-        except GpuLost:  # lost since it was read a moment ago
+        except GpuLost:  # after the snapshot had read it
             return None
 
     def _memory(self, index: int, handle: Any) -> Memory | None:
-        now = self._ask(index, "nvmlDeviceGetMemoryInfo", handle, self._binding.nvmlMemory_v2)
-        if now is not None:
-            return Memory(total=now.total, reserved=now.reserved, free=now.free, used=now.used)
-        now = self._ask(index, "nvmlDeviceGetMemoryInfo", handle)  # drivers before 510 have only this
-        return None if now is None else Memory(total=now.total, reserved=None, free=now.free, used=now.used)
+        info = self._ask(index, "nvmlDeviceGetMemoryInfo", handle, self._binding.nvmlMemory_v2)
+        if info is not None:
+            return Memory(total=info.total, reserved=info.reserved, free=info.free, used=info.used)
+        info = self._ask(index, "nvmlDeviceGetMemoryInfo", handle)  # drivers before 510 have only this
+        return None if info is None else Memory(total=info.total, reserved=None, free=info.free, used=info.used)
 
     def _processes(self, index: int, handle: Any) -> tuple[Process, ...] | None:
-        found: dict[int, Process] = {}
+        processes: dict[int, Process] = {}
         hidden = True
         for kind in ("Compute", "Graphics", "MPSCompute"):
             listed = self._ask(index, f"nvmlDeviceGet{kind}RunningProcesses", handle)
             hidden = hidden and listed is None
             for process in listed or ():
                 name = self._ask(index, "nvmlSystemGetProcessName", process.pid)
-                found[process.pid] = Process(pid=process.pid, name=name, memory=process.usedGpuMemory)
-        return None if hidden else tuple(found.values())
+                processes[process.pid] = Process(pid=process.pid, name=name, memory=process.usedGpuMemory)
+        return None if hidden else tuple(processes.values())
 
     def _mig_slices(self, index: int, handle: Any) -> tuple[MigSlice, ...]:
         slices = []
-        for place in range(self._ask(index, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-            mig = self._ask(index, "nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
-            if mig is None:  # "Not Found": the place is empty
+        for slot in range(self._ask(index, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            mig = self._ask(index, "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)
+            if mig is None:  # "Not Found": the slot is empty
                 continue
             name = self._ask(index, "nvmlDeviceGetName", mig) or ""
             slices.append(
@@ -267,29 +272,29 @@ class Nvml:
 
 
 class XidEvents:
-    """Xid errors as the driver reports them (nvmlEventTypeXidCriticalError), each once."""
+    """The Xid errors that the driver reports (nvmlEventTypeXidCriticalError). Each is returned once."""
 
     def __init__(self, binding: Any, events: Any, index_by_uuid: Mapping[str, int]) -> None:
         self._binding, self._events, self._index = binding, events, index_by_uuid
 
     def new(self) -> list[tuple[int, int]]:
-        """(GPU index, Xid) of those since the last call. Does not wait."""
-        found: list[tuple[int, int]] = []
-        while len(found) < _MOST_XIDS:
+        """Return (GPU index, Xid) of each error since the last call. Does not wait."""
+        xids: list[tuple[int, int]] = []
+        while len(xids) < _MAX_XIDS_PER_READ:
             try:
                 event = self._binding.nvmlEventSetWait_v2(self._events, 0)
                 uuid = self._binding.nvmlDeviceGetUUID(event.device)
-            except self._binding.NVMLError:  # NVML_ERROR_TIMEOUT: no more; or the GPU is lost, which `_handle` tells
+            except self._binding.NVMLError:  # NVML_ERROR_TIMEOUT: no more errors. Or the GPU is lost: see `_handle`
                 break
-            found.append((self._index.get(uuid, -1), event.eventData))
-        return found
+            xids.append((self._index.get(uuid, -1), event.eventData))
+        return xids
 
 
 @contextmanager
 def open_nvml() -> Iterator[Nvml]:
-    """NVML, initialised and shut down again. Raises NvmlUnavailable where this machine has none that works."""
+    """Yield NVML, initialised, and shut it down again. Raises NvmlUnavailable if NVML is missing or does not work."""
     try:
-        import pynvml  # noqa: PLC0415  a machine without GPUs need not load it
+        import pynvml  # noqa: PLC0415  loaded only when NVML is read
     except ImportError as error:
         raise NvmlUnavailable("no_binding", "the Python package nvidia-ml-py is not installed: install it") from error
     try:
@@ -299,14 +304,14 @@ def open_nvml() -> Iterator[Nvml]:
     try:
         yield Nvml(pynvml)
     finally:
-        # A GPU that was lost meanwhile makes shutting down fail, and there is nothing left to close.
+        # Shutting down fails if a GPU was lost meanwhile. Then there is nothing left to close.
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
 
 
 def _unavailable(error: Any) -> NvmlUnavailable:
     reason, what = _FAILURES.get(
-        error.value, ("other", f"NVML does not work ({error}): run nvidia-smi and mend what it reports")
+        error.value, ("other", f"NVML does not work ({error}): run nvidia-smi and fix what it reports")
     )
     return NvmlUnavailable(reason, what)
 
@@ -316,6 +321,6 @@ def _text(value: bytes | str) -> str:
 
 
 if __name__ == "__main__":
-    # The facts of a real machine, for tests/data/hardware and bug reports.
+    # Print the facts of this machine, for tests/data/hardware and bug reports.
     with open_nvml() as nvml:
         print(msgspec.json.format(msgspec.json.encode(nvml.snapshot()), indent=1).decode())

@@ -1,4 +1,4 @@
-"""The watch over one vLLM: sample, advance, act, again and again. Speaks HTTP and reads the monotonic clock."""
+"""The loop that watches one vLLM: sample, judge, send canaries. Speaks HTTP and reads the monotonic clock."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from vllm_health.limits import Limits
 from vllm_health.state import Canary, Movement
 
 START_INTERVAL_S: Final = 0.5
-"""Between samples until vLLM is ready: readiness should not be seen late, and a port that is closed answers at once."""
+"""Seconds between two samples during start-up. It is short because readiness must not be noticed late. It costs little
+because a closed port answers at once."""
 DRAIN_INTERVAL_S: Final = 1.0
+"""Seconds between two samples during a drain."""
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known besides HTTP: much by the launcher, which is vLLM's parent, little by a sidecar.
+    """Facts about vLLM that do not come over HTTP. The launcher, vLLM's parent, knows all of them, a sidecar only some.
 
-    ``weights_bytes``, ``loaded_bytes`` and ``remaining_s`` are of a start. ``gpus`` None: nobody looks at them.
+    ``weights_bytes``, ``loaded_bytes`` and ``remaining_s`` belong to start-up. The others are those of
+    ``state.Sample``. ``gpus``: the last report, or None if the owner reads no GPUs.
     """
 
     movement: Movement | None = None
@@ -38,31 +41,31 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prober:
-    """Watches one vLLM until ``run`` is cancelled; ``state`` and ``engine_metrics`` are what it knows.
+    """Watches one vLLM until ``run`` is cancelled. ``state`` and ``engine_metrics`` hold what it knows.
 
-    ``transitions`` has every ``state.Transition``, in order. The owner takes them out and acts on them in a task of
-    its own. The prober never waits for the owner.
+    ``transitions`` holds every ``state.Transition``, in order. The owner takes them out and acts on them in its own
+    task. The prober never waits for the owner.
 
-    ``look`` returns what is known besides HTTP and must not block. ``on_note`` is called once for each sentence that
-    somebody should read although no verdict depends on it.
+    ``surroundings`` returns the facts that do not come over HTTP. It must not block. ``on_note`` is called once for
+    each warning to the operator. No verdict depends on these warnings.
     """
 
     def __init__(
         self,
         target: scrape.Target,
         limits: Limits,
-        look: Callable[[], Surroundings],
+        surroundings: Callable[[], Surroundings],
         *,
         on_note: Callable[[str], None],
         planned_kv_tokens: int | None = None,
         planned_gpus: int | None = None,
     ) -> None:
         self.target, self.limits = target, limits
-        self.state = state.beginning(time.monotonic())
+        self.state = state.initial(time.monotonic())
         self.transitions: asyncio.Queue[state.Transition] = asyncio.Queue()
         self.engine_metrics = scrape.EngineMetrics()
-        self._around = Surroundings()
-        self._look, self._on_note = look, on_note
+        self._surroundings = Surroundings()
+        self._read_surroundings, self._on_note = surroundings, on_note
         self._planned = {"kv_cache_planned_tokens": planned_kv_tokens, "planned_gpus": planned_gpus}
         bounds = {"stall": limits.stall_s, "start_stall": limits.start_stall_s, "drain": limits.drain_s}
         self._bounds = {name: seconds for name, seconds in bounds.items() if seconds}
@@ -81,10 +84,11 @@ class Prober:
                     await self._step(session)
                     await asyncio.sleep(max(self._interval_s() - (time.monotonic() - began), 0.05))
             finally:
-                out = [task for task in (self._scrape, *(task for _, task in self._canaries.values())) if task]
-                for task in out:
+                canaries = [task for _, task in self._canaries.values()]
+                pending = [task for task in (self._scrape, *canaries) if task]
+                for task in pending:
                     task.cancel()
-                await asyncio.gather(*out, return_exceptions=True)
+                await asyncio.gather(*pending, return_exceptions=True)
 
     def _interval_s(self) -> float:
         if self.state.name == "draining":
@@ -95,7 +99,7 @@ class Prober:
         answer = await scrape.get(session, f"{self.target.url}/health", self.limits.interval_s)
         self._health = scrape.health(answer)
         if self._health == "ok" and not self.state.started:
-            await self._start_scrape(session, wait=True)  # so that the first verdict knows the engines
+            await self._start_scrape(session, wait=True)  # the first verdict needs the engines
         self.judge(self._scraped(), self._answers())
         if self.state.started:
             await self._start_scrape(session, wait=False)
@@ -104,11 +108,11 @@ class Prober:
     def judge(
         self, engines: Mapping[str, state.Engine] | None = None, answers: Mapping[str, Canary] | None = None
     ) -> None:
-        """Judge vLLM as of now. The owner calls it where it knows of a change, such as a drain, before a sample does.
+        """Update ``state``. A transition that results is in ``transitions`` on return.
 
-        A transition that follows from it is in ``transitions`` on return.
+        The owner calls this too, when it knows of a change, such as a drain, before the next sample.
         """
-        self._around = around = self._look()
+        self._surroundings = around = self._read_surroundings()
         sample = state.Sample(
             health=self._health,
             engines=engines,
@@ -126,78 +130,84 @@ class Prober:
             self.transitions.put_nowait(change)
 
     def _note(self) -> None:
-        gpus = self._around.gpus
+        gpus = self._surroundings.gpus
         notes = [fault.sentence for fault in gpus.faults] if gpus else []
         if gpus and gpus.down:
             notes.append(f"GPU faults cannot be seen: {gpus.down}")
-        if off := self.state.canary_off:
-            notes.append(f"no one-token requests are sent any more, so a hang is only suspected, never proved ({off})")
+        if refusal := self.state.canary_off:
+            notes.append(
+                f"no one-token requests are sent any more, because vLLM refused one ({refusal}). "
+                "Hangs are only suspected now: check the prober's API key and model name"
+            )
         for note in notes:
             if note not in self._noted:
                 self._noted.add(note)
                 self._on_note(note)
 
     async def _start_scrape(self, session: aiohttp.ClientSession, *, wait: bool) -> None:
-        """One at a time, and with much patience: a slow answer is a sign of life too, when it comes."""
+        """Start a request for /metrics, unless one is pending. Its timeout is long: a slow answer shows steps too.
+
+        ``wait``: wait for the answer, for one sample interval at most.
+        """
         if self._scrape is None:
-            patience = max(self.limits.canary_s, self.limits.interval_s)
-            self._scrape = asyncio.create_task(scrape.get_metrics(session, f"{self.target.url}/metrics", patience))
+            timeout_s = max(self.limits.canary_s, self.limits.interval_s)
+            self._scrape = asyncio.create_task(scrape.get_metrics(session, f"{self.target.url}/metrics", timeout_s))
         if wait:
             await asyncio.wait([self._scrape], timeout=self.limits.interval_s)
 
     def _scraped(self) -> dict[str, state.Engine] | None:
-        """The engines of a /metrics that has come since the sample before; None where none has."""
+        """Return the engines of a /metrics that has arrived since the previous sample, or None."""
         if self._scrape is None or not self._scrape.done():
             return None
         answer, self._scrape = self._scrape.result(), None
         self._counts["scrapes"]["ok" if answer.ok else "failed"] += 1
         if not answer.ok:
             return None
-        found = scrape.read(answer.body)
-        if found.engines or found.kv_cache_tokens:
-            self.engine_metrics = found
-        return found.engines
+        engine_metrics = scrape.read(answer.body)
+        if engine_metrics.engines or engine_metrics.kv_cache_tokens:
+            self.engine_metrics = engine_metrics
+        return engine_metrics.engines
 
     def _answers(self) -> dict[str, Canary]:
-        """What has become of the canaries that are out."""
-        found = {}
+        """Return the answers to pending canaries, by engine."""
+        answers = {}
         for engine, (_, task) in self._canaries.items():
             if task.done() and not task.cancelled() and (answer := task.result()) is not None:
-                found[engine] = answer
-        return found
+                answers[engine] = answer
+        return answers
 
     def _send(self, session: aiohttp.ClientSession) -> None:
-        """Let those canaries be out that the state wants out, and count what became of the others."""
-        wanted = state.canaries(self.state)
+        """Send the canaries that the state requires. Cancel and count those that it no longer requires."""
+        required = state.canaries(self.state)
         for engine, (attempt, task) in list(self._canaries.items()):
-            if wanted.get(engine) != attempt:
+            if required.get(engine) != attempt:
                 answer = task.result() if task.done() and not task.cancelled() else None
-                late = "unanswered" if engine in wanted else "not needed"
-                self._counts["canaries"][answer.kind if answer else late] += 1
+                no_answer = "unanswered" if engine in required else "not needed"
+                self._counts["canaries"][answer.kind if answer else no_answer] += 1
                 task.cancel()
                 del self._canaries[engine]
         several = len(self.state.engines) > 1
-        for engine, attempt in wanted.items():
+        for engine, attempt in required.items():
             if engine not in self._canaries:
-                one = scrape.canary(
+                request = scrape.canary(
                     session, self.target, self.engine_metrics.model, engine if several else None, self.limits.stall_s
                 )
-                self._canaries[engine] = attempt, asyncio.create_task(one)
+                self._canaries[engine] = attempt, asyncio.create_task(request)
 
     @property
     def model(self) -> str:
-        """The served model's name; empty until somebody has said it."""
+        """Return the served model's name. Empty until it is known."""
         return self.target.model or self.engine_metrics.model or ""
 
     def values(self) -> metrics.Values:
-        """Our own metrics, as they are now."""
-        now, known, around = time.monotonic(), self.state, self._around
-        told = state.verdicts(known, self.limits)
+        """Return the present values of our own metrics."""
+        now, known, around = time.monotonic(), self.state, self._surroundings
+        verdicts = state.verdicts(known, self.limits)
         draining = known.name == "draining"
-        single = {
+        unlabelled = {
             "state_seconds": now - known.since,
-            "live": told.live,
-            "ready": told.ready,
+            "live": verdicts.live,
+            "ready": verdicts.ready,
             "start_seconds": known.start_s,
             "start_remaining_seconds": None if known.started else around.remaining_s,
             "start_weights_bytes": around.weights_bytes,
@@ -206,23 +216,23 @@ class Prober:
             "draining": draining,
             "drain_streams": self.streams() if draining else None,
         }
-        several: dict[str, dict[str, float]] = {
+        labelled: dict[str, dict[str, float]] = {
             "state": {name: name == known.name for name in metrics.STATES},
             "last_progress_seconds": {name: watch.quiet_s for name, watch in known.engines.items()}
-            or {state.API_SERVER: known.still_s},
+            or {state.API_SERVER: known.start_quiet_s},
             "kv_cache_tokens": {**self.engine_metrics.kv_cache_tokens},
             "start_phase_seconds": dict(known.phases),
             "limit_seconds": self._bounds,
             **{name: dict(counts) for name, counts in self._counts.items()},
         }
         values: dict[str, Mapping[metrics.Labels, float]] = {
-            name: {(): float(value)} for name, value in single.items() if value is not None
+            name: {(): float(value)} for name, value in unlabelled.items() if value is not None
         }
         values |= {
-            name: {(label,): float(value) for label, value in samples.items()} for name, samples in several.items()
+            name: {(label,): float(value) for label, value in samples.items()} for name, samples in labelled.items()
         }
         return values | dict(around.gpus.values() if around.gpus else {})
 
     def streams(self) -> float:
-        """Requests that run or wait, as vLLM's gauges have it."""
+        """Return the number of requests that run or wait, from vLLM's gauges."""
         return sum(watch.engine.running + watch.engine.waiting for watch in self.state.engines.values())

@@ -1,6 +1,7 @@
-"""The health port: /livez, /readyz, /startupz, /metrics, and / as a page for people. Opens a socket.
+"""The health port: /livez, /readyz, /startupz, /metrics, and / as an HTML page. Opens a socket.
 
-It stays answerable whatever comes: connections beyond MAX_CONNECTIONS push out the oldest, and an answer ends its own.
+It answers also under a flood of connections: above MAX_CONNECTIONS a new connection closes the oldest one, and each
+answer closes its connection.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from vllm_health.metrics import COLORS, Exposition, Values
 from vllm_health.state import State
 
 MAX_CONNECTIONS: Final = 256
-"""Open at once: kubelet, Prometheus and people need a handful, and each costs some 30 kB."""
-_ACCEPTED: Final = MAX_CONNECTIONS // 4
-"""In one turn of the loop: a probe in the middle of a flood is read, and answered, before the flood pushes it out."""
+"""Most open connections. The kubelet, Prometheus and users need a few. Each costs about 30 kB."""
+_BACKLOG: Final = MAX_CONNECTIONS // 4
+"""Most connections that one turn of the event loop accepts. So a probe in a flood is answered before it is closed."""
 _CLOSE: Final = {"Connection": "close"}
 
 
@@ -30,7 +31,7 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 class View(msgspec.Struct, frozen=True):
-    """What the port answers from: the state as it is now, the limits it is judged by, our metrics' values."""
+    """Sources of the port's answers: present state, time limits, values of our metrics, and the model's name."""
 
     state: Callable[[], State]
     limits: Limits
@@ -45,30 +46,33 @@ class Server:
         self._runner, self.port, self._close = runner, port, close
 
     async def close(self) -> None:
-        """Stop listening, end what is open."""
+        """Stop listening and close all connections."""
         self._close()
         await self._runner.cleanup()
 
 
 async def serve(view: View, host: str, port: int) -> Server:
-    """Listen on ``host`` ("" is every address) and ``port`` (0: a free one). OSError when it cannot be had."""
+    """Listen on ``host`` ("" is every address) and ``port`` (0 is any free port), and return the server.
+
+    Raises OSError if it cannot listen.
+    """
     app = web.Application(client_max_size=1024)
     app.add_routes([web.get(route, _probe(view, route)) for route in ("/livez", "/readyz", "/startupz")])
     app.add_routes([web.get("/metrics", _metrics(view)), web.get("/", _page(view))])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=5.0)
     await runner.setup()
     protocol = runner.server
-    assert protocol is not None  # noqa: S101 - it is there from setup() on
+    assert protocol is not None  # noqa: S101 - setup() has set it
 
     def connection() -> asyncio.Protocol:
         oldest_first = protocol.connections
-        for one in oldest_first[: max(len(oldest_first) + 1 - MAX_CONNECTIONS, 0)]:
-            one.force_close()
+        for handler in oldest_first[: max(len(oldest_first) + 1 - MAX_CONNECTIONS, 0)]:
+            handler.force_close()
         return protocol()
 
     loop = asyncio.get_running_loop()
     try:
-        listening = await loop.create_server(connection, host or None, port, backlog=_ACCEPTED)
+        listening = await loop.create_server(connection, host or None, port, backlog=_BACKLOG)
     except OSError:
         await runner.cleanup()
         raise
@@ -78,9 +82,9 @@ async def serve(view: View, host: str, port: int) -> Server:
 def _probe(view: View, route: str) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        told = state.verdicts(now, view.limits)
-        good = {"/livez": told.live, "/readyz": told.ready, "/startupz": told.started}[route]
-        return web.Response(status=200 if good else 503, text=f"{now.reason}\n", headers=_CLOSE)
+        verdicts = state.verdicts(now, view.limits)
+        passed = {"/livez": verdicts.live, "/readyz": verdicts.ready, "/startupz": verdicts.started}[route]
+        return web.Response(status=200 if passed else 503, text=f"{now.reason}\n", headers=_CLOSE)
 
     return answer
 
@@ -100,7 +104,7 @@ _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>vLLM: {name}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 46rem; padding: 0 1rem }}
 h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-right: 2em; text-align: left }}
-</style></head><body><h1>vLLM is {name}</h1><p>{reason}</p><p>For {seconds:,.0f} s. {verdicts}</p>{tables}
+</style></head><body><h1>vLLM is {name}</h1><p>{reason}</p><p>In this state for {seconds:,.0f} s. {verdicts}</p>{tables}
 <p><a href="/livez">/livez</a> <a href="/readyz">/readyz</a> <a href="/startupz">/startupz</a>
 <a href="/metrics">/metrics</a></p></body></html>
 """
@@ -109,14 +113,14 @@ h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-r
 def _page(view: View) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        told = state.verdicts(now, view.limits)
-        said = {"live": told.live, "ready": told.ready, "started": told.started}
+        verdicts = state.verdicts(now, view.limits)
+        by_name = {"live": verdicts.live, "ready": verdicts.ready, "started": verdicts.started}
         page = _PAGE.format(
             name=html.escape(now.name.replace("_", " ")),
             color=COLORS[now.name].replace(" ", ""),
             reason=html.escape(now.reason),
             seconds=time.monotonic() - now.since,
-            verdicts=" ".join(f"{'' if good else 'Not '}{name}.".capitalize() for name, good in said.items()),
+            verdicts=" ".join(f"{'' if passed else 'Not '}{name}.".capitalize() for name, passed in by_name.items()),
             tables=_phases(now) + _engines(now),
         )
         return web.Response(text=page, content_type="text/html", headers=_CLOSE)
@@ -128,20 +132,20 @@ def _engines(now: State) -> str:
     rows = [
         (
             name,
-            f"{one.engine.running:.0f}",
-            f"{one.engine.waiting:.0f}",
-            f"{one.engine.kv_usage:.0%}",
-            f"{one.quiet_s:.0f} s",
+            f"{watch.engine.running:.0f}",
+            f"{watch.engine.waiting:.0f}",
+            f"{watch.engine.kv_usage:.0%}",
+            f"{watch.quiet_s:.0f} s",
         )
-        for name, one in now.engines.items()
+        for name, watch in now.engines.items()
         if name != state.API_SERVER
     ]
-    return _table(("engine", "running", "waiting", "KV cache", "last step"), rows)
+    return _table(("engine", "requests running", "waiting", "KV cache usage", "time since last step"), rows)
 
 
 def _phases(now: State) -> str:
     rows = [(phase, f"{seconds:.0f} s") for phase, seconds in now.phases.items()]
-    return _table(("start", f"{now.start_s:.0f} s"), rows)
+    return _table(("start-up phase", f"{now.start_s:.0f} s in total"), rows)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""Is the server of use to a client? Tried through the ``openai`` client, as users come to it. Speaks HTTP."""
+"""Tests a server through the ``openai`` client, as its users do. Speaks HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds to the first piece and to the last one, and how many pieces came."""
+    """Seconds to the first piece of a streamed answer, seconds in total, and the number of pieces."""
 
     first_s: float
     total_s: float
@@ -24,12 +24,12 @@ class Timing(msgspec.Struct, frozen=True):
 def stream_answer(
     base_url: str, api_key: str, model: str, question: str, write: Callable[[str], None], *, max_tokens: int = 48
 ) -> Timing:
-    """Ask ``question`` and hand each piece of the answer to ``write`` as it comes. Blocks, for a minute at most.
+    """Ask ``question``, pass each piece of the answer to ``write`` as it arrives, and return the timing.
 
-    Raises ``openai.OpenAIError`` when the server gives no answer. A model without a chat template is given the question
-    as a text to continue.
+    Blocks, for a minute at most. A model without a chat template gets the question as a text to continue. Raises
+    ``openai.OpenAIError`` if the server does not answer.
     """
-    import openai  # noqa: PLC0415 - a second of CPU time that only a greeting pays
+    import openai  # noqa: PLC0415 - the import takes a second of CPU time
 
     def pieces(client: openai.OpenAI) -> Iterator[str]:
         try:
@@ -61,8 +61,8 @@ _CITY: Final = {
     "required": ["city"],
     "additionalProperties": False,
 }
-_ROOM: Final = 256
-"""Tokens for an answer that is to be JSON: a grammar allows white space, and small models use it."""
+_JSON_MAX_TOKENS: Final = 256
+"""Most tokens of an answer in JSON. The grammar allows white space, and small models write much of it."""
 _TOOL: Final[Any] = {
     "type": "function",
     "function": {"name": "weather", "description": "The weather in a city.", "parameters": _CITY, "strict": True},
@@ -74,16 +74,17 @@ class _Failure(Exception):  # noqa: N818 - an outcome
 
 
 def run(url: str, api_key: str | None, model: str | None, write: Callable[[str], object]) -> int:
-    """Try what clients use, a line each through ``write``; 0 if all that is switched on works, else 1.
+    """Test each feature that clients use. Return 0 if every enabled feature works, else 1.
 
-    ``url`` is without /v1. A model that generates nothing is tried as one for embeddings.
+    ``write`` gets one line per feature. ``url`` is without /v1. A model that does not generate is tested for
+    embeddings.
     """
     import openai  # noqa: PLC0415 - as above
 
     failed = 0
     with openai.OpenAI(base_url=f"{url}/v1", api_key=api_key or "none", timeout=60.0, max_retries=0) as client:
         try:
-            names = [one.id for one in client.models.list()]
+            names = [listed.id for listed in client.models.list()]
             model = model or next(iter(names))
         except openai.APIConnectionError as error:
             write(f"FAIL  models: {url} cannot be reached ({_line(error.__cause__ or error)})")
@@ -95,13 +96,13 @@ def run(url: str, api_key: str | None, model: str | None, write: Callable[[str],
         for name, check in _checks(client, model):
             began = time.monotonic()
             try:
-                told = check(client, model)
+                result = check(client, model)
             except (openai.OpenAIError, _Failure, ValueError, LookupError) as error:
                 off = isinstance(error, openai.BadRequestError) and "requires --" in str(error)
                 write(f"{'off ' if off else 'FAIL'}  {name}: {_line(error)}")
                 failed += not off
             else:
-                write(f"ok    {name}: {told} ({time.monotonic() - began:.2f} s)")
+                write(f"ok    {name}: {result} ({time.monotonic() - began:.2f} s)")
     return int(failed > 0)
 
 
@@ -114,10 +115,10 @@ def _checks(client: openai.OpenAI, model: str) -> list[tuple[str, Check]]:
     try:
         client.completions.create(model=model, prompt="Hello", max_tokens=1)
     except openai.NotFoundError as error:
-        if "model" not in str(error):  # the route is what is not found: nothing is generated here
+        if "model" not in str(error):  # the route is missing, not the model: this model does not generate
             return [("embedding", _embedding)]
     except openai.OpenAIError:
-        pass  # the checks will tell
+        pass  # the checks report it
     return [
         ("completion", _completion),
         ("chat", _chat),
@@ -131,29 +132,30 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _expect(good: object, otherwise: str) -> None:
-    if not good:
-        raise _Failure(otherwise)
+def _expect(condition: object, failure: str) -> None:
+    if not condition:
+        raise _Failure(failure)
 
 
 def _embedding(client: openai.OpenAI, model: str) -> str:
-    (found,) = client.embeddings.create(model=model, input="Hello").data
-    _expect(any(found.embedding), "the vector is empty or all zeros")
-    return f"{len(found.embedding)} numbers"
+    (result,) = client.embeddings.create(model=model, input="Hello").data
+    _expect(any(result.embedding), "the vector is empty or all zeros")
+    return f"{len(result.embedding)} dimensions"
 
 
 def _completion(client: openai.OpenAI, model: str) -> str:
-    done = client.completions.create(model=model, prompt="Hello", max_tokens=8)
-    _expect(done.usage and done.usage.completion_tokens, "usage counts no token")
-    return f"{done.usage.completion_tokens if done.usage else 0} tokens"
+    answer = client.completions.create(model=model, prompt="Hello", max_tokens=8)
+    _expect(answer.usage and answer.usage.completion_tokens, "usage counts no tokens")
+    return f"{answer.usage.completion_tokens if answer.usage else 0} tokens"
 
 
 def _chat(client: openai.OpenAI, model: str) -> str:
-    done = client.chat.completions.create(model=model, messages=_QUESTION, max_tokens=8)
-    used = done.usage
-    _expect(used and used.prompt_tokens and used.completion_tokens, "usage counts no token")
-    _expect(done.choices[0].finish_reason in {"stop", "length"}, f"it ended by {done.choices[0].finish_reason!r}")
-    return f"{used.prompt_tokens} + {used.completion_tokens} tokens" if used else ""
+    answer = client.chat.completions.create(model=model, messages=_QUESTION, max_tokens=8)
+    usage = answer.usage
+    _expect(usage and usage.prompt_tokens and usage.completion_tokens, "usage counts no tokens")
+    finish_reason = answer.choices[0].finish_reason
+    _expect(finish_reason in {"stop", "length"}, f"finish_reason is {finish_reason!r}, not 'stop' or 'length'")
+    return f"{usage.prompt_tokens} prompt and {usage.completion_tokens} output tokens" if usage else ""
 
 
 def _stream(client: openai.OpenAI, model: str) -> str:
@@ -163,34 +165,35 @@ def _stream(client: openai.OpenAI, model: str) -> str:
         )
     )
     ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
-    _expect(len(ends) == 1, f"it ended {len(ends)} times")
-    _expect(chunks[-1].usage, "the last piece carries no usage")
-    return f"{len(chunks)} pieces"
+    _expect(len(ends) == 1, f"the stream has {len(ends)} finish reasons, not 1")
+    _expect(chunks[-1].usage, "the last chunk has no usage")
+    return f"{len(chunks)} chunks"
 
 
 def _tool_call(client: openai.OpenAI, model: str) -> str:
-    done = client.chat.completions.create(
+    answer = client.chat.completions.create(
         model=model,
         messages=_QUESTION,
-        max_tokens=_ROOM,
+        max_tokens=_JSON_MAX_TOKENS,
         temperature=0,
         tools=[_TOOL],
         tool_choice={"type": "function", "function": {"name": "weather"}},
     )
-    calls: Any = done.choices[0].message.tool_calls or []
-    _expect(len(calls) == 1 and calls[0].function.name == "weather", "it called no tool, or another")
-    return f"weather({_city(calls[0].function.arguments)})"
+    calls: Any = answer.choices[0].message.tool_calls or []
+    _expect(len(calls) == 1 and calls[0].function.name == "weather", "the answer is not one call of the tool 'weather'")
+    return f"weather({_parse_city(calls[0].function.arguments)})"
 
 
 def _structured(client: openai.OpenAI, model: str) -> str:
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY, "strict": True}}
-    done = client.chat.completions.create(
-        model=model, messages=_QUESTION, max_tokens=_ROOM, response_format=wanted, temperature=0
+    response_format: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY, "strict": True}}
+    answer = client.chat.completions.create(
+        model=model, messages=_QUESTION, max_tokens=_JSON_MAX_TOKENS, response_format=response_format, temperature=0
     )
-    return _city(done.choices[0].message.content or "")
+    return _parse_city(answer.choices[0].message.content or "")
 
 
-def _city(text: str) -> str:
-    found = json.loads(text)
-    _expect(isinstance(found, dict) and found.get("city") in {"Lima", "Oslo"}, f"{text[:80]!r} is not what was asked")
-    return str(found["city"])
+def _parse_city(text: str) -> str:
+    value = json.loads(text)
+    valid = isinstance(value, dict) and value.get("city") in {"Lima", "Oslo"}
+    _expect(valid, f"{text[:80]!r} does not match the requested JSON schema")
+    return str(value["city"])

@@ -1,7 +1,8 @@
-"""Is vLLM well? A pure machine: old state, sample and now give the new state, and a state gives the probes' verdicts.
+"""The state machine of vLLM's health. Pure: ``advance`` returns the next state, ``verdicts`` the probes' answers.
 
-``now`` is a monotonic clock's. What counts is the time that was watched: a pause between two samples counts for
-``Limits.longest_gap_s`` at most, so a prober that was stopped, with its machine or alone, blames nobody for it.
+``now`` is the time of a monotonic clock, in seconds. Only watched time counts: a pause between two samples counts for
+``Limits.longest_gap_s`` at most. So time in which the prober was stopped, alone or with its machine, is never taken
+for a hang of vLLM.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from vllm_health.limits import DEAD_STRIKES, STALLED_STRIKES, Limits
 
 Name = Literal["starting", "ready", "saturated", "suspect", "stalled", "asleep", "gpu_fault", "draining", "dead"]
 Health = Literal["ok", "engine dead", "refused", "unanswered"]
-"""vLLM's /health: 200; 503, which it says of a dead engine alone; no connection; anything else.
+"""The result of asking vLLM's /health.
 
-While an engine hangs it stays "ok" (vllm-project/vllm#39863).
+"ok": 200. "engine dead": 503, which vLLM sends only when its engine is dead. "refused": the connection was refused.
+"unanswered": anything else. While an engine hangs, the result stays "ok" (vllm-project/vllm#39863).
 """
 
-LEAST_MOVEMENT = 1 << 20
-"""Bytes from which on a change is a movement."""
+MIN_MOVEMENT_BYTES = 1 << 20
+"""Smallest change, in bytes, that counts as progress of start-up."""
 
 API_SERVER = ""
-"""In the place of an engine's name where /metrics shows none: then only the API server can be watched."""
+"""Stands for an engine's name where /metrics shows no engine. Then the prober can watch only the API server."""
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
-    """What has moved by now in a start: numbers of lines and processes; bytes read, written, in memory, on GPUs."""
+    """Signs of progress during start-up, as they are at one moment.
+
+    ``lines``: log lines so far. ``processes``: number of processes. The others are bytes: ``read``, ``written``,
+    ``resident`` memory, and ``gpu`` memory in use.
+    """
 
     lines: int = 0
     processes: int = 0
@@ -39,7 +45,10 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine as /metrics shows it; ``steps`` by name, of ``metrics.STEP_SIGNS``. ``kv_usage`` is a share."""
+    """An engine as /metrics shows it.
+
+    ``steps``: value by metric name, of ``metrics.STEP_SIGNS``. ``kv_usage``: KV cache usage, 0 to 1.
+    """
 
     steps: Mapping[str, float]
     running: float = 0.0
@@ -52,10 +61,10 @@ CanaryKind = Literal["answered", "refused", "inconclusive", "paused"]
 
 
 class Canary(msgspec.Struct, frozen=True):
-    """What became of a one-token request.
+    """The answer to a one-token request. A request without an answer has no Canary.
 
-    "answered": 200. "refused": the request was wrong, by its key or its model. "inconclusive": an error, or a front
-    end that is full. "paused": the engine was told to pause. No answer is no Canary.
+    "answered": 200. "refused": the API key or the model's name is wrong. "inconclusive": another error, or the API
+    server is full. "paused": an operator has paused the engine.
     """
 
     kind: CanaryKind
@@ -63,210 +72,219 @@ class Canary(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of vLLM since the sample before; ``engines`` None: /metrics has not answered."""
+    """Observations of vLLM since the previous sample. ``engines`` is None if /metrics has not answered."""
 
     health: Health
     engines: Mapping[str, Engine] | None = None
     canaries: Mapping[str, Canary] = {}
-    movement: Movement | None = None  # None: nothing of a start can be seen from here
+    movement: Movement | None = None  # None: the prober cannot see the progress of start-up
     phase: str = "starting"
-    progress: str = ""  # how far the phase has come, in words
-    draining: str | None = None  # the sentence that says so
-    ended: str | None = None  # as above: vLLM is gone
-    gpu_faults: tuple[str, ...] = ()  # fatal ones, a sentence each
+    progress: str = ""  # progress of the phase, in words
+    draining: str | None = None  # why vLLM drains, one sentence. None: it does not drain
+    ended: str | None = None  # why vLLM has ended, one sentence. None: it has not
+    gpu_faults: tuple[str, ...] = ()  # one sentence for each fatal fault
 
 
 class EngineWatch(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine under watch; seconds are those that were watched."""
+    """What the prober knows of one engine. Durations are in watched seconds."""
 
     engine: Engine
     quiet_s: float = 0.0  # since its last step
-    asked_s: float | None = None  # since its canary was sent; None: none is out
-    attempt: int = 0  # the number of that canary, so that a late answer to another is told apart
-    inconclusive: bool = False  # what that canary was answered
-    shown: bool = False  # since it was sent /metrics has shown the whole engine
-    alive: bool = False  # since it was sent /health has been "ok"
-    strikes: int = 0
+    canary_age_s: float | None = None  # since its canary was sent. None: no canary is pending
+    attempt: int = 0  # number of the last canary. It tells a late answer to an earlier canary apart
+    inconclusive: bool = False  # the pending canary got an inconclusive answer
+    metrics_seen: bool = False  # /metrics has shown all of the engine's step signs since the canary was sent
+    health_seen: bool = False  # /health has been "ok" since the canary was sent
+    strikes: int = 0  # canaries without an answer since the last step
     paused: bool = False
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of vLLM. ``at`` is the last sample's time, ``since`` that of the last change of ``name``."""
+    """What the prober knows of vLLM. Times are the monotonic clock's, in seconds."""
 
-    at: float
-    since: float
-    began: float
+    sampled_at: float  # time of the last sample
+    since: float  # time of the last change of ``name``
+    began: float  # time when vLLM was started
     name: Name = "starting"
     reason: str = "vLLM is not ready yet."
     started: bool = False
-    start_s: float = 0.0  # how long the start took, or has taken so far
-    phases: Mapping[str, float] = {}  # as above, each phase
-    movement: Movement | None = None
-    still_s: float = 0.0  # watched, since something moved in the start
+    start_s: float = 0.0  # seconds that start-up took, or has taken so far
+    phases: Mapping[str, float] = {}  # the same for each phase of start-up
+    movement: Movement | None = None  # the last one that showed progress
+    start_quiet_s: float = 0.0  # watched seconds since start-up last made progress
     engines: Mapping[str, EngineWatch] = {}
-    canary_off: str | None = None  # why none is sent any more
+    canary_off: str | None = None  # why the prober sends no more canaries. None: it sends them
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """A change of state that the owner of the prober acts on: it logs it, or ends vLLM."""
+    """A change of state. The owner of the prober logs it, or ends vLLM."""
 
     before: State
     after: State
 
 
 class Verdicts(msgspec.Struct, frozen=True):
-    """True is 200, False is 503."""
+    """The answers of /livez, /readyz and /startupz: True is 200, False is 503."""
 
     live: bool
     ready: bool
     started: bool
 
 
-def beginning(now: float) -> State:
-    """The state of a vLLM that has just been started."""
-    return State(at=now, since=now, began=now)
+def initial(now: float) -> State:
+    """Return the state of a vLLM that has just been started."""
+    return State(sampled_at=now, since=now, began=now)
 
 
 def verdicts(state: State, limits: Limits) -> Verdicts:
-    """What the probes are told. Overload fails none of them; a start or a drain never fails liveness."""
-    killing: set[Name] = {"dead", "gpu_fault"} if limits.gpu_fault_kills else {"dead"}
+    """Return the probes' answers. Overload fails no probe. A start or a drain never fails liveness."""
+    not_live: set[Name] = {"dead", "gpu_fault"} if limits.gpu_fault_kills else {"dead"}
     return Verdicts(
-        live=state.name not in killing,
+        live=state.name not in not_live,
         ready=state.name in {"ready", "saturated", "suspect"},
         started=state.started,
     )
 
 
 def canaries(state: State) -> dict[str, int]:
-    """The one-token requests that must be out now: the number of each, by engine."""
-    return {name: watch.attempt for name, watch in state.engines.items() if watch.asked_s is not None}
+    """Return the number of each canary that must be pending now, by engine."""
+    return {name: watch.attempt for name, watch in state.engines.items() if watch.canary_age_s is not None}
 
 
 def advance(state: State, sample: Sample, now: float, limits: Limits) -> State:
-    """The state at ``now``, after ``sample``."""
-    seen_s = min(max(now - state.at, 0.0), limits.longest_gap_s)
+    """Return the state at ``now``, after ``sample``."""
+    watched_s = min(max(now - state.sampled_at, 0.0), limits.longest_gap_s)
     if state.started and sample.health == "refused" and not (sample.draining or sample.ended):
-        after = beginning(now)  # it has begun anew
+        after = initial(now)  # vLLM has been restarted
     elif state.started or sample.health == "ok":
-        after = _served(state, sample, seen_s, now, limits)
+        after = _served(state, sample, watched_s, now, limits)
     else:
-        after = _starting(state, sample, seen_s, now)
+        after = _starting(state, sample, watched_s, now)
     name, reason = _judged(after, sample, limits)
     return msgspec.structs.replace(
-        after, at=now, name=name, reason=reason, since=state.since if name == state.name else now
+        after, sampled_at=now, name=name, reason=reason, since=state.since if name == state.name else now
     )
 
 
 def transition(before: State, after: State) -> Transition | None:
     """Return the change of ``name``, or None if there is none.
 
-    Between ready and saturated only the load has changed, so that is None too.
+    A change between ready and saturated is a change of load only. It returns None too.
     """
     if before.name == after.name or {before.name, after.name} == {"ready", "saturated"}:
         return None
     return Transition(before, after)
 
 
-def _starting(state: State, sample: Sample, seen_s: float, now: float) -> State:
+def _starting(state: State, sample: Sample, watched_s: float, now: float) -> State:
+    """Return the state after a sample during start-up, with the old ``name`` and ``reason``."""
     moved = sample.movement is None or has_moved(state.movement, sample.movement)
     return msgspec.structs.replace(
         state,
         start_s=now - state.began,
-        phases={**state.phases, sample.phase: state.phases.get(sample.phase, 0.0) + now - state.at},
+        phases={**state.phases, sample.phase: state.phases.get(sample.phase, 0.0) + now - state.sampled_at},
         movement=sample.movement if moved else state.movement,
-        still_s=0.0 if moved else state.still_s + seen_s,
+        start_quiet_s=0.0 if moved else state.start_quiet_s + watched_s,
     )
 
 
 def has_moved(before: Movement | None, after: Movement) -> bool:
-    """Return whether start-up has made progress since the last sample.
+    """Return whether start-up has made progress between ``before`` and ``after``.
 
-    CPU time does not count: a deadlocked NCCL or message queue spins. A compiler at work shows in the number of
-    processes, their memory and their files, each of which counts from ``LEAST_MOVEMENT`` on.
+    CPU time does not count, because a deadlocked NCCL or message queue spins. A running compiler changes the number of
+    processes, their memory or their files. Changes in bytes count from ``MIN_MOVEMENT_BYTES`` on.
     """
     if before is None or (before.lines, before.processes) != (after.lines, after.processes):
         return True
     return any(
-        abs(getattr(after, name) - getattr(before, name)) >= LEAST_MOVEMENT
+        abs(getattr(after, name) - getattr(before, name)) >= MIN_MOVEMENT_BYTES
         for name in ("read", "written", "resident", "gpu")
     )
 
 
-def _served(state: State, sample: Sample, seen_s: float, now: float, limits: Limits) -> State:
-    """As vLLM serves, from the first 200 of /health on."""
+def _served(state: State, sample: Sample, watched_s: float, now: float, limits: Limits) -> State:
+    """Return the state after a sample of a vLLM that serves, with the old ``name`` and ``reason``.
+
+    vLLM serves from its first 200 of /health on.
+    """
     if not state.started:
         state = msgspec.structs.replace(state, started=True, start_s=now - state.began)
-    refusal = next((one.detail for one in sample.canaries.values() if one.kind == "refused"), None)
-    off = state.canary_off or refusal
+    refusal = next((canary.detail for canary in sample.canaries.values() if canary.kind == "refused"), None)
+    canary_off = state.canary_off or refusal
     names = sample.engines or state.engines or {API_SERVER: None}
-    canary = limits.stall_s > 0 and off is None and sample.draining is None
+    may_ask = limits.stall_s > 0 and canary_off is None and sample.draining is None
     engines = {}
     for name in names:
         watch = state.engines.get(name)
-        seen = (sample.engines or {}).get(name)
+        shown = (sample.engines or {}).get(name)
         if name == API_SERVER and (sample.health == "ok" or watch is None):
             engines[name] = EngineWatch(engine=Engine(steps={}))
         elif watch is None:
-            assert seen is not None  # noqa: S101 - `names` are the sample's where the state has none
-            engines[name] = EngineWatch(engine=seen)
+            assert shown is not None  # noqa: S101 - `names` are the sample's where the state has none
+            engines[name] = EngineWatch(engine=shown)
         else:
-            alive = sample.health == "ok"
-            engines[name] = _watched(watch, seen, sample.canaries.get(name), seen_s, limits, canary=canary, alive=alive)
-    return msgspec.structs.replace(state, engines=engines, canary_off=off)
+            answer, health_ok = sample.canaries.get(name), sample.health == "ok"
+            engines[name] = _watched(watch, shown, answer, watched_s, limits, may_ask=may_ask, health_ok=health_ok)
+    return msgspec.structs.replace(state, engines=engines, canary_off=canary_off)
 
 
 def _watched(
     old: EngineWatch,
-    seen: Engine | None,
+    shown: Engine | None,
     answer: Canary | None,
-    seen_s: float,
+    watched_s: float,
     limits: Limits,
     *,
-    canary: bool,
-    alive: bool,
+    may_ask: bool,
+    health_ok: bool,
 ) -> EngineWatch:
+    """Return the watch of an engine after a sample.
+
+    ``shown``: the engine in this sample's /metrics. ``answer``: its canary's. ``watched_s``: seconds since the
+    previous sample. ``may_ask``: a canary may be sent. ``health_ok``: /health is "ok".
+    """
     before = old.engine.steps
-    stepped = seen is not None and any(before.get(name, value) != value for name, value in seen.steps.items())
-    engine = old.engine if seen is None else msgspec.structs.replace(seen, steps={**before, **seen.steps})
+    stepped = shown is not None and any(before.get(name, value) != value for name, value in shown.steps.items())
+    engine = old.engine if shown is None else msgspec.structs.replace(shown, steps={**before, **shown.steps})
     kind = answer.kind if answer else None
     if stepped or kind in {"answered", "paused"} or engine.asleep:
         paused = not stepped and (kind == "paused" or (old.paused and kind is None))
         return EngineWatch(engine=engine, attempt=old.attempt, paused=paused)
-    quiet_s = old.quiet_s + seen_s
-    if not canary:
+    quiet_s = old.quiet_s + watched_s
+    if not may_ask:
         return EngineWatch(engine=engine, quiet_s=quiet_s, paused=old.paused)
-    if old.asked_s is None:
-        doubt = quiet_s >= (limits.busy_quiet_s if engine.running else limits.idle_quiet_s)
+    if old.canary_age_s is None:
+        due = quiet_s >= (limits.busy_quiet_s if engine.running else limits.idle_quiet_s)
         return msgspec.structs.replace(
-            old, engine=engine, quiet_s=quiet_s, asked_s=0.0 if doubt else None, attempt=old.attempt + doubt
+            old, engine=engine, quiet_s=quiet_s, canary_age_s=0.0 if due else None, attempt=old.attempt + due
         )
-    asked_s = old.asked_s + seen_s
+    canary_age_s = old.canary_age_s + watched_s
     watch = msgspec.structs.replace(
         old,
         engine=engine,
         quiet_s=quiet_s,
-        asked_s=asked_s,
+        canary_age_s=canary_age_s,
         inconclusive=old.inconclusive or kind is not None,
-        shown=old.shown or (seen is not None and before.keys() <= seen.steps.keys()),
-        alive=old.alive or alive,
+        metrics_seen=old.metrics_seen or (shown is not None and before.keys() <= shown.steps.keys()),
+        health_seen=old.health_seen or health_ok,
     )
-    if asked_s < limits.canary_s:
+    if canary_age_s < limits.canary_s:
         return watch
     if watch.inconclusive and not (engine.running or engine.waiting):
-        # The front end answers for the engine, and nothing says that the engine has anything to do: ask again later.
+        # The API server sent this answer, not the engine, and the engine has no work. The next canary is sent later.
         return EngineWatch(engine=engine, attempt=old.attempt, strikes=old.strikes)
-    # Where /health answers and /metrics cannot be read, the canary may only be waiting behind other requests.
-    strike = watch.shown or not watch.alive
+    # While /health answers and /metrics does not, the canary may only be waiting behind other requests.
+    strike = watch.metrics_seen or not watch.health_seen
     return EngineWatch(
-        engine=engine, quiet_s=quiet_s, asked_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike
+        engine=engine, quiet_s=quiet_s, canary_age_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike
     )
 
 
-# ---- what it comes to
+# ---- the state's name and reason
 
 
 def _judged(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    """Its name and the sentence for it: the gravest thing that can be said of it."""
+    """Return the state's name and the reason for it, one sentence. The most severe state wins."""
     if sample.ended is not None:
         return "dead", sample.ended
     if sample.draining is not None:
@@ -274,11 +292,12 @@ def _judged(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
     if not state.started:
         return _judged_start(state, sample, limits)
     if sample.health == "engine dead":
-        return "dead", "vLLM says that its engine is dead (503 of /health)."
+        return "dead", "vLLM reports that its engine is dead (503 from /health)."
     return _judged_stall(state, sample) or _judged_doubt(state, limits) or _judged_load(state)
 
 
 def _worst(state: State) -> tuple[str, EngineWatch]:
+    """Return the engine with the most strikes, then the longest time without a step, and its name."""
     return max(state.engines.items(), key=lambda item: (item[1].strikes, item[1].quiet_s))
 
 
@@ -288,7 +307,8 @@ def _judged_stall(state: State, sample: Sample) -> tuple[Name, str] | None:
     if worst.strikes >= DEAD_STRIKES:
         return "dead", hangs
     if sample.gpu_faults:
-        return "gpu_fault", f"{'; '.join(sample.gpu_faults)}: vLLM is out of rotation, and a restart mends no GPU."
+        faults = "; ".join(sample.gpu_faults)
+        return "gpu_fault", f"{faults}: vLLM is out of rotation. A restart of vLLM does not repair a GPU."
     return ("stalled", hangs) if worst.strikes >= STALLED_STRIKES else None
 
 
@@ -296,44 +316,47 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
     watches = state.engines.values()
     if all(watch.paused or watch.engine.asleep for watch in watches):
         how = "paused" if any(watch.paused for watch in watches) else "asleep"
-        return "asleep", f"vLLM is {how}, as it was told to be: it serves nothing until it is told to go on."
+        resume = "/resume" if how == "paused" else "/wake_up"
+        return "asleep", f"vLLM is {how} at its operator's request. It serves nothing until POST {resume}."
     name, worst = _worst(state)
-    if worst.strikes or (worst.asked_s is not None and worst.engine.running):
-        unread = [] if worst.shown or not worst.alive else ["/metrics cannot be read meanwhile"]
-        asked = [] if worst.asked_s is None else [f"a one-token request has waited for {worst.asked_s:.0f} s"]
-        lost = (
-            ["one before it had no answer" if asked else "a one-token request had no answer"] if worst.strikes else []
-        )
-        return "suspect", f"{_quiet(name, worst)}; {', '.join(asked + lost + unread)}."
+    age_s = worst.canary_age_s
+    if worst.strikes or (age_s is not None and worst.engine.running):
+        unread = [] if worst.metrics_seen or not worst.health_seen else ["/metrics cannot be read"]
+        pending = [] if age_s is None else [f"a one-token request has waited for {age_s:.0f} s"]
+        before = "the one before it had no answer" if pending else "a one-token request had no answer"
+        unanswered = [before] if worst.strikes else []
+        return "suspect", f"{_quiet(name, worst)}; {', '.join(pending + unanswered + unread)}."
     if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s:
-        return "suspect", f"{_quiet(name, worst)}, and no one-token request can tell why ({state.canary_off})."
+        return "suspect", f"{_quiet(name, worst)}. The server refuses one-token requests ({state.canary_off})."
     return None
 
 
 def _judged_load(state: State) -> tuple[Name, str]:
     engines = [watch.engine for watch in state.engines.values()]
     if API_SERVER in state.engines:
-        return "ready", "vLLM serves; its /metrics shows no engine, so an engine that hangs would not be seen."
-    running, waiting = (sum(getattr(one, field) for one in engines) for field in ("running", "waiting"))
-    load = f"{running:.0f} requests run, {waiting:.0f} wait, KV cache {max(one.kv_usage for one in engines):.0%} full"
-    if all(one.waiting for one in engines):
+        return "ready", "vLLM serves. Its /metrics shows no engine, so the prober cannot detect an engine that hangs."
+    running, waiting = (sum(getattr(engine, field) for engine in engines) for field in ("running", "waiting"))
+    usage = max(engine.kv_usage for engine in engines)
+    load = f"{running:.0f} requests running, {waiting:.0f} waiting, KV cache {usage:.0%} full"
+    if all(engine.waiting for engine in engines):
         return "saturated", f"vLLM serves as much as it can: {load}."
     return "ready", f"vLLM serves: {load}."
 
 
 def _judged_start(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    if 0 < limits.start_stall_s <= state.still_s:
+    if 0 < limits.start_stall_s <= state.start_quiet_s:
         return "dead", (
-            f"The start stands still: in phase '{sample.phase}' for {state.still_s:.0f} s no log line, "
+            f"Start-up is stuck in phase '{sample.phase}': for {state.start_quiet_s:.0f} s no log line, "
             "no bytes read or written, no change of memory."
         )
     progress = f": {sample.progress}" if sample.progress else ""
-    blind = " (from here nobody can see whether it moves)" if sample.movement is None else ""
-    return "starting", f"vLLM is not ready yet{progress}{blind}."
+    hidden = " (the prober cannot see whether start-up makes progress)" if sample.movement is None else ""
+    return "starting", f"vLLM is not ready yet{progress}{hidden}."
 
 
 def _quiet(name: str, watch: EngineWatch) -> str:
-    who = f"Engine {name}" if name else "The API server"
-    load = f" with {watch.engine.running:.0f} requests running and {watch.engine.waiting:.0f} waiting" if name else ""
-    what = "made no step" if name else "answered nothing"
-    return f"{who} has {what} for {watch.quiet_s:.0f} s{load}"
+    """Return how long an engine, or the API server, has been quiet: the first half of a sentence."""
+    if not name:
+        return f"The API server has answered nothing for {watch.quiet_s:.0f} s"
+    load = f"{watch.engine.running:.0f} requests running and {watch.engine.waiting:.0f} waiting"
+    return f"Engine {name} has made no step for {watch.quiet_s:.0f} s with {load}"

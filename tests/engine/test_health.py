@@ -53,7 +53,7 @@ def test_an_engine_that_was_told_to_stop_leaves_the_rotation_and_is_no_dead_one(
         assert quick.health("/livez")[0] == 200
         status, why = quick.health("/readyz")
         assert status == 503
-        assert why.startswith(f"vLLM is {said}, as it was told to be")
+        assert why.startswith(f"vLLM is {said} at its operator's request.")
         time.sleep(0.5)
     assert quick.ask(go_on, {})[0] == 200
     after(lambda: ready(quick), LIMITS.interval_s * 3)
@@ -112,7 +112,7 @@ def test_a_start_in_which_nothing_moves_is_ended(start):
     for pid in [worker, *(pid for pid, title in run.processes().items() if "openai.api_server" in title)]:
         os.kill(pid, signal.SIGSTOP)
     assert run.end(60) == 1
-    assert "The start stands still: in phase" in run.termination_log.read_text()
+    assert "Start-up is stuck in phase" in run.termination_log.read_text()
 
 
 def canaries(run, result):
@@ -231,7 +231,7 @@ def test_a_sidecar_without_the_key_says_so_once_and_kills_nobody(serving, tmp_pa
             stderr=log,
         )  # fmt: skip
     try:
-        after(lambda: b"401 of /v1/completions: A valid API key is needed." in (tmp_path / "log").read_bytes(), 60)
+        after(lambda: b"401 from /v1/completions: A valid API key is needed." in (tmp_path / "log").read_bytes(), 60)
         time.sleep(2 * Limits(stall_s=10).dead_after_s)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
             assert answer.status == 200

@@ -81,7 +81,7 @@ def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert line.startswith("test-gpu: libnvidia-ml.so.1 is not here")
+    assert line.startswith("test-gpu: libnvidia-ml.so.1 is missing")
 
 
 def test_a_load_is_told_by_the_medians_of_what_nvml_saw_simulated(fake, monkeypatch):

@@ -25,4 +25,4 @@ def check(host: str, port: int, flag: str) -> None:
 
 def refused(port: int, flag: str, error: OSError) -> UsageError:
     """Return the error for the user when a server cannot listen on ``port``."""
-    return UsageError(f"{flag} {port}", *addresses.why_not(error, flag))
+    return UsageError(f"{flag} {port}", *addresses.explain_listen_error(error, flag))

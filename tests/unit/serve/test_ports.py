@@ -17,7 +17,7 @@ def test_a_port_that_somebody_listens_on_is_refused(host):
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--port {port}: the port is in use; end what listens there"):
+        with pytest.raises(UsageError, match=f"--port {port}: the port is in use; stop the process that listens"):
             ports.check(host, port, "--port")
     ports.check(host, port, "--port")
 

@@ -465,7 +465,7 @@ def test_a_busy_port_is_one_line_and_nothing_is_started(which: int, flag: str, p
     last = err.splitlines()[-1]  # after the plan
     assert (
         last
-        == f"vllm-launch: {flag} {ports[which]}: the port is in use; end what listens there, or give another {flag}"
+        == f"vllm-launch: {flag} {ports[which]}: the port is in use; stop the process that listens there, or give another {flag}"
     )
     assert not (place / "out.json").exists()
     assert list((place / "state").iterdir()) == []

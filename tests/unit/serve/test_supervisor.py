@@ -169,7 +169,7 @@ def test_a_signal_during_the_start_ends_it_at_once(tmp_path, number):
 def test_a_start_in_which_nothing_moves_is_ended_with_the_reason(tmp_path):
     code, _, err = Run(tmp_path, shell("while :; do :; done"), limits={"start_stall_s": 2}).end()
     assert code == 1
-    assert "stands still" in err
+    assert "Start-up is stuck" in err
 
 
 SICKENS = (  # after 3 s
@@ -185,7 +185,7 @@ def test_an_engine_that_vllm_calls_dead_ends_everything_within_a_sample(tmp_path
     began = time.monotonic()
     code, _, err = run.end()
     assert code == 1
-    assert err.endswith("vLLM says that its engine is dead (503 of /health). All was ended.\n")
+    assert err.endswith("vLLM reports that its engine is dead (503 from /health). All was ended.\n")
     assert err.count("ready after") == 1
     assert "dead:" not in err  # the last line says it, and nothing is announced after the end has been decided
     assert time.monotonic() - began < 8

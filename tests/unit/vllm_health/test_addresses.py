@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from vllm_health.addresses import reachable, why_not
+from vllm_health.addresses import explain_listen_error, reachable
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,12 @@ from vllm_health.addresses import reachable, why_not
         ("gpu-7.example", "gpu-7.example"),
     ],
 )
-def test_a_wildcard_is_reached_by_loopback_and_any_other_host_by_itself(host, expected):
+def test_a_wildcard_host_is_reached_through_loopback_and_other_hosts_by_their_own_address(host, expected):
     assert reachable(host) == expected
 
 
-def test_a_port_in_use_has_another_remedy_than_a_port_that_is_not_ours_to_take():
-    taken, forbidden = OSError(errno.EADDRINUSE, "in use"), OSError(errno.EACCES, "denied")
-    assert why_not(taken, "--port") == ("the port is in use", "end what listens there, or give another --port")
-    assert why_not(forbidden, "--port") == ("cannot listen: Permission denied", "give another --port")
+def test_a_port_in_use_and_a_forbidden_port_have_different_remedies():
+    in_use, forbidden = OSError(errno.EADDRINUSE, "in use"), OSError(errno.EACCES, "denied")
+    remedy = "stop the process that listens there, or give another --port"
+    assert explain_listen_error(in_use, "--port") == ("the port is in use", remedy)
+    assert explain_listen_error(forbidden, "--port") == ("cannot listen: Permission denied", "give another --port")

@@ -1,4 +1,4 @@
-"""GPU faults against NVML simulated at the functions of its Python binding: no machine here has a broken GPU."""
+"""GPU faults, with NVML simulated at the functions of its Python binding. No test machine has a broken GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vllm_health import gpu_faults, metrics, nvml
 @pytest.fixture
 def opened(fake):
     del fake
-    with nvml.open_nvml() as found:
-        yield found
+    with nvml.open_nvml() as nvml_opened:
+        yield nvml_opened
 
 
-def test_a_machine_that_is_well_has_no_faults_simulated(opened):
+def test_a_healthy_machine_has_no_faults_simulated(opened):
     report = gpu_faults.Reader(opened).read()
     assert (report.faults, report.xids, report.down) == ((), {}, None)
     assert (report.ecc, report.slowdowns) == (dict.fromkeys("0123", 0), dict.fromkeys("0123", ()))
@@ -30,19 +30,19 @@ def test_a_machine_that_is_well_has_no_faults_simulated(opened):
 @pytest.mark.parametrize(
     ("xid", "fatal"), [(79, True), (48, True), (119, True), (31, False), (94, False), (999, False)]
 )
-def test_an_xid_is_told_of_ever_after_and_is_fatal_or_not_simulated(opened, fake, xid, fatal):
+def test_an_xid_stays_in_every_later_report_and_is_fatal_by_its_number_simulated(opened, fake, xid, fatal):
     reader = gpu_faults.Reader(opened)
     assert reader.read().faults == ()
     fake.xids += [(2, xid), (2, xid)]
     for _ in range(2):
         report = reader.read()
-        assert [(one.gpu, one.kind, one.fatal) for one in report.faults] == [("2", f"xid {xid}", fatal)]
+        assert [(fault.gpu, fault.kind, fault.fatal) for fault in report.faults] == [("2", f"xid {xid}", fatal)]
         assert report.xids == {("2", str(xid)): 2}
         assert bool(report.fatal) == fatal
     assert f"GPU 2: Xid {xid}, " in report.faults[0].sentence
 
 
-def test_a_gpu_that_fell_off_the_bus_is_fatal_and_the_others_are_still_read_simulated(opened, fake):
+def test_a_lost_gpu_is_a_fatal_fault_and_the_other_gpus_are_still_read_simulated(opened, fake):
     reader = gpu_faults.Reader(opened)
     fake.broken["handle", 1] = LOST
     report = reader.read()
@@ -50,34 +50,38 @@ def test_a_gpu_that_fell_off_the_bus_is_fatal_and_the_others_are_still_read_simu
     assert set(report.ecc) == {"0", "2", "3"}
 
 
-def test_only_the_gpus_that_vllm_uses_count_simulated(opened, fake):
+def test_only_faults_of_the_gpus_that_vllm_uses_count_simulated(opened, fake):
     ours = [fake.machine["gpus"][index]["uuid"] for index in (0, 1)]
     reader = gpu_faults.Reader(opened, ours)
     fake.xids += [(3, 79)]
     fake.broken["handle", 3] = LOST
     assert reader.read().faults == ()
     fake.broken["handle", 1] = LOST
-    assert [one.gpu for one in reader.read().faults] == ["1", "3"]  # which of the two is ours, NVML no longer says
+    # NVML gives no UUID for a lost GPU, so either of the two may be ours.
+    assert [fault.gpu for fault in reader.read().faults] == ["1", "3"]
 
 
-def test_mig_slices_have_the_faults_of_their_gpus_simulated(opened, fake):
+def test_a_mig_slice_has_the_faults_of_its_gpu_simulated(opened, fake):
     reader = gpu_faults.Reader(opened, ["MIG-11111111-2222-3333-4444-555555555555"])
     fake.xids += [(3, 79)]
-    assert [one.gpu for one in reader.read().faults] == ["3"]
+    assert [fault.gpu for fault in reader.read().faults] == ["3"]
 
 
-def test_rows_of_memory_that_wait_or_cannot_be_replaced_are_told_and_not_fatal_simulated(opened, fake):
+def test_pending_and_failed_row_remaps_are_faults_but_not_fatal_simulated(opened, fake):
     fake.rows = {0: (0, 1, 1, 0), 1: (0, 1, 0, 1)}
     report = gpu_faults.Reader(opened).read()
-    assert [(one.gpu, one.kind) for one in report.faults] == [("0", "row remap pending"), ("1", "row remap failure")]
-    assert [one.sentence for one in report.faults] == [
+    assert [(fault.gpu, fault.kind) for fault in report.faults] == [
+        ("0", "row remap pending"),
+        ("1", "row remap failure"),
+    ]
+    assert [fault.sentence for fault in report.faults] == [
         "GPU 0: a row remap is pending: reset the GPU when it is idle, or reboot",
         "GPU 1: row remapping failed: replace the GPU",
     ]
     assert report.fatal == ()
 
 
-def test_ecc_errors_memory_and_slow_clocks_are_shown_simulated(opened, fake):
+def test_ecc_errors_used_memory_and_slow_clocks_are_in_the_metrics_simulated(opened, fake):
     fake.ecc[1, pynvml.NVML_VOLATILE_ECC] = 7
     fake.slow = {0: 0x1 | 0x4, 2: 0x40 | 0x8}
     fake.machine["gpus"][3]["mem_v2"]["used"] = 5 << 30
@@ -94,7 +98,7 @@ def test_ecc_errors_memory_and_slow_clocks_are_shown_simulated(opened, fake):
     assert values["nvml_up"] == {(): 1}
 
 
-def test_load_memory_and_names_are_shown_simulated(opened, fake):
+def test_load_memory_and_names_are_in_the_metrics_simulated(opened, fake):
     fake.machine["gpus"][3]["mem_v2"]["used"] = 5 << 30
     fake.broken["power", 2] = NOT_SUPPORTED
     values = gpu_faults.Reader(opened, [fake.machine["gpus"][index]["uuid"] for index in (2, 3)]).read().values()
@@ -107,21 +111,21 @@ def test_load_memory_and_names_are_shown_simulated(opened, fake):
 
 
 @pytest.mark.parametrize("function", ["event set", "register"])
-def test_a_driver_that_tells_of_no_xids_is_read_all_the_same_simulated(opened, fake, function):
+def test_a_driver_that_reports_no_xids_is_still_read_simulated(opened, fake, function):
     for index in (None, 0, 1, 2, 3):
         fake.broken[function, index] = NOT_SUPPORTED
     fake.xids += [(0, 79)]
     assert gpu_faults.Reader(opened).read().faults == ()
 
 
-def test_what_a_gpu_does_not_offer_is_left_out_simulated(opened, fake):
-    for what in ("ecc", "rows", "clocks", "memory", "memory_v2"):
-        fake.broken[what, 0] = NOT_SUPPORTED
+def test_a_fact_that_a_gpu_does_not_offer_is_left_out_simulated(opened, fake):
+    for function in ("ecc", "rows", "clocks", "memory", "memory_v2"):
+        fake.broken[function, 0] = NOT_SUPPORTED
     report = gpu_faults.Reader(opened).read()
     assert set(report.ecc) == set(report.slowdowns) == {"1", "2", "3"}
 
 
-def test_every_value_is_described():
+def test_every_gpu_metric_is_described():
     fault = gpu_faults.Fault("0", "xid 79", "GPU 0.", fatal=True)
     report = gpu_faults.Report(faults=(fault,), ecc={"0": 1}, slowdowns={"0": ("power brake",)}, xids={("0", "79"): 1})
     exposition = metrics.Exposition()
@@ -131,15 +135,16 @@ def test_every_value_is_described():
     assert 'vllm_health_gpu_xid_errors_total{gpu="0",model_name="tiny",xid="79"} 1.0' in text
 
 
-def wait_for(watch, good):
+def wait_for(watch, condition):
+    """Wait until ``condition`` is true for the watcher's report, and return the report."""
     deadline = time.monotonic() + 30
-    while not (watch.report and good(watch.report)):
+    while not (watch.report and condition(watch.report)):
         assert time.monotonic() < deadline, watch.report
         time.sleep(0.01)
     return watch.report
 
 
-def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
+def test_the_watcher_keeps_fatal_faults_while_nvml_fails_and_reads_again_afterwards_simulated(fake):
     watch = gpu_faults.GpuWatcher(seconds=0.01)
     try:
         assert wait_for(watch, lambda report: report.ecc).down is None
@@ -147,7 +152,7 @@ def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
         assert wait_for(watch, lambda report: report.fatal)
         fake.broken["count", None] = 999
         assert "Unknown Error" in wait_for(watch, lambda report: report.down).down
-        assert watch.report.fatal == ("GPU 0: Xid 79, the GPU has fallen off the bus",)  # not seen to be mended
+        assert watch.report.fatal == ("GPU 0: Xid 79, the GPU has fallen off the bus",)  # still reported
         del fake.broken["count", None]
         wait_for(watch, lambda report: report.ecc)
     finally:
@@ -155,25 +160,25 @@ def test_a_watch_reads_on_and_survives_that_nvml_goes_away_simulated(fake):
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_watch_outlives_what_nobody_thought_of_simulated(monkeypatch):
+def test_the_watcher_survives_an_unexpected_exception_simulated(monkeypatch):
     read, works = gpu_faults.Reader.read, threading.Event()
 
-    def strange(reader):
+    def read_or_fail(reader):
         if not works.is_set():
             raise ZeroDivisionError("strange")
         return read(reader)
 
-    monkeypatch.setattr(gpu_faults.Reader, "read", strange)
+    monkeypatch.setattr(gpu_faults.Reader, "read", read_or_fail)
     watch = gpu_faults.GpuWatcher(seconds=0.01)
     try:
-        assert wait_for(watch, lambda report: report.down).down == "reading it failed: ZeroDivisionError('strange')"
+        assert wait_for(watch, lambda report: report.down).down == "reading NVML failed: ZeroDivisionError('strange')"
         works.set()
         assert wait_for(watch, lambda report: report.ecc).down is None
     finally:
         watch.close()
 
 
-def test_a_driver_that_hangs_hangs_nobody_else_simulated(fake, monkeypatch):
+def test_a_driver_that_hangs_does_not_block_the_prober_simulated(fake, monkeypatch):
     hangs = threading.Event()
     monkeypatch.setattr(fake, "nvmlInit", lambda: hangs.wait(30), raising=False)
     watch = gpu_faults.GpuWatcher(seconds=0.01, hang_seconds=0.5)

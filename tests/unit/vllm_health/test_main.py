@@ -1,4 +1,4 @@
-"""``vllm-health`` as it is typed: each command in a process of its own, over a stand-in for vLLM."""
+"""``vllm-health`` on the command line: each command runs as a process, against a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from machine import free_port
 
 
 class Vllm(http.server.ThreadingHTTPServer):
-    """An API server; ``answers``: status and body by "METHOD /path"; what is not in it is 404."""
+    """A stand-in for the API server. ``answers``: status and body by "METHOD /path". Other requests get 404."""
 
     daemon_threads = True
 
     def __init__(self):
-        self.answers, self.asked = {}, []
+        self.answers, self.requests = {}, []
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -31,7 +31,7 @@ class Vllm(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.server.asked.append(
+        self.server.requests.append(
             (self.command, self.path, json.loads(body) if body else None, dict(self.headers.items()))
         )
         status, text = self.server.answers.get(f"{self.command} {self.path}", (404, '{"detail":"Not Found"}'))
@@ -75,17 +75,17 @@ def run(*words, **environ):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["smoke", "localhost:8000"], "URL 'localhost:8000': it is not http:// or https:// and a host"),
-        (["smoke", "http://"], "write one such as http://127.0.0.1:8000"),
+        (["smoke", "localhost:8000"], "URL 'localhost:8000': it needs http:// or https:// and a host"),
+        (["smoke", "http://"], "write it like http://127.0.0.1:8000"),
         (["serve", "--target", "ftp://x"], "URL 'ftp://x'"),
-        (["serve", "--port", "0"], "'0' is no port: give 1 to 65535"),
-        (["serve", "--port", "http"], "'http' is no port"),
-        (["serve", "--stall-seconds", "-1"], "'-1' is no time: give seconds, 0 or more"),
-        (["serve", "--stall-seconds", "nan"], "'nan' is no time"),
-        (["serve", "--start-stall-seconds", "10m"], "'10m' is no time"),
-        (["wait", "http://x", "--seconds", "inf"], "'inf' is no time"),
+        (["serve", "--port", "0"], "'0' is not a port: give a number from 1 to 65535"),
+        (["serve", "--port", "http"], "'http' is not a port"),
+        (["serve", "--stall-seconds", "-1"], "'-1' is not a duration: give seconds, 0 or more"),
+        (["serve", "--stall-seconds", "nan"], "'nan' is not a duration"),
+        (["serve", "--start-stall-seconds", "10m"], "'10m' is not a duration"),
+        (["wait", "http://x", "--seconds", "inf"], "'inf' is not a duration"),
         (
             ["smoke", "http://x", "--api-key-file", "/not/there"],
             "--api-key-file /not/there: cannot be read: No such file",
@@ -99,20 +99,20 @@ def run(*words, **environ):
         ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_a_mistake_is_one_line_with_a_remedy_and_exit_2(words, said):
+def test_invalid_input_is_one_line_with_a_remedy_and_exit_code_2(words, message):
     code, out, err = run(*words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("vllm-health")
-    assert said in err
+    assert message in err
 
 
-def test_a_taken_port_is_one_line(vllm):
+def test_a_port_in_use_is_one_line(vllm):
     code, out, err = run("serve", "--target", vllm.url, "--port", vllm.url.rpartition(":")[2])
     assert (code, out) == (2, "")
-    assert "the port is in use; end what listens there, or give another --port" in err.splitlines()[-1]
+    assert "the port is in use; stop the process that listens there, or give another --port" in err.splitlines()[-1]
 
 
-def test_a_light_install_says_what_to_install():
+def test_a_light_install_names_the_package_to_install():
     code = "import runpy, sys; sys.modules['aiohttp'] = None; runpy.run_module('vllm_health', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
@@ -128,7 +128,7 @@ def test_help_names_every_command():
 # ---- wait
 
 
-def test_waiting_ends_when_the_health_port_says_ready(vllm):
+def test_wait_ends_when_the_health_port_is_ready(vllm):
     vllm.answers["GET /readyz"] = 503, "vLLM is not ready yet: compiling."
     vllm.answers["GET /livez"] = 200, ""
     waiting = subprocess.Popen([*COMMAND, "wait", vllm.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -138,25 +138,25 @@ def test_waiting_ends_when_the_health_port_says_ready(vllm):
     assert (waiting.returncode, out, err) == (0, "vLLM serves.\n", "")
 
 
-def test_waiting_for_vllm_itself_asks_its_health(vllm):
+def test_wait_asks_health_if_the_url_is_vllms_own(vllm):
     vllm.answers["GET /health"] = 200, ""
     assert run("wait", f"{vllm.url}/v1/") == (0, "vLLM answers /health\n", "")
 
 
-def test_waiting_for_the_dead_ends(vllm):
+def test_wait_ends_when_vllm_is_dead(vllm):
     vllm.answers |= {"GET /readyz": (503, "It hangs."), "GET /livez": (503, "It hangs.")}
     code, _, err = run("wait", vllm.url)
     assert code == 1
     assert err.splitlines() == [
         "vllm-health: It hangs.",
-        "vllm-health: it will not become ready: /livez says that it is dead",
+        "vllm-health: vLLM will not become ready: /livez reports that it is dead",
     ]
 
 
-def test_waiting_has_an_end_where_one_is_given():
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        code, _, err = run("wait", f"http://127.0.0.1:{nobody.getsockname()[1]}", "--seconds", "1")
+def test_wait_ends_after_the_given_seconds():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        code, _, err = run("wait", f"http://127.0.0.1:{silent.getsockname()[1]}", "--seconds", "1")
     assert code == 1
     assert "not ready after 1 s" in err
 
@@ -177,11 +177,11 @@ def chat(body):
         ends = [None, "stop"]
         pieces = [chunk(choices=[{"index": 0, "delta": {"content": "x"}, "finish_reason": end}]) for end in ends]
         return "".join(pieces) + chunk(choices=[], usage=USAGE) + "data: [DONE]\n\n"
-    said = {"role": "assistant", "content": '{"city": "Oslo"}' if "response_format" in body else "Hello"}
+    message = {"role": "assistant", "content": '{"city": "Oslo"}' if "response_format" in body else "Hello"}
     if "tools" in body:
         call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lima"}'}}
-        said = {"role": "assistant", "content": None, "tool_calls": [call]}
-    choice = {"index": 0, "message": said, "finish_reason": "stop"}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return json.dumps({"id": "1", "created": 0, "model": "m", "object": "x", "choices": [choice], "usage": USAGE})
 
 
@@ -202,21 +202,21 @@ def answering(vllm):
 
 
 def results(out):
-    """Result by name of the check; what is behind the name may change with time."""
+    """Return the result of each check, by the check's name. The rest of the line is ignored."""
     return {line[6:].partition(":")[0]: line[:4].strip() for line in out.splitlines()}
 
 
 ALL = ("models", "completion", "chat", "stream", "tool call", "structured output")
 
 
-def test_a_server_that_does_all_is_all_ok(answering, tmp_path):
+def test_every_check_is_ok_for_a_server_with_all_features(answering, tmp_path):
     (tmp_path / "keys").write_text("first\nsecond\n")
     code, out, err = run("smoke", answering.url, "--api-key-file", str(tmp_path / "keys"))
     assert (code, results(out), err) == (0, dict.fromkeys(ALL, "ok"), "")
-    assert {headers.get("Authorization") or headers["authorization"] for _, _, _, headers in answering.asked} == {
+    assert {headers.get("Authorization") or headers["authorization"] for _, _, _, headers in answering.requests} == {
         "Bearer first"
     }
-    assert {body["model"] for _, _, body, _ in answering.asked if body} == {"m"}
+    assert {body["model"] for _, _, body, _ in answering.requests if body} == {"m"}
 
 
 def broken(change):
@@ -229,23 +229,23 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "fails"),
     [
-        (lambda told: told | {"usage": None} if isinstance(told, dict) else told, {"chat"}),
-        (lambda told: told if isinstance(told, dict) else told.replace('"usage"', '"used"'), {"stream"}),
-        (lambda told: told if isinstance(told, dict) else told.replace('"stop"', "null"), {"stream"}),
-        (lambda told: json.loads(json.dumps(told).replace("Oslo", "Rome")) if isinstance(told, dict) else told, {"structured output"}),
-        (lambda told: json.loads(json.dumps(told).replace("Lima", "Rome")) if isinstance(told, dict) else told, {"tool call"}),
-        (lambda told: json.loads(json.dumps(told).replace("weather", "whether")) if isinstance(told, dict) else told, {"tool call"}),
-        (lambda told: json.loads(json.dumps(told).replace('"stop"', '"error"')) if isinstance(told, dict) else told, {"chat"}),
+        (lambda answer: answer | {"usage": None} if isinstance(answer, dict) else answer, {"chat"}),
+        (lambda answer: answer if isinstance(answer, dict) else answer.replace('"usage"', '"used"'), {"stream"}),
+        (lambda answer: answer if isinstance(answer, dict) else answer.replace('"stop"', "null"), {"stream"}),
+        (lambda answer: json.loads(json.dumps(answer).replace("Oslo", "Rome")) if isinstance(answer, dict) else answer, {"structured output"}),
+        (lambda answer: json.loads(json.dumps(answer).replace("Lima", "Rome")) if isinstance(answer, dict) else answer, {"tool call"}),
+        (lambda answer: json.loads(json.dumps(answer).replace("weather", "whether")) if isinstance(answer, dict) else answer, {"tool call"}),
+        (lambda answer: json.loads(json.dumps(answer).replace('"stop"', '"error"')) if isinstance(answer, dict) else answer, {"chat"}),
     ],
 )  # fmt: skip
-def test_each_thing_that_is_wrong_fails_its_own_check(answering, change, fails):
+def test_each_wrong_answer_fails_only_its_own_check(answering, change, fails):
     answering.answers["POST /v1/chat/completions"] = 200, broken(change)
     code, out, _ = run("smoke", answering.url)
     assert code == 1
     assert {name for name, result in results(out).items() if result == "FAIL"} == fails
 
 
-def test_what_is_switched_off_is_no_failure(answering):
+def test_a_feature_that_is_switched_off_is_not_a_failure(answering):
     def refuse(body):
         return chat(body)
 
@@ -257,25 +257,25 @@ def test_what_is_switched_off_is_no_failure(answering):
     assert results(out)["completion"] == "off"
 
 
-def test_a_model_that_generates_nothing_is_tried_for_embeddings(answering):
+def test_a_model_that_does_not_generate_is_tested_for_embeddings(answering):
     del answering.answers["POST /v1/completions"]
-    found = {
+    embeddings = {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}],
         "model": "m",
         "usage": USAGE,
     }
-    answering.answers["POST /v1/embeddings"] = 200, json.dumps(found)
+    answering.answers["POST /v1/embeddings"] = 200, json.dumps(embeddings)
     code, out, _ = run("smoke", answering.url)
     assert (code, results(out)) == (0, {"models": "ok", "embedding": "ok"})
-    answering.answers["POST /v1/embeddings"] = 200, json.dumps(found).replace("0.5, -1.0", "0.0, 0.0")
+    answering.answers["POST /v1/embeddings"] = 200, json.dumps(embeddings).replace("0.5, -1.0", "0.0, 0.0")
     assert run("smoke", answering.url)[0] == 1
 
 
 @pytest.mark.parametrize(
     "answer", [(401, '{"error": {"message": "A valid API key is needed."}}'), (200, '{"data": []}')]
 )
-def test_a_server_that_names_no_model_is_one_failure(vllm, answer):
+def test_a_server_that_lists_no_model_is_one_failure(vllm, answer):
     vllm.answers["GET /v1/models"] = answer
     code, out, _ = run("smoke", vllm.url)
     assert (code, results(out)) == (1, {"models": "FAIL"})
@@ -292,16 +292,16 @@ def get(url):
         return error.code, error.read().decode()
 
 
-def test_a_sidecar_follows_the_vllm_beside_it_and_ends_when_it_is_told_to(vllm):
+def test_a_sidecar_follows_the_state_of_vllm_and_ends_on_sigterm(vllm):
     port = free_port()
-    told = f"http://127.0.0.1:{port}"
+    health_url = f"http://127.0.0.1:{port}"
     sidecar = subprocess.Popen(
         [*COMMAND, "serve", "--target", vllm.url, "--host", "127.0.0.1", "--port", str(port)],
         stderr=subprocess.PIPE, text=True, env=ENVIRON,
     )  # fmt: skip
     try:
         assert f"watching {vllm.url}, answering on port {port}" in sidecar.stderr.readline()
-        assert [get(told + route)[0] for route in ("/livez", "/readyz", "/startupz")] == [200, 503, 503]
+        assert [get(health_url + route)[0] for route in ("/livez", "/readyz", "/startupz")] == [200, 503, 503]
         metrics = [
             f'vllm:num_requests_running{{engine="0",model_name="m"}} {count}\n'
             f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {count}\n'
@@ -310,12 +310,12 @@ def test_a_sidecar_follows_the_vllm_beside_it_and_ends_when_it_is_told_to(vllm):
         vllm.answers |= {"GET /health": (200, ""), "GET /metrics": (200, metrics[0])}
         while "ready: " not in (line := sidecar.stderr.readline()):
             assert line
-        assert get(f"{told}/readyz") == (200, "vLLM serves: 0 requests run, 0 wait, KV cache 0% full.\n")
+        assert get(f"{health_url}/readyz") == (200, "vLLM serves: 0 requests running, 0 waiting, KV cache 0% full.\n")
         vllm.answers["GET /health"] = 503, ""
         while "dead: " not in (line := sidecar.stderr.readline()):
             assert line
-        status, text = get(f"{told}/livez")
-        assert (status, text) == (503, "vLLM says that its engine is dead (503 of /health).\n")
+        status, text = get(f"{health_url}/livez")
+        assert (status, text) == (503, "vLLM reports that its engine is dead (503 from /health).\n")
     finally:
         sidecar.send_signal(signal.SIGTERM)
     assert sidecar.wait(20) == 0

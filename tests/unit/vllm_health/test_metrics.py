@@ -1,4 +1,4 @@
-"""The names that we read are the pinned engine's, as it was recorded; tests/monitoring asks the engine itself."""
+"""vLLM's metrics that we read are in a recorded /metrics of the pinned engine. tests/monitoring asks a real engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_health import metrics
 NAMES = set(re.findall(r"^([\w:]+)[{ ]", REAL, re.MULTILINE))
 
 
-def test_what_dashboards_read_is_shown():
+def test_the_engine_shows_every_metric_that_dashboards_read():
     assert set(metrics.ALWAYS_SHOWN) <= NAMES
     assert metrics.HTTP_REQUESTS in NAMES
 
@@ -24,6 +24,6 @@ def test_histograms_have_buckets(histogram):
 
 
 @pytest.mark.parametrize("histogram", metrics.BUCKETS)
-def test_bounds_are_the_engines(histogram):
+def test_bucket_bounds_are_those_of_the_engine(histogram):
     bounds = re.findall(rf'^{histogram}_bucket{{.*le="([\d.]+)"', REAL, re.MULTILINE)
     assert tuple(map(float, bounds)) == metrics.BUCKETS[histogram]

@@ -1,4 +1,4 @@
-"""vllm_health.nvml against NVML simulated at the functions of its Python binding."""
+"""vllm_health.nvml, with NVML simulated at the functions of its Python binding."""
 
 import sys
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def test_a_machine_of_four_gpus_is_read_as_it_was_captured_simulated():
 
 
 @pytest.mark.usefixtures("fake")
-def test_the_snapshot_is_plain_data_that_json_carries_simulated():
+def test_a_snapshot_survives_a_round_trip_through_json_simulated():
     read = snapshot()
     assert msgspec.json.decode(msgspec.json.encode(read), type=gpu_facts.Snapshot) == read
 
@@ -43,7 +43,7 @@ def test_a_gpu_without_nvlink_has_no_links_simulated(monkeypatch):
     assert snapshot().devices[0].nvlinks == ()
 
 
-def test_every_fact_that_is_not_supported_is_none_simulated(fake):
+def test_each_fact_that_the_gpu_does_not_support_is_none_simulated(fake):
     for function in ("memory_v2", "memory", "mig", "compute processes", "graphics processes", "ecc", "rows", "p2p"):
         fake.broken[function, 0] = NOT_SUPPORTED
     fake.broken |= {("driver", None): 999, ("cuda", None): 999, ("pci", 0): NOT_SUPPORTED, ("nvlink", 0): 999}
@@ -57,7 +57,7 @@ def test_every_fact_that_is_not_supported_is_none_simulated(fake):
     assert read.p2p[1][0] == gpu_facts.P2P(read=True, write=True, nvlink=True)
 
 
-def test_an_old_driver_without_reserved_memory_still_tells_the_rest_simulated(fake):
+def test_an_old_driver_shows_memory_without_the_reserved_part_simulated(fake):
     fake.broken["memory_v2", 0] = 13  # NVML_ERROR_FUNCTION_NOT_FOUND
     assert snapshot().devices[0].memory == gpu_facts.Memory(
         total=150754820096, reserved=None, free=150109880320, used=644939776
@@ -70,12 +70,12 @@ def test_a_binding_that_lacks_a_function_gives_none_simulated(monkeypatch):
     assert snapshot().devices[0].remapped_rows is None
 
 
-def test_mig_slices_are_read_and_empty_places_skipped_simulated(fake):
+def test_mig_slices_are_read_and_empty_slots_are_skipped_simulated(fake):
     fake.machine["gpus"][1]["mig"] = [1, 1]
     fake.broken |= {("memory_v2", 1): NO_PERMISSION, ("memory", 1): NO_PERMISSION}
     memory = {"total": 10468982784, "reserved": 0, "free": 10000000000, "used": 468982784}
-    found = SimpleNamespace(uuid="MIG-1111", name="NVIDIA H200 MIG 1g.18gb", memory=memory)
-    fake.slices[1] = [None, found, None]
+    mig_slice = SimpleNamespace(uuid="MIG-1111", name="NVIDIA H200 MIG 1g.18gb", memory=memory)
+    fake.slices[1] = [None, mig_slice, None]
     fake.processes["MIG-1111", "compute"] = [SimpleNamespace(pid=7, usedGpuMemory=4096)]
     fake.names[7] = "python3"
     device = snapshot().devices[1]
@@ -91,7 +91,7 @@ def test_mig_slices_are_read_and_empty_places_skipped_simulated(fake):
     )
 
 
-def test_processes_of_every_kind_are_told_once_each_and_hidden_facts_are_none_simulated(fake):
+def test_each_process_is_listed_once_and_its_hidden_facts_are_none_simulated(fake):
     fake.processes[0, "compute"] = [
         SimpleNamespace(pid=1, usedGpuMemory=10),
         SimpleNamespace(pid=2, usedGpuMemory=None),
@@ -108,7 +108,7 @@ def test_processes_of_every_kind_are_told_once_each_and_hidden_facts_are_none_si
     )
 
 
-def test_ecc_errors_and_remapped_rows_are_told_apart_simulated(fake):
+def test_ecc_errors_and_remapped_rows_are_read_simulated(fake):
     fake.ecc = {(2, pynvml.NVML_VOLATILE_ECC): 3, (2, pynvml.NVML_AGGREGATE_ECC): 9}
     fake.rows[2] = (4, 1, 1, 0)
     device = snapshot().devices[2]
@@ -119,7 +119,7 @@ def test_ecc_errors_and_remapped_rows_are_told_apart_simulated(fake):
 @pytest.mark.parametrize(
     ("function", "code", "why"), [("handle", LOST, "lost"), ("ecc", 16, "reset"), ("handle", NO_PERMISSION, "Xid")]
 )
-def test_a_lost_gpu_is_told_and_the_others_are_read_simulated(fake, function, code, why):
+def test_a_lost_gpu_is_listed_with_the_reason_and_the_others_are_read_simulated(fake, function, code, why):
     fake.broken[function, 1] = code
     read = snapshot()
     assert [device.index for device in read.devices] == [0, 2, 3]
@@ -129,14 +129,14 @@ def test_a_lost_gpu_is_told_and_the_others_are_read_simulated(fake, function, co
     assert why in text
 
 
-def test_a_gpu_that_is_lost_while_reading_leaves_its_pairs_unknown_simulated(fake):
+def test_a_gpu_that_is_lost_during_the_snapshot_has_unknown_p2p_simulated(fake):
     fake.broken["p2p", 3] = LOST
     read = snapshot()
     assert read.p2p[3] == (None,) * 4
     assert read.p2p[0][1] is not None
 
 
-def test_single_facts_raise_for_a_lost_gpu_simulated(fake):
+def test_reading_a_single_fact_of_a_lost_gpu_raises_simulated(fake):
     fake.broken["handle", 0] = LOST
     with nvml.open_nvml() as opened, pytest.raises(nvml.GpuLost, match="GPU 0: GPU is lost") as caught:
         opened.ecc(0)
@@ -154,7 +154,7 @@ def test_single_facts_raise_for_a_lost_gpu_simulated(fake):
         (20, "other", "Insufficient Memory"),
     ],
 )
-def test_nvml_that_does_not_start_says_why_and_what_to_do_simulated(fake, code, reason, remedy):
+def test_nvml_that_does_not_start_gives_a_reason_and_a_remedy_simulated(fake, code, reason, remedy):
     fake.init_error = code
     with pytest.raises(nvml.NvmlUnavailable) as caught:
         snapshot()
@@ -162,7 +162,7 @@ def test_nvml_that_does_not_start_says_why_and_what_to_do_simulated(fake, code, 
     assert remedy in str(caught.value)
 
 
-def test_gpus_that_cannot_be_counted_are_not_taken_for_none_simulated(fake):
+def test_gpus_that_cannot_be_counted_are_an_error_simulated(fake):
     fake.broken["count", None] = 999
     with pytest.raises(nvml.NvmlUnavailable, match="Unknown Error") as caught:
         snapshot()
@@ -170,22 +170,22 @@ def test_gpus_that_cannot_be_counted_are_not_taken_for_none_simulated(fake):
     assert fake.opened == 0
 
 
-def test_a_missing_binding_is_a_reason_too(monkeypatch):
+def test_a_missing_python_binding_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(nvml.NvmlUnavailable, match="nvidia-ml-py is not installed") as caught:
         snapshot()
     assert caught.value.reason == "no_binding"
 
 
-def test_nvml_is_shut_down_even_when_reading_fails_or_shutting_down_does_simulated(fake):
+def test_nvml_is_shut_down_after_a_failed_read_even_if_shutting_down_fails_simulated(fake):
     fake.shutdown_error = LOST
     with pytest.raises(KeyError), nvml.open_nvml():
         raise KeyError
     assert fake.opened == 0
 
 
-def test_importing_loads_neither_the_binding_nor_anything_slow():
-    import subprocess  # noqa: PLC0415  this test alone needs a fresh interpreter
+def test_importing_nvml_loads_no_binding_and_no_slow_module():
+    import subprocess  # noqa: PLC0415  only this test needs a fresh interpreter
 
     code = (
         "import sys, vllm_health.nvml; print([m for m in ('pynvml', 'ctypes', 'torch', 'asyncio') if m in sys.modules])"

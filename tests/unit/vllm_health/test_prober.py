@@ -1,4 +1,4 @@
-"""The prober over a stand-in for vLLM's API; the real engine is in tests/engine."""
+"""The prober against a stand-in for vLLM's API. tests/engine has the real engine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ QUICK = Limits(stall_s=2.0, start_stall_s=1.0, drain_s=75.0)
 
 
 class Vllm:
-    """Its API server: what it shows is set by the test. ``engines``: tokens generated, by engine."""
+    """A stand-in for vLLM's API server. The tests set its answers. ``engines``: generated tokens by engine."""
 
     def __init__(self) -> None:
         self.engines, self.running, self.waiting, self.health, self.answer = {"0": 0}, 0, 2, 200, "200"
         self.metrics_wait = 0.0
-        self.asked: list[str | None] = []
+        self.ranks: list[str | None] = []  # the engine that each canary asked for
 
     async def on_health(self, _):
         return web.Response(status=self.health)
@@ -41,23 +41,23 @@ class Vllm:
         return web.Response(text="".join(lines))
 
     async def on_completion(self, request):
-        self.asked.append(request.headers.get("X-data-parallel-rank"))
+        self.ranks.append(request.headers.get("X-data-parallel-rank"))
         if self.answer == "never":
             await asyncio.sleep(60)
         return web.Response(status=int(self.answer), text='{"error": {"message": "model"}}')
 
 
 class Watched:
-    """A prober of a ``Vllm``, what it said, and what is around it."""
+    """A prober of a ``Vllm``, with its notes and its surroundings. ``api``: whether the API server listens."""
 
-    def __init__(self, limits=QUICK, *, api=True, **around) -> None:
-        self.limits, self.api, self.around = limits, api, around
+    def __init__(self, limits=QUICK, *, api=True, **surroundings) -> None:
+        self.limits, self.api, self.surroundings = limits, api, surroundings
         self.vllm, self.notes = Vllm(), []
         self._names = ["starting"]
 
     @property
     def names(self):
-        """Of the states, as the prober has handed them over so far."""
+        """Return the names of the states so far, from the prober's transitions."""
         while not self.prober.transitions.empty():
             change = self.prober.transitions.get_nowait()
             assert change.before.name == self._names[-1] or {change.before.name, self._names[-1]} == LOAD
@@ -84,7 +84,7 @@ class Watched:
         self.prober = Prober(
             Target(url=f"http://127.0.0.1:{port}"),
             self.limits,
-            lambda: Surroundings(**self.around),
+            lambda: Surroundings(**self.surroundings),
             on_note=self.notes.append,
             planned_kv_tokens=1000,
             planned_gpus=2,
@@ -97,17 +97,17 @@ class Watched:
         finally:
             await runner.cleanup()
 
-    async def until(self, good):
-        """Until the state has that name, or ``good()`` is true."""
+    async def until(self, goal):
+        """Wait until the state has the name ``goal``, or ``goal()`` is true."""
         async with asyncio.timeout(30):
-            while not (good() if callable(good) else self.prober.state.name == good):  # noqa: ASYNC110
+            while not (goal() if callable(goal) else self.prober.state.name == goal):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     def value(self, name, *labels):
         return self.prober.values()[name][labels]
 
 
-def test_vllm_that_answers_is_ready_with_its_engines_known_at_once():
+def test_the_first_verdict_of_a_ready_vllm_knows_its_engines():
     async def course():
         watched = Watched()
         async with watched.run():
@@ -118,7 +118,9 @@ def test_vllm_that_answers_is_ready_with_its_engines_known_at_once():
         assert watched.value("state", "saturated") == 1
         assert watched.value("state", "dead") == 0
         assert watched.value("ready") == 1
-        assert watched.value("canaries", "refused") == 0  # a rate does not see a counter's first value
+        assert (
+            watched.value("canaries", "refused") == 0
+        )  # shown from the start, because rate() ignores a counter's first value
         assert watched.value("scrapes", "failed") == 0
         assert watched.value("planned_gpus") == 2
         assert watched.value("limit_seconds", "drain") == 75
@@ -128,7 +130,7 @@ def test_vllm_that_answers_is_ready_with_its_engines_known_at_once():
     asyncio.run(course())
 
 
-def test_load_that_comes_and_goes_is_no_news():
+def test_a_change_between_ready_and_saturated_is_not_a_transition():
     async def course():
         watched = Watched()
         async with watched.run():
@@ -140,19 +142,19 @@ def test_load_that_comes_and_goes_is_no_news():
     asyncio.run(course())
 
 
-def test_an_idle_engine_is_asked_again_and_again_and_stays_ready():
+def test_an_idle_engine_gets_canaries_again_and_again_and_stays_ready():
     async def course():
         watched = Watched()
         async with watched.run():
-            await watched.until(lambda: len(watched.vllm.asked) >= 3)
+            await watched.until(lambda: len(watched.vllm.ranks) >= 3)
             assert watched.names == ["starting", "saturated"]
-        assert set(watched.vllm.asked) == {None}
+        assert set(watched.vllm.ranks) == {None}
         assert watched.value("canaries", "answered") >= 2
 
     asyncio.run(course())
 
 
-def test_the_stuck_one_of_several_engines_is_asked_by_its_rank_and_found_dead():
+def test_a_stuck_engine_among_several_gets_canaries_by_rank_and_is_dead():
     async def course():
         watched = Watched()
         watched.vllm.engines, watched.vllm.running, watched.vllm.answer = {"0": 0, "1": 0}, 3, "never"
@@ -164,27 +166,27 @@ def test_the_stuck_one_of_several_engines_is_asked_by_its_rank_and_found_dead():
             assert watched.value("live") == 0
             assert watched.value("last_progress_seconds", "1") > watched.value("last_progress_seconds", "0")
             assert watched.value("canaries", "unanswered") >= 2
-        assert set(watched.vllm.asked) == {"1"}
+        assert set(watched.vllm.ranks) == {"1"}
         assert watched.names[-3:] == ["suspect", "stalled", "dead"]
 
     asyncio.run(course())
 
 
-def test_a_refused_canary_is_noted_once():
+def test_a_refused_canary_is_one_warning():
     async def course():
         watched = Watched()
         watched.vllm.answer = "401"
         async with watched.run():
             await watched.until(lambda: watched.notes)
             await asyncio.sleep(1.0)
-        assert len(watched.vllm.asked) == 1
+        assert len(watched.vllm.ranks) == 1
         (note,) = watched.notes
-        assert note.endswith("a hang is only suspected, never proved (401 of /v1/completions: model)")
+        assert "because vLLM refused one (401 from /v1/completions: model). Hangs are only suspected now" in note
 
     asyncio.run(course())
 
 
-def test_metrics_slower_than_the_samples_are_waited_for():
+def test_metrics_that_answer_later_than_the_next_sample_are_read():
     async def course():
         watched = Watched(Limits(stall_s=5.0))
         watched.vllm.metrics_wait, watched.vllm.running = 0.7, 1
@@ -199,12 +201,12 @@ def test_metrics_slower_than_the_samples_are_waited_for():
     asyncio.run(course())
 
 
-def test_a_start_that_stands_still_is_dead_and_one_that_moves_is_not():
+def test_a_start_without_progress_is_dead_and_a_start_with_progress_is_not():
     async def course():
         watched = Watched(api=False, movement=Movement(), phase="compiling", remaining_s=7.0, weights_bytes=10)
         async with watched.run():
             for lines in range(10):
-                watched.around["movement"] = Movement(lines=lines)
+                watched.surroundings["movement"] = Movement(lines=lines)
                 await asyncio.sleep(0.2)
             assert watched.names == ["starting"]
             assert watched.value("start_remaining_seconds") == 7
@@ -215,13 +217,13 @@ def test_a_start_that_stands_still_is_dead_and_one_that_moves_is_not():
     asyncio.run(course())
 
 
-def test_a_drain_that_begins_is_known_at_once():
+def test_judge_shows_a_drain_before_the_next_sample():
     async def course():
         watched = Watched()
         watched.vllm.running = 5
         async with watched.run():
             await watched.until("saturated")
-            watched.around["draining"] = "SIGTERM came."
+            watched.surroundings["draining"] = "SIGTERM came."
             watched.prober.judge()
             assert watched.names[-1] == "draining"
             assert watched.value("draining") == 1
@@ -231,7 +233,7 @@ def test_a_drain_that_begins_is_known_at_once():
 
 
 @pytest.mark.parametrize("fatal", [True, False])
-def test_gpu_faults_are_noted_once_and_shown_simulated(fatal):
+def test_each_gpu_fault_is_one_warning_and_a_metric_simulated(fatal):
     fault = gpu_faults.Fault("3", "xid 79", "GPU 3: Xid 79.", fatal=fatal)
 
     async def course():
@@ -246,7 +248,7 @@ def test_gpu_faults_are_noted_once_and_shown_simulated(fatal):
     asyncio.run(course())
 
 
-def test_transitions_that_nobody_takes_out_do_not_hold_up_the_watch():
+def test_the_prober_does_not_wait_for_its_transitions_to_be_read():
     async def course():
         watched = Watched()
         async with watched.run():
@@ -259,6 +261,6 @@ def test_transitions_that_nobody_takes_out_do_not_hold_up_the_watch():
             ("starting", "saturated"),
             ("saturated", "dead"),
         ]
-        assert changes[1].after.reason == "vLLM says that its engine is dead (503 of /health)."
+        assert changes[1].after.reason == "vLLM reports that its engine is dead (503 from /health)."
 
     asyncio.run(course())

@@ -22,54 +22,54 @@ def running(engine, value):
     return f'vllm:num_requests_running{{engine="{engine}",model_name="m"}} {value}\n'
 
 
-# ---- what an exposition says
+# ---- reading /metrics
 
 
-def test_a_real_exposition_has_all_that_is_wanted():
-    found = scrape.read(REAL.read_text())
-    (engine,) = found.engines.values()
+def test_a_recorded_exposition_has_all_wanted_metrics():
+    engine_metrics = scrape.read(REAL.read_text())
+    (engine,) = engine_metrics.engines.values()
     assert set(engine.steps) == set(metrics.STEP_SIGNS)
-    assert found.model == "llama3"
-    assert found.kv_cache_tokens.keys() == {"0"}
+    assert engine_metrics.model == "llama3"
+    assert engine_metrics.kv_cache_tokens.keys() == {"0"}
     assert not engine.asleep
 
 
-def test_a_step_shows_in_what_is_wanted():
+def test_a_step_changes_the_wanted_metrics():
     text = REAL.read_text()
-    more = text.replace(
+    later = text.replace(
         'vllm:generation_tokens_total{engine="0",model_name="llama3"} 8.0',
         'vllm:generation_tokens_total{engine="0",model_name="llama3"} 9.0',
     )
-    assert more != text
-    assert scrape.read(more).engines != scrape.read(text).engines
+    assert later != text
+    assert scrape.read(later).engines != scrape.read(text).engines
 
 
-def test_arrivals_at_an_engine_that_serves_none_are_no_step():
+def test_requests_that_only_arrive_are_not_a_step():
     text = REAL.read_text()
-    more = text.replace(
+    later = text.replace(
         'requests_waiting{engine="0",model_name="llama3"} 0.0', 'requests_waiting{engine="0",model_name="llama3"} 7.0'
     )
-    more = more.replace(
+    later = later.replace(
         'prefix_cache_queries_total{engine="0",model_name="llama3"} 17.0',
         'prefix_cache_queries_total{engine="0",model_name="llama3"} 99.0',
     )
-    assert scrape.read(more).engines["0"].steps == scrape.read(text).engines["0"].steps
-    assert scrape.read(more).engines["0"].waiting == 7
+    assert scrape.read(later).engines["0"].steps == scrape.read(text).engines["0"].steps
+    assert scrape.read(later).engines["0"].waiting == 7
 
 
-def test_several_series_of_an_engine_are_summed_and_engines_kept_apart():
+def test_several_series_of_one_engine_are_summed_and_engines_stay_separate():
     text = "".join(
         f'vllm:request_success_total{{engine="{engine}",finished_reason="{reason}"}} {value}\n'
         for engine, reason, value in (("0", "stop", 2), ("0", "length", 3), ("1", "stop", 7))
     )
-    found = scrape.read(text).engines
-    assert {name: one.steps for name, one in found.items()} == {
+    engines = scrape.read(text).engines
+    assert {name: engine.steps for name, engine in engines.items()} == {
         "0": {"vllm:request_success_total": 5}, "1": {"vllm:request_success_total": 7},
     }  # fmt: skip
 
 
-def test_gauges_of_several_api_servers_are_one_engines_together():
-    """As with --api-server-count, where prometheus_client merges what each process wrote."""
+def test_gauges_of_several_api_servers_are_summed_for_one_engine():
+    """With --api-server-count, prometheus_client merges the values of all API server processes."""
     text = "".join(
         f'vllm:num_requests_running{{engine="0",model_name="m",pid="{pid}"}} {count}\n'
         for pid, count in ((7, 2), (8, 3))
@@ -77,46 +77,46 @@ def test_gauges_of_several_api_servers_are_one_engines_together():
     assert scrape.read(text).engines["0"].running == 5
 
 
-def test_an_engine_that_is_not_awake_is_asleep():
+def test_an_engine_whose_sleep_state_is_not_awake_is_asleep():
     line = 'vllm:engine_sleep_state{{engine="0",sleep_state="{}"}} {}\n'
     text = running(0, 0) + line.format("awake", 0.0) + line.format("weights_offloaded", 1.0)
     assert scrape.read(text).engines["0"].asleep
 
 
-def test_the_kv_cache_of_each_engine_is_read_from_the_exposition():
+def test_the_kv_cache_size_of_each_engine_is_read():
     head = "# TYPE vllm:cache_config_info gauge\n"
     assert scrape.read(head + info(0, 524288) + info(1, 100)).kv_cache_tokens == {"0": 524288, "1": 100}
 
 
 @pytest.mark.parametrize("text", ["", "x 1\n", "vllm:cache_config_info{", info(0, "None"), info(0, "-3"), "a{b=} 1\n"])
-def test_an_exposition_that_does_not_say_gives_nothing(text):
+def test_an_exposition_without_wanted_metrics_gives_empty_metrics(text):
     assert scrape.read(text) == scrape.EngineMetrics()
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "12x", "", "0x"])
-def test_what_is_no_number_is_passed_over(value):
+def test_a_value_that_is_not_a_finite_number_is_skipped(value):
     assert scrape.read(running(0, value) + running(1, 3)).engines.keys() == {"1"}
 
 
-def test_a_line_that_was_cut_off_is_passed_over():
+def test_a_line_that_was_cut_off_is_skipped():
     assert scrape.read(running(0, 12).rstrip("\n")[:-1]).engines == {}
 
 
 @given(st.text())
-def test_no_text_breaks_the_reader(text):
+def test_read_accepts_any_text(text):
     scrape.read(text)
     assert scrape.read(f"{text}\n{info(0, 7)}").kv_cache_tokens == {"0": 7}
 
 
 @given(st.integers(0, len(REAL.read_text())))
-def test_half_an_exposition_shows_nothing_that_is_not_in_the_whole(cut):
-    whole, half = scrape.read(REAL.read_text()), scrape.read(REAL.read_text()[:cut])
-    for name, engine in half.engines.items():
+def test_a_partial_exposition_has_no_value_above_those_of_the_whole(cut):
+    whole, partial = scrape.read(REAL.read_text()), scrape.read(REAL.read_text()[:cut])
+    for name, engine in partial.engines.items():
         for sign, value in engine.steps.items():
             assert value <= whole.engines[name].steps[sign]
 
 
-# ---- what it is asked over HTTP
+# ---- requests over HTTP
 
 
 @contextlib.asynccontextmanager
@@ -133,7 +133,9 @@ async def served(*routes):
         await runner.cleanup()
 
 
-def asked(handler, timeout_s=5.0):
+def get_from(handler, timeout_s=5.0):
+    """Return the answer to a GET of a server with this handler."""
+
     async def ask():
         async with served(web.get("/x", handler)) as (session, url):
             return await scrape.get(session, f"{url}/x", timeout_s, api_key="k")
@@ -148,20 +150,21 @@ def answering(status, text=""):
     return handler
 
 
-def test_an_answer_has_its_status_and_body_and_the_key_went_along():
+def test_an_answer_has_status_and_body_and_the_request_carries_the_key():
     async def handler(request):
         return web.Response(status=418, text=request.headers["Authorization"])
 
-    assert asked(handler) == scrape.Answer(418, "Bearer k")
+    assert get_from(handler) == scrape.Answer(418, "Bearer k")
 
 
-def test_a_body_beyond_the_bound_is_no_answer(monkeypatch):
+def test_a_body_larger_than_the_limit_is_no_answer(monkeypatch):
     monkeypatch.setattr(scrape, "MAX_BYTES", 1000)
-    assert asked(answering(200, "x" * 1000)).ok
-    assert asked(answering(200, "x" * 300_000)).status == 0
+    assert get_from(answering(200, "x" * 1000)).ok
+    assert get_from(answering(200, "x" * 300_000)).status == 0
 
 
 def exposition(text, monkeypatch):
+    """Return the answer to a request for this /metrics, with MAX_BYTES at 100,000."""
     monkeypatch.setattr(scrape, "MAX_BYTES", 100_000)
 
     async def ask():
@@ -171,7 +174,7 @@ def exposition(text, monkeypatch):
     return asyncio.run(ask())
 
 
-def test_of_an_exposition_only_wanted_lines_are_kept_however_long_it_is(monkeypatch):
+def test_only_wanted_lines_of_a_long_exposition_are_kept(monkeypatch):
     filler = "# filler\n" * 30_000
     text = filler + running(0, 3) + filler + info(0, 7) + filler + running(1, 4).rstrip("\n")
     assert exposition(text, monkeypatch).body == running(0, 3) + info(0, 7)
@@ -179,8 +182,8 @@ def test_of_an_exposition_only_wanted_lines_are_kept_however_long_it_is(monkeypa
 
 
 @pytest.mark.parametrize("text", ["x" * 100_001, "# filler\n" * 800_000, running(0, 3) * 3000])
-def test_an_exposition_beyond_all_bounds_is_no_answer(text, monkeypatch):
-    assert exposition(text, monkeypatch) == scrape.Answer(0, "more than 0 MiB")
+def test_an_exposition_larger_than_any_limit_is_no_answer(text, monkeypatch):
+    assert exposition(text, monkeypatch) == scrape.Answer(0, "the response is larger than 0 MiB")
 
 
 def test_a_body_that_breaks_off_is_no_answer():
@@ -191,19 +194,19 @@ def test_a_body_that_breaks_off_is_no_answer():
         request.transport.close()
         return answer
 
-    assert asked(handler).status == 0
+    assert get_from(handler).status == 0
 
 
 def test_a_server_that_does_not_answer_in_time_is_status_0():
     async def handler(_):
         await asyncio.sleep(60)
 
-    answer = asked(handler, 0.1)
+    answer = get_from(handler, 0.1)
     assert (answer.status, answer.refused) == (0, False)
     assert "Timeout" in answer.body
 
 
-def test_nobody_there_is_refused():
+def test_a_closed_port_is_refused():
     async def ask():
         async with scrape.session() as session:
             return await scrape.get(session, "http://127.0.0.1:1/x", 5)
@@ -213,7 +216,7 @@ def test_nobody_there_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "health"),
     [
         (scrape.Answer(200, ""), "ok"),
         (scrape.Answer(503, ""), "engine dead"),
@@ -223,8 +226,8 @@ def test_nobody_there_is_refused():
         (scrape.Answer(500, ""), "unanswered"),
     ],
 )
-def test_what_health_says(answer, said):
-    assert scrape.health(answer) == said
+def test_the_meaning_of_each_answer_of_health(answer, health):
+    assert scrape.health(answer) == health
 
 
 # ---- canaries
@@ -239,29 +242,29 @@ def canary(*routes, engine=None, timeout_s=5.0, **target):
 
 
 class Api:
-    """Remembers what it was asked; answers what it was told."""
+    """A handler that answers with one status and body. ``requests``: path, body and headers of each request."""
 
     def __init__(self, status=200, body="{}"):
-        self.asked, self.status, self.body = [], status, body
+        self.requests, self.status, self.body = [], status, body
 
     async def answer(self, request):
-        self.asked.append((request.path, await request.json(), dict(request.headers)))
+        self.requests.append((request.path, await request.json(), dict(request.headers)))
         return web.Response(status=self.status, text=self.body)
 
 
-def test_a_canary_asks_for_one_token_of_the_served_model():
+def test_a_canary_requests_one_token_of_the_served_model():
     api = Api()
     assert canary(web.post("/v1/completions", api.answer), api_key="k") == Canary("answered")
-    ((_, body, headers),) = api.asked
+    ((_, body, headers),) = api.requests
     assert body == {"model": "shown", "prompt": [1], "max_tokens": 1, "temperature": 0}
     assert headers["Authorization"] == "Bearer k"
     assert "X-data-parallel-rank" not in headers
 
 
-def test_a_canary_may_be_for_one_engine_and_by_another_name():
+def test_a_canary_can_name_the_engine_and_another_model_name():
     api = Api()
     canary(web.post("/v1/completions", api.answer), engine="3", model="mine")
-    ((_, body, headers),) = api.asked
+    ((_, body, headers),) = api.requests
     assert body["model"] == "mine"
     assert headers["X-data-parallel-rank"] == "3"
 
@@ -274,12 +277,12 @@ def test_a_canary_may_be_for_one_engine_and_by_another_name():
         (501, '{"error": {"message": "The model does not support Completions API"}}'),
     ],
 )
-def test_a_model_that_generates_nothing_is_asked_to_pool(no_route):
+def test_a_model_that_does_not_generate_gets_a_pooling_request(no_route):
     pooling = Api()
     assert canary(web.post("/v1/completions", Api(*no_route).answer), web.post("/pooling", pooling.answer)) == Canary(
         "answered"
     )
-    assert pooling.asked[0][1] == {"model": "shown", "input": [1]}
+    assert pooling.requests[0][1] == {"model": "shown", "input": [1]}
 
 
 @pytest.mark.parametrize(
@@ -293,25 +296,25 @@ def test_a_model_that_generates_nothing_is_asked_to_pool(no_route):
         (503, "inconclusive"),
     ],
 )
-def test_who_is_to_blame_for_a_canary_that_fails(status, kind):
-    body = '{"error": {"message": "The model `x`\\nis not to be had."}}'
+def test_a_4xx_status_is_refused_and_other_errors_are_inconclusive(status, kind):
+    body = '{"error": {"message": "The model `x`\\ndoes not exist."}}'
     pooling = Api()
-    found = canary(web.post("/v1/completions", Api(status, body).answer), web.post("/pooling", pooling.answer))
-    assert found == Canary(kind, f"{status} of /v1/completions: The model `x` is not to be had.")
-    assert not pooling.asked
+    result = canary(web.post("/v1/completions", Api(status, body).answer), web.post("/pooling", pooling.answer))
+    assert result == Canary(kind, f"{status} from /v1/completions: The model `x` does not exist.")
+    assert not pooling.requests
 
 
-def test_no_answer_in_time_is_none():
+def test_a_canary_without_an_answer_in_time_is_none():
     async def never(_):
         await asyncio.sleep(60)
 
     assert canary(web.post("/v1/completions", never), timeout_s=0.2) is None
 
 
-def test_an_engine_that_was_paused_is_not_asked():
+def test_a_paused_engine_gets_no_canary():
     api = Api()
     paused = web.get("/is_paused", answering(200, '{"is_paused": true}'))
     assert canary(paused, web.post("/v1/completions", api.answer)) == Canary("paused")
-    assert not api.asked
-    going = web.get("/is_paused", answering(200, '{"is_paused":false}'))
-    assert canary(going, web.post("/v1/completions", api.answer)) == Canary("answered")
+    assert not api.requests
+    resumed = web.get("/is_paused", answering(200, '{"is_paused":false}'))
+    assert canary(resumed, web.post("/v1/completions", api.answer)) == Canary("answered")

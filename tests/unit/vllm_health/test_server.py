@@ -1,4 +1,4 @@
-"""The health port over real sockets; what it is told is a state made by hand."""
+"""The health port over real sockets. The tests make the states that it shows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from vllm_health.limits import Limits
 from vllm_health.state import Engine, EngineWatch, Name, State
 
 CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "grey", "darkred", "purple", "red"}
-"""Nine of CSS Color Module Level 4's named colours."""
+"""The nine named colours of CSS Color Module Level 4 that the states may use."""
 
-STARTING = state.beginning(0.0)
+STARTING = state.initial(0.0)
 READY = msgspec.structs.replace(
     STARTING,
     name="ready",
@@ -35,7 +35,7 @@ READY = msgspec.structs.replace(
 
 
 class Port:
-    """A server under test; ``state`` and ``values`` are what it shows."""
+    """A server under test. It shows ``state`` and ``values``."""
 
     def __init__(self, shown: State = READY) -> None:
         self.state, self.values = shown, {"ready": {(): 1.0}, "canaries": {("answered",): 4.0}}
@@ -52,25 +52,25 @@ class Port:
             await listening.close()
 
     def ask(self, *routes):
-        async def all_of_them():
-            told = []
+        async def ask_all():
+            answers = []
             async with self.open() as get:
                 for route in routes:
                     async with get(route) as answer:
-                        told.append((answer.status, await answer.text(), answer.headers))
-            return told
+                        answers.append((answer.status, await answer.text(), answer.headers))
+            return answers
 
-        return asyncio.run(all_of_them())
+        return asyncio.run(ask_all())
 
 
 @pytest.mark.parametrize(("shown", "codes"), [(STARTING, [200, 503, 503]), (READY, [200, 200, 200])])
 def test_each_probe_answers_with_its_verdict_and_the_reason(shown, codes):
-    told = Port(shown).ask("/livez", "/readyz", "/startupz")
-    assert [status for status, _, _ in told] == codes
-    assert {text for _, text, _ in told} == {f"{shown.reason}\n"}
+    answers = Port(shown).ask("/livez", "/readyz", "/startupz")
+    assert [status for status, _, _ in answers] == codes
+    assert {text for _, text, _ in answers} == {f"{shown.reason}\n"}
 
 
-def test_metrics_are_in_prometheus_format_with_help_and_our_own_process():
+def test_metrics_are_in_prometheus_format_with_help_and_include_our_process():
     ((status, text, headers),) = Port().ask("/metrics")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -82,14 +82,14 @@ def test_metrics_are_in_prometheus_format_with_help_and_our_own_process():
     assert all(family.documentation for family in families.values())
 
 
-def test_a_metric_that_is_nowhere_described_is_an_error():
+def test_a_metric_without_a_description_is_an_error():
     exposition = metrics.Exposition()
     exposition.values = {"no such metric": {(): 1.0}}
     with pytest.raises(KeyError):
         exposition.text()
 
 
-def test_the_page_for_people_says_state_since_when_and_why():
+def test_the_page_shows_state_duration_and_reason():
     shown = msgspec.structs.replace(READY, since=time.monotonic() - 100)
     ((status, text, headers),) = Port(shown).ask("/")
     assert status == 200
@@ -97,7 +97,7 @@ def test_the_page_for_people_says_state_since_when_and_why():
     for words in (
         "vLLM is ready",
         "All &lt;is&gt; well.",
-        "For 100 s. Live. Ready. Started.",
+        "In this state for 100 s. Live. Ready. Started.",
         "compiling",
         "25%",
         "7 s",
@@ -107,53 +107,53 @@ def test_the_page_for_people_says_state_since_when_and_why():
 
 
 @pytest.mark.parametrize("name", get_args(Name))
-def test_the_page_has_a_colour_of_css_for_each_state(name):
+def test_the_page_has_a_css_colour_for_each_state(name):
     ((_, text, _),) = Port(msgspec.structs.replace(READY, name=name)).ask("/")
     (color,) = re.findall(r"solid (\w+);", text)
     assert color == metrics.COLORS[name].replace(" ", "") in CSS_COLORS
 
 
-def test_a_route_that_is_not_there_is_404():
+def test_an_unknown_route_is_404():
     assert Port().ask("/health")[0][0] == 404
 
 
-def test_a_taken_port_is_an_oserror_and_leaves_nothing_open():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_a_port_in_use_is_an_oserror_and_leaves_nothing_open():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         view = server.View(lambda: READY, Limits(), dict)
         with pytest.raises(OSError, match="address already in use"):
-            asyncio.run(server.serve(view, "127.0.0.1", taken.getsockname()[1]))
+            asyncio.run(server.serve(view, "127.0.0.1", listener.getsockname()[1]))
 
 
-def test_a_flood_of_silent_connections_neither_shuts_a_probe_out_nor_piles_up():
+def test_probes_are_answered_during_a_flood_of_silent_connections_and_old_ones_are_closed():
     async def flood():
         port = Port()
         async with port.open() as get:
-            crowd = []
+            silent = []
             for _ in range(2000):
-                crowd.append(await asyncio.open_connection("127.0.0.1", port.port))
-                if len(crowd) % 100 == 0:
+                silent.append(await asyncio.open_connection("127.0.0.1", port.port))
+                if len(silent) % 100 == 0:
                     async with get("/livez") as answer:
                         assert answer.status == 200
             gc.collect()
-            handlers = [one for one in gc.get_objects() if type(one) is aiohttp.web_protocol.RequestHandler]
-            open_ones = [one for one in handlers if one.transport is not None]
-            for _, writer in crowd:
+            handlers = [item for item in gc.get_objects() if type(item) is aiohttp.web_protocol.RequestHandler]
+            open_handlers = [handler for handler in handlers if handler.transport is not None]
+            for _, writer in silent:
                 writer.close()
-            return len(open_ones)
+            return len(open_handlers)
 
     assert asyncio.run(flood()) <= server.MAX_CONNECTIONS
 
 
-def test_a_connection_ends_with_its_answer():
+def test_each_answer_closes_its_connection():
     assert Port().ask("/livez")[0][2]["Connection"] == "close"
 
 
 README = (Path(__file__).parents[3] / "healthcheck/README.md").read_text()
 
 
-def test_the_readme_has_every_state_with_the_verdicts_it_gets():
+def test_the_readme_has_every_state_with_its_verdicts():
     rows = {
         row[1].strip(" `"): [int(cell) for cell in row[2:5]]
         for row in (line.split("|") for line in README.splitlines())
@@ -162,13 +162,14 @@ def test_the_readme_has_every_state_with_the_verdicts_it_gets():
     assert set(rows) == set(metrics.STATES)
     for name, codes in rows.items():
         shown = msgspec.structs.replace(READY, name=name, started=name != "starting")
-        told = state.verdicts(shown, Limits())
-        assert codes == [200 if good else 503 for good in (told.started, told.ready, told.live)], name
+        verdicts = state.verdicts(shown, Limits())
+        passed = (verdicts.started, verdicts.ready, verdicts.live)
+        assert codes == [200 if answer else 503 for answer in passed], name
 
 
-def test_the_readme_has_every_metric_and_the_bounds():
+def test_the_readme_has_every_metric_and_the_time_bounds():
     text = " ".join(README.split())
     for name in (*metrics.GAUGES, *metrics.COUNTERS):
         assert re.search(rf"`{name.removeprefix(metrics.PREFIX)}[`{{]", text), name
     limits = Limits()
-    assert f"within {limits.unready_after_s:.0f} s and called dead and ended within {limits.dead_after_s:.0f} s" in text
+    assert f"within {limits.unready_after_s:.0f} s, and dead and ended within {limits.dead_after_s:.0f} s" in text

@@ -1,4 +1,4 @@
-"""The greeting through the real ``openai`` client, over a stand-in for vLLM's API that streams as it does."""
+"""The greeting through the real ``openai`` client, against a stand-in for vLLM's API that streams its answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vllm_health.smoke import stream_answer
 
 
 class Api:
-    """What the stand-in says, and what it was asked: (path, key, body)."""
+    """The stand-in's answers, and the requests that it got: (path, key, body)."""
 
     def __init__(self) -> None:
         self.pieces = ["Hel", "", "lo"]
         self.status = {"/v1/chat/completions": 200, "/v1/completions": 200}
-        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.url = ""
 
     def chunks(self, path: str) -> Iterator[dict[str, Any]]:
@@ -34,12 +34,12 @@ def handler(api: Api) -> Callable[..., http.server.BaseHTTPRequestHandler]:
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            api.asked.append((self.path, self.headers["authorization"], body))
+            api.requests.append((self.path, self.headers["authorization"], body))
             self.send_response(api.status[self.path])
-            good = api.status[self.path] == 200
-            self.send_header("content-type", "text/event-stream" if good else "application/json")
+            ok = api.status[self.path] == 200
+            self.send_header("content-type", "text/event-stream" if ok else "application/json")
             self.end_headers()
-            if good:
+            if ok:
                 for chunk in api.chunks(self.path):
                     self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
                 self.wfile.write(b"data: [DONE]\n\n")
@@ -54,27 +54,27 @@ def handler(api: Api) -> Callable[..., http.server.BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def api() -> Iterator[Api]:
-    found = Api()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(found)) as server:
-        found.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    stand_in = Api()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(stand_in)) as server:
+        stand_in.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield found
+        yield stand_in
         server.shutdown()
         thread.join()
 
 
 def ask(api: Api, key: str = "k") -> tuple[str, Any]:
-    heard: list[str] = []
-    timing = stream_answer(api.url, key, "m", "Who?", heard.append, max_tokens=7)
-    return "|".join(heard), timing
+    pieces: list[str] = []
+    timing = stream_answer(api.url, key, "m", "Who?", pieces.append, max_tokens=7)
+    return "|".join(pieces), timing
 
 
-def test_an_answer_is_handed_on_piece_by_piece_and_timed(api: Api) -> None:
+def test_an_answer_is_written_piece_by_piece_and_timed(api: Api) -> None:
     text, timing = ask(api)
     assert (text, timing.pieces) == ("Hel|lo", 2)
     assert 0 < timing.first_s <= timing.total_s
-    ((path, key, body),) = api.asked
+    ((path, key, body),) = api.requests
     assert (path, key) == ("/v1/chat/completions", "Bearer k")
     assert body["messages"] == [{"role": "user", "content": "Who?"}]
     assert (body["model"], body["max_tokens"], body["stream"]) == ("m", 7, True)
@@ -83,18 +83,18 @@ def test_an_answer_is_handed_on_piece_by_piece_and_timed(api: Api) -> None:
 def test_a_model_without_a_chat_template_continues_the_question(api: Api) -> None:
     api.status["/v1/chat/completions"] = 400
     assert ask(api)[0] == "Hel|lo"
-    assert [path for path, _, _ in api.asked] == ["/v1/chat/completions", "/v1/completions"]
-    assert api.asked[1][2]["prompt"] == "Who?"
+    assert [path for path, _, _ in api.requests] == ["/v1/chat/completions", "/v1/completions"]
+    assert api.requests[1][2]["prompt"] == "Who?"
 
 
-def test_an_empty_answer_is_no_piece(api: Api) -> None:
+def test_an_empty_answer_has_no_pieces(api: Api) -> None:
     api.pieces = [""]
     text, timing = ask(api, key="")
     assert (text, timing.pieces, timing.first_s) == ("", 0, 0.0)
 
 
-def test_a_server_that_refuses_is_an_error_and_asked_once(api: Api) -> None:
+def test_a_refused_request_is_an_error_and_is_not_repeated(api: Api) -> None:
     api.status["/v1/chat/completions"] = 401
     with pytest.raises(openai.AuthenticationError, match="no such thing"):
         ask(api)
-    assert len(api.asked) == 1
+    assert len(api.requests) == 1
