@@ -1,4 +1,4 @@
-"""Alerts on metrics that are missing or that cannot be believed."""
+"""Alerts on metrics that are missing, and on a prober or a plan that is wrong."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def group(limits: Limits) -> list[Alert]:
 
 
 def _metrics_absent(limits: Limits) -> Alert:
-    """Return the alert on a ready replica without all of vLLM's metrics."""
+    """Return the alert on a ready replica for which Prometheus lacks some of vLLM's metrics."""
     names = "|".join(metrics.ALWAYS_SHOWN)
-    shown = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
+    names_per_pod = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
     return limited(
         limits,
         "VLLMMetricsAbsent",
-        f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {shown} >= {len(metrics.ALWAYS_SHOWN)}",
-        f"{POD_NAMED} does not show all of vLLM's metrics",
-        "The prober's are there and some of vLLM's are not: its /metrics is not scraped, or the engine has renamed "
-        "them. Dashboards and alerts are blind to it.",
+        f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {names_per_pod} >= {len(metrics.ALWAYS_SHOWN)}",
+        f"{POD_NAMED}: some of vLLM's metrics are missing",
+        "Prometheus has the prober's metrics but not all of vLLM's. It does not scrape vLLM's /metrics, or vLLM has "
+        "renamed metrics. Dashboards are empty and alerts cannot fire.",
     )
 
 
@@ -35,9 +35,9 @@ def _prober_blind(limits: Limits) -> Alert:
         "VLLMProberBlind",
         f"{failed} / {scrapes} > {limits['VLLMProberBlind'].share:g}\n"
         f'or max by ({POD}) ({OURS}canaries_total{{result="refused"}}) > 0',
-        f"{POD_NAMED} is watched by a prober that sees too little",
-        "vLLM's /metrics does not answer it, or its requests of one token are refused for their key or their model's "
-        "name. An engine that hangs may stay unnoticed.",
+        f"{POD_NAMED}: the prober cannot detect a hang",
+        "The prober cannot read vLLM's /metrics, or vLLM refuses its one-token requests because of the API key or the "
+        "model name. An engine that hangs may not be noticed.",
     )
 
 
@@ -48,6 +48,6 @@ def _kv_cache_below_plan(limits: Limits) -> Alert:
         limits,
         "VLLMKVCacheBelowPlan",
         f"max by ({ENGINE}) ({OURS}kv_cache_tokens) / {planned} < {limits['VLLMKVCacheBelowPlan'].share:g}",
-        f"{POD_NAMED} has {{{{ $value | humanizePercentage }}}} of the KV cache that was planned",
-        "Something else takes the memory, or the plan is wrong: fewer requests fit than were counted on.",
+        f"{POD_NAMED} has {{{{ $value | humanizePercentage }}}} of the planned KV cache",
+        "Another process uses the GPU's memory, or the plan is wrong. Fewer requests fit than planned.",
     )

@@ -1,4 +1,4 @@
-"""Alerts on what users notice, or soon will."""
+"""Alerts on failures that users notice, or will notice soon."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def group(limits: Limits) -> list[Alert]:
 
 def _engine_stalled(limits: Limits) -> Alert:
     """Return the alert on a replica whose engine hangs."""
-    # Not "dead": every run ends so, a rollout's too. A hang is "stalled" for a fifth of stall_seconds before that.
+    # Not the state "dead": every run ends in it, also in a rollout. A hang is "stalled" before, for stall_seconds / 5.
     stalled = f"max_over_time({in_state('stalled')}[{limits['VLLMEngineStalled'].within}])"
     return limited(
         limits,
         "VLLMEngineStalled",
         f"max by ({POD}) ({stalled}) == 1",
-        f"{POD_NAMED} hangs",
-        "Its engine has made no step and has left requests of one token unanswered. It is out of rotation; the "
-        "launcher ends it and its carrier starts it again.",
+        f"{POD_NAMED}: the engine hangs",
+        "The engine made no step and did not answer the prober's one-token requests. The replica gets no new requests. "
+        "The launcher stops it, and Kubernetes or Docker restarts it.",
     )
 
 
@@ -43,25 +43,25 @@ def _no_replica_ready(limits: Limits) -> Alert:
     return limited(
         limits,
         "VLLMNoReplicaReady",
-        # Scaled to zero or removed: no series is left, and each replica ended in a drain. Asleep: the operator's wish.
+        # Scaled to zero or removed: every replica drained, and no series is left. Asleep: the operator wants it.
         f"{served}\nunless max by ({MODEL}) ({READY}) == 1\n"
         f"unless ({drained} unless max by ({MODEL}) ({READY}) == 0)\n"
         f"unless max by ({MODEL}) ({in_state('asleep')}) == 1",
-        f"{MODEL_NAMED} is served by nobody",
-        f"A replica was ready within {within} and now none is: every request fails.",
+        f"{MODEL_NAMED} has no ready replica",
+        f"A replica was ready within the last {within}, and none is ready now. Every request fails.",
     )
 
 
 def _replica_not_ready(limits: Limits) -> Alert:
-    """Return the alert on a replica that was ready and is not, without a drain or a sleep."""
+    """Return the alert on a replica that is no longer ready, although it neither drains nor sleeps."""
     was_ready = f"max_over_time({READY}[{limits['VLLMReplicaNotReady'].within}]) == 1"
     return limited(
         limits,
         "VLLMReplicaNotReady",
         f"max by ({POD}) ({READY} == 0 and {was_ready})\n"
         f'unless on ({POD}) {OURS}state{{state=~"draining|asleep"}} == 1',
-        f"{POD_NAMED} is out of rotation",
-        "It was ready and no longer is, and nobody has told it to end; the others carry its load.",
+        f"{POD_NAMED} is not ready",
+        "The replica was ready, is not ready now, and is neither draining nor asleep. The other replicas get its load.",
     )
 
 
@@ -74,9 +74,9 @@ def _admission_stalled(limits: Limits) -> Alert:
         limits,
         "VLLMAdmissionStalled",
         f"{waiting} > 0\nand {running} == 0\nand {steps} == 0\nunless on ({POD}) {in_state('asleep')} == 1",
-        f"{POD_NAMED} lets no request in",
-        "{{ $value }} requests wait in engine {{ $labels.engine }}, none runs and no step is made "
-        "(such as vllm-project/vllm#45388).",
+        f"{POD_NAMED}: requests wait and none runs",
+        "{{ $value }} requests wait in engine {{ $labels.engine }}. The engine runs none and makes no step "
+        "(for example vllm-project/vllm#45388).",
     )
 
 
@@ -88,21 +88,21 @@ def _queue_time_high(limits: Limits) -> Alert:
         limits,
         "VLLMQueueTimeHigh",
         f"{total} / {count} > {limit:g}",
-        f"{MODEL_NAMED}: requests wait {{{{ $value | humanizeDuration }}}} before anything is done for them",
-        f"The mean over five minutes is above {limit:g} s: there is more work than these replicas can do.",
+        f"{MODEL_NAMED}: mean queue time is {{{{ $value | humanizeDuration }}}}",
+        f"The mean queue time over 5 minutes is above {limit:g} s. The replicas get more requests than they can serve.",
     )
 
 
 def _kv_pressure(limits: Limits) -> Alert:
     """Return the alert on an engine whose KV cache usage is above its limit while it preempts requests."""
-    full = f"max by ({ENGINE}) ({metrics.KV_CACHE_USAGE}) > {limits['VLLMKVPressure'].usage:g}"
+    usage = f"max by ({ENGINE}) ({metrics.KV_CACHE_USAGE}) > {limits['VLLMKVPressure'].usage:g}"
     return limited(
         limits,
         "VLLMKVPressure",
-        f"{full}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
-        f"{POD_NAMED} has too little KV cache",
-        "{{ $value | humanizePercentage }} of it is in use and requests are preempted: what they had computed is "
-        "computed again.",
+        f"{usage}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
+        f"{POD_NAMED}: the KV cache is full and requests are preempted",
+        "KV cache usage is {{ $value | humanizePercentage }}. Each preempted request is computed again from its "
+        "beginning.",
     )
 
 
@@ -113,23 +113,22 @@ def _admission_rejections(limits: Limits) -> Alert:
         limits,
         "VLLMAdmissionRejections",
         f"{per_minute} > {limits['VLLMAdmissionRejections'].per_minute:g}",
-        f"{MODEL_NAMED} turns {{{{ $value | humanize }}}} requests a minute away",
-        "As many requests or tokens are in it as --max-num-queued-reqs or --max-num-queued-tokens allow; clients are "
-        "answered 503.",
+        f"{MODEL_NAMED} rejects {{{{ $value | humanize }}}} requests per minute",
+        "The limit --max-num-queued-reqs or --max-num-queued-tokens is reached. Clients get 503.",
     )
 
 
 def _at_max_replicas(limits: Limits) -> Alert:
     """Return the alert on a Deployment that cannot scale out further while its requests wait."""
-    most, target = "max by (namespace, horizontalpodautoscaler)", "namespace, scaletargetref_name"
+    max_by_hpa, target = "max by (namespace, horizontalpodautoscaler)", "namespace, scaletargetref_name"
     # A pod's name begins with the name of its Deployment.
     waiting = f'label_replace({metrics.REQUESTS_WAITING}, "scaletargetref_name", "$1", "pod", "(.+)-[^-]+-[^-]+")'
     return limited(
         limits,
         "VLLMAtMaxReplicas",
-        f"({most} ({metrics.KUBE_HPA_DESIRED}) >= {most} ({metrics.KUBE_HPA_MAX}))\n"
+        f"({max_by_hpa} ({metrics.KUBE_HPA_DESIRED}) >= {max_by_hpa} ({metrics.KUBE_HPA_MAX}))\n"
         f"* on (namespace, horizontalpodautoscaler) group_left (scaletargetref_name) {metrics.KUBE_HPA_INFO}\n"
         f"and on ({target}) sum by ({target}) ({waiting}) > 0",
-        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} may have no more replicas, and requests wait",
-        "{{ $value }} replicas are wanted, as many as the autoscaler may have.",
+        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} is at its maximum of replicas, and requests wait",
+        "The autoscaler wants {{ $value }} replicas, and its maximum is reached.",
     )
