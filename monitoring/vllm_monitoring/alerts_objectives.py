@@ -40,7 +40,7 @@ def _budget_burn(slo: str, objective: Objective, burn: Burn, least_requests: flo
         burn.duration,
         "\nand ".join((*over, f"{requests} >= {least_requests:g}")),
         f"{MODEL_NAMED}: {{{{ $value | humanizePercentage }}}} {_MISSED[slo]} in the last {burn.long}",
-        f"The objective is {100 * objective.objective:.4g} %{within}. Over {burn.long} and over {burn.short} the error "
-        f"budget has been burning more than {burn.rate:g} times as fast as allowed.",
+        f"The objective is {100 * objective.objective:.4g} %{within}. The error budget burned at "
+        f"more than {burn.rate:g} times the allowed rate, over {burn.long} and over {burn.short}.",
         {"slo": slo, "window": burn.long},
     )

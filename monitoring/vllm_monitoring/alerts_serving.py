@@ -100,7 +100,7 @@ def _kv_pressure(limits: Limits) -> Alert:
         limits,
         "VLLMKVPressure",
         f"{usage}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
-        f"{POD_NAMED}: the KV cache is full and requests are preempted",
+        f"{POD_NAMED}: the KV cache is nearly full and requests are preempted",
         "KV cache usage is {{ $value | humanizePercentage }}. Each preempted request is computed again from its "
         "beginning.",
     )
