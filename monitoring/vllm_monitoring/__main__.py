@@ -31,10 +31,11 @@ def index(config: thresholds.Thresholds) -> str:
         "Each alert has one runbook. The alert's annotation runbook_url links to it.",
         "",
         "* The launcher (`vllm-launch`) is the main process of a pod. It starts and stops vLLM.",
-        "* The prober checks vLLM and the GPUs. It runs in the launcher, or as a sidecar (`vllm-health serve`) without it. It",
-        "  answers /livez, /readyz and /startupz on port 8001.",
+        "* The prober checks vLLM and the GPUs. It runs in the launcher, or without a launcher as a sidecar",
+        "  (`vllm-health serve`). It answers /livez, /readyz and /startupz on port 8001.",
         "* vLLM is the API server on port 8000 and one or more engines. An engine computes in steps: one batch each.",
-        "* In commands, replace NAMESPACE, POD, NODE (the pod's node), UUID (the GPU's) and RELEASE (the Helm release).",
+        "* In commands, replace NAMESPACE, POD, NODE (the pod's node), UUID (the GPU's UUID) and RELEASE (the Helm",
+        "  release).",
     ]
     for group, alerts in rules.every_alert(config).items():
         lines += [
