@@ -23,7 +23,7 @@ from grafana_foundation_sdk.builders import (
     timeseries,
 )
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import common as models
 from grafana_foundation_sdk.models import dashboard as dashboard_models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -96,7 +96,7 @@ def stat_panel(
         .decimals(decimals)
         .with_target(_query(expr, title, instant=True))
         .thresholds(_thresholds(steps or ((None, GREY),)))
-        .graph_mode(common_models.BigValueGraphMode.NONE)
+        .graph_mode(models.BigValueGraphMode.NONE)
         .no_value("none")
         .span(4)
         .height(4)
@@ -129,13 +129,9 @@ def line_panel(
         .min(0)
         .fill_opacity(40 if stacked else 8)
         .line_width(0 if stacked else 1)
-        .show_points(common_models.VisibilityMode.NEVER)
-        .legend(common.VizLegendOptions().show_legend(True).placement(common_models.LegendPlacement.BOTTOM))  # noqa: FBT003
-        .tooltip(
-            common.VizTooltipOptions()
-            .mode(common_models.TooltipDisplayMode.MULTI)
-            .sort(common_models.SortOrder.DESCENDING)
-        )
+        .show_points(models.VisibilityMode.NEVER)
+        .legend(common.VizLegendOptions().show_legend(True).placement(models.LegendPlacement.BOTTOM))  # noqa: FBT003
+        .tooltip(common.VizTooltipOptions().mode(models.TooltipDisplayMode.MULTI).sort(models.SortOrder.DESCENDING))
         .span(span)
         .height(8)
     )
@@ -146,10 +142,10 @@ def line_panel(
     if counts:
         panel = panel.decimals(0)
     if stacked:
-        panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
+        panel = panel.stacking(common.StackingConfig().mode(models.StackingMode.NORMAL).group("A"))
     if limit is not None:
         panel = panel.thresholds(_thresholds(((None, "transparent"), (limit, RED)))).thresholds_style(
-            common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
+            common.GraphThresholdsStyleConfig().mode(models.GraphThresholdsStyleMode.DASHED)
         )
     return _with_runbook(panel, runbook)
 
@@ -184,8 +180,8 @@ def timeline_panel(
         .description(description)
         .with_target(_query(expr, legend))
         .mappings(_state_mappings())
-        .show_value(common_models.VisibilityMode.NEVER)
-        .legend(common.VizLegendOptions().show_legend(True).placement(common_models.LegendPlacement.BOTTOM))  # noqa: FBT003
+        .show_value(models.VisibilityMode.NEVER)
+        .legend(common.VizLegendOptions().show_legend(True).placement(models.LegendPlacement.BOTTOM))  # noqa: FBT003
         .row_height(0.8)
         .span(span)
         .height(8)
@@ -301,7 +297,7 @@ def dashboard_json(uid: str, title: str, description: str, rows: Sequence[Row], 
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
 
 
-_SOURCE: Final = common_models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+_SOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 _REFS: Final = string.ascii_uppercase

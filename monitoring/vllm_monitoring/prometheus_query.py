@@ -80,7 +80,7 @@ class _Response(msgspec.Struct):
     data: _Data
 
 
-def query(url: str, window: Window, expr: str, instant: bool) -> list[Series]:  # noqa: FBT001 - QueryFunction is positional
+def query(url: str, window: Window, expr: str, instant: bool) -> list[Series]:  # noqa: FBT001 - positional call
     """Return the series of a range query over ``window``, or of an instant query at its end.
 
     Raises:
@@ -89,7 +89,7 @@ def query(url: str, window: Window, expr: str, instant: bool) -> list[Series]:  
     when = {"time": window.end} if instant else {"start": window.begin, "end": window.end, "step": window.step_s}
     path = f"query{'' if instant else '_range'}?{urllib.parse.urlencode({'query': expr, **when})}"
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/{path}", timeout=30) as response:  # noqa: S310 - user's URL
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/{path}", timeout=30) as response:  # noqa: S310
             return msgspec.json.decode(response.read(), type=_Response).data.result
     except urllib.error.HTTPError as error:
         raise DrawError(f"{url}: {error.code} {error.reason} for the query {expr}") from None

@@ -479,7 +479,7 @@ BURNS = [case for slo in ALERT_OF for case in burns(slo)] + [
         | series(f"{metrics.TIME_TO_FIRST_TOKEN}_bucket", ENGINE, "0+1.9x60", le="2.5")
         | ours("canaries_total", "0+1.9x60", result="answered")
         | ours("canaries_total", "0+1.9x60", result="not needed"),
-        # With the prober's there are 60 requests an hour, 5 % of them slow. Users' three an hour are all slow, but too few.
+        # With the prober's there are 60 requests an hour, 5 % slow. Users' three an hour are all slow, but too few.
         [expect("time_to_first_token", "110m", "1h", None), expect("time_to_first_token", "110m", "6h", None)],
         step="2m",
     ),

@@ -2,8 +2,8 @@
 
 usage: mixed_load.py URL MODEL SECONDS CONCURRENCY MAX_MODEL_LEN [KEY]
 
-Kinds of requests: short chats, long prompts, a shared system prompt, clients that disconnect ("left"), responses without
-streaming ("whole"), and a wrong model name ("wrong"). The order is the same in each run.
+Kinds of requests: short chats, long prompts, a shared system prompt, clients that disconnect ("left"), responses
+without streaming ("whole"), and a wrong model name ("wrong"). The order is the same in each run.
 """
 
 from __future__ import annotations

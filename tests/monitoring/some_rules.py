@@ -7,7 +7,7 @@ from cases import ALERT_OF
 
 
 def rules_for(alerts, groups):
-    """Return the text of a rules file with the rules of ``groups`` that ``alerts`` need. promtool then takes seconds."""
+    """Return the text of a rules file with the rules of ``groups`` that ``alerts`` need. It makes promtool fast."""
     slos = {slo for slo, alert in ALERT_OF.items() if alert in alerts}
     selected_groups = []
     for group in groups:

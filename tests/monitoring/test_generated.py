@@ -216,7 +216,8 @@ def test_a_thresholds_file_changes_only_what_it_names(tmp_path):
     )
     result = generate("--thresholds", tmp_path / "mine.yaml", "--to", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
-    alerts = {rule["alert"]: rule for group in yaml.safe_load((tmp_path / "out" / generator.RULES).read_text())["groups"]
+    written = yaml.safe_load((tmp_path / "out" / generator.RULES).read_text())
+    alerts = {rule["alert"]: rule for group in written["groups"]
              for rule in group["rules"] if "alert" in rule}  # fmt: skip
     assert alerts["VLLMQueueTimeHigh"]["expr"].endswith("> 5")
     assert {rule["annotations"]["runbook_url"].rsplit("/", 1)[0] for rule in alerts.values()} == {

@@ -29,7 +29,7 @@ QUOTIENTS = {*ALERT_OF.values(), "VLLMQueueTimeHigh"}
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """A changed rule. ``change``: what is changed. ``alerts``: the alerts of which a case must fail. ``rules``: the rules file."""
+    """The text of a rules file with one change. ``alerts``: a case of one of these alerts must fail."""
 
     change: str
     alerts: tuple[str, ...]
@@ -116,7 +116,9 @@ def survives(mutant, folder):
     folder.mkdir()
     cases = [case for case in ALL_CASES if any(expectation.alert in mutant.alerts for expectation in case.expectations)]
     cases = [
-        msgspec.structs.replace(case, expectations=[one for one in case.expectations if one.alert in mutant.alerts])
+        msgspec.structs.replace(
+            case, expectations=[wanted for wanted in case.expectations if wanted.alert in mutant.alerts]
+        )
         for case in cases
     ]
     return not run(folder, mutant.rules, cases)[0] and not run(folder, mutant.rules, NEAR_MISSES)[0]
