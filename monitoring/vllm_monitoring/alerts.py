@@ -16,11 +16,12 @@ from vllm_monitoring.records import POD, Rule
 from vllm_monitoring.thresholds import Limit
 
 ENGINE: Final = f"{POD}, {metrics.ENGINE}"
-MODEL_NAMED: Final = "{{ $labels.model_name }} in {{ $labels.namespace }}"
-POD_NAMED: Final = "{{ $labels.pod }} in {{ $labels.namespace }} ({{ $labels.model_name }})"
-GPU_NAMED: Final = "GPU {{ $labels.gpu }} of {{ $labels.pod }} in {{ $labels.namespace }}"
-OURS: Final = metrics.PREFIX
-READY: Final = f"{OURS}ready"
+MODEL_TEXT: Final = "{{ $labels.model_name }} in {{ $labels.namespace }}"
+POD_TEXT: Final = "{{ $labels.pod }} in {{ $labels.namespace }} ({{ $labels.model_name }})"
+GPU_TEXT: Final = "GPU {{ $labels.gpu }} of {{ $labels.pod }} in {{ $labels.namespace }}"
+"""Beginnings of summaries: the place of the fault, as a template of Prometheus."""
+PREFIX: Final = metrics.PREFIX
+READY: Final = f"{PREFIX}ready"
 
 Limits = Mapping[str, Limit]
 """The limits of thresholds.yaml, by alert name."""
@@ -55,12 +56,12 @@ class Alert(msgspec.Struct, frozen=True):
         }
 
 
-def limited(limits: Limits, name: str, expr: str, summary: str, description: str) -> Alert:
+def alert_with_limit(limits: Limits, name: str, expr: str, summary: str, description: str) -> Alert:
     """Return the alert ``name`` with the severity and the duration of its limit."""
     limit = limits[name]
     return Alert(name, limit.severity, limit.duration, expr, summary, description)
 
 
-def in_state(name: str) -> str:
+def state_selector(name: str) -> str:
     """Return the selector of the series that is 1 while a replica is in the state ``name``."""
-    return f'{OURS}state{{state="{name}"}}'
+    return f'{PREFIX}state{{state="{name}"}}'

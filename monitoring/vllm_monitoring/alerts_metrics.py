@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import ENGINE, OURS, POD_NAMED, READY, Alert, Limits, limited
+from vllm_monitoring.alerts import ENGINE, POD_TEXT, PREFIX, READY, Alert, Limits, alert_with_limit
 from vllm_monitoring.records import POD
 
 
@@ -16,11 +16,11 @@ def _metrics_absent(limits: Limits) -> Alert:
     """Return the alert on a ready replica for which Prometheus lacks some of vLLM's metrics."""
     names = "|".join(metrics.ALWAYS_SHOWN)
     names_per_pod = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMMetricsAbsent",
         f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {names_per_pod} >= {len(metrics.ALWAYS_SHOWN)}",
-        f"{POD_NAMED}: some of vLLM's metrics are missing",
+        f"{POD_TEXT}: some of vLLM's metrics are missing",
         "Prometheus has the prober's metrics but not all of vLLM's. It does not scrape vLLM's /metrics, or vLLM has "
         "renamed metrics. Dashboards are empty and alerts cannot fire.",
     )
@@ -28,14 +28,14 @@ def _metrics_absent(limits: Limits) -> Alert:
 
 def _prober_blind(limits: Limits) -> Alert:
     """Return the alert on a prober whose scrapes fail or whose one-token requests are refused."""
-    scrapes = f"sum by ({POD}) (rate({OURS}scrapes_total[5m]))"
-    failed = f'sum by ({POD}) (rate({OURS}scrapes_total{{result="failed"}}[5m]))'
-    return limited(
+    scrapes = f"sum by ({POD}) (rate({PREFIX}scrapes_total[5m]))"
+    failed = f'sum by ({POD}) (rate({PREFIX}scrapes_total{{result="failed"}}[5m]))'
+    return alert_with_limit(
         limits,
         "VLLMProberBlind",
         f"{failed} / {scrapes} > {limits['VLLMProberBlind'].share:g}\n"
-        f'or max by ({POD}) ({OURS}canaries_total{{result="refused"}}) > 0',
-        f"{POD_NAMED}: the prober cannot detect a hang",
+        f'or max by ({POD}) ({PREFIX}canaries_total{{result="refused"}}) > 0',
+        f"{POD_TEXT}: the prober cannot detect a hang",
         "The prober cannot read vLLM's /metrics, or vLLM refuses its one-token requests because of the API key or the "
         "model name. An engine that hangs may not be noticed.",
     )
@@ -43,11 +43,11 @@ def _prober_blind(limits: Limits) -> Alert:
 
 def _kv_cache_below_plan(limits: Limits) -> Alert:
     """Return the alert on an engine whose KV cache is smaller than planned."""
-    planned = f"on ({POD}) group_left () max by ({POD}) ({OURS}kv_cache_planned_tokens)"
-    return limited(
+    planned = f"on ({POD}) group_left () max by ({POD}) ({PREFIX}kv_cache_planned_tokens)"
+    return alert_with_limit(
         limits,
         "VLLMKVCacheBelowPlan",
-        f"max by ({ENGINE}) ({OURS}kv_cache_tokens) / {planned} < {limits['VLLMKVCacheBelowPlan'].share:g}",
-        f"{POD_NAMED} has {{{{ $value | humanizePercentage }}}} of the planned KV cache",
+        f"max by ({ENGINE}) ({PREFIX}kv_cache_tokens) / {planned} < {limits['VLLMKVCacheBelowPlan'].share:g}",
+        f"{POD_TEXT} has {{{{ $value | humanizePercentage }}}} of the planned KV cache",
         "Another process uses the GPU's memory, or the plan is wrong. Fewer requests fit than planned.",
     )

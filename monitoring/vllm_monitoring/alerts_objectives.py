@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vllm_monitoring.alerts import MODEL_NAMED, Alert
+from vllm_monitoring.alerts import MODEL_TEXT, Alert
 from vllm_monitoring.records import SLO_ERRORS, SLO_REQUESTS
 from vllm_monitoring.thresholds import BURN_ALERTS, Burn, Objective, Thresholds, seconds
 
@@ -39,7 +39,7 @@ def _budget_burn(slo: str, objective: Objective, burn: Burn, least_requests: flo
         burn.severity,
         burn.duration,
         "\nand ".join((*over, f"{requests} >= {least_requests:g}")),
-        f"{MODEL_NAMED}: {{{{ $value | humanizePercentage }}}} {_MISSED[slo]} in the last {burn.long}",
+        f"{MODEL_TEXT}: {{{{ $value | humanizePercentage }}}} {_MISSED[slo]} in the last {burn.long}",
         f"The objective is {100 * objective.objective:.4g} %{within}. The error budget burned at "
         f"more than {burn.rate:g} times the allowed rate, over {burn.long} and over {burn.short}.",
         {"slo": slo, "window": burn.long},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import OURS, POD_NAMED, Alert, Limits, in_state, limited
+from vllm_monitoring.alerts import POD_TEXT, PREFIX, Alert, Limits, alert_with_limit, state_selector
 from vllm_monitoring.records import POD
 
 
@@ -15,11 +15,11 @@ def group(limits: Limits) -> list[Alert]:
 def _restart_loop(limits: Limits) -> Alert:
     """Return the alert on a replica that restarts too often."""
     loop = limits["VLLMRestartLoop"]
-    restarts = f"changes({OURS}process_start_time_seconds[{loop.within}])"
-    models = f"group by ({POD}) (last_over_time({OURS}live[{loop.within}]))"
+    restarts = f"changes({PREFIX}process_start_time_seconds[{loop.within}])"
+    models = f"group by ({POD}) (last_over_time({PREFIX}live[{loop.within}]))"
     # Prometheus cannot scrape a container that exits within seconds. The kubelet counts its restarts.
     kubelet_restarts = f'max by (namespace, pod) (increase({metrics.KUBE_RESTARTS}{{container="vllm"}}[{loop.within}]))'
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMRestartLoop",
         f"{models} * on (namespace, pod) group_left () max by (namespace, pod) ({restarts}) >= {loop.restarts:g}\n"
@@ -32,12 +32,12 @@ def _restart_loop(limits: Limits) -> Alert:
 
 def _startup_slow(limits: Limits) -> Alert:
     """Return the alert on a start-up that takes longer than its limit."""
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMStartupSlow",
-        f"max by ({POD}) ({OURS}start_seconds) > {limits['VLLMStartupSlow'].seconds:g}\n"
-        f"and on ({POD}) {in_state('starting')} == 1",
-        f"{POD_NAMED} has been starting for {{{{ $value | humanizeDuration }}}}",
+        f"max by ({POD}) ({PREFIX}start_seconds) > {limits['VLLMStartupSlow'].seconds:g}\n"
+        f"and on ({POD}) {state_selector('starting')} == 1",
+        f"{POD_TEXT} has been starting for {{{{ $value | humanizeDuration }}}}",
         "Start-up makes progress, but it takes longer than it should.",
     )
 
@@ -45,13 +45,13 @@ def _startup_slow(limits: Limits) -> Alert:
 def _startup_stuck(limits: Limits) -> Alert:
     """Return the alert on a start-up that has made no progress for a share of the limit start_stall."""
     share = limits["VLLMStartupStuck"].share
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMStartupStuck",
-        f"max by ({POD}) ({OURS}last_progress_seconds) > on ({POD}) "
-        f'{share:g} * max by ({POD}) ({OURS}limit_seconds{{limit="start_stall"}})\n'
-        f"and on ({POD}) {in_state('starting')} == 1",
-        f"{POD_NAMED}: start-up has made no progress for {{{{ $value | humanizeDuration }}}}",
+        f"max by ({POD}) ({PREFIX}last_progress_seconds) > on ({POD}) "
+        f'{share:g} * max by ({POD}) ({PREFIX}limit_seconds{{limit="start_stall"}})\n'
+        f"and on ({POD}) {state_selector('starting')} == 1",
+        f"{POD_TEXT}: start-up has made no progress for {{{{ $value | humanizeDuration }}}}",
         f"That is more than {100 * share:g} % of start_stall_seconds. The launcher stops the start-up at 100 %.",
     )
 
@@ -59,12 +59,13 @@ def _startup_stuck(limits: Limits) -> Alert:
 def _drain_late(limits: Limits) -> Alert:
     """Return the alert on a drain that has used a share of its time and still has open streams."""
     share = limits["VLLMDrainLate"].share
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMDrainLate",
-        f"max by ({POD}) ({OURS}state_seconds) > on ({POD}) "
-        f'{share:g} * max by ({POD}) ({OURS}limit_seconds{{limit="drain"}})\nand on ({POD}) {OURS}drain_streams > 0',
-        f"{POD_NAMED} has been draining for {{{{ $value | humanizeDuration }}}} and may cut streams",
+        f"max by ({POD}) ({PREFIX}state_seconds) > on ({POD}) "
+        f'{share:g} * max by ({POD}) ({PREFIX}limit_seconds{{limit="drain"}})\n'
+        f"and on ({POD}) {PREFIX}drain_streams > 0",
+        f"{POD_TEXT} has been draining for {{{{ $value | humanizeDuration }}}} and may cut streams",
         f"More than {100 * share:g} % of the drain time is used, and streams are still open. Streams that are open at "
         "its end are cut.",
     )

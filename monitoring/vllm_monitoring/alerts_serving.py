@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import ENGINE, MODEL_NAMED, OURS, POD_NAMED, READY, Alert, Limits, in_state, limited
+from vllm_monitoring.alerts import (
+    ENGINE,
+    MODEL_TEXT,
+    POD_TEXT,
+    PREFIX,
+    READY,
+    Alert,
+    Limits,
+    alert_with_limit,
+    state_selector,
+)
 from vllm_monitoring.records import MODEL, POD
 
 
@@ -24,12 +34,12 @@ def group(limits: Limits) -> list[Alert]:
 def _engine_stalled(limits: Limits) -> Alert:
     """Return the alert on a replica whose engine hangs."""
     # Not the state "dead": every run ends in it, also in a rollout. A hang is "stalled" before, for stall_seconds / 5.
-    stalled = f"max_over_time({in_state('stalled')}[{limits['VLLMEngineStalled'].within}])"
-    return limited(
+    stalled = f"max_over_time({state_selector('stalled')}[{limits['VLLMEngineStalled'].within}])"
+    return alert_with_limit(
         limits,
         "VLLMEngineStalled",
         f"max by ({POD}) ({stalled}) == 1",
-        f"{POD_NAMED}: the engine hangs",
+        f"{POD_TEXT}: the engine hangs",
         "The engine made no step and did not answer the prober's one-token requests. The replica gets no new requests. "
         "The launcher stops it, and Kubernetes or Docker restarts it.",
     )
@@ -39,15 +49,15 @@ def _no_replica_ready(limits: Limits) -> Alert:
     """Return the alert on a model that had a ready replica and has none now."""
     within = limits["VLLMNoReplicaReady"].within
     served = f"max by ({MODEL}) (max_over_time({READY}[{within}])) == 1"
-    drained = f"min by ({MODEL}) (last_over_time({OURS}draining[{within}])) == 1"
-    return limited(
+    drained = f"min by ({MODEL}) (last_over_time({PREFIX}draining[{within}])) == 1"
+    return alert_with_limit(
         limits,
         "VLLMNoReplicaReady",
         # Scaled to zero or removed: every replica drained, and no series is left. Asleep: the operator wants it.
         f"{served}\nunless max by ({MODEL}) ({READY}) == 1\n"
         f"unless ({drained} unless max by ({MODEL}) ({READY}) == 0)\n"
-        f"unless max by ({MODEL}) ({in_state('asleep')}) == 1",
-        f"{MODEL_NAMED} has no ready replica",
+        f"unless max by ({MODEL}) ({state_selector('asleep')}) == 1",
+        f"{MODEL_TEXT} has no ready replica",
         f"A replica was ready within the last {within}, and none is ready now. Every request fails.",
     )
 
@@ -55,12 +65,12 @@ def _no_replica_ready(limits: Limits) -> Alert:
 def _replica_not_ready(limits: Limits) -> Alert:
     """Return the alert on a replica that is no longer ready, although it neither drains nor sleeps."""
     was_ready = f"max_over_time({READY}[{limits['VLLMReplicaNotReady'].within}]) == 1"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMReplicaNotReady",
         f"max by ({POD}) ({READY} == 0 and {was_ready})\n"
-        f'unless on ({POD}) {OURS}state{{state=~"draining|asleep"}} == 1',
-        f"{POD_NAMED} is not ready",
+        f'unless on ({POD}) {PREFIX}state{{state=~"draining|asleep"}} == 1',
+        f"{POD_TEXT} is not ready",
         "The replica was ready, is not ready now, and is neither draining nor asleep. The other replicas get its load.",
     )
 
@@ -70,11 +80,11 @@ def _admission_stalled(limits: Limits) -> Alert:
     waiting = f"max by ({ENGINE}) ({metrics.REQUESTS_WAITING})"
     running = f"max by ({ENGINE}) ({metrics.REQUESTS_RUNNING})"
     steps = f"max by ({ENGINE}) (rate({metrics.ITERATION_TOKENS}_count[2m]))"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAdmissionStalled",
-        f"{waiting} > 0\nand {running} == 0\nand {steps} == 0\nunless on ({POD}) {in_state('asleep')} == 1",
-        f"{POD_NAMED}: requests wait and none runs",
+        f"{waiting} > 0\nand {running} == 0\nand {steps} == 0\nunless on ({POD}) {state_selector('asleep')} == 1",
+        f"{POD_TEXT}: requests wait and none runs",
         "{{ $value }} requests wait in engine {{ $labels.engine }}. The engine runs none and makes no step "
         "(for example vllm-project/vllm#45388).",
     )
@@ -84,11 +94,11 @@ def _queue_time_high(limits: Limits) -> Alert:
     """Return the alert on a model whose mean queue time is above its limit."""
     limit = limits["VLLMQueueTimeHigh"].seconds
     total, count = (f"sum by ({MODEL}) (rate({metrics.QUEUE_TIME}_{part}[5m]))" for part in ("sum", "count"))
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMQueueTimeHigh",
         f"{total} / {count} > {limit:g}",
-        f"{MODEL_NAMED}: mean queue time is {{{{ $value | humanizeDuration }}}}",
+        f"{MODEL_TEXT}: mean queue time is {{{{ $value | humanizeDuration }}}}",
         f"The mean queue time over 5 minutes is above {limit:g} s. The replicas get more requests than they can serve.",
     )
 
@@ -96,11 +106,11 @@ def _queue_time_high(limits: Limits) -> Alert:
 def _kv_pressure(limits: Limits) -> Alert:
     """Return the alert on an engine whose KV cache usage is above its limit while it preempts requests."""
     usage = f"max by ({ENGINE}) ({metrics.KV_CACHE_USAGE}) > {limits['VLLMKVPressure'].usage:g}"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMKVPressure",
         f"{usage}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
-        f"{POD_NAMED}: the KV cache is nearly full and requests are preempted",
+        f"{POD_TEXT}: the KV cache is nearly full and requests are preempted",
         "KV cache usage is {{ $value | humanizePercentage }}. Each preempted request is computed again from its "
         "beginning.",
     )
@@ -109,11 +119,11 @@ def _kv_pressure(limits: Limits) -> Alert:
 def _admission_rejections(limits: Limits) -> Alert:
     """Return the alert on a model that rejects more requests a minute than its limit."""
     per_minute = f"sum by ({MODEL}, reason) (rate({metrics.ADMISSION_REJECTIONS}[5m])) * 60"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAdmissionRejections",
         f"{per_minute} > {limits['VLLMAdmissionRejections'].per_minute:g}",
-        f"{MODEL_NAMED} rejects {{{{ $value | humanize }}}} requests per minute",
+        f"{MODEL_TEXT} rejects {{{{ $value | humanize }}}} requests per minute",
         "The limit --max-num-queued-reqs or --max-num-queued-tokens is reached. Clients get 503.",
     )
 
@@ -123,7 +133,7 @@ def _at_max_replicas(limits: Limits) -> Alert:
     max_by_hpa, target = "max by (namespace, horizontalpodautoscaler)", "namespace, scaletargetref_name"
     # A pod's name begins with the name of its Deployment.
     waiting = f'label_replace({metrics.REQUESTS_WAITING}, "scaletargetref_name", "$1", "pod", "(.+)-[^-]+-[^-]+")'
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAtMaxReplicas",
         f"({max_by_hpa} ({metrics.KUBE_HPA_DESIRED}) >= {max_by_hpa} ({metrics.KUBE_HPA_MAX}))\n"

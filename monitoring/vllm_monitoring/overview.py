@@ -23,15 +23,15 @@ from vllm_monitoring.panels import (
     stat_panel,
 )
 from vllm_monitoring.records import (
-    KV_FULLEST,
+    KV_MAX,
     KV_MEAN,
     MODEL,
     POD,
     RATE_WINDOW,
     REPLICAS,
     SLO_ERRORS,
-    recorded,
-    summed,
+    recorded_rate,
+    recorded_sum,
 )
 from vllm_monitoring.thresholds import Thresholds
 
@@ -68,13 +68,13 @@ def _alerts_and_replicas() -> list[Panel]:
         stat_panel(
             "Unready replicas",
             "Zero, except during a rollout or a start-up.",
-            f"sum({_by_model(REPLICAS)}) - sum({_by_model(summed(_READY))})",
+            f"sum({_by_model(REPLICAS)}) - sum({_by_model(recorded_sum(_READY))})",
             steps=((None, GREEN), (1, YELLOW)),
         ),
         stat_panel(
             "GPUs in use",
             "The planned GPUs of all replicas.",
-            f"sum({_by_model(summed(_GPUS))})",
+            f"sum({_by_model(recorded_sum(_GPUS))})",
         ),
     ]
 
@@ -86,14 +86,14 @@ def _throughput_and_queue() -> list[Panel]:
         stat_panel(
             "Finished requests",
             "Requests that finish per second, without aborted ones.",
-            f"sum({_by_model(recorded(metrics.REQUEST_SUCCESS))})",
+            f"sum({_by_model(recorded_rate(metrics.REQUEST_SUCCESS))})",
             "reqps",
             decimals=1,
         ),
         stat_panel(
             "Waiting requests",
             "Few, and for a short time. If more requests wait than run, add a replica.",
-            f"sum({_by_model(summed(metrics.REQUESTS_WAITING))})",
+            f"sum({_by_model(recorded_sum(metrics.REQUESTS_WAITING))})",
             steps=((None, GREEN), (50, YELLOW)),
         ),
     ]
@@ -113,13 +113,13 @@ def _models(thresholds: Thresholds) -> Panel:
 
 def _model_load() -> list[Column]:
     """Return a model's columns of replicas, GPUs, requests and output tokens."""
-    gpus = _by_model(summed(_GPUS))
+    gpus = _by_model(recorded_sum(_GPUS))
     return [
-        Column("Ready", _by_model(summed(_READY)), steps=((None, RED), (1, GREEN))),
+        Column("Ready", _by_model(recorded_sum(_READY)), steps=((None, RED), (1, GREEN))),
         Column("Replicas", _by_model(REPLICAS)),
         Column("GPUs", gpus),
-        Column("Running", _by_model(summed(metrics.REQUESTS_RUNNING))),
-        Column("Waiting", _by_model(summed(metrics.REQUESTS_WAITING))),
+        Column("Running", _by_model(recorded_sum(metrics.REQUESTS_RUNNING))),
+        Column("Waiting", _by_model(recorded_sum(metrics.REQUESTS_WAITING))),
         Column("Output", _output(), TOKENS_PER_SECOND),
         Column("Output per GPU", f"{_output()} / ({gpus} > 0)", TOKENS_PER_SECOND),
     ]
@@ -129,7 +129,7 @@ def _model_kv_cache(thresholds: Thresholds) -> list[Column]:
     """Return a model's columns of KV cache usage."""
     return [
         Column("KV cache usage, mean", _by_model(KV_MEAN), "percentunit"),
-        Column("KV cache usage, max", _by_model(KV_FULLEST), "percentunit", _kv_usage_steps(thresholds)),
+        Column("KV cache usage, max", _by_model(KV_MAX), "percentunit", _kv_usage_steps(thresholds)),
     ]
 
 
@@ -191,15 +191,15 @@ def _load_over_time() -> list[Panel]:
             "Far fewer requests wait than run. If the waiting line only rises, add replicas.",
             "short",
             {
-                f"{_LEGEND}, running": _by_model(summed(metrics.REQUESTS_RUNNING)),
-                f"{_LEGEND}, waiting": _by_model(summed(metrics.REQUESTS_WAITING)),
+                f"{_LEGEND}, running": _by_model(recorded_sum(metrics.REQUESTS_RUNNING)),
+                f"{_LEGEND}, waiting": _by_model(recorded_sum(metrics.REQUESTS_WAITING)),
             },
         ),
         line_panel(
             "Ready replicas",
             "A flat line. A short dip is a rollout without a spare replica.",
             "short",
-            {_LEGEND: _by_model(summed(_READY))},
+            {_LEGEND: _by_model(recorded_sum(_READY))},
             counts=True,
         ),
     ]
@@ -252,12 +252,12 @@ def _by_pod(series: str) -> str:
 
 def _output() -> str:
     """Return the query for a model's output tokens per second."""
-    return _by_model(recorded(metrics.GENERATION_TOKENS))
+    return _by_model(recorded_rate(metrics.GENERATION_TOKENS))
 
 
 def _p95(histogram: str) -> str:
     """Return the query for the 95th percentile of a histogram over all replicas of a model."""
-    buckets = select(recorded(f"{histogram}_bucket"), OF_MODEL)
+    buckets = select(recorded_rate(f"{histogram}_bucket"), OF_MODEL)
     return quantile(0.95, f"sum by ({MODEL}, le) ({buckets})")
 
 

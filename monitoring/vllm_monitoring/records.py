@@ -19,7 +19,7 @@ SLO_ERRORS: Final = "model:slo_errors"
 OBJECTIVE: Final = "slo:objective:ratio"
 REPLICAS: Final = "model:vllm_replicas:count"
 KV_MEAN: Final = "model:vllm_kv_cache_usage_perc:avg"
-KV_FULLEST: Final = "model:vllm_kv_cache_usage_perc:max"
+KV_MAX: Final = "model:vllm_kv_cache_usage_perc:max"
 RECORDED_HISTOGRAMS: Final = (
     metrics.TIME_TO_FIRST_TOKEN,
     metrics.INTER_TOKEN_LATENCY,
@@ -34,7 +34,7 @@ RECORDED_COUNTERS: Final = (
     metrics.PREFIX_CACHE_QUERIES,
     metrics.PREFIX_CACHE_HITS,
 )
-_SUMMED: Final = (
+_SUMMED_GAUGES: Final = (
     metrics.REQUESTS_RUNNING,
     metrics.REQUESTS_WAITING,
     metrics.PREFIX + "ready",
@@ -45,34 +45,34 @@ Rule = dict[str, str | dict[str, str]]
 """A rule as Prometheus reads it."""
 
 
-def recorded(metric: str) -> str:
+def recorded_rate(metric: str) -> str:
     """Return the name of a model's recorded rate of ``metric``, which is a counter or a histogram's bucket."""
     return f"model:{metric.replace(':', '_').removesuffix('_total')}:rate{RATE_WINDOW}"
 
 
-def summed(metric: str) -> str:
+def recorded_sum(metric: str) -> str:
     """Return the name of the recorded sum of a gauge over a model's replicas."""
     return f"model:{metric.replace(':', '_')}:sum"
 
 
-def load() -> list[Rule]:
+def load_rules() -> list[Rule]:
     """Return the rules that aggregate over a model.
 
     With them a dashboard over 200 replicas reads a few series, not thousands.
     """
     buckets = [f"{name}_bucket" for name in RECORDED_HISTOGRAMS]
     expressions = {
-        **{summed(name): f"sum by ({MODEL}) ({name})" for name in _SUMMED},
+        **{recorded_sum(name): f"sum by ({MODEL}) ({name})" for name in _SUMMED_GAUGES},
         REPLICAS: f"count by ({MODEL}) ({metrics.PREFIX}ready)",
         KV_MEAN: f"avg by ({MODEL}) ({metrics.KV_CACHE_USAGE})",
-        KV_FULLEST: f"max by ({MODEL}) ({metrics.KV_CACHE_USAGE})",
-        **{recorded(name): f"sum by ({MODEL}) (rate({name}[{RATE_WINDOW}]))" for name in RECORDED_COUNTERS},
-        **{recorded(name): f"sum by ({MODEL}, le) (rate({name}[{RATE_WINDOW}]))" for name in buckets},
+        KV_MAX: f"max by ({MODEL}) ({metrics.KV_CACHE_USAGE})",
+        **{recorded_rate(name): f"sum by ({MODEL}) (rate({name}[{RATE_WINDOW}]))" for name in RECORDED_COUNTERS},
+        **{recorded_rate(name): f"sum by ({MODEL}, le) (rate({name}[{RATE_WINDOW}]))" for name in buckets},
     }
     return [{"record": record, "expr": expr} for record, expr in expressions.items()]
 
 
-def slo(thresholds: Thresholds) -> list[Rule]:
+def slo_rules(thresholds: Thresholds) -> list[Rule]:
     """Return the rules of the objectives: rates of requests and of missed requests by ``slo``, then error ratios.
 
     Rates are per second over RATE_WINDOW. A longer window is the mean of the recorded rates, so each request has the

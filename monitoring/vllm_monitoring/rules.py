@@ -34,7 +34,7 @@ def every_alert(thresholds: Thresholds) -> dict[str, list[Alert]]:
 
 def groups(thresholds: Thresholds) -> dict[str, Any]:
     """Return the rules as Prometheus reads them: {"groups": [{"name", "rules"}]}."""
-    recording = {"vllm-load": records.load(), "vllm-slo": records.slo(thresholds)}
+    recording = {"vllm-load": records.load_rules(), "vllm-slo": records.slo_rules(thresholds)}
     alerting = {
         name: [alert.rule(thresholds.runbook(alert.name)) for alert in group]
         for name, group in every_alert(thresholds).items()
