@@ -136,7 +136,7 @@ def _drains(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Open streams while draining",
-            "It falls to 0 before the drain time ends. Streams that are open then are cut.",
+            "It falls to 0 before the drain time ends. Streams still open at its end are cut.",
             "short",
             {"{{pod}}": f"{_by_pod('drain_streams')} or 0 * {_by_pod('draining')}"},
             top=1.0,
