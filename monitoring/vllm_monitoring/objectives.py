@@ -76,7 +76,7 @@ def _missed_objectives(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             _TITLES[name],
-            f"{_miss(objective)} It stays below the red line, the error budget of the objective {objective.objective:g}.",
+            f"{_miss(objective)} It is below the red line, the error budget of the objective {objective.objective:g}.",
             "percentunit",
             {
                 f"{{{{model_name}}}}, {burn.long}": _error_ratio(burn.long, f'slo="{name}"')
