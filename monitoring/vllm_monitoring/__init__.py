@@ -1,1 +1,1 @@
-"""Dashboards and rules as code: what Prometheus and Grafana are given is generated from here. Not in the wheel."""
+"""Generate the rules for Prometheus and the dashboards for Grafana. This package is not in the wheel."""

@@ -1,7 +1,7 @@
-"""Alerts. A summary says what is wrong and where, a description what that means, a runbook what to do.
+"""What all alerts share. A summary says what is wrong and where, a description what it means, a runbook what to do.
 
-An expression keeps the labels that name the model and, where one replica is meant, the pod. Every comparison in it, and
-every number of thresholds.yaml, is changed by tests/monitoring/test_mutants.py, and a test must notice.
+An expression keeps the label of the model and, if the alert is on one replica, that of the pod.
+tests/monitoring/test_mutants.py changes every comparison and every number of thresholds.yaml. A test must fail then.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from vllm_monitoring.records import POD, Rule
 from vllm_monitoring.thresholds import Limit
 
 ENGINE: Final = f"{POD}, {metrics.ENGINE}"
-MODEL_NAMED: Final = "{{ $labels.model_name }} in {{ $labels.namespace }}"
-POD_NAMED: Final = "{{ $labels.pod }} in {{ $labels.namespace }}, which serves {{ $labels.model_name }},"
-GPU_NAMED: Final = "GPU {{ $labels.gpu }} of {{ $labels.pod }} in {{ $labels.namespace }}"
-OURS: Final = metrics.PREFIX
-READY: Final = f"{OURS}ready"
+MODEL_TEXT: Final = "{{ $labels.model_name }} in {{ $labels.namespace }}"
+POD_TEXT: Final = "{{ $labels.pod }} in {{ $labels.namespace }} ({{ $labels.model_name }})"
+GPU_TEXT: Final = "GPU {{ $labels.gpu }} of {{ $labels.pod }} in {{ $labels.namespace }}"
+"""Beginnings of summaries: the place of the fault, as a template of Prometheus."""
+PREFIX: Final = metrics.PREFIX
+READY: Final = f"{PREFIX}ready"
 
 Limits = Mapping[str, Limit]
-"""The limits of thresholds.yaml, by the names of their alerts."""
+"""The limits of thresholds.yaml, by alert name."""
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """``labels`` beside ``severity`` tell the variants of one name apart."""
+    """One alert. ``duration``: how long ``expr`` must be true, Prometheus' field "for".
+
+    ``labels`` (besides ``severity``) distinguish alerts of the same name.
+    """
 
     name: str
     severity: str
-    held: str
+    duration: str
     expr: str
     summary: str
     description: str
@@ -42,7 +46,7 @@ class Alert(msgspec.Struct, frozen=True):
         return {
             "alert": self.name,
             "expr": self.expr,
-            **({"for": self.held} if self.held != "0s" else {}),
+            **({"for": self.duration} if self.duration != "0s" else {}),
             "labels": {"severity": self.severity, **self.labels},
             "annotations": {
                 "summary": self.summary,
@@ -52,12 +56,12 @@ class Alert(msgspec.Struct, frozen=True):
         }
 
 
-def limited(limits: Limits, name: str, expr: str, summary: str, description: str) -> Alert:
+def alert_with_limit(limits: Limits, name: str, expr: str, summary: str, description: str) -> Alert:
     """Return the alert ``name`` with the severity and the duration of its limit."""
     limit = limits[name]
-    return Alert(name, limit.severity, limit.held, expr, summary, description)
+    return Alert(name, limit.severity, limit.duration, expr, summary, description)
 
 
-def in_state(name: str) -> str:
+def state_selector(name: str) -> str:
     """Return the selector of the series that is 1 while a replica is in the state ``name``."""
-    return f'{OURS}state{{state="{name}"}}'
+    return f'{PREFIX}state{{state="{name}"}}'

@@ -1,9 +1,9 @@
-"""Alerts on metrics that are missing or that cannot be believed."""
+"""Alerts on metrics that are missing, and on a prober or a plan that is wrong."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import ENGINE, OURS, POD_NAMED, READY, Alert, Limits, limited
+from vllm_monitoring.alerts import ENGINE, POD_TEXT, PREFIX, READY, Alert, Limits, alert_with_limit
 from vllm_monitoring.records import POD
 
 
@@ -13,41 +13,41 @@ def group(limits: Limits) -> list[Alert]:
 
 
 def _metrics_absent(limits: Limits) -> Alert:
-    """Return the alert on a ready replica without all of vLLM's metrics."""
+    """Return the alert on a ready replica for which Prometheus lacks some of vLLM's metrics."""
     names = "|".join(metrics.ALWAYS_SHOWN)
-    shown = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
-    return limited(
+    names_per_pod = f'count by (namespace, pod) (group by (namespace, pod, __name__) ({{__name__=~"{names}"}}))'
+    return alert_with_limit(
         limits,
         "VLLMMetricsAbsent",
-        f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {shown} >= {len(metrics.ALWAYS_SHOWN)}",
-        f"{POD_NAMED} does not show all of vLLM's metrics",
-        "The prober's are there and some of vLLM's are not: its /metrics is not scraped, or the engine has renamed "
-        "them. Dashboards and alerts are blind to it.",
+        f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {names_per_pod} >= {len(metrics.ALWAYS_SHOWN)}",
+        f"{POD_TEXT}: some of vLLM's metrics are missing",
+        "Prometheus has the prober's metrics but not all of vLLM's. It does not scrape vLLM's /metrics, or vLLM has "
+        "renamed metrics. Dashboards are empty and alerts cannot fire.",
     )
 
 
 def _prober_blind(limits: Limits) -> Alert:
     """Return the alert on a prober whose scrapes fail or whose one-token requests are refused."""
-    scrapes = f"sum by ({POD}) (rate({OURS}scrapes_total[5m]))"
-    failed = f'sum by ({POD}) (rate({OURS}scrapes_total{{result="failed"}}[5m]))'
-    return limited(
+    scrapes = f"sum by ({POD}) (rate({PREFIX}scrapes_total[5m]))"
+    failed = f'sum by ({POD}) (rate({PREFIX}scrapes_total{{result="failed"}}[5m]))'
+    return alert_with_limit(
         limits,
         "VLLMProberBlind",
         f"{failed} / {scrapes} > {limits['VLLMProberBlind'].share:g}\n"
-        f'or max by ({POD}) ({OURS}canaries_total{{result="refused"}}) > 0',
-        f"{POD_NAMED} is watched by a prober that sees too little",
-        "vLLM's /metrics does not answer it, or its requests of one token are refused for their key or their model's "
-        "name. An engine that hangs may stay unnoticed.",
+        f'or max by ({POD}) ({PREFIX}canaries_total{{result="refused"}}) > 0',
+        f"{POD_TEXT}: the prober cannot detect a hang",
+        "The prober cannot read vLLM's /metrics, or vLLM refuses its one-token requests because of the API key or the "
+        "model name. An engine that hangs may not be noticed.",
     )
 
 
 def _kv_cache_below_plan(limits: Limits) -> Alert:
     """Return the alert on an engine whose KV cache is smaller than planned."""
-    planned = f"on ({POD}) group_left () max by ({POD}) ({OURS}kv_cache_planned_tokens)"
-    return limited(
+    planned = f"on ({POD}) group_left () max by ({POD}) ({PREFIX}kv_cache_planned_tokens)"
+    return alert_with_limit(
         limits,
         "VLLMKVCacheBelowPlan",
-        f"max by ({ENGINE}) ({OURS}kv_cache_tokens) / {planned} < {limits['VLLMKVCacheBelowPlan'].share:g}",
-        f"{POD_NAMED} has {{{{ $value | humanizePercentage }}}} of the KV cache that was planned",
-        "Something else takes the memory, or the plan is wrong: fewer requests fit than were counted on.",
+        f"max by ({ENGINE}) ({PREFIX}kv_cache_tokens) / {planned} < {limits['VLLMKVCacheBelowPlan'].share:g}",
+        f"{POD_TEXT} has {{{{ $value | humanizePercentage }}}} of the planned KV cache",
+        "Another process uses the GPU's memory, or the plan is wrong. Fewer requests fit than planned.",
     )

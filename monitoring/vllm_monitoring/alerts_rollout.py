@@ -1,9 +1,9 @@
-"""Alerts on starts, restarts and drains."""
+"""Alerts on start-up, restarts and drains."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import OURS, POD_NAMED, Alert, Limits, in_state, limited
+from vllm_monitoring.alerts import POD_TEXT, PREFIX, Alert, Limits, alert_with_limit, state_selector
 from vllm_monitoring.records import POD
 
 
@@ -15,55 +15,57 @@ def group(limits: Limits) -> list[Alert]:
 def _restart_loop(limits: Limits) -> Alert:
     """Return the alert on a replica that restarts too often."""
     loop = limits["VLLMRestartLoop"]
-    began = f"changes({OURS}process_start_time_seconds[{loop.within}])"
-    named = f"group by ({POD}) (last_over_time({OURS}live[{loop.within}]))"
-    # No scrape sees a container that ends within seconds, but the kubelet counts it.
-    kubelets = f'max by (namespace, pod) (increase({metrics.KUBE_RESTARTS}{{container="vllm"}}[{loop.within}]))'
-    return limited(
+    restarts = f"changes({PREFIX}process_start_time_seconds[{loop.within}])"
+    models = f"group by ({POD}) (last_over_time({PREFIX}live[{loop.within}]))"
+    # Prometheus cannot scrape a container that exits within seconds. The kubelet counts its restarts.
+    kubelet_restarts = f'max by (namespace, pod) (increase({metrics.KUBE_RESTARTS}{{container="vllm"}}[{loop.within}]))'
+    return alert_with_limit(
         limits,
         "VLLMRestartLoop",
-        f"{named} * on (namespace, pod) group_left () max by (namespace, pod) ({began}) >= {loop.restarts:g}\n"
-        f"or on (namespace, pod) {kubelets} >= {loop.restarts:g}",
-        f"{{{{ $labels.pod }}}} in {{{{ $labels.namespace }}}} has started anew {{{{ $value | humanize }}}} times in "
+        f"{models} * on (namespace, pod) group_left () max by (namespace, pod) ({restarts}) >= {loop.restarts:g}\n"
+        f"or on (namespace, pod) {kubelet_restarts} >= {loop.restarts:g}",
+        f"{{{{ $labels.pod }}}} in {{{{ $labels.namespace }}}} has restarted {{{{ $value | humanize }}}} times in "
         f"{loop.within}",
-        "Each time it has ended by itself or was ended. Its last words are in the termination message.",
+        "It exited or was killed each time. The reason is in the container's termination message.",
     )
 
 
 def _startup_slow(limits: Limits) -> Alert:
-    """Return the alert on a start that takes longer than its limit."""
-    return limited(
+    """Return the alert on a start-up that takes longer than its limit."""
+    return alert_with_limit(
         limits,
         "VLLMStartupSlow",
-        f"max by ({POD}) ({OURS}start_seconds) > {limits['VLLMStartupSlow'].seconds:g}\n"
-        f"and on ({POD}) {in_state('starting')} == 1",
-        f"{POD_NAMED} has been starting for {{{{ $value | humanizeDuration }}}}",
-        "It moves, else it would be ended, but no start should take so long.",
+        f"max by ({POD}) ({PREFIX}start_seconds) > {limits['VLLMStartupSlow'].seconds:g}\n"
+        f"and on ({POD}) {state_selector('starting')} == 1",
+        f"{POD_TEXT} has been starting for {{{{ $value | humanizeDuration }}}}",
+        "Start-up makes progress, but it takes longer than it should.",
     )
 
 
 def _startup_stuck(limits: Limits) -> Alert:
-    """Return the alert on a start that has made no progress for a share of the time that it may stall."""
+    """Return the alert on a start-up that has made no progress for a share of the limit start_stall."""
     share = limits["VLLMStartupStuck"].share
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMStartupStuck",
-        f"max by ({POD}) ({OURS}last_progress_seconds) > on ({POD}) "
-        f'{share:g} * max by ({POD}) ({OURS}limit_seconds{{limit="start_stall"}})\n'
-        f"and on ({POD}) {in_state('starting')} == 1",
-        f"{POD_NAMED} has not moved in its start for {{{{ $value | humanizeDuration }}}}",
-        f"After {100 * share:g} % of the time that a start may stand still. It is ended at 100 %.",
+        f"max by ({POD}) ({PREFIX}last_progress_seconds) > on ({POD}) "
+        f'{share:g} * max by ({POD}) ({PREFIX}limit_seconds{{limit="start_stall"}})\n'
+        f"and on ({POD}) {state_selector('starting')} == 1",
+        f"{POD_TEXT}: start-up has made no progress for {{{{ $value | humanizeDuration }}}}",
+        f"That is more than {100 * share:g} % of start_stall_seconds. The launcher stops the start-up at 100 %.",
     )
 
 
 def _drain_late(limits: Limits) -> Alert:
-    """Return the alert on a drain that has used a share of its time while streams are still open."""
+    """Return the alert on a drain that has used a share of its time and still has open streams."""
     share = limits["VLLMDrainLate"].share
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMDrainLate",
-        f"max by ({POD}) ({OURS}state_seconds) > on ({POD}) "
-        f'{share:g} * max by ({POD}) ({OURS}limit_seconds{{limit="drain"}})\nand on ({POD}) {OURS}drain_streams > 0',
-        f"{POD_NAMED} will cut streams: it drains since {{{{ $value | humanizeDuration }}}}",
-        f"{100 * share:g} % of the drain's time is over and streams still run; what is left at its end is cut.",
+        f"max by ({POD}) ({PREFIX}state_seconds) > on ({POD}) "
+        f'{share:g} * max by ({POD}) ({PREFIX}limit_seconds{{limit="drain"}})\n'
+        f"and on ({POD}) {PREFIX}drain_streams > 0",
+        f"{POD_TEXT} has been draining for {{{{ $value | humanizeDuration }}}} and may cut streams",
+        f"More than {100 * share:g} % of the drain time is used, and streams are still open. Streams that are open at "
+        "its end are cut.",
     )

@@ -1,9 +1,19 @@
-"""Alerts on what users notice, or soon will."""
+"""Alerts on failures that users notice, or will notice soon."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
-from vllm_monitoring.alerts import ENGINE, MODEL_NAMED, OURS, POD_NAMED, READY, Alert, Limits, in_state, limited
+from vllm_monitoring.alerts import (
+    ENGINE,
+    MODEL_TEXT,
+    POD_TEXT,
+    PREFIX,
+    READY,
+    Alert,
+    Limits,
+    alert_with_limit,
+    state_selector,
+)
 from vllm_monitoring.records import MODEL, POD
 
 
@@ -23,15 +33,15 @@ def group(limits: Limits) -> list[Alert]:
 
 def _engine_stalled(limits: Limits) -> Alert:
     """Return the alert on a replica whose engine hangs."""
-    # Not "dead": every run ends so, a rollout's too. A hang is "stalled" for a fifth of stall_seconds before that.
-    stalled = f"max_over_time({in_state('stalled')}[{limits['VLLMEngineStalled'].within}])"
-    return limited(
+    # Not the state "dead": every run ends in it, also in a rollout. A hang is "stalled" before, for stall_seconds / 5.
+    stalled = f"max_over_time({state_selector('stalled')}[{limits['VLLMEngineStalled'].within}])"
+    return alert_with_limit(
         limits,
         "VLLMEngineStalled",
         f"max by ({POD}) ({stalled}) == 1",
-        f"{POD_NAMED} hangs",
-        "Its engine has made no step and has left requests of one token unanswered. It is out of rotation; the "
-        "launcher ends it and its carrier starts it again.",
+        f"{POD_TEXT}: the engine hangs",
+        "The engine made no step and did not answer the prober's one-token requests. The replica gets no new requests. "
+        "The launcher stops it, and Kubernetes or Docker restarts it.",
     )
 
 
@@ -39,29 +49,29 @@ def _no_replica_ready(limits: Limits) -> Alert:
     """Return the alert on a model that had a ready replica and has none now."""
     within = limits["VLLMNoReplicaReady"].within
     served = f"max by ({MODEL}) (max_over_time({READY}[{within}])) == 1"
-    drained = f"min by ({MODEL}) (last_over_time({OURS}draining[{within}])) == 1"
-    return limited(
+    drained = f"min by ({MODEL}) (last_over_time({PREFIX}draining[{within}])) == 1"
+    return alert_with_limit(
         limits,
         "VLLMNoReplicaReady",
-        # Scaled to zero or removed: no series is left, and each replica ended in a drain. Asleep: the operator's wish.
+        # Scaled to zero or removed: every replica drained, and no series is left. Asleep: the operator wants it.
         f"{served}\nunless max by ({MODEL}) ({READY}) == 1\n"
         f"unless ({drained} unless max by ({MODEL}) ({READY}) == 0)\n"
-        f"unless max by ({MODEL}) ({in_state('asleep')}) == 1",
-        f"{MODEL_NAMED} is served by nobody",
-        f"A replica was ready within {within} and now none is: every request fails.",
+        f"unless max by ({MODEL}) ({state_selector('asleep')}) == 1",
+        f"{MODEL_TEXT} has no ready replica",
+        f"A replica was ready within the last {within}, and none is ready now. Every request fails.",
     )
 
 
 def _replica_not_ready(limits: Limits) -> Alert:
-    """Return the alert on a replica that was ready and is not, without a drain or a sleep."""
+    """Return the alert on a replica that is no longer ready, although it neither drains nor sleeps."""
     was_ready = f"max_over_time({READY}[{limits['VLLMReplicaNotReady'].within}]) == 1"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMReplicaNotReady",
         f"max by ({POD}) ({READY} == 0 and {was_ready})\n"
-        f'unless on ({POD}) {OURS}state{{state=~"draining|asleep"}} == 1',
-        f"{POD_NAMED} is out of rotation",
-        "It was ready and no longer is, and nobody has told it to end; the others carry its load.",
+        f'unless on ({POD}) {PREFIX}state{{state=~"draining|asleep"}} == 1',
+        f"{POD_TEXT} is not ready",
+        "The replica was ready, is not ready now, and is neither draining nor asleep. The other replicas get its load.",
     )
 
 
@@ -70,13 +80,13 @@ def _admission_stalled(limits: Limits) -> Alert:
     waiting = f"max by ({ENGINE}) ({metrics.REQUESTS_WAITING})"
     running = f"max by ({ENGINE}) ({metrics.REQUESTS_RUNNING})"
     steps = f"max by ({ENGINE}) (rate({metrics.ITERATION_TOKENS}_count[2m]))"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAdmissionStalled",
-        f"{waiting} > 0\nand {running} == 0\nand {steps} == 0\nunless on ({POD}) {in_state('asleep')} == 1",
-        f"{POD_NAMED} lets no request in",
-        "{{ $value }} requests wait in engine {{ $labels.engine }}, none runs and no step is made "
-        "(such as vllm-project/vllm#45388).",
+        f"{waiting} > 0\nand {running} == 0\nand {steps} == 0\nunless on ({POD}) {state_selector('asleep')} == 1",
+        f"{POD_TEXT}: requests wait and none runs",
+        "{{ $value }} requests wait in engine {{ $labels.engine }}. The engine runs none and makes no step "
+        "(for example vllm-project/vllm#45388).",
     )
 
 
@@ -84,52 +94,51 @@ def _queue_time_high(limits: Limits) -> Alert:
     """Return the alert on a model whose mean queue time is above its limit."""
     limit = limits["VLLMQueueTimeHigh"].seconds
     total, count = (f"sum by ({MODEL}) (rate({metrics.QUEUE_TIME}_{part}[5m]))" for part in ("sum", "count"))
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMQueueTimeHigh",
         f"{total} / {count} > {limit:g}",
-        f"{MODEL_NAMED}: requests wait {{{{ $value | humanizeDuration }}}} before anything is done for them",
-        f"The mean over five minutes is above {limit:g} s: there is more work than these replicas can do.",
+        f"{MODEL_TEXT}: mean queue time is {{{{ $value | humanizeDuration }}}}",
+        f"The mean queue time over 5 minutes is above {limit:g} s. The replicas get more requests than they can serve.",
     )
 
 
 def _kv_pressure(limits: Limits) -> Alert:
     """Return the alert on an engine whose KV cache usage is above its limit while it preempts requests."""
-    full = f"max by ({ENGINE}) ({metrics.KV_CACHE_USAGE}) > {limits['VLLMKVPressure'].usage:g}"
-    return limited(
+    usage = f"max by ({ENGINE}) ({metrics.KV_CACHE_USAGE}) > {limits['VLLMKVPressure'].usage:g}"
+    return alert_with_limit(
         limits,
         "VLLMKVPressure",
-        f"{full}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
-        f"{POD_NAMED} has too little KV cache",
-        "{{ $value | humanizePercentage }} of it is in use and requests are preempted: what they had computed is "
-        "computed again.",
+        f"{usage}\nand max by ({ENGINE}) (rate({metrics.PREEMPTIONS}[5m])) > 0",
+        f"{POD_TEXT}: the KV cache is nearly full and requests are preempted",
+        "KV cache usage is {{ $value | humanizePercentage }}. Each preempted request is computed again from its "
+        "beginning.",
     )
 
 
 def _admission_rejections(limits: Limits) -> Alert:
     """Return the alert on a model that rejects more requests a minute than its limit."""
     per_minute = f"sum by ({MODEL}, reason) (rate({metrics.ADMISSION_REJECTIONS}[5m])) * 60"
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAdmissionRejections",
         f"{per_minute} > {limits['VLLMAdmissionRejections'].per_minute:g}",
-        f"{MODEL_NAMED} turns {{{{ $value | humanize }}}} requests a minute away",
-        "As many requests or tokens are in it as --max-num-queued-reqs or --max-num-queued-tokens allow; clients are "
-        "answered 503.",
+        f"{MODEL_TEXT} rejects {{{{ $value | humanize }}}} requests per minute",
+        "The limit --max-num-queued-reqs or --max-num-queued-tokens is reached. Clients get 503.",
     )
 
 
 def _at_max_replicas(limits: Limits) -> Alert:
     """Return the alert on a Deployment that cannot scale out further while its requests wait."""
-    most, target = "max by (namespace, horizontalpodautoscaler)", "namespace, scaletargetref_name"
+    max_by_hpa, target = "max by (namespace, horizontalpodautoscaler)", "namespace, scaletargetref_name"
     # A pod's name begins with the name of its Deployment.
     waiting = f'label_replace({metrics.REQUESTS_WAITING}, "scaletargetref_name", "$1", "pod", "(.+)-[^-]+-[^-]+")'
-    return limited(
+    return alert_with_limit(
         limits,
         "VLLMAtMaxReplicas",
-        f"({most} ({metrics.KUBE_HPA_DESIRED}) >= {most} ({metrics.KUBE_HPA_MAX}))\n"
+        f"({max_by_hpa} ({metrics.KUBE_HPA_DESIRED}) >= {max_by_hpa} ({metrics.KUBE_HPA_MAX}))\n"
         f"* on (namespace, horizontalpodautoscaler) group_left (scaletargetref_name) {metrics.KUBE_HPA_INFO}\n"
         f"and on ({target}) sum by ({target}) ({waiting}) > 0",
-        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} may have no more replicas, and requests wait",
-        "{{ $value }} replicas are wanted, as many as the autoscaler may have.",
+        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} is at its maximum of replicas, and requests wait",
+        "The autoscaler wants {{ $value }} replicas, and its maximum is reached.",
     )

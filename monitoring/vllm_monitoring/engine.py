@@ -1,10 +1,21 @@
-"""The engine dashboard: latency, load, KV cache and HTTP responses of one model, over any choice of replicas."""
+"""The engine dashboard: latency, load, KV cache and HTTP responses, over the selected models and replicas."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, OF_TARGET, RATE, TOKENS_PER_SECOND, Panel, Row, heat, lines, quantile, select
+from vllm_monitoring.panels import (
+    OF_POD,
+    OF_TARGET,
+    RATE,
+    TOKENS_PER_SECOND,
+    Panel,
+    Row,
+    heatmap_panel,
+    line_panel,
+    quantile,
+    select,
+)
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-engine"
@@ -14,15 +25,15 @@ _LEGEND = "{{pod}} engine {{engine}}"
 
 def build(thresholds: Thresholds) -> str:
     """Return the dashboard's JSON."""
-    return panels.board(
+    return panels.dashboard_json(
         UID,
         "vLLM / Engine",
-        "What the engines do with their time, their batches and their KV cache.",
+        "Latency, batches and KV cache of the engines.",
         [
             Row("Latency", [*_time_to_first_token(thresholds), *_inter_token_latency(thresholds)]),
             Row("Load", [*_batches(), *_request_lengths_and_ends()]),
             Row("KV cache", [*_kv_usage_and_hits(thresholds), _kv_capacity(thresholds)]),
-            Row("Answers", _responses(thresholds)),
+            Row("HTTP", _responses(thresholds)),
         ],
         pods=True,
     )
@@ -32,25 +43,25 @@ def _time_to_first_token(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of TTFT and of its parts, queue time and prefill time."""
     objective = thresholds.slo.time_to_first_token.seconds
     return [
-        lines(
-            "Time to first token",
-            "p95 below the objective. It is queue plus prefill; see below which of them it is.",
+        line_panel(
+            "TTFT",
+            "p95 is below the objective (red line). 'Mean request time by phase' shows which part is slow.",
             "s",
             _quantiles(metrics.TIME_TO_FIRST_TOKEN),
             limit=objective,
             top=objective,
             runbook=thresholds.runbook("VLLMTimeToFirstTokenBurn"),
         ),
-        heat(
-            "Time to first token, all of it",
-            "One band. Two bands are two kinds of requests (short and long prompts, cached and not), of which no "
-            "percentile tells.",
+        heatmap_panel(
+            "TTFT distribution",
+            "One band. Two bands are two kinds of requests: short and long prompts, or cached and uncached ones. A "
+            "percentile does not show that.",
             "s",
             _distribution(metrics.TIME_TO_FIRST_TOKEN),
         ),
-        lines(
-            "Where a request's time goes, mean",
-            "Mostly decode. A queue that grows wants replicas; prefill that grows, shorter or shared prompts.",
+        line_panel(
+            "Mean request time by phase",
+            "Mostly decode. If queue time grows, add replicas. If prefill time grows, shorten or share prompts.",
             "s",
             {
                 "queue": _mean(metrics.QUEUE_TIME),
@@ -67,24 +78,24 @@ def _inter_token_latency(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of ITL and of the latency of whole requests."""
     objective = thresholds.slo.time_per_output_token.seconds
     return [
-        lines(
-            "Between tokens",
-            "p95 below the objective. Spikes are long prompts that are prefilled in the same step.",
+        line_panel(
+            "ITL",
+            "p95 is below the objective (red line). Spikes are long prompts that are prefilled in the same step.",
             "s",
             _quantiles(metrics.INTER_TOKEN_LATENCY),
             limit=objective,
             top=objective,
             runbook=thresholds.runbook("VLLMTimePerOutputTokenBurn"),
         ),
-        heat(
-            "Between tokens, all of it",
-            "One narrow band, which is the time of a step.",
+        heatmap_panel(
+            "ITL distribution",
+            "One narrow band: the duration of a step.",
             "s",
             _distribution(metrics.INTER_TOKEN_LATENCY),
         ),
-        lines(
-            "Whole request",
-            "It follows the lengths of answers; compare it with those.",
+        line_panel(
+            "End-to-end latency",
+            "It follows the output length. Compare it with that panel.",
             "s",
             _quantiles(metrics.E2E_LATENCY),
         ),
@@ -96,16 +107,16 @@ def _batches() -> list[Panel]:
     running = f"sum by ({_BY_ENGINE}) ({select(metrics.REQUESTS_RUNNING, OF_POD)})"
     waiting = f"sum by ({_BY_ENGINE}, reason) ({select(metrics.WAITING_BY_REASON, OF_POD)})"
     return [
-        lines(
-            "Requests in the engine",
-            "Running below max-num-seqs, waiting near nothing. Deferred ones wait for a LoRA or a KV transfer, not for "
-            "room.",
+        line_panel(
+            "Running and waiting requests",
+            "Running requests are below max-num-seqs, and few wait. Requests with the reason 'deferred' wait for a "
+            "LoRA or a KV cache transfer, not for free capacity.",
             "short",
             {f"{_LEGEND}, running": running, f"{_LEGEND}, waiting: {{{{reason}}}}": waiting},
         ),
-        lines(
-            "Tokens",
-            "Output is what is sold. Prompts that come from a cache cost nothing.",
+        line_panel(
+            "Token throughput",
+            "It follows the load. Prompt tokens from a cache cost almost nothing.",
             TOKENS_PER_SECOND,
             {
                 "output": _rate(metrics.GENERATION_TOKENS, "namespace"),
@@ -113,10 +124,10 @@ def _batches() -> list[Panel]:
             },
             stacked=True,
         ),
-        heat(
-            "Tokens in a step",
-            "How a batch is made up: low is decode alone, which reads all weights for few tokens; the top is "
-            "max-num-batched-tokens, where prefill fills the step.",
+        heatmap_panel(
+            "Tokens per step",
+            "Low values are decode only: a step reads all weights for few tokens. The highest value is "
+            "max-num-batched-tokens: prefill fills the step.",
             "none",
             _distribution(metrics.ITERATION_TOKENS),
         ),
@@ -126,21 +137,21 @@ def _batches() -> list[Panel]:
 def _request_lengths_and_ends() -> list[Panel]:
     """Return the panels of prompt lengths, output lengths and finish reasons."""
     return [
-        heat(
-            "Length of prompts",
-            "What you planned max-model-len for.",
+        heatmap_panel(
+            "Prompt length",
+            "All prompts are well below max-model-len.",
             "short",
             _distribution(metrics.REQUEST_PROMPT_TOKENS),
         ),
-        heat(
-            "Length of answers",
-            "As above; a band at a round number is max_tokens.",
+        heatmap_panel(
+            "Output length",
+            "It is well below max-model-len. A band at a round number is the clients' max_tokens.",
             "short",
             _distribution(metrics.REQUEST_GENERATION_TOKENS),
         ),
-        lines(
-            "How requests end",
-            "stop and length are good; abort is a client that left; error is not good.",
+        line_panel(
+            "Finish reasons",
+            "stop and length are normal. abort: the client disconnected. error: the engine failed.",
             "reqps",
             {"{{finished_reason}}": _rate(metrics.REQUEST_SUCCESS, "finished_reason")},
             stacked=True,
@@ -152,27 +163,27 @@ def _kv_usage_and_hits(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of KV cache usage, preemptions and prefix cache hits."""
     hits, queries = (_rate(name, _BY_ENGINE) for name in (metrics.PREFIX_CACHE_HITS, metrics.PREFIX_CACHE_QUERIES))
     return [
-        lines(
-            "KV cache in use",
-            "High is good use; at the top with preemptions it is too small.",
+        line_panel(
+            "KV cache usage",
+            "High is good. The cache is too small if usage is at the red line and requests are preempted.",
             "percentunit",
             {_LEGEND: f"max by ({_BY_ENGINE}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
             limit=thresholds.alerts["VLLMKVPressure"].usage,
             top=1.0,
             runbook=thresholds.runbook("VLLMKVPressure"),
         ),
-        lines(
+        line_panel(
             "Preemptions",
-            "None. Each throws away what a request had computed.",
+            "Zero. A preempted request is computed again from its beginning.",
             "short",
             {_LEGEND: _rate(metrics.PREEMPTIONS, _BY_ENGINE)},
             top=1.0,
             runbook=thresholds.runbook("VLLMKVPressure"),
         ),
-        lines(
-            "Prefix cache hits",
-            "The share of prompt tokens that were computed before. With a shared system prompt it should be high; if "
-            "not, requests of one user go to different replicas.",
+        line_panel(
+            "Prefix cache hit rate",
+            "Share of prompt tokens that come from the prefix cache. It is high with a shared system prompt. If it is "
+            "low, one user's requests go to different replicas.",
             "percentunit",
             {_LEGEND: f"{hits} / {queries}"},
         ),
@@ -183,9 +194,9 @@ def _kv_capacity(thresholds: Thresholds) -> Panel:
     """Return the panel of each engine's KV cache size as a share of the planned size."""
     actual = f"max by ({_BY_ENGINE}) ({select(metrics.PREFIX + 'kv_cache_tokens', OF_POD)})"
     planned = f"max by (namespace, pod) ({select(metrics.PREFIX + 'kv_cache_planned_tokens', OF_POD)})"
-    return lines(
-        "KV cache against its plan",
-        "100 %, within 2. Less means that something else takes memory, or that the plan is wrong.",
+    return line_panel(
+        "KV cache size vs plan",
+        "98 to 102 %. Less: another process uses the GPU's memory, or the plan is wrong.",
         "percentunit",
         {_LEGEND: f"{actual} / on (namespace, pod) group_left () {planned}"},
         top=1.2,
@@ -197,17 +208,17 @@ def _responses(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of HTTP responses by status and of requests rejected at admission."""
     responses = f"sum by (handler, status) (rate({select(metrics.HTTP_REQUESTS, OF_TARGET)}[{RATE}]))"
     return [
-        lines(
-            "HTTP answers",
-            "2xx, and 4xx by clients' mistakes. 5xx is ours.",
+        line_panel(
+            "HTTP responses",
+            "2xx, and some 4xx from wrong client requests. 5xx is an error of the server.",
             "reqps",
             {"{{status}} {{handler}}": responses},
             stacked=True,
             runbook=thresholds.runbook("VLLMAvailabilityBurn"),
         ),
-        lines(
-            "Requests turned away",
-            "None, unless you limit the queue (--max-num-queued-reqs).",
+        line_panel(
+            "Rejected requests",
+            "Zero, unless you limit the queue (--max-num-queued-reqs, --max-num-queued-tokens).",
             "reqps",
             {"{{pod}} {{reason}}": _rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
             top=1.0,

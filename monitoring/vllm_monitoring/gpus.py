@@ -1,10 +1,10 @@
-"""The GPU dashboard: NVML as the prober reads it, which is always there, and NVIDIA's DCGM exporter where it runs."""
+"""The GPU dashboard: the prober's NVML metrics, and those of NVIDIA's DCGM exporter if it is installed."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import OF_POD, RATE, TOKENS_PER_SECOND, Panel, Row, lines, select
+from vllm_monitoring.panels import OF_POD, RATE, TOKENS_PER_SECOND, Panel, Row, line_panel, select
 from vllm_monitoring.thresholds import Thresholds
 
 UID = "vllm-gpus"
@@ -12,7 +12,10 @@ _BY_GPU = "namespace, pod, gpu"
 _LEGEND = "{{pod}} GPU {{gpu}}"
 _DCGM_LEGEND = "{{Hostname}} GPU {{gpu}}"
 _OF_DCGM = 'pod=~"$pod|", namespace=~"$namespace|"'
-"""DCGM's exporter names the pod that uses a GPU, where it can: not with time slicing, NVIDIA/dcgm-exporter#151."""
+"""Selects DCGM series of the chosen pods, and series without a pod.
+
+With time slicing the exporter does not name the pod that uses a GPU (NVIDIA/dcgm-exporter#151).
+"""
 
 
 def build(thresholds: Thresholds) -> str:
@@ -24,11 +27,11 @@ def build(thresholds: Thresholds) -> str:
         _output_per_gpu(),
     ]
     dcgm = [*_dcgm_profiling(), *_dcgm_utilization_and_power(), *_dcgm_temperature_and_faults(thresholds)]
-    return panels.board(
+    return panels.dashboard_json(
         UID,
         "vLLM / GPUs",
-        "How busy, full, hot and healthy the GPUs are.",
-        [Row("From NVML, by the prober", nvml), Row("From DCGM's exporter, where it runs", dcgm, folded=True)],
+        "Utilization, memory, temperature and faults of the GPUs.",
+        [Row("NVML, read by the prober", nvml), Row("DCGM exporter, if installed", dcgm, collapsed=True)],
         pods=True,
     )
 
@@ -36,21 +39,21 @@ def build(thresholds: Thresholds) -> str:
 def _utilization_and_power() -> list[Panel]:
     """Return the panels of memory usage, GPU utilization and power."""
     return [
-        lines(
-            "Memory in use",
-            "Flat from the end of the start on: vLLM takes all that it will need. A step up is somebody else.",
+        line_panel(
+            "GPU memory usage",
+            "Flat after start-up, because vLLM allocates all memory then. A step up is another process on the GPU.",
             "percentunit",
             {_LEGEND: f"{_by_gpu('gpu_memory_used_bytes')} / {_by_gpu('gpu_memory_total_bytes')}"},
         ),
-        lines(
-            "Time with any kernel at work",
-            "Near 100 % under load. It says that the GPU is not idle, not that it is used well: see power, and tokens.",
+        line_panel(
+            "GPU utilization",
+            "Near 100 % under load. It shows only that some kernel runs. For real use see power and output throughput.",
             "percentunit",
             {_LEGEND: _by_gpu("gpu_utilization")},
         ),
-        lines(
+        line_panel(
             "Power",
-            "Near the card's limit while prompts are prefilled; decode draws less, since it waits for memory.",
+            "Near the card's limit during prefill. Lower during decode, which is limited by memory bandwidth.",
             "watt",
             {_LEGEND: _by_gpu("gpu_power_watts")},
         ),
@@ -63,25 +66,25 @@ def _temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
     no_fault = f"0 * sum by ({_BY_GPU}) ({select(metrics.PREFIX + 'gpu_info', OF_POD)})"
     throttled = f"sum by ({_BY_GPU}, reason) ({select(metrics.PREFIX + 'gpu_throttled', OF_POD)})"
     return [
-        lines(
+        line_panel(
             "Temperature",
-            "Below the card's slowdown threshold, mostly 85 to 90 degrees.",
+            "Below the card's slowdown threshold, usually 85 to 90 °C.",
             "celsius",
             {_LEGEND: _by_gpu("gpu_temperature_celsius")},
             runbook=thresholds.runbook("GPUThrottled"),
         ),
-        lines(
-            "Faults at present",
-            "None. A fatal one takes its replica out of rotation.",
+        line_panel(
+            "Current GPU faults",
+            "Zero. With a fatal fault the replica is not ready.",
             "short",
             {f"{_LEGEND} {{{{kind}}}}": f'{faults} or label_replace({no_fault}, "kind", "none", "", "")'},
             top=1.0,
             counts=True,
             runbook=thresholds.runbook("GPUXidFatal"),
         ),
-        lines(
-            "Slowed down",
-            "Never: 1 while heat or a weak power supply slows the GPU; all GPUs of its replica then wait for it.",
+        line_panel(
+            "Throttling",
+            "Zero. 1 while heat or the power supply slows the GPU down. All GPUs of the replica then wait for it.",
             "short",
             {f"{_LEGEND} {{{{reason}}}}": throttled},
             top=1.0,
@@ -94,18 +97,18 @@ def _temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
 def _ecc_errors_and_nvml(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of uncorrectable ECC errors and of whether NVML answers."""
     return [
-        lines(
-            "Uncorrectable memory errors",
-            "None since the driver was loaded.",
+        line_panel(
+            "Uncorrectable ECC errors",
+            "Zero since the driver was loaded.",
             "short",
             {_LEGEND: _by_gpu("gpu_ecc_uncorrected_errors")},
             top=1.0,
             counts=True,
             runbook=thresholds.runbook("GPUECCErrors"),
         ),
-        lines(
-            "NVML answers",
-            "1. Without it faults stay unseen, though the engine may work on.",
+        line_panel(
+            "NVML up",
+            "1. At 0 the prober cannot see GPU faults, although the engine may still work.",
             "short",
             {"{{pod}}": f"min by (namespace, pod) ({select(metrics.PREFIX + 'nvml_up', OF_POD)})"},
             runbook=thresholds.runbook("GPUUnwatched"),
@@ -117,9 +120,9 @@ def _output_per_gpu() -> Panel:
     """Return the panel of each replica's output tokens per second and GPU."""
     tokens = f"sum by (namespace, pod) (rate({select(metrics.GENERATION_TOKENS, OF_POD)}[{RATE}]))"
     gpus = f"max by (namespace, pod) ({select(metrics.PREFIX + 'planned_gpus', OF_POD)})"
-    return lines(
-        "Output of a GPU",
-        "What a GPU earns; compare it with the same model and lengths on another day.",
+    return line_panel(
+        "Output throughput per GPU",
+        "Stable. Compare it with another day of the same model and the same prompt and output lengths.",
         TOKENS_PER_SECOND,
         {"{{pod}}": f"{tokens} / ({gpus} > 0)"},
     )
@@ -129,21 +132,21 @@ def _dcgm_profiling() -> list[Panel]:
     """Return the panels of tensor core activity, memory bandwidth usage and NVLink traffic."""
     nvlink = f"sum by (Hostname, gpu) (rate({metrics.DCGM_NVLINK}{{{_OF_DCGM}}}[{RATE}]))"
     return [
-        lines(
-            "Tensor cores at work",
-            "High in prefill. Low in decode is normal: it is bound by memory.",
+        line_panel(
+            "Tensor core activity",
+            "High during prefill. Low during decode is normal, because memory bandwidth limits decode.",
             "percentunit",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_TENSOR_ACTIVE)},
         ),
-        lines(
-            "Memory interface at work",
-            "High in decode: 70 to 90 % is as fast as the card goes.",
+        line_panel(
+            "Memory bandwidth usage",
+            "High during decode. 70 to 90 % is the most that the card reaches.",
             "percentunit",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_DRAM_ACTIVE)},
         ),
-        lines(
+        line_panel(
             "NVLink traffic",
-            "With tensor parallelism it follows the load; nothing at all means that peers talk over PCIe.",
+            "With tensor parallelism it follows the load. Zero means that the GPUs communicate over PCIe.",
             "short",
             {_DCGM_LEGEND: nvlink},
         ),
@@ -154,24 +157,34 @@ def _dcgm_utilization_and_power() -> list[Panel]:
     """Return DCGM's panels of GPU utilization, memory usage and power."""
     used, free = _dcgm(metrics.DCGM_MEMORY_USED), _dcgm(metrics.DCGM_MEMORY_FREE)
     return [
-        lines(
-            "Time with any kernel at work, by DCGM",
-            "As ours above, for GPUs that no replica of ours uses too.",
+        line_panel(
+            "GPU utilization (DCGM)",
+            "As the NVML panel above, but also for GPUs that no replica uses.",
             "percent",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_UTILIZATION)},
         ),
-        lines("Memory in use, by DCGM", "As ours above.", "percentunit", {_DCGM_LEGEND: f"{used} / ({used} + {free})"}),
-        lines("Power, by DCGM", "As ours above.", "watt", {_DCGM_LEGEND: _dcgm(metrics.DCGM_POWER)}),
+        line_panel(
+            "GPU memory usage (DCGM)",
+            "As the NVML panel above.",
+            "percentunit",
+            {_DCGM_LEGEND: f"{used} / ({used} + {free})"},
+        ),
+        line_panel("Power (DCGM)", "As the NVML panel above.", "watt", {_DCGM_LEGEND: _dcgm(metrics.DCGM_POWER)}),
     ]
 
 
 def _dcgm_temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
     """Return DCGM's panels of temperature and of the last Xid error."""
     return [
-        lines("Temperature, by DCGM", "As ours above.", "celsius", {_DCGM_LEGEND: _dcgm(metrics.DCGM_TEMPERATURE)}),
-        lines(
-            "The last Xid error, by DCGM",
-            "0. It stays at the last one's number for ever, so no alert reads it: ours count.",
+        line_panel(
+            "Temperature (DCGM)",
+            "As the NVML panel above.",
+            "celsius",
+            {_DCGM_LEGEND: _dcgm(metrics.DCGM_TEMPERATURE)},
+        ),
+        line_panel(
+            "Last Xid error (DCGM)",
+            "0. It keeps the number of the last Xid error for ever, so no alert uses it.",
             "short",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_XID)},
             runbook=thresholds.runbook("GPUXidFatal"),

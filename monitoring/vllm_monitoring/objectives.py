@@ -1,25 +1,31 @@
-"""The SLO dashboard: error budgets, how fast they burn, and the requests that count."""
+"""The SLO dashboard: error budgets, burn rates and counted requests."""
 
 from __future__ import annotations
 
 from vllm_health import metrics
 from vllm_monitoring import panels
-from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, Panel, Row, lines, rows
+from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, Panel, Row, line_panel, table_panel
 from vllm_monitoring.records import OBJECTIVE, RATE_WINDOW, SLO_ERRORS, SLO_REQUESTS, windows
 from vllm_monitoring.thresholds import BURN_ALERTS, Objective, Thresholds
 
 UID = "vllm-slo"
+_TITLES = {
+    "availability": "5xx responses",
+    "time_to_first_token": "TTFT over target",
+    "time_per_output_token": "TPOT over target",
+}
+"""The panel title of each objective."""
 _BUDGET = f"on (slo) group_left () (1 - {OBJECTIVE})"
 
 
 def build(thresholds: Thresholds) -> str:
     """Return the dashboard's JSON."""
-    return panels.board(
+    return panels.dashboard_json(
         UID,
         "vLLM / Objectives",
-        "Error budgets and how fast they burn. Objectives stand in monitoring/thresholds.yaml.",
+        "Error budgets and burn rates. The objectives are in monitoring/thresholds.yaml.",
         [
-            Row("What is left", [_error_budgets(thresholds)]),
+            Row("Error budgets", [_error_budgets(thresholds)]),
             Row("Objectives", _missed_objectives(thresholds)),
             Row("Traffic", [_requests(thresholds)]),
         ],
@@ -29,12 +35,13 @@ def build(thresholds: Thresholds) -> str:
 
 def _error_budgets(thresholds: Thresholds) -> Panel:
     """Return the table of error budgets: the share that is left, and the burn rate over each window."""
-    return rows(
-        "Budgets",
-        "Of 30 days, or as many as Prometheus keeps: more than half is left, and no window burns faster than 1.",
+    return table_panel(
+        "Error budgets by objective",
+        "More than half of the budget is left, and no burn rate is above 1. The budget is over 30 days, or as many as "
+        "Prometheus keeps.",
         ("namespace", metrics.MODEL_NAME, "slo"),
         [_budget_left(), *(_burn_rate(thresholds, window) for window in windows(thresholds))],
-        about="vllm-overview",
+        linked_dashboard="vllm-overview",
     )
 
 
@@ -44,7 +51,7 @@ def _budget_left() -> Column:
         f"avg_over_time({series}:rate{RATE_WINDOW}{{{OF_MODEL}}}[30d])" for series in (SLO_ERRORS, SLO_REQUESTS)
     )
     return Column(
-        "Left",
+        "Budget left",
         f"1 - ({errors} / {requests}) / {_BUDGET}",
         "percentunit",
         ((None, RED), (0.0, YELLOW), (0.5, GREEN)),
@@ -56,7 +63,7 @@ def _burn_rate(thresholds: Thresholds, window: str) -> Column:
     """Return the column of the burn rate over ``window``, red from the lowest rate that pages."""
     pages = [burn.rate for burn in thresholds.slo.burn if burn.severity == "page"]
     return Column(
-        f"Burns, {window}",
+        f"Burn rate, {window}",
         f"{_error_ratio(window)} / {_BUDGET}",
         "short",
         ((None, GREEN), (1.0, YELLOW), (min(pages, default=6.0), RED)),
@@ -67,9 +74,9 @@ def _burn_rate(thresholds: Thresholds, window: str) -> Column:
 def _missed_objectives(thresholds: Thresholds) -> list[Panel]:
     """Return a panel for each objective: the share of requests that missed it, over each alert's long window."""
     return [
-        lines(
-            f"{name.replace('_', ' ').capitalize()}: share that missed it",
-            f"{_miss(objective)} Below the red line, which is what the objective of {objective.objective:g} allows.",
+        line_panel(
+            _TITLES[name],
+            f"{_miss(objective)} It is below the red line, the error budget of the objective {objective.objective:g}.",
             "percentunit",
             {
                 f"{{{{model_name}}}}, {burn.long}": _error_ratio(burn.long, f'slo="{name}"')
@@ -84,20 +91,20 @@ def _missed_objectives(thresholds: Thresholds) -> list[Panel]:
 
 
 def _miss(objective: Objective) -> str:
-    """Return the sentence that says which requests miss ``objective``."""
+    """Return the sentence that explains which requests miss ``objective``."""
     if objective.seconds:
-        return f"Requests above {objective.seconds:g} s."
+        return f"Share of requests above {objective.seconds:g} s."
     return (
-        "Requests that the API server answered with 5xx. Streams that were cut in the middle are not among them: the "
-        "answer had begun with 200."
+        "Share of requests that the API server answered with 5xx. A stream that was cut does not count, because its "
+        "response began with 200."
     )
 
 
 def _requests(thresholds: Thresholds) -> Panel:
     """Return the panel of the requests that objectives count."""
-    return lines(
-        "Requests that count",
-        f"With fewer than {thresholds.slo.least_requests:g} in a window nobody is told, however many of them fail.",
+    return line_panel(
+        "Counted requests",
+        f"No alert on an objective fires with fewer than {thresholds.slo.least_requests:g} requests in its window.",
         "reqps",
         {"{{model_name}}, {{slo}}": f"{SLO_REQUESTS}:rate{RATE_WINDOW}{{{OF_MODEL}}}"},
         span=24,

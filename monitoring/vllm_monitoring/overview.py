@@ -1,6 +1,6 @@
 """The overview dashboard: a table row for each model and each replica.
 
-Queries by model read recorded series, so that the dashboard opens fast over many replicas.
+Queries by model read recorded series. The dashboard then opens fast over many replicas.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vllm_monitoring.panels import (
     Panel,
     Row,
     Steps,
-    lines,
+    line_panel,
     quantile,
     select,
     stat_panel,
 )
 from vllm_monitoring.records import (
-    KV_FULLEST,
+    KV_MAX,
     KV_MEAN,
     MODEL,
     POD,
     RATE_WINDOW,
     REPLICAS,
     SLO_ERRORS,
-    recorded,
-    summed,
+    recorded_rate,
+    recorded_sum,
 )
 from vllm_monitoring.thresholds import Thresholds
 
@@ -42,10 +42,10 @@ _LEGEND = "{{model_name}} in {{namespace}}"
 
 def build(thresholds: Thresholds) -> str:
     """Return the dashboard's JSON."""
-    return panels.board(
+    return panels.dashboard_json(
         UID,
         "vLLM / Overview",
-        "Is each model served, how fast, how full, what waits, what it costs in GPUs.",
+        "Ready replicas, latency, load and GPUs of each model and each replica.",
         [
             Row("Now", [*_alerts_and_replicas(), *_throughput_and_queue()]),
             Row("Models and replicas", [_models(thresholds), _replicas(thresholds)]),
@@ -60,21 +60,21 @@ def _alerts_and_replicas() -> list[Panel]:
     firing = f'count({metrics.ALERTS}{{alertstate="firing", namespace=~"$namespace"}}) or vector(0)'
     return [
         stat_panel(
-            "Alerts that fire",
-            "None. Each has a runbook in its annotations.",
+            "Firing alerts",
+            "Zero. Each alert links to its runbook in its annotations.",
             firing,
             steps=((None, GREEN), (1, RED)),
         ),
         stat_panel(
-            "Replicas out of rotation",
-            "None, but while a rollout or a start is on.",
-            f"sum({_by_model(REPLICAS)}) - sum({_by_model(summed(_READY))})",
+            "Unready replicas",
+            "Zero, except during a rollout or a start-up.",
+            f"sum({_by_model(REPLICAS)}) - sum({_by_model(recorded_sum(_READY))})",
             steps=((None, GREEN), (1, YELLOW)),
         ),
         stat_panel(
             "GPUs in use",
-            "What all of this costs: the GPUs of every replica's plan.",
-            f"sum({_by_model(summed(_GPUS))})",
+            "The planned GPUs of all replicas.",
+            f"sum({_by_model(recorded_sum(_GPUS))})",
         ),
     ]
 
@@ -82,18 +82,18 @@ def _alerts_and_replicas() -> list[Panel]:
 def _throughput_and_queue() -> list[Panel]:
     """Return the numbers of output tokens, finished requests and waiting requests."""
     return [
-        stat_panel("Output", "Tokens that are generated, all models together.", f"sum({_output()})", TOKENS_PER_SECOND),
+        stat_panel("Output throughput", "Generated tokens of all models.", f"sum({_output()})", TOKENS_PER_SECOND),
         stat_panel(
-            "Requests",
-            "That end each second; aborted ones are not among them.",
-            f"sum({_by_model(recorded(metrics.REQUEST_SUCCESS))})",
+            "Finished requests",
+            "Requests that finish per second, without aborted ones.",
+            f"sum({_by_model(recorded_rate(metrics.REQUEST_SUCCESS))})",
             "reqps",
             decimals=1,
         ),
         stat_panel(
-            "Requests that wait",
-            "Few, and not for long: more than what runs means that a replica more would serve.",
-            f"sum({_by_model(summed(metrics.REQUESTS_WAITING))})",
+            "Waiting requests",
+            "Few, and for a short time. If more requests wait than run, add a replica.",
+            f"sum({_by_model(recorded_sum(metrics.REQUESTS_WAITING))})",
             steps=((None, GREEN), (50, YELLOW)),
         ),
     ]
@@ -101,50 +101,50 @@ def _throughput_and_queue() -> list[Panel]:
 
 def _models(thresholds: Thresholds) -> Panel:
     """Return the table of models."""
-    return panels.rows(
+    return panels.table_panel(
         "Models",
-        "Ready equals replicas, errors and late first tokens are below their budget, nothing waits for long.",
+        "Ready equals Replicas. 5xx and TTFT over target are green. Few requests wait.",
         ("namespace", metrics.MODEL_NAME),
         [*_model_load(), *_model_kv_cache(thresholds), *_model_latency(), *_model_errors(thresholds)],
-        about="vllm-engine",
+        linked_dashboard="vllm-engine",
         height=6,
     )
 
 
 def _model_load() -> list[Column]:
     """Return a model's columns of replicas, GPUs, requests and output tokens."""
-    gpus = _by_model(summed(_GPUS))
+    gpus = _by_model(recorded_sum(_GPUS))
     return [
-        Column("Ready", _by_model(summed(_READY)), steps=((None, RED), (1, GREEN))),
+        Column("Ready", _by_model(recorded_sum(_READY)), steps=((None, RED), (1, GREEN))),
         Column("Replicas", _by_model(REPLICAS)),
         Column("GPUs", gpus),
-        Column("Running", _by_model(summed(metrics.REQUESTS_RUNNING))),
-        Column("Waiting", _by_model(summed(metrics.REQUESTS_WAITING))),
+        Column("Running", _by_model(recorded_sum(metrics.REQUESTS_RUNNING))),
+        Column("Waiting", _by_model(recorded_sum(metrics.REQUESTS_WAITING))),
         Column("Output", _output(), TOKENS_PER_SECOND),
-        Column("Output a GPU", f"{_output()} / ({gpus} > 0)", TOKENS_PER_SECOND),
+        Column("Output per GPU", f"{_output()} / ({gpus} > 0)", TOKENS_PER_SECOND),
     ]
 
 
 def _model_kv_cache(thresholds: Thresholds) -> list[Column]:
     """Return a model's columns of KV cache usage."""
     return [
-        Column("KV cache, mean", _by_model(KV_MEAN), "percentunit"),
-        Column("KV cache, fullest", _by_model(KV_FULLEST), "percentunit", _kv_usage_steps(thresholds)),
+        Column("KV cache usage, mean", _by_model(KV_MEAN), "percentunit"),
+        Column("KV cache usage, max", _by_model(KV_MAX), "percentunit", _kv_usage_steps(thresholds)),
     ]
 
 
 def _model_latency() -> list[Column]:
     """Return a model's columns of TTFT and ITL."""
     return [
-        Column("First token, p95", _p95(metrics.TIME_TO_FIRST_TOKEN), "s", decimals=2),
-        Column("Between tokens, p95", _p95(metrics.INTER_TOKEN_LATENCY), "s", decimals=2),
+        Column("TTFT p95", _p95(metrics.TIME_TO_FIRST_TOKEN), "s", decimals=2),
+        Column("ITL p95", _p95(metrics.INTER_TOKEN_LATENCY), "s", decimals=2),
     ]
 
 
 def _model_errors(thresholds: Thresholds) -> list[Column]:
     """Return a model's columns of requests that missed an objective."""
     objectives = thresholds.slo.objectives()
-    titles = {"availability": "5xx", "time_to_first_token": "Late first tokens"}
+    titles = {"availability": "5xx", "time_to_first_token": "TTFT over target"}
     return [
         Column(
             title,
@@ -161,43 +161,45 @@ def _replicas(thresholds: Thresholds) -> Panel:
     """Return the table of replicas."""
     kv_usage = f"max by ({POD}) ({select(metrics.KV_CACHE_USAGE, OF_MODEL)})"
     output = f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[{RATE_WINDOW}]))"
-    return panels.rows(
+    return panels.table_panel(
         "Replicas",
-        "All ready or saturated (which is load, not illness), and equally busy: one that stays idle beside full "
-        "ones is not balanced to; one that stays full may hang.",
+        "All are ready or saturated (saturated is high load, not a fault), and equally busy. If one stays idle while "
+        "others are full, check the load balancer. If one stays full, it may hang.",
         ("namespace", metrics.MODEL_NAME, "pod"),
         [
             Column("State", panels.state_code(OF_MODEL, POD), states=True),
-            Column("For", _by_pod(metrics.PREFIX + "state_seconds"), "s"),
+            Column("In state for", _by_pod(metrics.PREFIX + "state_seconds"), "s"),
             Column("GPUs", _by_pod(_GPUS)),
             Column("Running", _by_pod(metrics.REQUESTS_RUNNING)),
             Column("Waiting", _by_pod(metrics.REQUESTS_WAITING)),
-            Column("KV cache", kv_usage, "percentunit", _kv_usage_steps(thresholds)),
+            Column("KV cache usage", kv_usage, "percentunit", _kv_usage_steps(thresholds)),
             Column("Output", output, TOKENS_PER_SECOND),
-            Column("KV tokens", _by_pod(metrics.PREFIX + "kv_cache_tokens"), "short"),
+            Column("KV cache tokens", _by_pod(metrics.PREFIX + "kv_cache_tokens"), "short"),
         ],
-        about="vllm-engine",
+        linked_dashboard="vllm-engine",
     )
 
 
 def _load_over_time() -> list[Panel]:
     """Return the panels of output tokens, requests and ready replicas over time."""
     return [
-        lines("Output by model", "It follows the load.", TOKENS_PER_SECOND, {_LEGEND: _output()}, stacked=True),
-        lines(
-            "Requests that run and wait",
-            "What waits is a fraction of what runs; a line that only rises needs more replicas.",
+        line_panel(
+            "Output throughput by model", "It follows the load.", TOKENS_PER_SECOND, {_LEGEND: _output()}, stacked=True
+        ),
+        line_panel(
+            "Running and waiting requests",
+            "Far fewer requests wait than run. If the waiting line only rises, add replicas.",
             "short",
             {
-                f"{_LEGEND}, running": _by_model(summed(metrics.REQUESTS_RUNNING)),
-                f"{_LEGEND}, waiting": _by_model(summed(metrics.REQUESTS_WAITING)),
+                f"{_LEGEND}, running": _by_model(recorded_sum(metrics.REQUESTS_RUNNING)),
+                f"{_LEGEND}, waiting": _by_model(recorded_sum(metrics.REQUESTS_WAITING)),
             },
         ),
-        lines(
-            "Replicas that are ready",
-            "A flat line; a notch is a rollout, and with a surge of one there is none.",
+        line_panel(
+            "Ready replicas",
+            "A flat line. A short dip is a rollout without a spare replica.",
             "short",
-            {_LEGEND: _by_model(summed(_READY))},
+            {_LEGEND: _by_model(recorded_sum(_READY))},
             counts=True,
         ),
     ]
@@ -207,28 +209,28 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
     """Return the panels of TTFT, ITL and queue time over time."""
     slo = thresholds.slo
     return [
-        lines(
-            "First token, p95",
-            "Below the objective. The quantile is of all replicas together, from the engine's buckets.",
+        line_panel(
+            "TTFT p95",
+            "Below the objective (red line). It is over all replicas together, estimated from the histogram's buckets.",
             "s",
             {_LEGEND: _p95(metrics.TIME_TO_FIRST_TOKEN)},
             limit=slo.time_to_first_token.seconds,
             top=slo.time_to_first_token.seconds,
             runbook=thresholds.runbook("VLLMTimeToFirstTokenBurn"),
         ),
-        lines(
-            "Between tokens, p95",
-            "Below the objective for a token. It rises with the batch, and with each long prompt that is prefilled "
-            "beside it.",
+        line_panel(
+            "ITL p95",
+            "Below the objective for TPOT (red line). It rises with the batch size, and with each long prompt that is "
+            "prefilled in the same step.",
             "s",
             {_LEGEND: _p95(metrics.INTER_TOKEN_LATENCY)},
             limit=slo.time_per_output_token.seconds,
             top=slo.time_per_output_token.seconds,
             runbook=thresholds.runbook("VLLMTimePerOutputTokenBurn"),
         ),
-        lines(
-            "Wait in the queue, p95",
-            "Milliseconds. Seconds mean that every replica is full.",
+        line_panel(
+            "Queue time p95",
+            "Milliseconds. If it is seconds, every replica is full.",
             "s",
             {_LEGEND: _p95(metrics.QUEUE_TIME)},
             limit=thresholds.alerts["VLLMQueueTimeHigh"].seconds,
@@ -239,7 +241,7 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
 
 def _by_model(series: str, *more: str) -> str:
     """Return the query for the sum of a recorded series over each model."""
-    # The sum drops __name__. With it, a table would show one row for each recorded name.
+    # The sum drops __name__. With __name__ a table would have one row for each recorded name.
     return f"sum by ({MODEL}) ({select(series, OF_MODEL, *more)})"
 
 
@@ -250,12 +252,12 @@ def _by_pod(series: str) -> str:
 
 def _output() -> str:
     """Return the query for a model's output tokens per second."""
-    return _by_model(recorded(metrics.GENERATION_TOKENS))
+    return _by_model(recorded_rate(metrics.GENERATION_TOKENS))
 
 
 def _p95(histogram: str) -> str:
     """Return the query for the 95th percentile of a histogram over all replicas of a model."""
-    buckets = select(recorded(f"{histogram}_bucket"), OF_MODEL)
+    buckets = select(recorded_rate(f"{histogram}_bucket"), OF_MODEL)
     return quantile(0.95, f"sum by ({MODEL}, le) ({buckets})")
 
 

@@ -1,7 +1,7 @@
-"""The kinds of panels that our dashboards are made of, over the grafana-foundation-sdk.
+"""The panel types of the dashboards, built with the grafana-foundation-sdk.
 
-Every panel says in its description what good looks like. Queries name the dashboards' variables: $datasource,
-$namespace, $model and, where single replicas are shown, $pod; each of them may be All.
+Every panel's description says which values are good. Queries use the dashboards' variables: $datasource, $namespace,
+$model and, for single replicas, $pod. Each variable may be All.
 """
 
 from __future__ import annotations
@@ -23,35 +23,37 @@ from grafana_foundation_sdk.builders import (
     timeseries,
 )
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as shown
-from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models import common as models
+from grafana_foundation_sdk.models import dashboard as dashboard_models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from vllm_health import metrics
 
 OF_MODEL: Final = f'namespace=~"$namespace", {metrics.MODEL_NAME}=~"$model"'
-"""Selects what the variables choose, of series by model."""
+"""Label matchers for series with a model: the chosen namespaces and models."""
 OF_POD: Final = f'{OF_MODEL}, pod=~"$pod"'
+"""As OF_MODEL, and the chosen pods."""
 OF_TARGET: Final = 'namespace=~"$namespace", pod=~"$pod"'
-"""As OF_POD, of series that name no model."""
+"""As OF_POD, for series without a model."""
 RATE: Final = "$__rate_interval"
 TAG: Final = "vllm-launch"
+"""Tag of every dashboard. The dashboards link to each other by it."""
 TOKENS_PER_SECOND: Final = "suffix: tok/s"
 
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "yellow", "red", "blue", "purple", "text"
 _GRAFANA: Final = {"light green": "super-light-green", "dark red": "dark-red", "grey": GREY}
 STATES: Final = {name: _GRAFANA.get(color, color) for name, color in metrics.COLORS.items()}
-"""Grafana's name for the colour of each of the prober's states, which panels show as its place in here."""
+"""Grafana's colour name for each of the prober's states. Panels use a state's index in this mapping as its number."""
 
 Panel = Any
 """The SDK has no common base for its panel builders."""
 Steps = Sequence[tuple[float | None, str]]
-"""Colours from a value on, the first from None on."""
+"""Colours by lower bound. The first lower bound is None."""
 
 
 class Column(msgspec.Struct, frozen=True):
-    """Of a table: a query that gives one value for each row; ``states``: the place of one in STATES."""
+    """A table column: a query with one value for each row. ``states``: the value is an index in STATES."""
 
     name: str
     expr: str
@@ -62,43 +64,48 @@ class Column(msgspec.Struct, frozen=True):
 
 
 def select(metric: str, labels: str, *more: str) -> str:
-    """``metric{labels, more…}``."""
+    """Return the selector ``metric{labels, more…}``."""
     return f"{metric}{{{', '.join((labels, *more))}}}"
 
 
 def state_code(labels: str, by: str) -> str:
-    """The state of each replica as its place in STATES: Grafana maps numbers to words, and a label not to a colour."""
+    """Return the query for each replica's state as its index in STATES.
+
+    It is a number because Grafana can map a number to a text and a colour, but not a label.
+    """
     series = metrics.PREFIX + "state"
-    selected = {name: select(series, labels, f'state="{name}"') for name in STATES}
-    places = [f"{place} * {one}" for place, one in enumerate(selected.values())]
-    return f"sum by ({by}) ({' or '.join(places)})"
+    selectors = [select(series, labels, f'state="{name}"') for name in STATES]
+    terms = [f"{index} * {selector}" for index, selector in enumerate(selectors)]
+    return f"sum by ({by}) ({' or '.join(terms)})"
 
 
 def quantile(share: float, buckets: str) -> str:
-    """``buckets`` is a vector with the label le."""
+    """Return the query for a quantile. ``buckets`` is a query whose result has the label le."""
     return f"histogram_quantile({share:g}, {buckets})"
 
 
-def stat_panel(title: str, good: str, expr: str, unit: str = "short", *, steps: Steps = (), decimals: int = 0) -> Panel:
-    """One number, now."""
+def stat_panel(
+    title: str, description: str, expr: str, unit: str = "short", *, steps: Steps = (), decimals: int = 0
+) -> Panel:
+    """Return a panel with one number, the current value."""
     return (
         stat.Panel()
         .title(title)
-        .description(good)
+        .description(description)
         .unit(unit)
         .decimals(decimals)
         .with_target(_query(expr, title, instant=True))
         .thresholds(_thresholds(steps or ((None, GREY),)))
-        .graph_mode(shown.BigValueGraphMode.NONE)
+        .graph_mode(models.BigValueGraphMode.NONE)
         .no_value("none")
         .span(4)
         .height(4)
     )
 
 
-def lines(
+def line_panel(
     title: str,
-    good: str,
+    description: str,
     unit: str,
     queries: Mapping[str, str],
     *,
@@ -109,22 +116,22 @@ def lines(
     runbook: str | None = None,
     span: int = 8,
 ) -> Panel:
-    """Series over time from queries by their legends.
+    """Return a panel with series over time. ``queries``: expressions by legend.
 
-    ``limit`` is where trouble begins, a dashed red line; the axis reaches at least to ``top``, so that a line at
-    nothing looks like nothing; ``counts`` are whole numbers.
+    ``limit``: value of a dashed red line, above which there is a problem. ``top``: smallest upper end of the y axis, so
+    that small values look small. ``counts``: the values are whole numbers. ``runbook``: URL that the panel links to.
     """
     panel = (
         timeseries.Panel()
         .title(title)
-        .description(good)
+        .description(description)
         .unit(unit)
         .min(0)
         .fill_opacity(40 if stacked else 8)
         .line_width(0 if stacked else 1)
-        .show_points(shown.VisibilityMode.NEVER)
-        .legend(common.VizLegendOptions().show_legend(True).placement(shown.LegendPlacement.BOTTOM))  # noqa: FBT003
-        .tooltip(common.VizTooltipOptions().mode(shown.TooltipDisplayMode.MULTI).sort(shown.SortOrder.DESCENDING))
+        .show_points(models.VisibilityMode.NEVER)
+        .legend(common.VizLegendOptions().show_legend(True).placement(models.LegendPlacement.BOTTOM))  # noqa: FBT003
+        .tooltip(common.VizTooltipOptions().mode(models.TooltipDisplayMode.MULTI).sort(models.SortOrder.DESCENDING))
         .span(span)
         .height(8)
     )
@@ -135,49 +142,64 @@ def lines(
     if counts:
         panel = panel.decimals(0)
     if stacked:
-        panel = panel.stacking(common.StackingConfig().mode(shown.StackingMode.NORMAL).group("A"))
+        panel = panel.stacking(common.StackingConfig().mode(models.StackingMode.NORMAL).group("A"))
     if limit is not None:
         panel = panel.thresholds(_thresholds(((None, "transparent"), (limit, RED)))).thresholds_style(
-            common.GraphThresholdsStyleConfig().mode(shown.GraphThresholdsStyleMode.DASHED)
+            common.GraphThresholdsStyleConfig().mode(models.GraphThresholdsStyleMode.DASHED)
         )
-    return _linked(panel, runbook)
+    return _with_runbook(panel, runbook)
 
 
-def heat(title: str, good: str, unit: str, buckets: str, *, runbook: str | None = None, span: int = 8) -> Panel:
-    """How a histogram spreads over time: it shows two groups where a percentile shows a number that is neither."""
+def heatmap_panel(
+    title: str, description: str, unit: str, buckets: str, *, runbook: str | None = None, span: int = 8
+) -> Panel:
+    """Return a heatmap of a histogram over time. ``buckets``: query for the observations in each bucket.
+
+    Unlike a percentile, it shows whether there are two groups of values.
+    """
     panel = (
         heatmap.Panel()
         .title(title)
-        .description(good)
+        .description(description)
         .with_target(_query(buckets, "{{le}}", table_or_heatmap=PromQueryFormat.HEATMAP))
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Spectral").steps(64))
         .span(span)
         .height(8)
     )
-    return _linked(panel, runbook)
+    return _with_runbook(panel, runbook)
 
 
-def timeline(title: str, good: str, expr: str, legend: str, *, runbook: str | None = None, span: int = 24) -> Panel:
-    """States over time; ``expr`` gives their places in STATES."""
+def timeline_panel(
+    title: str, description: str, expr: str, legend: str, *, runbook: str | None = None, span: int = 24
+) -> Panel:
+    """Return a panel with states over time. The values of ``expr`` are indexes in STATES."""
     panel = (
         statetimeline.Panel()
         .title(title)
-        .description(good)
+        .description(description)
         .with_target(_query(expr, legend))
-        .mappings(_states())
-        .show_value(shown.VisibilityMode.NEVER)
-        .legend(common.VizLegendOptions().show_legend(True).placement(shown.LegendPlacement.BOTTOM))  # noqa: FBT003
+        .mappings(_state_mappings())
+        .show_value(models.VisibilityMode.NEVER)
+        .legend(common.VizLegendOptions().show_legend(True).placement(models.LegendPlacement.BOTTOM))  # noqa: FBT003
         .row_height(0.8)
         .span(span)
         .height(8)
     )
-    return _linked(panel, runbook)
+    return _with_runbook(panel, runbook)
 
 
-def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *, about: str, height: int = 8) -> Panel:
-    """A table with a row for each value of the labels ``by`` and a link from it to the dashboard ``about``."""
-    panel = table.Panel().title(title).description(good).span(24).height(height).no_value("")
+def table_panel(
+    title: str,
+    description: str,
+    by: Sequence[str],
+    columns: Sequence[Column],
+    *,
+    linked_dashboard: str,
+    height: int = 8,
+) -> Panel:
+    """Return a table with a row for each value of the labels ``by``. Each row links to ``linked_dashboard``."""
+    panel = table.Panel().title(title).description(description).span(24).height(height).no_value("")
     titles = {label: label.removesuffix("_name").capitalize() for label in by}
     names = dict(titles)
     for ref, column in zip(_REFS, columns, strict=False):
@@ -186,21 +208,26 @@ def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *,
         panel = panel.with_target(query)
         properties = [_property("unit", column.unit), _property("decimals", column.decimals)]
         if column.states:
-            properties.append(_property("mappings", [mapping.to_json() for mapping in _states()]))
+            properties.append(_property("mappings", [mapping.to_json() for mapping in _state_mappings()]))
         if column.steps or column.states:
             steps = {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in column.steps]}
-            colored = "color-text" if column.steps else "color-background"
+            cell_type = "color-text" if column.steps else "color-background"
             properties += [_property("thresholds", steps)] if column.steps else []
-            properties.append(_property("custom.cellOptions", {"type": colored}))
+            properties.append(_property("custom.cellOptions", {"type": cell_type}))
         panel = panel.override_by_name(column.name, properties)
     variables = {"namespace": "namespace", metrics.MODEL_NAME: "model", "pod": "pod"}
-    chosen = "&".join(f"var-{variables[it]}=${{__data.fields.{titles[it]}}}" for it in by if it in variables)
-    link = {"title": "Look at it", "url": f"/d/{about}?{chosen}&${{__url_time_range}}&var-datasource=${{datasource}}"}
+    parameters = "&".join(
+        f"var-{variables[label]}=${{__data.fields.{titles[label]}}}" for label in by if label in variables
+    )
+    link = {
+        "title": "Show details",
+        "url": f"/d/{linked_dashboard}?{parameters}&${{__url_time_range}}&var-datasource=${{datasource}}",
+    }
     return (
         panel.override_by_name(titles[by[-1]], [_property("links", [link])])
-        .with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+        .with_transformation(dashboard_models.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(
-            model.DataTransformerConfig(
+            dashboard_models.DataTransformerConfig(
                 id_val="organize", options={"excludeByName": {"Time": True}, "renameByName": names, "indexByName": {}}
             )
         )
@@ -208,27 +235,27 @@ def rows(title: str, good: str, by: Sequence[str], columns: Sequence[Column], *,
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Panels below a title; ``folded`` until somebody opens it."""
+    """A row of a dashboard: a title and the panels below it. ``collapsed``: the row is closed at first."""
 
     title: str
     panels: Sequence[Panel]
-    folded: bool = False
+    collapsed: bool = False
 
 
-def board(uid: str, title: str, purpose: str, rows_of_it: Sequence[Row], *, pods: bool) -> str:
-    """The JSON of a dashboard."""
+def dashboard_json(uid: str, title: str, description: str, rows: Sequence[Row], *, pods: bool) -> str:
+    """Return the JSON of a dashboard. ``pods``: it has the variable $pod."""
     built = (
         dashboard.Dashboard(title)
         .uid(uid)
-        .description(purpose)
+        .description(description)
         .tags([TAG])
         .readonly()
         .refresh("30s")
         .time("now-3h", "now")
-        .tooltip(model.DashboardCursorSync.CROSSHAIR)
+        .tooltip(dashboard_models.DashboardCursorSync.CROSSHAIR)
         .link(
             dashboard.DashboardLink("vLLM")
-            .type(model.DashboardLinkType.DASHBOARDS)
+            .type(dashboard_models.DashboardLinkType.DASHBOARDS)
             .tags([TAG])
             .keep_time(True)  # noqa: FBT003
             .include_vars(True)  # noqa: FBT003
@@ -236,74 +263,81 @@ def board(uid: str, title: str, purpose: str, rows_of_it: Sequence[Row], *, pods
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
     ready = metrics.PREFIX + "ready"
-    chosen = [("namespace", "namespace", ready), (metrics.MODEL_NAME, "model", f'{ready}{{namespace=~"$namespace"}}')]
+    variables = [
+        ("namespace", "namespace", ready),
+        (metrics.MODEL_NAME, "model", f'{ready}{{namespace=~"$namespace"}}'),
+    ]
     if pods:
-        chosen.append(("pod", "pod", f"{ready}{{{OF_MODEL}}}"))
-    for label, name, series in chosen:
+        variables.append(("pod", "pod", f"{ready}{{{OF_MODEL}}}"))
+    for label, name, series in variables:
         built = built.with_variable(
             dashboard.QueryVariable(name)
             .label(name.capitalize())
             .query(f"label_values({series}, {label})")
             .datasource(_SOURCE)
-            .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
-            .sort(model.VariableSort.ALPHABETICAL_ASC)
+            .refresh(dashboard_models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(dashboard_models.VariableSort.ALPHABETICAL_ASC)
             .include_all(True)  # noqa: FBT003
             .all_value(".*")
             .multi(True)  # noqa: FBT003
-            .current(model.VariableOption(text="All", value="$__all"))
+            .current(dashboard_models.VariableOption(text="All", value="$__all"))
         )
-    numbers = itertools.count(1)
-    for one in rows_of_it:
-        row = dashboard.Row(one.title)
-        panels = [panel.id(next(numbers)).datasource(_SOURCE) for panel in one.panels]
-        if one.folded:
+    ids = itertools.count(1)
+    for row in rows:
+        built_row = dashboard.Row(row.title)
+        panels = [panel.id(next(ids)).datasource(_SOURCE) for panel in row.panels]
+        if row.collapsed:
             for panel in panels:
-                row = row.with_panel(panel)
-            built = built.with_row(row.collapsed(True))  # noqa: FBT003
+                built_row = built_row.with_panel(panel)
+            built = built.with_row(built_row.collapsed(True))  # noqa: FBT003
         else:
-            built = built.with_row(row)
+            built = built.with_row(built_row)
             for panel in panels:
                 built = built.with_panel(panel)
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
 
 
-_SOURCE: Final = shown.DataSourceRef(type_val="prometheus", uid="${datasource}")
+_SOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 _REFS: Final = string.ascii_uppercase
-"""Names of a panel's queries, by which transformations know them."""
+"""Names of a panel's queries. Table transformations refer to them."""
 
 
 def _query(
     expr: str, legend: str, ref: str = "A", *, instant: bool = False, table_or_heatmap: PromQueryFormat | None = None
 ) -> prometheus.Dataquery:
+    """Return the query ``expr`` of a panel. ``ref``: its name."""
     query = prometheus.Dataquery().ref_id(ref).expr(expr).legend_format(legend).datasource(_SOURCE)
     query = query.instant() if instant else query.range()
     return query.format(table_or_heatmap) if table_or_heatmap else query
 
 
 def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
+    """Return the colours ``steps`` as Grafana's thresholds."""
     return (
         dashboard.ThresholdsConfig()
-        .mode(model.ThresholdsMode.ABSOLUTE)
-        .steps([model.Threshold(value=value, color=color) for value, color in steps])
+        .mode(dashboard_models.ThresholdsMode.ABSOLUTE)
+        .steps([dashboard_models.Threshold(value=value, color=color) for value, color in steps])
     )
 
 
-def _states() -> list[model.ValueMapping]:
-    places = {
-        str(place): model.ValueMappingResult(text=name.replace("_", " "), color=color, index=place)
-        for place, (name, color) in enumerate(STATES.items())
+def _state_mappings() -> list[dashboard_models.ValueMapping]:
+    """Return the mappings from a state's index to its name and colour."""
+    options = {
+        str(index): dashboard_models.ValueMappingResult(text=name.replace("_", " "), color=color, index=index)
+        for index, (name, color) in enumerate(STATES.items())
     }
-    return [model.ValueMap(options=places)]
+    return [dashboard_models.ValueMap(options=options)]
 
 
-def _property(name: str, value: object) -> model.DynamicConfigValue:
-    return model.DynamicConfigValue(id_val=name, value=value)
+def _property(name: str, value: object) -> dashboard_models.DynamicConfigValue:
+    """Return a property of a table column."""
+    return dashboard_models.DynamicConfigValue(id_val=name, value=value)
 
 
-def _linked(panel: Panel, runbook: str | None) -> Panel:
-    """A link from the panel's corner to what to do."""
+def _with_runbook(panel: Panel, runbook: str | None) -> Panel:
+    """Return the panel with a link to its runbook, or unchanged if ``runbook`` is None."""
     if runbook is None:
         return panel
     return panel.links([dashboard.DashboardLink(runbook.rsplit("/", 1)[-1].removesuffix(".md")).url(runbook)])

@@ -1,4 +1,4 @@
-"""The rules as Prometheus' own file of groups."""
+"""The rules file of Prometheus: recording rules and alerts in groups."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def every_alert(thresholds: Thresholds) -> dict[str, list[Alert]]:
 
 
 def groups(thresholds: Thresholds) -> dict[str, Any]:
-    """As Prometheus reads it: {"groups": [{"name", "rules"}]}."""
-    recording = {"vllm-load": records.load(), "vllm-slo": records.slo(thresholds)}
+    """Return the rules as Prometheus reads them: {"groups": [{"name", "rules"}]}."""
+    recording = {"vllm-load": records.load_rules(), "vllm-slo": records.slo_rules(thresholds)}
     alerting = {
         name: [alert.rule(thresholds.runbook(alert.name)) for alert in group]
         for name, group in every_alert(thresholds).items()
@@ -43,10 +43,11 @@ def groups(thresholds: Thresholds) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Expressions of several lines stay so."""
+    """A YAML writer that keeps the line breaks of expressions."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Return the YAML node of a text, as a block if it has several lines."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
@@ -54,5 +55,5 @@ _Dumper.add_representer(str, _text)
 
 
 def as_yaml(thresholds: Thresholds) -> str:
-    """The file."""
+    """Return the text of the rules file."""
     return HEADER + yaml.dump(groups(thresholds), Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)

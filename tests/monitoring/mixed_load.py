@@ -1,9 +1,9 @@
-"""Load as users make it, against one vLLM, for some seconds: what became of it as JSON on stdout.
+"""Send a realistic load to one vLLM for some seconds, and print the number of each outcome as JSON.
 
-usage: mixed_load.py URL MODEL SECONDS AT_A_TIME LONGEST [KEY]
+usage: mixed_load.py URL MODEL SECONDS CONCURRENCY MAX_MODEL_LEN [KEY]
 
-AT_A_TIME requests run at a time; LONGEST is the model's length in tokens. Short chats, long prompts, a shared system prompt,
-clients that leave in the middle, some that ask for what is not there. The order is the same each time.
+Kinds of requests: short chats, long prompts, a shared system prompt, clients that disconnect ("left"), responses
+without streaming ("whole"), and a wrong model name ("wrong"). The order is the same in each run.
 """
 
 from __future__ import annotations
@@ -21,57 +21,64 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 from streams import USAGE, cut
 
 KINDS = {"short": 8, "long": 2, "shared": 4, "left": 2, "whole": 3, "wrong": 1}
+"""Relative frequency of each kind of request."""
 
 
 async def main() -> None:
-    url, model, seconds, at_a_time, longest, *key = sys.argv[1:]
-    became: Counter[str] = Counter()
+    url, model, seconds, concurrency, max_model_len, *key = sys.argv[1:]
+    outcomes: Counter[str] = Counter()
     headers = {"Authorization": f"Bearer {key[0]}"} if key else {}
     deadline = asyncio.get_running_loop().time() + float(seconds)
     async with aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=300)) as session:
 
         async def client(number: int) -> None:
-            chance = random.Random(number)
+            generator = random.Random(number)
             while asyncio.get_running_loop().time() < deadline:
-                (kind,) = chance.choices(list(KINDS), list(KINDS.values()))
+                (kind,) = generator.choices(list(KINDS), list(KINDS.values()))
                 try:
-                    became[await ask(session, model, int(longest), kind, chance)] += 1
+                    outcomes[await ask(session, model, int(max_model_len), kind, generator)] += 1
                 except (aiohttp.ClientError, TimeoutError):
-                    became[f"{kind} failed"] += 1
+                    outcomes[f"{kind} failed"] += 1
                     await asyncio.sleep(0.2)
 
-        await asyncio.gather(*(client(number) for number in range(int(at_a_time))))
-    print(json.dumps(became))
+        await asyncio.gather(*(client(number) for number in range(int(concurrency))))
+    print(json.dumps(outcomes))
 
 
-def words(chance, tokens) -> str:
-    """About so many tokens of a byte-level tokenizer: a byte each."""
-    return "".join(chance.choices("abcdefghijklmnopqrstuvwxyz ", k=max(tokens, 1)))
+def words(generator, tokens) -> str:
+    """Return a text of ``tokens`` tokens for a byte-level tokenizer, one byte each."""
+    return "".join(generator.choices("abcdefghijklmnopqrstuvwxyz ", k=max(tokens, 1)))
 
 
-async def ask(session, model, longest, kind, chance) -> str:
-    """One request; what became of it."""
+async def ask(session, model, max_model_len, kind, generator) -> str:
+    """Send one request and return its outcome."""
     size = {"long": 0.6, "shared": 0.05}.get(kind, 0.1)
-    answer = int(longest * (0.1 if kind == "long" else 0.2) * chance.uniform(0.2, 1))
-    prompt = words(chance, int(longest * size * chance.uniform(0.3, 1)))
+    output_tokens = int(max_model_len * (0.1 if kind == "long" else 0.2) * generator.uniform(0.2, 1))
+    prompt = words(generator, int(max_model_len * size * generator.uniform(0.3, 1)))
     if kind == "shared":
-        prompt = words(random.Random(0), int(longest * 0.4)) + prompt
-    body = {"model": model, "prompt": prompt, "max_tokens": answer, "ignore_eos": True, "stream": kind != "whole"}
+        prompt = words(random.Random(0), int(max_model_len * 0.4)) + prompt
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": output_tokens,
+        "ignore_eos": True,
+        "stream": kind != "whole",
+    }
     body |= USAGE if body["stream"] else {}
     if kind == "wrong":
         body["model"] = "no-such-model"
     async with session.post("/v1/completions", json=body) as response:
         if kind == "left":
             async for _ in response.content:
-                if chance.random() < 0.1:
+                if generator.random() < 0.1:
                     return "left"
         text = await response.text()
         if response.status >= 500:
-            await asyncio.sleep(0.2)  # as a client that tries again would
+            await asyncio.sleep(0.2)  # like a client that retries
     if kind == "wrong":
         return f"wrong: {response.status}"
-    whole = cut(text.splitlines(), answer) is None if body["stream"] else '"choices"' in text
-    return f"{kind}: {'whole' if response.status == 200 and whole else f'cut, {response.status}'}"
+    complete = cut(text.splitlines(), output_tokens) is None if body["stream"] else '"choices"' in text
+    return f"{kind}: {'whole' if response.status == 200 and complete else f'cut, {response.status}'}"
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Draws every dashboard from the recording of two H100s: ``pictures.py FOLDER`` (`make pictures`)."""
+"""Draw every dashboard from the recording of two H100s: ``pictures.py FOLDER`` (`make pictures`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "common")]
-from recorded import INTERVAL_S, load  # noqa: E402  where they stand is said above
+from recorded import INTERVAL_S, load  # noqa: E402 - sys.path is set above
 
 from vllm_monitoring import draw  # noqa: E402
 
 IDLE_S = 90
-"""At the recording's end nobody asks for anything: a picture of that shows little."""
+"""Seconds without requests at the end of the recording. They are not drawn."""
 
 
 def main() -> int:

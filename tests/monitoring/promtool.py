@@ -1,4 +1,4 @@
-"""Rules against series that one writes down: promtool's unit tests, put together from short descriptions."""
+"""Test rules against given series with promtool's unit tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ MODEL = {"namespace": "chat", "model_name": "llama"}
 
 
 def program(*names):
-    """The path of whichever is here; a machine without it must say so."""
+    """Return the path of the first program that is installed. Fail the test if none is."""
     for name in names:
-        if found := shutil.which(name):
-            return found
-    pytest.fail(f"{names[0]} is not here: apt-get install prometheus prometheus-alertmanager, or put it on the PATH")
+        if path := shutil.which(name):
+            return path
+    pytest.fail(
+        f"{names[0]} is not installed: apt-get install prometheus prometheus-alertmanager, or put it on the PATH"
+    )
 
 
-class Look(msgspec.Struct, frozen=True):
-    """At a time of a case: so many alerts of a name ("": of any) with these labels are firing."""
+class Expectation(msgspec.Struct, frozen=True):
+    """The number of firing alerts with a name ("": any name) and labels, at a time of a case."""
 
     at: str
     alert: str
@@ -36,63 +38,66 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """Series, a value each ``step``, and what is looked at. ``step`` is how often rules are evaluated, too."""
+    """Series with one value per ``step``, and the expected alerts. Rules are evaluated every ``step`` too."""
 
     name: str
     series: dict[str, str]
-    looks: Sequence[Look]
+    expectations: Sequence[Expectation]
     step: str = "30s"
 
 
 def series(name, labels, values, **more):
-    """``name`` with labels, and its values as promtool writes them: "0x10 1x5" is eleven noughts, then six ones."""
+    """Return a series by its name and labels. Values are in promtool's form: "0x10 1x5" is 11 zeros, then 6 ones."""
     inner = ",".join(f'{label}="{value}"' for label, value in (labels | more).items())
     return {f"{name}{{{inner}}}": values}
 
 
 def firing(at, alert, **labels):
-    return Look(at, alert, 1, labels)
+    """Expect one firing alert at a time."""
+    return Expectation(at, alert, 1, labels)
 
 
 def quiet(at, alert):
-    return Look(at, alert, 0)
+    """Expect no firing alert at a time."""
+    return Expectation(at, alert, 0)
 
 
 def run(folder, rules, cases):
-    """The names of the cases that failed, and what promtool said. ``rules`` is the text of a file of groups."""
+    """Return the names of the cases that failed and promtool's output. ``rules`` is the text of a rules file."""
     (folder / "rules.yaml").write_text(rules)
-    said, names = "", [case.name for case in cases]
+    output, names = "", [case.name for case in cases]
     for step in sorted({case.step for case in cases}):
-        tests = [_test(case, place) for place, case in enumerate(cases) if case.step == step]
-        said += complaints(folder, step, tests)
-    return {names[int(place)] for place in re.findall(r"case_(\d+)=", said)}, said
+        tests = [_test(case, number) for number, case in enumerate(cases) if case.step == step]
+        output += complaints(folder, step, tests)
+    return {names[int(number)] for number in re.findall(r"case_(\d+)=", output)}, output
 
 
 def complaints(folder, step, tests):
-    """What promtool has against ``tests`` in its own form, of the rules.yaml in ``folder``; nothing if all is well."""
+    """Return promtool's output for ``tests`` of the rules.yaml in ``folder``, or "" if all pass."""
     path = folder / f"tests-{step}.yaml"
     path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": step, "tests": tests}))
-    done = subprocess.run(
+    result = subprocess.run(
         [program("promtool"), "test", "rules", str(path)], check=False, capture_output=True, text=True, timeout=110
     )
-    said = done.stderr + done.stdout if done.returncode else ""
-    assert not said or "got:" in said, said  # it could not even begin
-    return said
+    output = result.stderr + result.stdout if result.returncode else ""
+    assert not output or "got:" in output, output  # Without "got:" promtool could not run the tests.
+    return output
 
 
-def as_test(case, **looks):
-    """A case in promtool's own form, and what is looked at."""
-    told = [{"series": name, "values": values} for name, values in case.series.items()]
-    return {"interval": case.step, "input_series": told, **looks}
+def as_test(case, **expectations):
+    """Return a case in promtool's form, with ``expectations``."""
+    input_series = [{"series": name, "values": values} for name, values in case.series.items()]
+    return {"interval": case.step, "input_series": input_series, **expectations}
 
 
-def _test(case, place):
-    looks = []
-    for look in case.looks:
-        # The last label is on no alert: promtool 2.42 tells of a test that fails its expression alone.
-        labels = {"alertname": look.alert, "alertstate": "firing"} | look.labels | {f"case_{place}": ""}
+def _test(case, number):
+    """Return a case in promtool's form. Its number is in the expressions, so that it shows in promtool's output."""
+    tests = []
+    for expectation in case.expectations:
+        # No alert has the last label. promtool 2.42 prints only the expression of a failed test.
+        labels = {"alertname": expectation.alert, "alertstate": "firing"} | expectation.labels | {f"case_{number}": ""}
         labels = {name: value for name, value in labels.items() if value or name != "alertname"}
-        chosen = ",".join(f'{label}="{value}"' for label, value in labels.items())
-        expected = [{"labels": "{}", "value": look.firing}] if look.firing else []
-        looks.append({"expr": f"count(ALERTS{{{chosen}}})", "eval_time": look.at, "exp_samples": expected})
-    return as_test(case, promql_expr_test=looks)
+        selector = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        expected = [{"labels": "{}", "value": expectation.firing}] if expectation.firing else []
+        tests.append({"expr": f"count(ALERTS{{{selector}}})", "eval_time": expectation.at, "exp_samples": expected})
+    return as_test(case, promql_expr_test=tests)

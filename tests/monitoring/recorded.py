@@ -1,4 +1,4 @@
-"""A Prometheus over the recording of two H100s, with what the rules would have recorded meanwhile."""
+"""A Prometheus with the recording of two H100s and the series that the recording rules make of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vllm_monitoring import rules, thresholds
 (FILE,) = (ROOT / "tests/data/metrics").glob("vllm-*-h100-x2.om.gz")
 INTERVAL_S = 5
 
-# dcgm-exporter's own names, types and labels (its etc/default-counters.csv and etc/dcp-metrics-included.csv; docs: the
-# labels that it adds). Values are made up: nowhere here does it run.
+# Names, types and labels of dcgm-exporter. Source: its etc/default-counters.csv, etc/dcp-metrics-included.csv, and its
+# docs for the labels. The values are invented, because no machine here runs it.
 DCGM = {
     "DCGM_FI_DEV_GPU_UTIL": 93.0, "DCGM_FI_DEV_FB_USED": 74_000.0, "DCGM_FI_DEV_FB_FREE": 7_000.0,
     "DCGM_FI_DEV_POWER_USAGE": 512.5, "DCGM_FI_DEV_GPU_TEMP": 61.0, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": 0.31,
@@ -26,13 +26,13 @@ DCGM = {
 
 
 def times(text):
-    """The first and the last moment of samples, seconds since 1970."""
-    found = [float(at) for at in re.findall(r" (\d+\.\d+)$", text, re.MULTILINE)]
-    return min(found), max(found)
+    """Return the Unix times of the first and the last sample."""
+    seconds = [float(time) for time in re.findall(r" (\d+\.\d+)$", text, re.MULTILINE)]
+    return min(seconds), max(seconds)
 
 
 def dcgm(begin, end):
-    """Its exposition over that time, as lines of OpenMetrics; counters go on."""
+    """Yield dcgm-exporter's samples of that time as lines of OpenMetrics. Counters increase."""
     labels = 'gpu="0",UUID="GPU-0",device="nvidia0",modelName="NVIDIA H100",Hostname="node-1",namespace="recorded",pod="llama-0"'
     for at in range(int(begin), int(end), INTERVAL_S):
         for name, value in DCGM.items():
@@ -41,7 +41,7 @@ def dcgm(begin, end):
 
 
 def load(folder, *, with_dcgm):
-    """The running Prometheus, and the time that it knows of."""
+    """Return a running Prometheus with the recording, and the recording's begin and end in Unix seconds."""
     text = gzip.decompress(FILE.read_bytes()).decode()
     begin, end = times(text)
     lines = text.removesuffix("# EOF\n") + ("".join(dcgm(begin, end)) if with_dcgm else "") + "# EOF\n"
@@ -53,7 +53,7 @@ def load(folder, *, with_dcgm):
         group | {"interval": f"{INTERVAL_S}s"} for group in groups if group["name"] in {"vllm-load", "vllm-slo"}
     ]
     (folder / "records.yaml").write_text(yaml.safe_dump({"groups": recording}))
-    for _ in range(2):  # what is recorded of what is recorded comes with the second time
+    for _ in range(2):  # Some rules read recorded series. The second pass computes them.
         prometheus = Prometheus(folder, rules=(), data=data)
         promtool(
             "tsdb", "create-blocks-from", "rules", f"--start={int(begin)}", f"--end={int(end)}",
@@ -63,5 +63,6 @@ def load(folder, *, with_dcgm):
     return Prometheus(folder, rules=(), data=data), begin, end
 
 
-def promtool(*words):
-    subprocess.run([program("promtool"), *map(str, words)], check=True, capture_output=True, timeout=300)
+def promtool(*arguments):
+    """Run promtool."""
+    subprocess.run([program("promtool"), *map(str, arguments)], check=True, capture_output=True, timeout=300)

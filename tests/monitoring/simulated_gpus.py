@@ -1,8 +1,8 @@
-"""The prober beside a vLLM whose two GPUs have faults: NVML is simulated at its Python binding, since none here breaks.
+"""Run the prober with simulated GPUs that get faults. NVML is simulated at its Python binding.
 
 usage: simulated_gpus.py FLAGS_OF_VLLM_HEALTH…
 
-It is well until the file named by FAULTS is there.
+The GPUs are healthy until the file named by the environment variable FAULTS exists.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ fake = FakePynvml()
 sys.modules["pynvml"] = fake
 
 
-def break_them():
+def break_gpus():
+    """Wait for the file, then give each simulated GPU its faults."""
     while not Path(os.environ["FAULTS"]).exists():
         time.sleep(0.1)
     fake.xids.append((0, 79))
@@ -34,5 +35,5 @@ def break_them():
     fake.broken["handle", 2] = LOST
 
 
-threading.Thread(target=break_them, daemon=True).start()
+threading.Thread(target=break_gpus, daemon=True).start()
 sys.exit(main())

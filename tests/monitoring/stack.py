@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager on this machine, with what we ship, and the pages that they send."""
+"""A real Prometheus and Alertmanager with the shipped rules, and a receiver of their notifications."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from machine import ROOT, free_port
 from promtool import program
 
 SHIPPED = ROOT / "monitoring/prometheus"
-BOARDS = {
+DASHBOARDS = {
     path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json"))
 }
 SHIPPED_RULES = [SHIPPED / path for path in yaml.safe_load((SHIPPED / "prometheus.yml").read_text())["rule_files"]]
@@ -24,9 +24,10 @@ INTERVAL_S = 5
 
 
 class Prometheus:
-    """One that runs until ``close``; of the config that Compose is given only targets and intervals are others.
+    """A Prometheus process that runs until ``close``.
 
-    ``rules``: paths of files of rules; None: those that are shipped.
+    Its configuration is Compose's with other targets and intervals. ``rules``: paths of rules files, or None for the
+    shipped ones. ``data``: folder of existing data.
     """
 
     def __init__(self, folder, targets=(), *, alertmanager=None, rules=None, data=None):
@@ -53,28 +54,29 @@ class Prometheus:
             stdout=self.log, stderr=self.log,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}"
-        answers(f"{self.url}/-/ready", self.process, folder / "prometheus.log")
+        wait_until_ready(f"{self.url}/-/ready", self.process, folder / "prometheus.log")
 
     def watch(self, targets):
-        """From now on scrape these: pairs of a pod's name and a port of this machine."""
-        found = [
+        """Scrape these targets from now on: pairs of a pod's name and a port of this machine."""
+        groups = [
             {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "tests", "pod": pod}} for pod, port in targets
         ]
-        (self.folder / "targets.json").write_text(json.dumps(found))
+        (self.folder / "targets.json").write_text(json.dumps(groups))
 
-    def ask(self, route, **words):
-        url = f"{self.url}/api/v1/{route}?{urllib.parse.urlencode(words)}"
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            return json.load(answer)["data"]["result"]
+    def ask(self, route, **parameters):
+        """Return the result of a request to the HTTP API."""
+        url = f"{self.url}/api/v1/{route}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return json.load(response)["data"]["result"]
 
     def query(self, expr, at=None):
-        """The instant vector."""
+        """Return the instant vector of ``expr``, now or at a Unix time."""
         return self.ask("query", query=expr, **({"time": at} if at else {}))
 
     def values(self, expr, begin, end, step):
-        """Every number that ``expr`` has in that time, of all series; NaN, a quotient of nothing, is none."""
-        found = self.ask("query_range", query=expr, start=begin, end=end, step=step)
-        return [float(value) for one in found for _, value in one["values"] if value != "NaN"]
+        """Return the values of all series of ``expr`` in that time, without NaN (0 / 0)."""
+        result = self.ask("query_range", query=expr, start=begin, end=end, step=step)
+        return [float(value) for series in result for _, value in series["values"] if value != "NaN"]
 
     def close(self):
         self.process.terminate()
@@ -82,7 +84,8 @@ class Prometheus:
         self.log.close()
 
 
-def answers(url, process, log):
+def wait_until_ready(url, process, log):
+    """Wait until ``url`` answers. Fail if the process ends or after 60 s."""
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError):
@@ -94,7 +97,10 @@ def answers(url, process, log):
 
 
 class Pager:
-    """An Alertmanager that sends every alert at once to us; ``pages`` has the time of the first of each."""
+    """An Alertmanager that notifies this test of every alert at once.
+
+    ``pages``: the time and the content of the first notification, by (alert name, pod or model).
+    """
 
     def __init__(self, folder):
         self.pages = {}
@@ -102,8 +108,8 @@ class Pager:
 
         class Receiver(BaseHTTPRequestHandler):
             def do_POST(self):
-                told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                for alert in told["alerts"]:
+                notification = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                for alert in notification["alerts"]:
                     if alert["status"] == "firing":
                         labels = alert["labels"]
                         key = labels["alertname"], labels.get("pod") or labels["model_name"]
@@ -135,7 +141,7 @@ class Pager:
             stdout=self.log, stderr=self.log,
         )  # fmt: skip
         self.address = f"127.0.0.1:{self.port}"
-        answers(f"http://{self.address}/-/ready", self.process, folder / "alertmanager.log")
+        wait_until_ready(f"http://{self.address}/-/ready", self.process, folder / "alertmanager.log")
 
     def close(self):
         self.process.terminate()

@@ -1,4 +1,7 @@
-"""What 200 replicas cost a Prometheus: the Overview of a day, and all rules. The recording of two, multiplied."""
+"""The cost of 200 replicas for a Prometheus: the overview dashboard of a day, and all rules.
+
+The data is the recording of two replicas, copied.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from recorded import INTERVAL_S, load, promtool
-from stack import BOARDS, Prometheus
+from stack import DASHBOARDS, Prometheus
 
-from vllm_monitoring import boards, rules, thresholds
+from vllm_monitoring import dashboard_queries, rules, thresholds
 
 pytestmark = pytest.mark.timeout(1200)
 MODELS, REPLICAS, STEP_S, BLOCK_S = 8, 200, 30, 7200
 NAME = re.compile(r"(?:vllm:|vllm_health_|model:)[\w:]+")
 AT_ONCE, POINTS = 6, 1000
-"""Requests that a browser has out at a time, and a panel's width in points."""
+"""Number of concurrent requests of a browser, and a panel's width in points."""
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    """Its series that match, with all their values."""
+    """Yield a function that returns the series whose names match a regular expression, with all values."""
     prometheus, begin, end = load(tmp_path_factory.mktemp("recorded"), with_dcgm=False)
 
     def series(names):
@@ -34,14 +37,14 @@ def recording(tmp_path_factory):
 
 
 def prolonged(values, steps, *, counter):
-    """``values`` (each INTERVAL_S) again and again, as many as ``steps`` of STEP_S; a counter goes on from where it was."""
-    every = np.asarray(values, float)
-    rounds, place = np.divmod(np.arange(steps) * STEP_S // INTERVAL_S, len(every))
-    return every[place] + (rounds * (every[-1] - every[0]) if counter else 0)
+    """Return ``values`` (one per INTERVAL_S) repeated over ``steps`` of STEP_S. A counter continues to increase."""
+    recorded = np.asarray(values, float)
+    rounds, indexes = np.divmod(np.arange(steps) * STEP_S // INTERVAL_S, len(recorded))
+    return recorded[indexes] + (rounds * (recorded[-1] - recorded[0]) if counter else 0)
 
 
 def copies(labels):
-    """The labels of a series in MODELS models and, where it is of one replica, in its half of REPLICAS."""
+    """Return the labels of a series' copies: one per model, or if it has a pod, one per replica in half of REPLICAS."""
     if "pod" not in labels:
         return [labels | {"model_name": f"m{number}"} for number in range(MODELS)]
     replicas = range(int(labels["pod"][-1]), REPLICAS, 2)
@@ -49,23 +52,23 @@ def copies(labels):
     return [labels | model(number) | {"pod": f"r{number}"} for number in replicas]
 
 
-def multiplied(found, folder, seconds):
-    """A folder with so many seconds of all copies of what was ``found``; when it ends, and how many samples it has."""
+def multiplied(recorded_series, folder, seconds):
+    """Write all copies of the series over ``seconds``. Return the data folder, the end time and the sample count."""
     end = int(time.time()) // BLOCK_S * BLOCK_S
     steps, data, samples = seconds // STEP_S, folder / "data", 0
     blocks = [[] for _ in range(-(-seconds // BLOCK_S))]
-    for one in found:
-        name = one["metric"].pop("__name__")
+    for series in recorded_series:
+        name = series["metric"].pop("__name__")
         counter = name.endswith(("_total", "_bucket", "_sum", "_count"))
-        values = prolonged([value for _, value in one["values"]], steps, counter=counter)
-        said = [f" {value:.6g} {end - seconds + place * STEP_S}\n" for place, value in enumerate(values)]
-        for labels in copies(one["metric"]):
+        values = prolonged([value for _, value in series["values"]], steps, counter=counter)
+        samples_text = [f" {value:.6g} {end - seconds + step * STEP_S}\n" for step, value in enumerate(values)]
+        for labels in copies(series["metric"]):
             samples += steps
             inner = ",".join(f'{label}="{value}"' for label, value in labels.items())
             head = f"{name}{{{inner}}}"
             for number, block in enumerate(blocks):
                 first = number * BLOCK_S // STEP_S
-                block.append("".join(head + text for text in said[first : first + BLOCK_S // STEP_S]))
+                block.append("".join(head + text for text in samples_text[first : first + BLOCK_S // STEP_S]))
     for block in blocks:
         path = folder / "block.om"
         path.write_text("".join(block) + "# EOF\n")
@@ -74,10 +77,10 @@ def multiplied(found, folder, seconds):
     return data, end - STEP_S, samples
 
 
-def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(recording, tmp_path):
+def test_the_overview_of_200_replicas_over_a_day_takes_less_than_two_seconds(recording, tmp_path):
     day = 24 * 3600
     step = day / POINTS
-    queries = list(boards.queries(BOARDS["vllm-overview"], interval_s=STEP_S, step_s=step))
+    queries = list(dashboard_queries.queries(DASHBOARDS["vllm-overview"], interval_s=STEP_S, step_s=step))
     names = {name for query in queries for name in NAME.findall(query.expr)}
     data, at, samples = multiplied(recording("|".join(names)), tmp_path, day)
     prometheus = Prometheus(tmp_path, rules=(), data=data)
@@ -85,32 +88,33 @@ def test_the_overview_of_a_day_of_200_replicas_answers_in_two_seconds(recording,
     def ask(query):
         began = time.monotonic()
         if query.instant:
-            found = prometheus.query(query.expr, at)
+            result = prometheus.query(query.expr, at)
         else:
-            found = prometheus.ask("query_range", query=query.expr, start=at - day, end=at, step=step)
-        return len(found), time.monotonic() - began, query
+            result = prometheus.ask("query_range", query=query.expr, start=at - day, end=at, step=step)
+        return len(result), time.monotonic() - began, query
 
     try:
         assert prometheus.query("count(vllm_health_state_seconds)", at)[0]["value"][1] == str(REPLICAS)
         began = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            answers = list(pool.map(ask, queries))
-        took = time.monotonic() - began
+            results = list(pool.map(ask, queries))
+        total_s = time.monotonic() - began
     finally:
         prometheus.close()
-    _, longest, slowest = max(answers, key=lambda answer: answer[1])
+    _, longest, slowest = max(results, key=lambda result: result[1])
     print(
-        f"{len(queries)} queries over {samples:,} samples: {took:.2f} s; the slowest {longest:.2f} s: {slowest.panel}"
+        f"{len(queries)} queries over {samples:,} samples: {total_s:.2f} s; "
+        f"the slowest {longest:.2f} s: {slowest.panel}"
     )
-    assert not [query.expr for series, _, query in answers if not series]
-    assert took < 2
+    assert not [query.expr for series, _, query in results if not series]
+    assert total_s < 2
 
 
-def test_all_rules_over_200_replicas_take_a_fraction_of_their_interval(recording, tmp_path):
+def test_all_rules_over_200_replicas_take_less_than_half_of_their_interval(recording, tmp_path):
     everything = "vllm:.+|vllm_health_.+|http_.+|model:.+|slo:.+"
     data, at, samples = multiplied(recording(everything), tmp_path, 600)
     prometheus = Prometheus(tmp_path, rules=(), data=data)
-    took = {}
+    seconds_by_rule = {}
     try:
         assert prometheus.query("count(vllm_health_ready)", at)[0]["value"][1] == str(REPLICAS)
         for group in rules.groups(thresholds.read())["groups"]:
@@ -118,11 +122,11 @@ def test_all_rules_over_200_replicas_take_a_fraction_of_their_interval(recording
                 began = time.monotonic()
                 prometheus.query(rule["expr"], at)
                 name = rule.get("record") or rule["alert"]
-                took[name] = took.get(name, 0) + time.monotonic() - began
+                seconds_by_rule[name] = seconds_by_rule.get(name, 0) + time.monotonic() - began
     finally:
         prometheus.close()
-    longest = max(took, key=took.get)
+    total_s, slowest = sum(seconds_by_rule.values()), max(seconds_by_rule, key=seconds_by_rule.get)
     print(
-        f"all rules over {samples:,} samples: {sum(took.values()):.2f} s; the slowest {took[longest]:.2f} s: {longest}"
+        f"all rules over {samples:,} samples: {total_s:.2f} s; the slowest {seconds_by_rule[slowest]:.2f} s: {slowest}"
     )
-    assert sum(took.values()) < 15 / 2  # the interval of Compose's Prometheus
+    assert total_s < 15 / 2  # 15 s is the interval of Compose's Prometheus.

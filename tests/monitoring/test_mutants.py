@@ -1,4 +1,4 @@
-"""Every threshold, every comparison and every and/or/unless of the alerts, changed once: some case must notice."""
+"""Change each threshold, comparison and and/or/unless of the alerts once. Some case must fail then."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 import yaml
-from cases import ALERT_OF, EVERY
+from cases import ALERT_OF, ALL_CASES
 from near_misses import NEAR_MISSES
 from promtool import run
-from some_rules import kept
+from some_rules import rules_for
 
 from vllm_health import metrics
 from vllm_monitoring import rules, thresholds
@@ -25,49 +25,51 @@ OPPOSITE = {">": "<", ">=": "<", "<": ">", "==": "!=", "and": "or", "or": "and",
 BOUNDARY = {">": ">=", ">=": ">", "<": "<="}
 OPERATOR = re.compile(r"(?<=[\s)])(>=|<=|==|>|<|and|or|unless)(?=\s)")
 QUOTIENTS = {*ALERT_OF.values(), "VLLMQueueTimeHigh"}
-"""Compare a quotient of rates, which meets its bound to the last bit by chance alone: ">" and ">=" are the same."""
+"""Alerts on a quotient of rates. It almost never equals its bound exactly, so ">" and ">=" are equivalent."""
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """What was changed, whose cases must notice, and the rules with it."""
+    """The text of a rules file with one change. ``alerts``: a case of one of these alerts must fail."""
 
-    what: str
+    change: str
     alerts: tuple[str, ...]
     rules: str
 
 
 def comparisons():
+    """Yield a mutant for each changed operator of each alert."""
     for group in GROUPS:
         for rule in (rule for rule in group["rules"] if "alert" in rule):
             window = rule["labels"].get("window", "")
-            for found in OPERATOR.finditer(rule["expr"]):
-                for new in {OPPOSITE[found[1]], BOUNDARY.get(found[1], OPPOSITE[found[1]])}:
-                    if rule["alert"] in QUOTIENTS and new == BOUNDARY.get(found[1]):
+            for match in OPERATOR.finditer(rule["expr"]):
+                for new in {OPPOSITE[match[1]], BOUNDARY.get(match[1], OPPOSITE[match[1]])}:
+                    if rule["alert"] in QUOTIENTS and new == BOUNDARY.get(match[1]):
                         continue
-                    expr = rule["expr"][: found.start()] + new + rule["expr"][found.end() :]
+                    expr = rule["expr"][: match.start()] + new + rule["expr"][match.end() :]
                     changed = {"name": "changed", "rules": [rule | {"expr": expr}]}
-                    # The other rules of that name stay as they are.
-                    others = [one | {"rules": [it for it in one["rules"] if it != rule]} for one in GROUPS]
+                    # The other rules of that name do not change.
+                    others = [other | {"rules": [kept for kept in other["rules"] if kept != rule]} for other in GROUPS]
                     yield Mutant(
-                        f"{rule['alert']} {window} {found[1]!r} at {found.start()}: {new!r}",
+                        f"{rule['alert']} {window} {match[1]!r} at {match.start()}: {new!r}",
                         (rule["alert"],),
-                        kept((rule["alert"],), [*others, changed]),
+                        rules_for((rule["alert"],), [*others, changed]),
                     )
 
 
 def leaves(value, path=()):
+    """Yield each number and text of nested mappings and lists, with its path."""
     if isinstance(value, dict):
-        for name, one in value.items():
-            yield from leaves(one, (*path, name))
+        for name, item in value.items():
+            yield from leaves(item, (*path, name))
     elif isinstance(value, list):
-        for place, one in enumerate(value):
-            yield from leaves(one, (*path, place))
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
     else:
         yield path, value
 
 
-def changes(path, value):  # noqa: PLR0911  one for each kind
-    """Other values that somebody could have meant: a tenth more and less, another time, the other severity."""
+def changes(path, value):  # noqa: PLR0911 - one return for each kind of value
+    """Return other plausible values: 10 % more and less, another time, the other severity."""
     if path[-1] == "seconds" and path[0] == "slo":
         bounds = metrics.BUCKETS[thresholds.LATENCIES[path[1]]]
         return [bounds[bounds.index(value) + step] for step in (-1, 1)]
@@ -83,36 +85,40 @@ def changes(path, value):  # noqa: PLR0911  one for each kind
         return ["2m"] if path[0] == "slo" else ["1m"]
     number, unit = value[:-1], value[-1]
     if path[-1] == "short" and value == "5m":
-        return ["10m"]  # less is refused
+        return ["10m"]  # A shorter one is refused.
     return [f"{2 * int(number)}{unit}", f"{thresholds.seconds(value) // 2}s"]
 
 
 def changed_thresholds():
+    """Yield a mutant for each changed number of thresholds.yaml."""
     raw = yaml.safe_load(thresholds.SHIPPED.read_text())
     for path, value in leaves(raw):
         if path == ("runbooks",):
-            continue  # an address, in test_generated
+            continue  # A URL, tested in test_generated.py.
         for new in changes(path, value):
-            other = copy.deepcopy(raw)
-            inner = other
+            changed = copy.deepcopy(raw)
+            inner = changed
             for step in path[:-1]:
                 inner = inner[step]
             inner[path[-1]] = new
             alerts = (path[1],) if path[0] == "alerts" else tuple(
                 alert for slo, alert in ALERT_OF.items() if path[1] in (slo, "burn", "least_requests")
             )[:1]  # fmt: skip
-            groups = rules.groups(msgspec.convert(other, Thresholds, strict=False))["groups"]
-            yield Mutant(f"{'.'.join(map(str, path))}: {value} is {new}", alerts, kept(alerts, groups))
+            groups = rules.groups(msgspec.convert(changed, Thresholds, strict=False))["groups"]
+            yield Mutant(f"{'.'.join(map(str, path))}: {value} is {new}", alerts, rules_for(alerts, groups))
 
 
 MUTANTS = [*comparisons(), *changed_thresholds()]
 
 
 def survives(mutant, folder):
+    """Return whether every case passes with the mutant's rules."""
     folder.mkdir()
-    cases = [case for case in EVERY if any(look.alert in mutant.alerts for look in case.looks)]
+    cases = [case for case in ALL_CASES if any(expectation.alert in mutant.alerts for expectation in case.expectations)]
     cases = [
-        msgspec.structs.replace(case, looks=[look for look in case.looks if look.alert in mutant.alerts])
+        msgspec.structs.replace(
+            case, expectations=[wanted for wanted in case.expectations if wanted.alert in mutant.alerts]
+        )
         for case in cases
     ]
     return not run(folder, mutant.rules, cases)[0] and not run(folder, mutant.rules, NEAR_MISSES)[0]
@@ -123,15 +129,15 @@ def survivors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutants")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         alive = pool.map(lambda pair: survives(pair[1], folder / str(pair[0])), enumerate(MUTANTS))
-        return {mutant.what for mutant, lives in zip(MUTANTS, alive, strict=True) if lives}
+        return {mutant.change for mutant, lives in zip(MUTANTS, alive, strict=True) if lives}
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
-def test_a_case_notices(mutant, survivors):
-    assert mutant.what not in survivors
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.change)
+def test_a_case_fails_with_the_mutant(mutant, survivors):
+    assert mutant.change not in survivors
 
 
-def test_what_is_not_changed_survives(tmp_path):
-    """Else every mutant would seem to be noticed."""
+def test_unchanged_rules_survive(tmp_path):
+    """Otherwise every mutant would seem to fail a case."""
     for name in {alert for mutant in MUTANTS for alert in mutant.alerts}:
-        assert survives(Mutant("", (name,), kept((name,), GROUPS)), tmp_path / name)
+        assert survives(Mutant("", (name,), rules_for((name,), GROUPS)), tmp_path / name)

@@ -1,8 +1,7 @@
-"""From a fault of the real engine to the page that somebody gets: real rules, real Prometheus, real Alertmanager.
+"""Faults of the real engine lead to pages, with the real rules, Prometheus and Alertmanager.
 
-What the shipped rules want to see for minutes (`for`) these want to see for HELD; test_alerts.py has the shipped times, and
-`make test-faults`, which says SHIPPED_TIMES=1, waits for them here. Everything is broken first, and then every page is
-waited for.
+The field `for` of the rules is at most SHORT_FOR here. test_alerts.py tests the shipped values, and `make test-faults`
+(SHIPPED_TIMES=1) waits for them here. A fixture causes all faults first, and then each test waits for its page.
 """
 
 from __future__ import annotations
@@ -27,35 +26,35 @@ from vllm_monitoring import rules, thresholds
 pytestmark = pytest.mark.timeout(1500)
 HERE = Path(__file__).parent
 SHIPPED_TIMES = "SHIPPED_TIMES" in os.environ
-HELD = "15s"
+SHORT_FOR = "15s"
 
 
-def told_sooner(folder):
-    """The path of the shipped rules, but that HELD is enough where they want to see something for longer."""
+def rules_with_short_for(folder):
+    """Write the shipped rules with `for` of at most SHORT_FOR, and return the path."""
     numbers = yaml.safe_load(thresholds.SHIPPED.read_text())
     for limit in (*numbers["alerts"].values(), *numbers["slo"]["burn"]):
-        limit["for"] = min(limit["for"], HELD, key=thresholds.seconds)
+        limit["for"] = min(limit["for"], SHORT_FOR, key=thresholds.seconds)
     (folder / "thresholds.yaml").write_text(yaml.safe_dump(numbers))
     (folder / "rules.yaml").write_text(rules.as_yaml(thresholds.read(folder / "thresholds.yaml")))
     return folder / "rules.yaml"
 
 
-def answers(run):
-    """Whether the health port of ``run`` is open."""
+def health_port_is_open(run):
+    """Return whether the health port of ``run`` is open."""
     try:
         return run.health("/livez")[0] > 0
     except OSError:
         return False
 
 
-class Course:
-    """What runs, what is scraped, and when each fault began."""
+class Scenario:
+    """The running engines, Prometheus and Alertmanager, and the time at which each fault began."""
 
     def __init__(self, folder, model):
         self.folder, self.model = folder, model
         self.pager = Pager(folder)
-        told = SHIPPED_RULES if SHIPPED_TIMES else [told_sooner(folder)]
-        self.prometheus = Prometheus(folder, alertmanager=self.pager.address, rules=told)
+        rule_files = SHIPPED_RULES if SHIPPED_TIMES else [rules_with_short_for(folder)]
+        self.prometheus = Prometheus(folder, alertmanager=self.pager.address, rules=rule_files)
         self.runs, self.others, self.targets, self.faults = [], [], [], {}
 
     def scrape(self, pod, *ports):
@@ -63,26 +62,26 @@ class Course:
         self.prometheus.watch(self.targets)
 
     def start(self, name, *flags, **options):
-        place = self.folder / f"{name}-{len(self.runs)}"
-        place.mkdir()
-        run = Serving(place, self.model, name=name, flags=flags, **options)
+        folder = self.folder / f"{name}-{len(self.runs)}"
+        folder.mkdir()
+        run = Serving(folder, self.model, name=name, flags=flags, **options)
         self.runs.append(run)
         return run
 
     def fault(self, *alerts):
-        """Now something breaks that these shall tell of: pairs of an alert and the pod or model it names."""
+        """Note that a fault begins now. ``alerts``: expected pairs of an alert's name and its pod or model."""
         self.faults |= dict.fromkeys(alerts, time.monotonic())
 
     def page(self, alert, seconds):
-        """Wait for it; it may come so many seconds after its fault."""
+        """Wait for a page. It must come within ``seconds`` after its fault."""
         deadline = self.faults[alert] + seconds
         while alert not in self.pager.pages:
-            assert time.monotonic() < deadline, f"no {alert} within {seconds} s, but {sorted(self.pager.pages)}"
+            assert time.monotonic() < deadline, f"no page {alert} within {seconds} s, only {sorted(self.pager.pages)}"
             time.sleep(0.2)
-        at, told = self.pager.pages[alert]
-        assert at < deadline, f"{alert} after {at - self.faults[alert]:.0f} s, and not within {seconds} s"
-        assert told["annotations"]["runbook_url"].endswith(f"/{alert[0]}.md")
-        print(f"{alert[0]}: {at - self.faults[alert]:.0f} s after the fault: {told['annotations']['summary']}")
+        at, page = self.pager.pages[alert]
+        assert at < deadline, f"{alert} came after {at - self.faults[alert]:.0f} s, later than {seconds} s"
+        assert page["annotations"]["runbook_url"].endswith(f"/{alert[0]}.md")
+        print(f"{alert[0]}: {at - self.faults[alert]:.0f} s after the fault: {page['annotations']['summary']}")
 
     def close(self):
         for run in self.runs:
@@ -97,135 +96,135 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory, tiny_model):
-    one = Course(tmp_path_factory.mktemp("pages"), tiny_model)
+def scenario(tmp_path_factory, tiny_model):
+    result = Scenario(tmp_path_factory.mktemp("pages"), tiny_model)
     try:
-        yield one
+        yield result
     finally:
-        one.close()
+        result.close()
 
 
 @pytest.fixture(scope="module")
-def broken(course):
-    """All faults but the drain's. Engines start side by side; the others have theirs meanwhile."""
-    hung = course.start("hung", f"--launch-stall-seconds={2 * INTERVAL_S * 5}")
-    course.scrape("hung-0", hung.port, hung.health_port)
-    flooded = course.start("flooded", "--max-num-queued-reqs=4", max_num_seqs=2, drain_seconds=60)
-    course.scrape("flooded-0", flooded.port, flooded.health_port)
-    stop_a_start(course)
-    restart_in_a_loop(course)
+def broken(scenario):
+    """Cause all faults except the late drain. Two engines start while the other faults happen."""
+    hung = scenario.start("hung", f"--launch-stall-seconds={2 * INTERVAL_S * 5}")
+    scenario.scrape("hung-0", hung.port, hung.health_port)
+    flooded = scenario.start("flooded", "--max-num-queued-reqs=4", max_num_seqs=2, drain_seconds=60)
+    scenario.scrape("flooded-0", flooded.port, flooded.health_port)
+    stop_start_up(scenario)
+    restart_in_a_loop(scenario)
     hung.wait_for("vllm-launch: ready")
     flooded.wait_for("vllm-launch: ready")
     time.sleep(3 * INTERVAL_S)
-    hang(course, hung)
-    break_gpus(course, flooded)
-    flood(course, flooded)
+    hang(scenario, hung)
+    break_gpus(scenario, flooded)
+    flood(scenario, flooded)
     return Broken(hung, flooded)
 
 
 class Broken(NamedTuple):
-    """The runs that tests go on to ask."""
+    """The runs that tests use afterwards."""
 
     hung: Serving
     flooded: Serving
 
 
-def stop_a_start(course):
-    run = course.start("stuck", "--launch-start-stall-seconds=60")
-    course.scrape("stuck-0", run.health_port)
+def stop_start_up(scenario):
+    run = scenario.start("stuck", "--launch-start-stall-seconds=60")
+    scenario.scrape("stuck-0", run.health_port)
     engine = run.wait_for_title("VLLM::EngineCore")
-    course.fault(("VLLMStartupStuck", "stuck-0"))
+    scenario.fault(("VLLMStartupStuck", "stuck-0"))
     for pid in [engine, *(pid for pid, title in run.processes().items() if "vllm.entrypoints" in title)]:
         os.kill(pid, signal.SIGSTOP)
 
 
-def restart_in_a_loop(course):
+def restart_in_a_loop(scenario):
     port, health_port = free_port(), free_port()
-    course.scrape("looping-0", port, health_port)
-    course.fault(("VLLMRestartLoop", "looping-0"))
+    scenario.scrape("looping-0", port, health_port)
+    scenario.fault(("VLLMRestartLoop", "looping-0"))
     for _ in range(4):
-        run = course.start("looping", port=port, health_port=health_port)
-        after(functools.partial(answers, run), 60)
+        run = scenario.start("looping", port=port, health_port=health_port)
+        after(functools.partial(health_port_is_open, run), 60)
         time.sleep(2 * INTERVAL_S)
         run.process.send_signal(signal.SIGQUIT)
         run.process.wait(60)
 
 
-def hang(course, run):
-    """An engine that is stopped: it hangs, is ended by its launcher, and nobody starts it again.
+def hang(scenario, run):
+    """Stop an engine. It hangs, its launcher ends it, and nothing restarts it.
 
-    It is `stalled` for a fifth of its time before it is ended (VLLMEngineStalled.md): two scrapes, so one sees it.
+    Before that it is `stalled` for a fifth of its stall time (VLLMEngineStalled.md): two scrapes, so one sees it.
     """
-    course.fault(("VLLMEngineStalled", "hung-0"), ("VLLMNoReplicaReady", "hung"))
+    scenario.fault(("VLLMEngineStalled", "hung-0"), ("VLLMNoReplicaReady", "hung"))
     os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
 
 
 GPU_ALERTS = ["GPUXidFatal", "GPULost", "GPURowRemapFailure", "GPUECCErrors"]
 
 
-def break_gpus(course, run):
-    """Beside ``run``, GPUs that are simulated."""
-    health_port, faults = free_port(), course.folder / "faults"
+def break_gpus(scenario, run):
+    """Start a second prober for ``run`` with simulated GPUs, and break them."""
+    health_port, faults = free_port(), scenario.folder / "faults"
     prober = subprocess.Popen(
         [sys.executable, str(HERE / "simulated_gpus.py"), "serve", f"--target={run.url}", f"--port={health_port}",
          "--host=127.0.0.1", "--model=broken", f"--api-key-file={run.keys}"],
         env=os.environ | {"FAULTS": str(faults)},
     )  # fmt: skip
-    course.others.append(prober)
-    course.scrape("broken-0", health_port)
+    scenario.others.append(prober)
+    scenario.scrape("broken-0", health_port)
     time.sleep(4 * INTERVAL_S)
-    course.fault(*((alert, "broken-0") for alert in GPU_ALERTS))
+    scenario.fault(*((alert, "broken-0") for alert in GPU_ALERTS))
     faults.touch()
 
 
-def flood(course, run):
-    """An engine is asked for far more than it can do, and may turn requests away."""
-    course.fault(("VLLMAvailabilityBurn", "flooded"), ("VLLMAdmissionRejections", "flooded"))
-    words = [run.url, "flooded", "700", "12", "512", run.key]
-    course.others.append(
-        subprocess.Popen([sys.executable, str(HERE / "mixed_load.py"), *words], stdout=subprocess.DEVNULL)
+def flood(scenario, run):
+    """Send an engine far more requests than it can serve. It rejects some."""
+    scenario.fault(("VLLMAvailabilityBurn", "flooded"), ("VLLMAdmissionRejections", "flooded"))
+    arguments = [run.url, "flooded", "700", "12", "512", run.key]
+    scenario.others.append(
+        subprocess.Popen([sys.executable, str(HERE / "mixed_load.py"), *arguments], stdout=subprocess.DEVNULL)
     )
 
 
 @pytest.mark.usefixtures("broken")
-def test_gpu_faults_page_simulated(course):
+def test_gpu_faults_page_simulated(scenario):
     for alert in GPU_ALERTS:
-        course.page((alert, "broken-0"), 60)
+        scenario.page((alert, "broken-0"), 60)
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_start_that_does_not_move_is_told(course):
-    course.page(("VLLMStartupStuck", "stuck-0"), 90)
+def test_a_start_up_without_progress_pages(scenario):
+    scenario.page(("VLLMStartupStuck", "stuck-0"), 90)
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_restart_loop_pages(course):
-    course.page(("VLLMRestartLoop", "looping-0"), 180)
+def test_a_restart_loop_pages(scenario):
+    scenario.page(("VLLMRestartLoop", "looping-0"), 180)
 
 
-def test_a_hung_engine_pages(course, broken):
-    course.page(("VLLMEngineStalled", "hung-0"), 90)
+def test_a_hung_engine_pages(scenario, broken):
+    scenario.page(("VLLMEngineStalled", "hung-0"), 90)
     broken.hung.process.wait(60)
 
 
 @pytest.mark.usefixtures("broken")
-def test_requests_that_are_turned_away_page(course):
-    course.page(("VLLMAvailabilityBurn", "flooded"), 400 if SHIPPED_TIMES else 295)
+def test_rejected_requests_burn_the_error_budget_and_page(scenario):
+    scenario.page(("VLLMAvailabilityBurn", "flooded"), 400 if SHIPPED_TIMES else 295)
 
 
 @pytest.mark.usefixtures("broken")
-def test_that_an_engine_turns_requests_away_is_told(course):
-    course.page(("VLLMAdmissionRejections", "flooded"), 900 if SHIPPED_TIMES else 180)
+def test_admission_rejections_page(scenario):
+    scenario.page(("VLLMAdmissionRejections", "flooded"), 900 if SHIPPED_TIMES else 180)
 
 
-def test_a_drain_that_will_cut_streams_is_told(course, broken):
-    """It is told before the end. Streams are slow here because the engine is stopped in the middle of them."""
+def test_a_late_drain_pages_before_it_ends(scenario, broken):
+    """The streams do not end, because the engine is stopped."""
     os.kill(broken.flooded.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
-    course.fault(("VLLMDrainLate", "flooded-0"))
+    scenario.fault(("VLLMDrainLate", "flooded-0"))
     broken.flooded.process.send_signal(signal.SIGTERM)
-    course.page(("VLLMDrainLate", "flooded-0"), 60)
+    scenario.page(("VLLMDrainLate", "flooded-0"), 60)
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_model_that_nobody_serves_any_more_pages(course):
-    course.page(("VLLMNoReplicaReady", "hung"), 420 if SHIPPED_TIMES else 135)
+def test_a_model_without_a_ready_replica_pages(scenario):
+    scenario.page(("VLLMNoReplicaReady", "hung"), 420 if SHIPPED_TIMES else 135)

@@ -1,4 +1,4 @@
-"""Every query of every panel and rule has something to show, from the real engine and prober under a mixed load."""
+"""Every query of every panel and rule returns data from the real engine and prober under a mixed load."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 from serving import Serving
-from stack import BOARDS, INTERVAL_S, Prometheus
+from stack import DASHBOARDS, INTERVAL_S, Prometheus
 
 from vllm_health import metrics
-from vllm_monitoring import boards, rules, thresholds
+from vllm_monitoring import dashboard_queries, rules, thresholds
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
 QUERIES = [
-    query for board in BOARDS.values() for query in boards.queries(board, interval_s=INTERVAL_S, step_s=INTERVAL_S)
+    query
+    for dashboard in DASHBOARDS.values()
+    for query in dashboard_queries.queries(dashboard, interval_s=INTERVAL_S, step_s=INTERVAL_S)
 ]
 GROUPS = rules.groups(thresholds.read())["groups"]
 RECORDS = sorted({rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule})
@@ -28,35 +30,34 @@ NAMES = f"{metrics.PREFIX}|vllm:|model:|slo:|http_|kube_|DCGM_"
 SELECTOR = re.compile(rf"(?:{NAMES})[\w:]+(?:\{{[^}}]*\}})?")
 LOAD_SECONDS = 60
 
-RECORDED = "there is no GPU here: tried against a recording of two H100s in test_gpus.py"
-NOT_HERE = {
-    "DCGM_": "dcgm-exporter's: tried against its published form in test_gpus.py",
-    "kube_": "kube-state-metrics': tried in test_alerts.py",
+RECORDED = "there is no GPU here: test_gpus.py tests it with a recording of two H100s"
+NO_DATA = {
+    "DCGM_": "needs dcgm-exporter: test_gpus.py simulates it",
+    "kube_": "needs kube-state-metrics: test_alerts.py tests it",
     metrics.PREFIX + "gpu_": RECORDED,
     metrics.PREFIX + "nvml_up": RECORDED,
-    metrics.PREFIX
-    + "start_remaining": "what a first start takes is not known beforehand; test_gpus.py has a second one",
+    metrics.PREFIX + "start_remaining": "unknown during the first start-up: test_gpus.py has a second one",
     'planned_gpus:sum{namespace=~".*", model_name=~".*"}) > 0': RECORDED,
     'planned_gpus{namespace=~".*", model_name=~".*", pod=~".*"}) > 0': RECORDED,
 }
 
 
-def why_not(expr):
-    """Why a query has nothing to show on this machine; None where it must have."""
-    return next((why for name, why in NOT_HERE.items() if name in expr), None)
+def reason_for_no_data(expr):
+    """Return why a query has no data on this machine, or None if it must have data."""
+    return next((why for name, why in NO_DATA.items() if name in expr), None)
 
 
 class Watched:
-    """What Prometheus has of the engine from its start to the end of a load."""
+    """Prometheus' data of the engine from its start-up to the end of a load. ``outcomes``: of the load's requests."""
 
     def __init__(self, prometheus, run):
         self.prometheus, self.began = prometheus, time.time()
         run.wait_for("vllm-launch: ready")
-        words = [run.url, "tiny", str(LOAD_SECONDS), "10", "512", run.key]
-        said = subprocess.run(
-            [sys.executable, str(HERE / "mixed_load.py"), *words], check=True, capture_output=True, text=True
+        arguments = [run.url, "tiny", str(LOAD_SECONDS), "10", "512", run.key]
+        output = subprocess.run(
+            [sys.executable, str(HERE / "mixed_load.py"), *arguments], check=True, capture_output=True, text=True
         ).stdout
-        self.became = json.loads(said)
+        self.outcomes = json.loads(output)
         time.sleep(3 * INTERVAL_S)
         self.ended = time.time()
 
@@ -77,19 +78,19 @@ def watched(tmp_path_factory, tiny_model):
         prometheus.close()
 
 
-def test_the_load_was_of_every_kind(watched):
-    kinds = {text.split(":")[0] for text in watched.became}
-    assert kinds == {"short", "long", "shared", "left", "whole", "wrong"}, watched.became
-    assert not any("cut" in text or "failed" in text for text in watched.became), watched.became
+def test_the_load_has_every_kind_of_request(watched):
+    kinds = {text.split(":")[0] for text in watched.outcomes}
+    assert kinds == {"short", "long", "shared", "left", "whole", "wrong"}, watched.outcomes
+    assert not any("cut" in text or "failed" in text for text in watched.outcomes), watched.outcomes
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.board}: {query.panel}: {query.ref}")
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.dashboard}: {query.panel}: {query.ref}")
 def test_a_panel_has_data(watched, query):
-    found = watched.values(query.expr)
-    if why_not(query.expr) is None:
-        assert found, query.expr
+    result = watched.values(query.expr)
+    if reason_for_no_data(query.expr) is None:
+        assert result, query.expr
     else:
-        assert not found, f"not empty any more: {query.expr}"
+        assert not result, f"has data now, remove it from NO_DATA: {query.expr}"
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -98,38 +99,40 @@ def test_a_record_has_data(watched, record):
 
 
 SELECTED = sorted({
-    found[0] for group in GROUPS for rule in group["rules"] for found in SELECTOR.finditer(rule["expr"])
+    match[0] for group in GROUPS for rule in group["rules"] for match in SELECTOR.finditer(rule["expr"])
 })  # fmt: skip
-WHEN_IT_HAPPENS = {
+NO_DATA_WITHOUT_FAULTS = {
     f'{metrics.HTTP_REQUESTS}{{status="5xx"}}': "no request has failed",
-    f"{metrics.PREFIX}drain_streams": "nobody drains; it is in test_pages.py",
+    f"{metrics.PREFIX}drain_streams": "no replica drains: test_pages.py tests it",
 }
 
 
 @pytest.mark.parametrize("selector", SELECTED)
-def test_what_a_rule_selects_is_there(watched, selector):
-    found = watched.values(selector)
-    if why_not(selector) is None and selector not in WHEN_IT_HAPPENS:
-        assert found, selector
+def test_each_selector_of_a_rule_has_data(watched, selector):
+    result = watched.values(selector)
+    if reason_for_no_data(selector) is None and selector not in NO_DATA_WITHOUT_FAULTS:
+        assert result, selector
     else:
-        assert not found, f"not empty any more: {selector}"
+        assert not result, f"has data now, remove it from NO_DATA: {selector}"
 
 
-def test_names_that_are_not_shown_are_noticed(watched):
-    """The pinned engine shows what ALWAYS_SHOWN says; a name that it does not show would be found out here."""
-    shown = {one["metric"]["__name__"] for one in watched.prometheus.query('{__name__=~"vllm:.+"}', watched.ended)}
+def test_vllm_shows_every_metric_of_always_shown(watched):
+    """The pinned vLLM shows ALWAYS_SHOWN. A renamed metric would fail this test."""
+    shown = {
+        series["metric"]["__name__"] for series in watched.prometheus.query('{__name__=~"vllm:.+"}', watched.ended)
+    }
     assert set(metrics.ALWAYS_SHOWN) <= shown
     renamed = shown - {metrics.KV_CACHE_USAGE} | {"vllm:gpu_cache_usage_perc"}
     assert set(metrics.ALWAYS_SHOWN) - renamed == {metrics.KV_CACHE_USAGE}
 
 
 @pytest.mark.parametrize("histogram", metrics.BUCKETS)
-def test_bounds_of_latencies_are_the_engines(watched, histogram):
-    found = watched.prometheus.query(f"{histogram}_bucket", watched.ended)
-    assert {one["metric"]["le"] for one in found} == {*map(str, metrics.BUCKETS[histogram]), "+Inf"}
+def test_bucket_bounds_are_those_of_vllm(watched, histogram):
+    result = watched.prometheus.query(f"{histogram}_bucket", watched.ended)
+    assert {series["metric"]["le"] for series in result} == {*map(str, metrics.BUCKETS[histogram]), "+Inf"}
 
 
-def test_nobody_is_told_of_anything(watched):
-    """A start and a minute of load are no reason; how fast this machine is under it is another matter."""
+def test_no_alert_fires(watched):
+    """A start-up and a minute of load are normal. Latency alerts are ignored, because this machine may be slow."""
     slow = "VLLMTimeToFirstTokenBurn|VLLMTimePerOutputTokenBurn|VLLMQueueTimeHigh"
     assert watched.prometheus.query(f'ALERTS{{alertstate="firing", alertname!~"{slow}"}}', watched.ended) == []
