@@ -21,7 +21,7 @@ class Configuration(msgspec.Struct, frozen=True):
     servers: int = 1
 
 
-COMMANDS = {"plan": bench.planned, "vllm": bench.defaults, "forked": bench.forked}
+COMMANDS = {"plan": bench.launcher_command, "vllm": bench.vllm_command, "forked": bench.forked_command}
 
 NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
 """For vLLM's own server what the launcher does by itself in ``bench.environment``."""

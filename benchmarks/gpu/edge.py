@@ -165,26 +165,26 @@ class Least:
         self._thread.join()
 
 
-def tried(command: list[str], log: Path, given: argparse.Namespace) -> dict[str, Any]:
+def tried(command: list[str], log: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Whether a server of ``command`` survives the load, and what it took."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for terms.Terms
     env = bench.environment() | {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}  # for /collective_rpc
-    shape = bench.SHAPES[given.shape]
+    shape = bench.SHAPES[options.shape]
     row: dict[str, Any] = {"survived": False}
     try:
-        with bench.served(command, log, env=env), Least() as least:
-            row["kv_tokens"] = bench.cache_info(bench.PORT)
+        with bench.start_server(command, log, env=env), Least() as least:
+            row["kv_tokens"] = bench.kv_cache_tokens(bench.PORT)
             before = rpc(bench.PORT, "memory_now", forget_peak=True)[0]
             row["before"] = before
             longest = min(6000, shape["max_position_embeddings"] - 256)
             load = Load(bench.PORT, shape["vocab_size"] - 1, longest)
-            row["load"] = asyncio.run(load.run(given.seconds))
+            row["load"] = asyncio.run(load.run(options.seconds))
             row["least_free"] = least.free
             after = rpc(bench.PORT, "memory_now")[0]
             row |= {"after": after, "beyond": after["peak_allocated"] - before["allocated"]}
             row["reserved_rise"] = after["peak_reserved"] - before["reserved"]
             row["survived"] = bool(row["load"]["done"]) and not row["load"]["failed"]
-    except (bench.DeadError, OSError) as error:
+    except (bench.ServerFailedError, OSError) as error:
         row["error"] = str(error)[-600:]
     text = log.read_text(errors="replace")
     row["out_of_memory"] = "OutOfMemoryError" in text or "out of memory" in text
@@ -199,35 +199,35 @@ def main() -> int:
     )
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--no-plan", action="store_true")
-    given, flags = parser.parse_known_args()
-    result = Result(given.out, "edge")
+    options, flags = parser.parse_known_args()
+    result = Result(options.out, "edge")
     extension = ["--worker-extension-cls=terms.Terms", *flags]
     good = True
     with tempfile.TemporaryDirectory() as name:
-        model = bench.model_folder(given.shape, given.tokenizer, Path(name))
-        logs = given.out.parent / "logs"
+        model = bench.model_folder(options.shape, options.tokenizer, Path(name))
+        logs = options.out.parent / "logs"
         survived: float | None = None
         dies = 0.999
-        if not given.no_plan:
-            row = tried(bench.planned(model, extension), logs / "edge-plan.log", given)
+        if not options.no_plan:
+            row = tried(bench.launcher_command(model, extension), logs / "edge-plan.log", options)
             said = (logs / "edge-plan.log").read_text(errors="replace")
             found = re.search(r"--gpu-memory-utilization=([\d.]+)", said)
             at = float(found[1]) if found else None
-            result.add(utilization=at, by="plan", shape=given.shape, flags=flags, **row)
+            result.add(utilization=at, by="plan", shape=options.shape, flags=flags, **row)
             if good := row["survived"]:
                 survived = at
             elif at is not None:
                 dies = at
-        for number in range(len(given.utilization) or given.tries):
-            at = given.utilization[number] if given.utilization else round(((survived or FLOOR) + dies) / 2, 4)
+        for number in range(len(options.utilization) or options.tries):
+            at = options.utilization[number] if options.utilization else round(((survived or FLOOR) + dies) / 2, 4)
             words = [f"--gpu-memory-utilization={at}", *extension]
-            row = tried(bench.defaults(model, words), logs / f"edge-{at}.log", given)
-            result.add(utilization=at, by="hand", shape=given.shape, flags=flags, **row)
+            row = tried(bench.vllm_command(model, words), logs / f"edge-{at}.log", options)
+            result.add(utilization=at, by="hand", shape=options.shape, flags=flags, **row)
             if row["survived"]:
                 survived = max(at, survived or 0)
             else:
                 dies = min(at, dies)
-        result.told["highest_that_survived"] = survived
+        result.content["highest_that_survived"] = survived
         result.write()
     return int(not good)
 

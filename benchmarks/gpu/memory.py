@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(ROWS), help="this row; may be repeated")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one row")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no row is started")
-    given: argparse.Namespace = parser.parse_args()
+    options: argparse.Namespace = parser.parse_args()
     os.environ |= bench.environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
     with nvml.open_nvml() as opened:
@@ -204,17 +204,17 @@ def main() -> int:
         about = {"gpu": opened.name(0), "compute_capability": opened.device(0).compute_capability}
     fresh = multiprocessing.get_context("forkserver")  # imports vLLM once, touches no GPU, forks a process per row
     fresh.set_forkserver_preload(["vllm", "vllm.entrypoints.llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker"])
-    began, result = time.monotonic(), Result(given.out, "memory")
-    logs = given.out.parent / "logs"
+    began, result = time.monotonic(), Result(options.out, "memory")
+    logs = options.out.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for name in given.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
-        if time.monotonic() - began > given.stop_after:
+    for name in options.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
+        if time.monotonic() - began > options.stop_after:
             break
         idle()
         written, log = logs / f"{name}.json", logs / f"{name}.log"
         process = fresh.Process(target=measure, args=(name, written, log))
         process.start()
-        process.join(given.timeout)
+        process.join(options.timeout)
         alive = process.is_alive()
         process.kill()
         process.join()
@@ -222,7 +222,7 @@ def main() -> int:
             row = json.loads(written.read_text())
             written.unlink()
         else:
-            why = f"no end within {given.timeout} s" if alive else f"process ended with {process.exitcode}"
+            why = f"no end within {options.timeout} s" if alive else f"process ended with {process.exitcode}"
             row = {"row": name, "model": ROWS[name][0], "error": why}
         row |= about | logged(log.read_text(errors="replace"))
         if "kv_cache_tokens" in row:
@@ -231,10 +231,10 @@ def main() -> int:
             except Exception as error:  # noqa: BLE001  what was measured stays
                 row["not_predicted"] = repr(error)
         result.add(**msgspec.to_builtins(row))
-    result.told["summary"] = summary(result.told["rows"])
+    result.content["summary"] = summary(result.content["rows"])
     result.write()
-    print(json.dumps(result.told["summary"]))
-    return int(not result.told["rows"] or any("error" in row for row in result.told["rows"]))
+    print(json.dumps(result.content["summary"]))
+    return int(not result.content["rows"] or any("error" in row for row in result.content["rows"]))
 
 
 if __name__ == "__main__":

@@ -71,27 +71,27 @@ def of_transformers(model: Path) -> Iterator[tuple[int, float | str]]:
 def of_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
     """(batch, tok/s), as they come; the first of two measurements warms up."""
     workload = bench_serve.WORKLOADS["512/256"]
-    with bench.served(bench.planned(model, []), log, env=bench.environment()):
+    with bench.start_server(bench.launcher_command(model, []), log, env=bench.environment()):
         for batch in (*BATCHES, MOST):
             clients = min(batch, bench_serve.CLIENTS_PER_GPU)
             of_batch = bench_serve.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
             for seed, requests in ((batch, batch), (batch + 1, batch * 2)):
-                row = bench_serve.measured(
+                row = bench_serve.measure(
                     model, [bench.PORT], of_batch, requests=requests, rate=float("inf"), clients=clients, seed=seed
                 )
             yield batch, row["output_tok_s"]
 
 
 def main() -> int:
-    given = bench.parser(__doc__).parse_args()
-    result = Result(given.out, "peers")
+    options = bench.parser(__doc__).parse_args()
+    result = Result(options.out, "peers")
     peer, ours = dict[int, float | str](), dict[int, float]()
     try:
         with tempfile.TemporaryDirectory() as name:
-            model = bench.model_folder(given.shape, given.tokenizer, Path(name))
+            model = bench.model_folder(options.shape, options.tokenizer, Path(name))
             for batch, tokens in of_transformers(model):
                 peer[batch] = tokens
-            for batch, mine in of_vllm(model, given.out.parent / "logs" / "peers.log"):
+            for batch, mine in of_vllm(model, options.out.parent / "logs" / "peers.log"):
                 ours[batch] = mine
     finally:  # what was measured is written, whatever ended it
         numbers = {batch: tokens for batch, tokens in peer.items() if isinstance(tokens, float)}

@@ -53,14 +53,14 @@ def main() -> int:
     parser.add_argument("shape", choices=list(bench.SHAPES))
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--load-seconds", type=int, default=240)
-    given = parser.parse_args()
+    options = parser.parse_args()
     tests = ROOT / "tests/monitoring"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = bench.model_folder(given.shape, given.tokenizer, folder)
+        model = bench.model_folder(options.shape, options.tokenizer, folder)
         pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
         recorder = subprocess.Popen(
-            [sys.executable, str(tests / "recording.py"), str(given.out), str(given.load_seconds + 340), "5", *pods]
+            [sys.executable, str(tests / "recording.py"), str(options.out), str(options.load_seconds + 340), "5", *pods]
         )
         replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]
         try:
@@ -70,14 +70,14 @@ def main() -> int:
             loads = [
                 subprocess.Popen([sys.executable, str(tests / "mixed_load.py"), f"http://127.0.0.1:{8000 + 10 * gpu}",
                                   "llama", str(seconds), str(clients), "4096"])
-                for gpu, seconds, clients in ((0, given.load_seconds, 96), (1, given.load_seconds // 2, 40))
+                for gpu, seconds, clients in ((0, options.load_seconds, 96), (1, options.load_seconds // 2, 40))
             ]  # fmt: skip
-            time.sleep(given.load_seconds / 2 - 5)
+            time.sleep(options.load_seconds / 2 - 5)
             replicas[1].send_signal(signal.SIGTERM)  # under load: its streams end first
             print("drained, exit", replicas[1].wait(90), flush=True)
             replicas[1] = replica(model, 1, folder / "log-1")
             for load in loads:
-                load.wait(given.load_seconds + 120)
+                load.wait(options.load_seconds + 120)
             ready(1, 200)
             time.sleep(75)  # idle, so that the prober asks for a token
         finally:

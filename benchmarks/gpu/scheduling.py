@@ -152,9 +152,9 @@ def served(load: Sequence[Asked], kv_tokens: int, watermark: float) -> dict[str,
 def main() -> int:
     parser = bench.parser(__doc__, shape=None)
     parser.add_argument("--load", action="append", choices=list(LOADS), help="only this one; may be repeated")
-    given: argparse.Namespace = parser.parse_args()
-    result = Result(given.out, "scheduling", gpus=False)
-    for name in given.load or LOADS:
+    options: argparse.Namespace = parser.parse_args()
+    result = Result(options.out, "scheduling", gpus=False)
+    for name in options.load or LOADS:
         (kv_tokens, make), plain = LOADS[name], None
         load = make()
         for watermark in WATERMARKS:

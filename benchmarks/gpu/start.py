@@ -26,14 +26,14 @@ def started(command: list[str], log: Path, cache: Path, kernels: Path | None) ->
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(kernels) if kernels else None]))
     env = bench.environment() | {"PYTHONPATH": path, "HOME": str(cache)}
     began, today = time.monotonic(), time.time()
-    with bench.served(command, log, env=env):
+    with bench.start_server(command, log, env=env):
         ready = time.monotonic() - began
         bench.ask(bench.PORT, {"prompt": "hi", "max_tokens": 1})
         first = time.monotonic() - began
         # Written when the launcher calls it ready, a moment later.
         while not (told := [path for path in cache.rglob("starts.json") if path.stat().st_mtime > today]):
             if time.monotonic() - began > ready + 60:
-                raise bench.DeadError(f"{log}: the launcher wrote no starts.json within a minute")
+                raise bench.ServerFailedError(f"{log}: the launcher wrote no starts.json within a minute")
             time.sleep(0.1)
         history = json.loads(told[0].read_text())
     phases = {phase: round(seconds, 1) for phase, seconds in list(history.values())[-1].items()}
@@ -44,25 +44,25 @@ def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--kernels", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=["empty", "kernels", SECOND])
-    given, flags = parser.parse_known_args()
-    if given.only and SECOND in given.only and "kernels" not in given.only:
+    options, flags = parser.parse_known_args()
+    if options.only and SECOND in options.only and "kernels" not in options.only:
         parser.error(f"--only {SECOND!r} needs --only kernels, which fills its cache")
-    result = Result(given.out, "start")
+    result = Result(options.out, "start")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = bench.model_folder(given.shape, given.tokenizer, folder)
+        model = bench.model_folder(options.shape, options.tokenizer, folder)
         for caches, kernels, cache in (
             ("empty", None, "a"),
-            ("kernels", given.kernels, "b"),
-            (SECOND, given.kernels, "b"),
+            ("kernels", options.kernels, "b"),
+            (SECOND, options.kernels, "b"),
         ):
-            if given.only and caches not in given.only:
+            if options.only and caches not in options.only:
                 continue
             (folder / cache).mkdir(exist_ok=True)
             flags_ = [f"--launch-cache-dir={folder / cache / 'cache'}", *flags]
-            log = given.out.parent / "logs" / f"start-{caches}.log"
-            row = started(bench.planned(model, flags_), log, folder / cache, kernels)
-            result.add(caches=caches, shape=given.shape, flags=flags, **row)
+            log = options.out.parent / "logs" / f"start-{caches}.log"
+            row = started(bench.launcher_command(model, flags_), log, folder / cache, kernels)
+            result.add(caches=caches, shape=options.shape, flags=flags, **row)
     return 0
 
 

@@ -7,7 +7,7 @@ beside each other on GPUs of their own, each measurement at the same time, or wi
 loaded in turns, so that whatever else a shared host does meets all alike. Flags that are none of this command's go to
 every server. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the batch for want
 of cache, computed again; ``page_faults``: ``bench.page_faults`` during the load; ``gpu_busy`` and ``watts``:
-``bench.load_of``.
+``bench.sample_gpu_load``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import msgspec
 from configurations import CONFIGURATIONS, Configuration
 from result import Result, gpu_names
 
-FAILURES = (bench.DeadError, OSError, RuntimeError)
+FAILURES = (bench.ServerFailedError, OSError, RuntimeError)
 """Of a server or a load; a broken barrier is a RuntimeError too."""
 
 
@@ -52,7 +52,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 def started(
-    name: str, this: Configuration, given: argparse.Namespace, model: Path, stack: contextlib.ExitStack,
+    name: str, this: Configuration, options: argparse.Namespace, model: Path, stack: contextlib.ExitStack,
     *, first: int | None, place: int = 0,
 ) -> Server:  # fmt: skip
     """Start one configuration until it answers; ``stack`` ends it.
@@ -62,20 +62,22 @@ def started(
     command = configurations.COMMANDS[this.command]
     began, share = time.monotonic(), this.gpus // this.servers
     ports = [bench.PORT + 100 * place + 10 * number for number in range(this.servers)]
-    logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
+    logs = [options.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
     gpus = [] if first is None else [*range(first, first + this.gpus)]
     processes = []
     for number, port in enumerate(ports):
         mine = gpus[number * share : (number + 1) * share]
         env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))} if mine else {}
-        server = bench.running(command(model, this.flags, port), logs[number], port=port, env=bench.environment() | env)
+        server = bench.start_process(
+            command(model, this.flags, port), logs[number], port=port, env=bench.environment() | env
+        )
         processes.append(stack.enter_context(server))
     for process, port, log in zip(processes, ports, logs, strict=True):
         bench.wait_for(process, port, log, 420)
     ready = round(time.monotonic() - began, 1)
     row = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
     row["utilization"] = bench.utilization(ports[0])
-    row["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
+    row["kv_tokens"] = [tokens for port in ports for tokens in bench.kv_cache_tokens(port)]
     return Server(ports, [process.pid for process in processes], gpus, row)
 
 
@@ -83,7 +85,7 @@ def warm_up(server: Server, model: Path) -> None:
     """Some requests, whose answers nobody counts."""
     gpus = server.row["gpus"]
     workload, clients = bench_serve.WORKLOADS["512/256"], bench_serve.CLIENTS_PER_GPU * gpus
-    bench_serve.measured(model, server.ports, workload, requests=64 * gpus, rate=float("inf"), clients=clients, seed=9)
+    bench_serve.measure(model, server.ports, workload, requests=64 * gpus, rate=float("inf"), clients=clients, seed=9)
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -94,22 +96,22 @@ class Load(msgspec.Struct, frozen=True):
     requests: int
 
 
-def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
+def loads(options: argparse.Namespace, gpus: int) -> Iterator[Load]:
     """What is to be measured, for all ``gpus`` together."""
-    for workload in given.workload or bench_serve.WORKLOADS:
+    for workload in options.workload or bench_serve.WORKLOADS:
         what = bench_serve.WORKLOADS[workload]
-        below = [] if given.saturation_only else [rate * gpus for rate in what.rates]
-        for rate in given.rate or [float("inf"), *below]:
+        below = [] if options.saturation_only else [rate * gpus for rate in what.rates]
+        for rate in options.rate or [float("inf"), *below]:
             all_at_once = rate == float("inf")
-            requests = what.requests * gpus * given.share if all_at_once else rate * given.seconds
+            requests = what.requests * gpus * options.share if all_at_once else rate * options.seconds
             yield Load(workload, rate, round(requests))
 
 
 def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]:
     """One measurement. ``seed`` is its own, or the prefix cache knows its prompts."""
     before, faults = sum(map(bench.preemptions, server.ports)), sum(map(bench.page_faults, server.sessions))
-    with bench.load_of(server.gpus) as gpus:
-        row = bench_serve.measured(
+    with bench.sample_gpu_load(server.gpus) as gpus:
+        row = bench_serve.measure(
             model,
             server.ports,
             bench_serve.WORKLOADS[load.workload],
@@ -126,7 +128,7 @@ def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]
 def run(
     name: str,
     this: Configuration,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     model: Path,
     add: Callable[..., None],
     *,
@@ -135,16 +137,21 @@ def run(
 ) -> None:
     """Start one configuration, measure what was asked for, end it; before each ``together`` waits for the others."""
     with contextlib.ExitStack() as stack:
-        server = started(name, this, given, model, stack, first=first, place=first or 0)
+        server = started(name, this, options, model, stack, first=first, place=first or 0)
         together()
         warm_up(server, model)
-        for seed, load in enumerate(loads(given, this.gpus), 10):
+        for seed, load in enumerate(loads(options, this.gpus), 10):
             together()
             add(**row_of(server, model, load, seed))
 
 
 def in_turns(
-    chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, add: Callable[..., None], *, gpus: bool
+    chosen: Mapping[str, Configuration],
+    options: argparse.Namespace,
+    model: Path,
+    add: Callable[..., None],
+    *,
+    gpus: bool,
 ) -> None:
     """All of ``chosen`` on the same GPUs, loaded one after another and again: a host that slows down slows all down.
 
@@ -153,13 +160,13 @@ def in_turns(
     with contextlib.ExitStack() as stack:
         servers = []
         for place, (name, this) in enumerate(chosen.items()):
-            servers.append(started(name, this, given, model, stack, first=0 if gpus else None, place=place))
+            servers.append(started(name, this, options, model, stack, first=0 if gpus else None, place=place))
         for server in servers:
             warm_up(server, model)
         seeds = itertools.count(10)
-        for load in loads(given, servers[0].row["gpus"]):
+        for load in loads(options, servers[0].row["gpus"]):
             rows: list[list[dict[str, Any]]] = [[] for _ in servers]
-            for turn in range(given.in_turns):  # to and fro, so that nobody is always the first
+            for turn in range(options.in_turns):  # to and fro, so that nobody is always the first
                 for number in range(len(servers))[:: 1 if turn % 2 == 0 else -1]:
                     rows[number].append(row_of(servers[number], model, load, next(seeds)))
             for mine in rows:
@@ -181,18 +188,18 @@ def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def run_or_tell(
-    name: str, this: Configuration, given: argparse.Namespace, model: Path, add: Callable[..., None], **where: Any
+    name: str, this: Configuration, options: argparse.Namespace, model: Path, add: Callable[..., None], **where: Any
 ) -> bool:
     """Whether ``run`` went well; if not, a row says why."""
     try:
-        run(name, this, given, model, add, **where)
+        run(name, this, options, model, add, **where)
     except FAILURES as error:
         add(configuration=name, flags=list(this.flags), error=reason(error))
         return False
     return True
 
 
-def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, result: Result) -> bool:
+def at_once(chosen: Mapping[str, Configuration], options: argparse.Namespace, model: Path, result: Result) -> bool:
     """All of ``chosen`` beside each other: a process for each, which begins a measurement when all others do."""
     fork = multiprocessing.get_context("fork")
     barrier, told = fork.Barrier(len(chosen), timeout=600), fork.SimpleQueue()
@@ -202,7 +209,7 @@ def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, mode
             told.put(row)
 
         try:
-            if not run_or_tell(name, this, given, model, add, first=first, together=barrier.wait):
+            if not run_or_tell(name, this, options, model, add, first=first, together=barrier.wait):
                 barrier.abort()
         finally:
             told.put(None)
@@ -247,36 +254,36 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=20, help="of requests at a rate")
     parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
-    given, flags = parser.parse_known_args()
-    widths = {CONFIGURATIONS[name].gpus for name in given.configuration or ()} | ({1} if given.also else set())
-    if given.in_turns < 0 or (given.in_turns and (given.at_once or len(widths) > 1)):
+    options, flags = parser.parse_known_args()
+    widths = {CONFIGURATIONS[name].gpus for name in options.configuration or ()} | ({1} if options.also else set())
+    if options.in_turns < 0 or (options.in_turns and (options.at_once or len(widths) > 1)):
         parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
     try:
-        also = configurations.also(given.also, taken=given.configuration or ())
+        also = configurations.parse(options.also, taken=options.configuration or ())
     except ValueError as error:
         parser.error(str(error))
     gpus = len(gpu_names())
-    names = given.configuration or [
-        name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
+    names = options.configuration or [
+        name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if options.in_turns else gpus)
     ]
-    chosen = {name: CONFIGURATIONS[name] for name in names if not (also and not given.configuration)} | also
+    chosen = {name: CONFIGURATIONS[name] for name in names if not (also and not options.configuration)} | also
     chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
-    if given.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
+    if options.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
         parser.error(f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and here are {gpus}: name fewer")
-    result = Result(given.out, "throughput")
+    result = Result(options.out, "throughput")
     with tempfile.TemporaryDirectory() as folder:
-        model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
-        if given.at_once:
-            return int(not at_once(chosen, given, model, result))
-        if given.in_turns:
+        model = bench.model_folder(options.shape, options.tokenizer, Path(folder))
+        if options.at_once:
+            return int(not at_once(chosen, options, model, result))
+        if options.in_turns:
             try:
-                in_turns(chosen, given, model, result.add, gpus=gpus > 0)
+                in_turns(chosen, options, model, result.add, gpus=gpus > 0)
             except FAILURES as error:
                 result.add(configuration=", ".join(chosen), error=reason(error))
                 return 1
             return 0
         first = 0 if gpus else None
-        good = [run_or_tell(name, this, given, model, result.add, first=first) for name, this in chosen.items()]
+        good = [run_or_tell(name, this, options, model, result.add, first=first) for name, this in chosen.items()]
     return int(not all(good))
 
 

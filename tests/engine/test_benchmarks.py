@@ -30,7 +30,7 @@ SHORT = bench_serve.Workload(
 
 def test_processes_that_begin_together_measure_one_server(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)  # as vLLM's tool takes it
-    found = bench_serve.measured(
+    found = bench_serve.measure(
         Path(tiny_model), [serving.port], SHORT, requests=8, rate=float("inf"), clients=2, seed=1, name="tiny"
     )
     assert (found["completed"], found["failed"]) == (8, 0)
@@ -48,7 +48,7 @@ def test_all_that_a_row_says_was_asked_was_sent_of_prefixes_too(serving, tiny_mo
          "--prefix-repetition-num-prefixes=4", "--prefix-repetition-output-len=4"),
         requests=0, rates=(), multiple=bench_serve.WORKLOADS["shared prefixes"].multiple,
     )  # fmt: skip
-    found = bench_serve.measured(
+    found = bench_serve.measure(
         Path(tiny_model), [serving.port], prefixes, requests=6, rate=float("inf"), clients=1, seed=1, name="tiny"
     )
     assert found["requests"] == found["completed"] == 8
@@ -58,9 +58,9 @@ def test_a_load_that_fails_leaves_no_process_that_asks_on(serving, tiny_model, m
     def killed(*_):
         raise RuntimeError("a load process was killed by signal 9")
 
-    monkeypatch.setattr(bench_serve, "next_of", killed)
+    monkeypatch.setattr(bench_serve, "next_result", killed)
     with pytest.raises(RuntimeError, match="signal 9"):
-        bench_serve.measured(Path(tiny_model), [serving.port], SHORT, requests=8, rate=0.1, clients=2, seed=1)
+        bench_serve.measure(Path(tiny_model), [serving.port], SHORT, requests=8, rate=0.1, clients=2, seed=1)
     assert not multiprocessing.active_children()
 
 
@@ -84,7 +84,7 @@ def test_what_a_row_says_of_a_server_is_read_of_its_metrics(serving):
 def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(RuntimeError, match=r"no request was answered: .*Unauthorized"):
-        bench_serve.measured(
+        bench_serve.measure(
             Path(tiny_model), [serving.port], SHORT, requests=2, rate=float("inf"), clients=1, seed=2, name="tiny"
         )
 
@@ -92,22 +92,22 @@ def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, mo
 def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)
     monkeypatch.setitem(bench_serve.WORKLOADS, "512/256", SHORT)
-    asked, plain = [], functools.partial(bench_serve.measured, name="tiny")
+    asked, plain = [], functools.partial(bench_serve.measure, name="tiny")
 
     def measured(model, ports, workload, **how):
         asked.append((ports[0], how["rate"], how["seed"]))
         return plain(model, [serving.port], workload, **how)
 
-    def started(name, *_, place, **__):  # the same server under two names
+    def start_servers(name, *_, place, **__):  # the same server under two names
         return throughput.Server([place], [os.getsid(0)], [], {"configuration": name, "gpus": 1})
 
-    monkeypatch.setattr(bench_serve, "measured", measured)
-    monkeypatch.setattr(throughput, "started", started)
+    monkeypatch.setattr(bench_serve, "measure", measured)
+    monkeypatch.setattr(throughput, "start_servers", start_servers)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
-    given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
+    options = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
     rows = []
     chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration())
-    throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
+    throughput.in_turns(chosen, options, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
     assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
         ("defaults", 3, 24), ("plan", 3, 24),
     ]  # fmt: skip

@@ -34,7 +34,7 @@ def told(fake, monkeypatch, capsys):
     assert not fake.opened
 
     def look():
-        smoke.look()
+        smoke.inspect_gpus()
         return {line[5:38].strip(): line for line in capsys.readouterr().out.splitlines()}
 
     return look
@@ -66,12 +66,12 @@ def test_a_gpu_that_others_use_is_told_simulated(told, fake):
 
 def test_a_gpu_that_still_holds_memory_after_a_drain_is_a_failure_simulated(fake):
     before = dict.fromkeys(range(4), 100)
-    smoke.emptied(before, seconds=0)
+    smoke.wait_until_freed(before, seconds=0)
     fake._gpu(3)["mem_v2"]["used"] = 300 << 20  # a driver keeps some
-    smoke.emptied(before, seconds=0)
+    smoke.wait_until_freed(before, seconds=0)
     fake._gpu(3)["mem_v2"]["used"] = 400 << 20
     with pytest.raises(RuntimeError, match="GPU 3 still holds 400 MiB, 100 before"):
-        smoke.emptied(before, seconds=0)
+        smoke.wait_until_freed(before, seconds=0)
 
 
 def test_without_a_gpu_it_is_one_line_and_exit_2(tmp_path):
@@ -90,7 +90,7 @@ def test_a_load_is_told_by_the_medians_of_what_nvml_saw_simulated(fake, monkeypa
     monkeypatch.setattr(
         nvml.Nvml, "load", lambda *_: gpu_facts.Load(utilization=next(seen), power=600.4, temperature=None)
     )
-    with bench.load_of([0, 1], every_s=0.001) as told:
+    with bench.sample_gpu_load([0, 1], every_s=0.001) as told:
         time.sleep(0.1)
         assert told == {}
     assert told == {"gpu_busy": 0.9, "watts": 600}
@@ -98,17 +98,17 @@ def test_a_load_is_told_by_the_medians_of_what_nvml_saw_simulated(fake, monkeypa
 
 def test_a_load_that_nvml_does_not_see_is_told_without_it_simulated(fake):
     fake.broken["handle", 0] = LOST
-    with bench.load_of([0], every_s=0.001) as told:
+    with bench.sample_gpu_load([0], every_s=0.001) as told:
         time.sleep(0.05)
     assert told == {}
-    with bench.load_of([]) as told:
+    with bench.sample_gpu_load([]) as told:
         pass
     assert told == {}
 
 
 def test_a_server_that_ends_is_told_with_its_last_words_and_nothing_of_it_is_left(tmp_path):
     words = ["bash", "-c", "sleep 300 & echo ValueError: no room; exit 1"]
-    with pytest.raises(bench.DeadError, match="no room"), bench.served(words, tmp_path / "log", port=1):
+    with pytest.raises(bench.ServerFailedError, match="no room"), bench.start_server(words, tmp_path / "log", port=1):
         pass
 
 
@@ -117,12 +117,12 @@ def test_a_command_that_a_server_fails_is_one_line_and_exit_1_and_says_where_the
     log = tmp_path / "log"
 
     def command():
-        with bench.served(["bash", "-c", "echo ValueError: no room; echo bye; exit 3"], log, port=1):
+        with bench.start_server(["bash", "-c", "echo ValueError: no room; echo bye; exit 3"], log, port=1):
             return 0
 
     with pytest.raises(SystemExit) as ended:
         bench.run(command)
-    assert ended.value.code == f"x.py: {log}: it ended with 3: ValueError: no room"  # on stderr, and exit 1
+    assert ended.value.code == f"x.py: {log}: exit code 3: ValueError: no room"  # on stderr, and exit 1
     with pytest.raises(SystemExit) as ended:
         bench.run(lambda: 0)
     assert ended.value.code == 0
@@ -140,14 +140,14 @@ def test_a_command_that_a_server_fails_is_one_line_and_exit_1_and_says_where_the
 def test_the_edge_is_the_highest_that_survived_simulated(tmp_path, monkeypatch, plan, *, hand, tried, highest):
     asked = []
 
-    def one(command, log, _given):
+    def measure_utilization(command, log, _options):
         at = next((float(word.partition("=")[2]) for word in command if "gpu-memory-utilization" in word), None)
         log.parent.mkdir(exist_ok=True)
         log.write_text("--gpu-memory-utilization=" + ("0.91" if plan else "0.93"))
         asked.extend([at] if at else [])
         return {"survived": hand if at else plan}
 
-    monkeypatch.setattr(edge, "tried", one)
+    monkeypatch.setattr(edge, "measure_utilization", measure_utilization)
     (tmp_path / "tokenizer").mkdir()
     words = [f"--tokenizer={tmp_path}/tokenizer", f"--out={tmp_path}/out.json", "--tries=2"]
     monkeypatch.setattr(sys, "argv", ["edge.py", *words])
@@ -158,7 +158,7 @@ def test_the_edge_is_the_highest_that_survived_simulated(tmp_path, monkeypatch, 
 
 def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "healthy", lambda _: True)
-    with pytest.raises(bench.DeadError, match="served already"), bench.served(["true"], tmp_path / "log", port=1):
+    with pytest.raises(bench.ServerFailedError, match="another program already answers"), bench.start_server(["true"], tmp_path / "log", port=1):
         pass
 
 
@@ -205,7 +205,7 @@ def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
         "config": bench.SHAPES["llama3-8b"], "kv_cache_tokens": 908_208, "ranks": [rank],
         "args": {**memory.SERVE, "tensor_parallel_size": 1},
     }  # fmt: skip
-    told = memory.parts(row)
+    told = memory.compare(row)
     assert abs(told["kv_error"]) < 0.005
     [terms] = told["parts_gib"]
     for term, near in {"weights": 0.05, "non_torch": 0.05, "cuda_graphs": 0.15, "context": 0.05}.items():
@@ -218,7 +218,7 @@ def test_a_row_says_each_term_of_the_plan_beside_what_vllm_found():
 
 def test_what_a_real_log_says_of_graphs_is_told_of_both_captures():
     (log,) = (ROOT / "tests/data/logs").glob("vllm-*-h100-start.log")
-    told = memory.logged(log.read_text())
+    told = memory.parse_log(log.read_text())
     assert (told["graphs_seen_gib"], told["graph_capture_gib"], told["graph_pool_gib"]) == ("0.61", "0.45", "0.45")
     assert (told["attention_backend"], told["compile_s"], told["compile_cache_hit"]) == ("FLASH_ATTN", "23.67", False)
 
@@ -242,11 +242,11 @@ def throughputs(tmp_path, monkeypatch):
             file.write(f"{line}\n")
 
     @contextlib.contextmanager
-    def running(command, *_, port, env):
+    def start_process(command, *_, port, env):
         told(f"{port} on GPU {env.get('CUDA_VISIBLE_DEVICES')}: {' '.join(command)}")
         yield argparse.Namespace(pid=port)
 
-    def measured(_model, ports, _workload, *, rate, requests, **_):
+    def measure(_model, ports, _workload, *, rate, requests, **_):
         if ports == [dies] and rate == 4:
             raise RuntimeError("it died")
         told(rate)
@@ -254,13 +254,13 @@ def throughputs(tmp_path, monkeypatch):
         return row | {"ttft_ms": {"p50": 1.0}, "itl_ms": {"p50": 1.0}}
 
     dies = None
-    monkeypatch.setattr(bench, "running", running)
+    monkeypatch.setattr(bench, "start_process", start_process)
     monkeypatch.setattr(bench, "wait_for", lambda *_: None)
-    monkeypatch.setattr(bench, "cache_info", lambda port: [port])
+    monkeypatch.setattr(bench, "kv_cache_tokens", lambda port: [port])
     monkeypatch.setattr(bench, "utilization", lambda _: 0.9)
     monkeypatch.setattr(bench, "page_faults", lambda _: 0)
     monkeypatch.setattr(bench, "preemptions", lambda _: len(calls.read_text()))  # something that grows
-    monkeypatch.setattr(bench_serve, "measured", measured)
+    monkeypatch.setattr(bench_serve, "measure", measure)
     monkeypatch.setattr(bench, "SHAPES", {"llama3-8b": {}})
     (tmp_path / "tokenizer").mkdir()
 
@@ -353,11 +353,11 @@ def test_a_server_that_dies_in_turns_is_told_and_fails_simulated(throughputs):
 
 
 def test_every_request_is_sent_by_somebody():
-    assert bench_serve.shared(6, 4) == [2, 2, 1, 1]
-    assert bench_serve.shared(2, 4) == [1, 1, 0, 0]
-    assert bench_serve.shared(8, 4) == [2, 2, 2, 2]
-    assert bench_serve.shared(80, 8, 4) == [12, 12, 12, 12, 8, 8, 8, 8]
-    assert bench_serve.shared(81, 8, 4) == [12, 12, 12, 12, 12, 8, 8, 8]
+    assert bench_serve.split_requests(6, 4) == [2, 2, 1, 1]
+    assert bench_serve.split_requests(2, 4) == [1, 1, 0, 0]
+    assert bench_serve.split_requests(8, 4) == [2, 2, 2, 2]
+    assert bench_serve.split_requests(80, 8, 4) == [12, 12, 12, 12, 8, 8, 8, 8]
+    assert bench_serve.split_requests(81, 8, 4) == [12, 12, 12, 12, 12, 8, 8, 8]
 
 
 def test_a_load_process_that_is_killed_is_told():
@@ -366,7 +366,7 @@ def test_a_load_process_that_is_killed_is_told():
             raise queue.Empty
 
     with pytest.raises(RuntimeError, match="killed by signal 9"):
-        bench_serve.next_of(Silent(), [argparse.Namespace(exitcode=None), argparse.Namespace(exitcode=-9)])
+        bench_serve.next_result(Silent(), [argparse.Namespace(exitcode=None), argparse.Namespace(exitcode=-9)])
 
 
 def test_a_second_start_needs_a_first(monkeypatch, tmp_path, capsys):
@@ -387,10 +387,10 @@ def test_another_configuration_of_no_command_is_one_line_and_exit_2(throughputs,
 
 
 def test_nothing_is_measured_on_a_gpu_that_is_in_use_simulated(fake):
-    result.idle(0)
+    result.wait_until_idle(0)
     fake._gpu(2)["mem_v2"]["used"] = 5 << 30
-    with pytest.raises(SystemExit, match=r"GPU 2 holds 5120 MiB already"):
-        result.idle(0)
+    with pytest.raises(SystemExit, match=r"GPU 2 has 5120 MiB in use"):
+        result.wait_until_idle(0)
 
 
 def test_what_needs_no_gpu_is_measured_beside_a_busy_one_simulated(fake, tmp_path):
