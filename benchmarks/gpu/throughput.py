@@ -259,7 +259,7 @@ def main() -> int:
     if options.in_turns < 0 or (options.in_turns and (options.at_once or len(widths) > 1)):
         parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
     try:
-        also = configurations.parse(options.also, taken=options.configuration or ())
+        also = configurations.parse(options.also, used_names=options.configuration or ())
     except ValueError as error:
         parser.error(str(error))
     gpus = len(gpu_names())

@@ -83,7 +83,7 @@ def test_what_a_row_says_of_a_server_is_read_of_its_metrics(serving):
 
 def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    with pytest.raises(RuntimeError, match=r"no request was answered: .*Unauthorized"):
+    with pytest.raises(RuntimeError, match=r"no request got an answer: .*Unauthorized"):
         bench_serve.measure(
             Path(tiny_model), [serving.port], SHORT, requests=2, rate=float("inf"), clients=1, seed=2, name="tiny"
         )
