@@ -24,7 +24,7 @@ class Configuration(msgspec.Struct, frozen=True):
 COMMANDS = {"plan": bench.launcher_command, "vllm": bench.vllm_command, "forked": bench.forked_command}
 
 NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
-"""Flags that turn off the fused all-reduce of vLLM's own server. ``bench.environment`` makes the launcher do the same."""
+"""Turns off the fused all-reduce of vLLM's own server. ``bench.environment`` makes the launcher do the same."""
 
 CONFIGURATIONS = {
     "vllm-defaults": Configuration("vllm"),

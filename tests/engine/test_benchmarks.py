@@ -92,27 +92,29 @@ def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, mo
 def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)
     monkeypatch.setitem(bench_serve.WORKLOADS, "512/256", SHORT)
-    asked, plain = [], functools.partial(bench_serve.measure, name="tiny")
+    loads, measure_tiny = [], functools.partial(bench_serve.measure, name="tiny")
 
-    def measured(model, ports, workload, **how):
-        asked.append((ports[0], how["rate"], how["seed"]))
-        return plain(model, [serving.port], workload, **how)
+    def measure(model, ports, workload, **arguments):
+        loads.append((ports[0], arguments["rate"], arguments["seed"]))
+        return measure_tiny(model, [serving.port], workload, **arguments)
 
-    def start_servers(name, *_, place, **__):  # the same server under two names
-        return throughput.Server([place], [os.getsid(0)], [], {"configuration": name, "gpus": 1})
+    def start_servers(name, *_, port_offset, **__):  # the same server under two names
+        return throughput.Server([port_offset], [os.getsid(0)], [], {"configuration": name, "gpus": 1})
 
-    monkeypatch.setattr(bench_serve, "measure", measured)
+    monkeypatch.setattr(bench_serve, "measure", measure)
     monkeypatch.setattr(throughput, "start_servers", start_servers)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
-    options = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
+    options = argparse.Namespace(
+        in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1
+    )
     rows = []
     chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration())
     throughput.in_turns(chosen, options, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
     assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
         ("defaults", 3, 24), ("plan", 3, 24),
     ]  # fmt: skip
-    assert [place for place, _, _ in asked[2:]] == [0, 1, 1, 0, 0, 1]  # after each has been warmed up
-    assert len({seed for _, _, seed in asked[2:]}) == 6  # no prompt twice
+    assert [port for port, _, _ in loads[2:]] == [0, 1, 1, 0, 0, 1]  # the first two are the warm-up
+    assert len({seed for _, _, seed in loads[2:]}) == 6  # no prompt twice
 
 
 def test_page_faults_are_those_of_a_servers_processes():

@@ -158,7 +158,10 @@ def test_the_edge_is_the_highest_that_survived_simulated(tmp_path, monkeypatch, 
 
 def test_a_port_that_something_else_serves_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "healthy", lambda _: True)
-    with pytest.raises(bench.ServerFailedError, match="another program already answers"), bench.start_server(["true"], tmp_path / "log", port=1):
+    with (
+        pytest.raises(bench.ServerFailedError, match="another program already answers"),
+        bench.start_server(["true"], tmp_path / "log", port=1),
+    ):
         pass
 
 
@@ -336,14 +339,19 @@ def test_another_configuration_is_started_by_the_command_it_names_simulated(thro
 def test_another_configuration_has_a_name_of_its_own(throughputs, capsys, words):
     with pytest.raises(SystemExit):
         throughputs("--configuration=plan", f"--also={words}")
-    assert capsys.readouterr().err.endswith(f"error: --also {words}: give it a name of its own\n")
+    assert capsys.readouterr().err.endswith(
+        f"error: --also {words}: the name is empty or already used: choose another\n"
+    )
 
 
 @pytest.mark.usefixtures("fake")
 def test_more_gpus_than_there_are_are_not_asked_for_simulated(throughputs, capsys, tmp_path):
     with pytest.raises(SystemExit):
         throughputs("--configuration=plan-4", "--configuration=plan", "--at-once")
-    assert "plan-4, plan need 5 GPUs together, and here are 4: name fewer" in capsys.readouterr().err
+    assert (
+        "plan-4, plan need 5 GPUs together, and this machine has 4: choose fewer"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out.json").exists()  # an earlier result would still be there
 
 
