@@ -18,7 +18,7 @@ from vllm_launch.sizing.run_config import RunConfig
 
 MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320
-"""Total memory of an H200 in bytes (cudaMemGetInfo). Rows without ``total_bytes`` were measured on one."""
+"""Total memory of an H200 in bytes (cudaMemGetInfo). Rows without ``total_bytes`` come from an H200."""
 
 
 def measured() -> dict[str, dict[str, Any]]:
