@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What `plan`, `gpus` and `check` need on disk: less than 30 MB, and none of it is torch or vLLM. Needs uv."""
+"""Measure the disk space that `plan`, `gpus` and `check` need: less than 30 MB, without torch or vLLM. Needs uv."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT_MB = 30
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder) / "venv"
-        uv = [str(own) if (own := Path(sys.executable).with_name("uv")).exists() else "uv"]
+        uv = [str(local_uv) if (local_uv := Path(sys.executable).with_name("uv")).exists() else "uv"]
         python = str(environment / "bin/python")
         subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
         install = [*uv, "pip", "install", "-q", "--python", python]
@@ -25,17 +25,17 @@ def main() -> int:
         subprocess.run([*install, "--no-deps", str(ROOT)], check=True)
         packages = next(environment.glob("lib/python*/site-packages"))
         size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file() and not path.is_symlink())
-        launch = [str(environment / "bin/vllm-launch")]
-        bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        launcher = [str(environment / "bin/vllm-launch")]
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         for words in (["plan", str(MODEL), "--hardware", "H100:8"], ["gpus"], ["check", "docs/config.example.yaml"]):
-            subprocess.run([*launch, *words], cwd=ROOT, env=bare, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*launcher, *words], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL)
         refused = subprocess.run(
-            [*launch, "serve", str(MODEL)], cwd=ROOT, env=bare, capture_output=True, text=True, check=False
+            [*launcher, "serve", str(MODEL)], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
         )
         heavy = [name for name in ("torch", "vllm", "transformers") if (packages / name).exists()]
-    print(f"light install: {size / 1e6:.1f} MB, under {LIMIT_MB}; plan, gpus and check work in it")
-    print(f"heavy packages: {', '.join(heavy) or 'none'}; serve says: {refused.stderr.strip()}")
-    return int(size > LIMIT_MB * 1e6 or bool(heavy) or refused.returncode != 2)  # noqa: PLR2004 - a mistake of ours
+    print(f"light install: {size / 1e6:.1f} MB (limit {LIMIT_MB}); plan, gpus and check work in it")
+    print(f"heavy packages: {', '.join(heavy) or 'none'}; serve prints: {refused.stderr.strip()}")
+    return int(size > LIMIT_MB * 1e6 or bool(heavy) or refused.returncode != 2)  # noqa: PLR2004 - the exit code of a user error
 
 
 if __name__ == "__main__":

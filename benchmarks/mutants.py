@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How many mistakes in the deciding modules their tests notice: `make mutants`, or this file with names of modules.
+"""Measure how many mutants of the deciding modules the tests kill: `make mutants`, or this file with module names.
 
-mutmut changes one place at a time and runs the tests that reach it, of those named after a module that may be mutated
-(pyproject.toml, tool.mutmut). It works in a copy, where the packages lie in src/, the only layout besides the root
-that it imports from. Survivors that mutants-survivors.toml does not explain are listed; explained or not, all of them
-count as not killed.
+mutmut changes one place at a time and runs the tests that reach it. It uses only the tests that are named after a
+module of pyproject.toml's ``tool.mutmut``. It works in a copy with the packages in src/, because it imports only from
+there or from the root. This command lists the survivors that mutants-survivors.toml does not explain. All survivors,
+explained or not, count as not killed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DECIDING = {
     "plan": 0.85, "choose": 0.85, "alternatives": 0.85, "memory": 0.85, "activations": 0.85, "parallel": 0.85,
     "state": 0.9,
 }  # fmt: skip
-"""The least share of each that must be killed; of a module that is named on the command line and not here, 0.85."""
+"""Module: smallest share of its mutants that the tests must kill. The default for other modules is 0.85."""
 PACKAGES = ("scripts/vllm_launch", "healthcheck/vllm_health")
-KILLED = {"killed", "timeout", "segfault"}  # a timeout is a loop that no longer ends
+KILLED = {"killed", "timeout", "segfault"}  # a timeout means that the mutant loops forever
 MUTMUT = Path(sysconfig.get_path("scripts")) / "mutmut"
 
 
@@ -52,7 +52,7 @@ def main() -> int:
                 shutil.copy(ROOT / "tests/unit" / file, copy / "tests/unit" / file)
         shutil.copy(ROOT / "pyproject.toml", copy)
         with (copy / "run.log").open("w+b") as log:
-            # A test of the copy that fails, or no mutant where names say there are some, ends mutmut with an error.
+            # mutmut ends with an error if a test fails without mutants, or if a module has no mutants.
             names = [f"{_module(settings, module)}.*" for module in modules]
             if subprocess.run([MUTMUT, "run", *names], cwd=copy, stdout=log, stderr=log, check=False).returncode:
                 log.seek(0)
@@ -63,7 +63,7 @@ def main() -> int:
 
 def _report(copy: Path, modules: dict[str, str]) -> int:
     with contextlib.chdir(copy):
-        # mutmut reads its settings on import; its own `results` and `show` take two seconds for each mutant.
+        # mutmut reads its settings on import. Its own `results` and `show` take two seconds per mutant.
         from mutmut.mutation.diff_apply import get_diff_for_mutant  # noqa: PLC0415
         from mutmut.stats import status_by_exit_code  # noqa: PLC0415
 
@@ -80,33 +80,38 @@ def _report(copy: Path, modules: dict[str, str]) -> int:
                 if function in unreached:
                     continue
                 diff = get_diff_for_mutant(name)
-                was, becomes = (
+                original, mutated = (
                     "\n".join(re.findall(rf"^{sign}(?!{sign}) *(.*)$", diff, re.MULTILINE)) for sign in ("-", r"\+")
                 )
-                if explained.pop((function, was, becomes), None) is None:
-                    print(f"{results[name]}: {function}\n  - {was}\n  + {becomes}")
+                if explained.pop((function, original, mutated), None) is None:
+                    print(f"{results[name]}: {function}\n  - {original}\n  + {mutated}")
             killed = 1 - len(survivors) / len(results)
             good = good and killed >= DECIDING.get(module, 0.85)
             print(f"{module}: {len(results) - len(survivors)} of {len(results)} mutants killed, {killed:.1%}")
-    for function, was, becomes in explained:
+    for function, original, mutated in explained:
         if function.split(".")[0] in modules:
-            print(f"explained, but killed or gone: {function}\n  - {was}\n  + {becomes}")
+            print(
+                f"remove from mutants-survivors.toml, it no longer survives: {function}\n  - {original}\n  + {mutated}"
+            )
     return 0 if good else 1
 
 
 def _module(settings: dict[str, list[str]], name: str) -> str:
-    """The dotted module of a file that may be mutated, by its last part: "plan" is "vllm_launch.plan.plan"."""
-    found = next(path for path in settings["only_mutate"] if Path(path).stem == name)
-    return found.removeprefix("src/").removesuffix(".py").replace("/", ".")
+    """Return the dotted name of a module that mutmut may mutate: "vllm_launch.plan.plan" for "plan"."""
+    file = next(path for path in settings["only_mutate"] if Path(path).stem == name)
+    return file.removeprefix("src/").removesuffix(".py").replace("/", ".")
 
 
 def _function(mutant: str) -> str:
-    """Its function: "memory.gib" of "vllm_launch.sizing.memory.x_gib__mutmut_7"; methods are "xǁClassǁname"."""
+    """Return the function of a mutant: "memory.gib" of "vllm_launch.sizing.memory.x_gib__mutmut_7".
+
+    mutmut writes a method as "xǁClassǁname".
+    """
     return re.sub(r"^vllm_launch\.\w+\.|^vllm_health\.|(?<=\.)x[_ǁ]|__mutmut_\d+$", "", mutant).replace("ǁ", ".")
 
 
 def _explained() -> dict[tuple[str, str, str], str]:
-    """Why a mutant is harmless, by its function, the line, and the line as mutated."""
+    """Return the reasons why mutants are harmless, by function, original line and mutated line."""
     entries = tomllib.loads(Path(__file__).with_name("mutants-survivors.toml").read_text())["harmless"]
     return {(entry["of"], entry["was"], becomes): entry["why"] for entry in entries for becomes in entry["becomes"]}
 

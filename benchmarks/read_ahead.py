@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What reading weights ahead saves of a start: the real engine on the CPU, a model of 0.6 GB, a disk of 50 MB/s.
+"""Measure how much reading weights ahead shortens a start: the CPU engine, a model of 0.6 GB, a disk of 50 MB/s.
 
-The disk is slowed by the kernel (blkio of cgroup v1, so this needs root and such a machine); before each start the
-page cache forgets the weights. Starts with and without it take turns. Prints seconds to ready and the share saved;
-exit 1 when nothing is saved.
+The kernel slows the disk (blkio of cgroup v1, so this needs root and a machine with cgroup v1). Before each start the
+weights are dropped from the page cache. Starts with and without reading ahead alternate. Prints the seconds to ready
+and the saved share. Exit code 1 if nothing is saved.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import time
 from pathlib import Path
 
 ROUNDS = 2
-BYTES_A_SECOND = 50 << 20
+"""Starts with reading ahead, and as many without."""
+BYTES_PER_SECOND = 50 << 20
+"""Speed of the slowed disk."""
 BLKIO = Path("/sys/fs/cgroup/blkio")
 PORT = 8600
 
 
 def model(folder: Path) -> None:
-    """Random weights of a Llama of 0.3 billion parameters, with the tiny model's tokenizer."""
+    """Write a Llama with 0.3 billion random parameters and the tiny model's tokenizer into ``folder``."""
     subprocess.run([sys.executable, "scripts/generators/tiny_model.py", str(folder)], check=True, capture_output=True)
     script = (
         "import sys, torch; from transformers import AutoConfig, AutoModelForCausalLM as M; "
@@ -37,18 +39,18 @@ def model(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True)
 
 
-def slowed(folder: Path) -> Path:
-    """A cgroup whose reads from the disk of ``folder`` are slow."""
+def slow_cgroup(folder: Path) -> Path:
+    """Make and return a cgroup whose reads from the disk of ``folder`` are slow."""
     group = BLKIO / f"read-ahead-{os.getpid()}"
     group.mkdir()
-    device = os.stat(folder).st_dev  # noqa: PTH116 - the number, not the times
-    whole = f"{os.major(device)}:{os.minor(device)}"
-    (group / "blkio.throttle.read_bps_device").write_text(f"{whole} {BYTES_A_SECOND}")
+    device = os.stat(folder).st_dev  # noqa: PTH116 - only the device number
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    (group / "blkio.throttle.read_bps_device").write_text(f"{numbers} {BYTES_PER_SECOND}")
     return group
 
 
 def start(folder: Path, group: Path, flags: list[str]) -> float:
-    """Seconds until the launcher calls it ready."""
+    """Start the launcher in ``group``, and return the seconds until it reports ready."""
     os.sync()
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -75,23 +77,23 @@ def start(folder: Path, group: Path, flags: list[str]) -> float:
 
 def main() -> int:
     if not (BLKIO / "blkio.throttle.read_bps_device").exists() or os.geteuid():
-        print("read_ahead: needs root and cgroup v1's blkio to slow a disk", file=sys.stderr)
+        print("read_ahead: run as root on a machine with cgroup v1: its blkio slows the disk", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="read-ahead-") as name:
         folder = Path(name)
         model(folder)
-        group = slowed(folder)
+        group = slow_cgroup(folder)
         try:
-            seconds: dict[str, list[float]] = {"ahead": [], "not": []}
+            seconds: dict[str, list[float]] = {"ahead": [], "without": []}
             for _ in range(ROUNDS):
-                # vLLM's own default under another name: who names a strategy chooses for himself.
-                seconds["not"].append(start(folder, group, ["--safetensors-load-strategy=lazy"]))
+                # "lazy" is vLLM's default. If the user sets a strategy, the launcher does not read ahead.
+                seconds["without"].append(start(folder, group, ["--safetensors-load-strategy=lazy"]))
                 seconds["ahead"].append(start(folder, group, []))
         finally:
             group.rmdir()
-    ahead, without = (statistics.median(seconds[which]) for which in ("ahead", "not"))
-    size = f"{BYTES_A_SECOND >> 20} MB/s"
-    print(f"ready after {ahead:.0f} s with weights read ahead, {without:.0f} s without ({seconds}), from {size}: "
+    ahead, without = (statistics.median(seconds[which]) for which in ("ahead", "without"))
+    speed = f"{BYTES_PER_SECOND >> 20} MB/s"
+    print(f"ready after {ahead:.0f} s with weights read ahead, {without:.0f} s without ({seconds}), from {speed}: "
           f"{1 - ahead / without:.0%} saved")  # fmt: skip
     return int(ahead >= without)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From the start of the process to vLLM's argv: at most 0.25 s, without torch or vLLM. Prints the median and spread."""
+"""Measure the time from process start to vLLM's argv: at most 0.25 s, without torch or vLLM."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests/data/models/meta-llama--Meta-Llama-3-70B"
 COMMAND = [sys.executable, "-m", "vllm_launch", "plan", str(MODEL), "--hardware", "H100:8", "--format", "json"]
 RUNS, LIMIT_S = 15, 0.25
+"""Number of timed runs, and the limit for their median in seconds."""
 
 
 def main() -> int:
-    # An installed package has its bytecode; the first run writes it where nobody has yet.
+    # An installed package has bytecode. The first run writes it if it is missing.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     traced = subprocess.run(
         [COMMAND[0], "-X", "importtime", *COMMAND[1:]], env=environ, check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""What the commands in this folder share: their arguments, model folders and servers, and what NVML sees of a load."""
+"""Code that the commands of this folder share: arguments, model folders, servers, and NVML samples during a load."""
 
 from __future__ import annotations
 
@@ -24,150 +24,156 @@ from vllm_health import gpu_facts, metrics, nvml, scrape
 from vllm_launch.engine import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
-"""config.json of models, by a short name: what the planner reads, and what dummy weights need."""
+"""Short name of a model: its config.json, which the planner reads and which dummy weights need."""
 
 PORT = 8000
 
 
 def run(command: Callable[[], int]) -> NoReturn:
-    """``command`` as a program: its exit code, 1 and one line where a server or NVML fails it, servers ended always."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``running`` ends its server
+    """Run ``command`` as a program and exit with its code, or with 1 and one line if a server or NVML fails.
+
+    Its servers end in any case.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``start_process`` stops its server
     try:
         sys.exit(command())
-    except (DeadError, nvml.NvmlUnavailable) as error:
+    except (ServerFailedError, nvml.NvmlUnavailable) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def parser(purpose: str | None, *, shape: str | None = "llama3-8b") -> argparse.ArgumentParser:
-    """The arguments that commands have; ``shape`` None: the command has models of its own."""
-    made = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, required=True, help="JSON file for the result, rewritten after every row")
+    """Return a parser with the arguments that all commands share. ``shape`` None: the command chooses its models."""
+    common = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common.add_argument("--out", type=Path, required=True, help="JSON file for the result, rewritten after every row")
     if shape:
-        made.add_argument("--shape", choices=list(SHAPES), default=shape)
-        made.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer; weights are dummies")
-    return made
+        common.add_argument("--shape", choices=list(SHAPES), default=shape)
+        common.add_argument(
+            "--tokenizer", type=Path, required=True, help="folder with a tokenizer; weights are dummies"
+        )
+    return common
 
 
 @contextlib.contextmanager
-def load_of(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, float]]:
-    """Filled at the end: ``gpu_busy``, the share of a sampling period in which any kernel ran, and ``watts``.
+def sample_gpu_load(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[str, float]]:
+    """Yield a dict that is filled when the context ends: ``gpu_busy`` and ``watts`` of ``gpus`` (NVML's indices).
 
-    Both are medians of NVML's samples (a period is a second at most) of all ``gpus`` (NVML's indices), so that a load's
-    first and last seconds do not count. Empty where NVML says neither.
+    ``gpu_busy`` is the share of a sampling period (a second at most) in which any kernel ran. Both values are medians
+    of NVML's samples of all ``gpus``, so the first and last seconds of a load do not count. A value that NVML does not
+    report is missing.
     """
-    told, seen, over = dict[str, float](), list[gpu_facts.Load](), threading.Event()
+    medians, samples, over = dict[str, float](), list[gpu_facts.Load](), threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         with contextlib.suppress(nvml.NvmlUnavailable, nvml.GpuLost), nvml.open_nvml() as opened:
             while not over.wait(every_s):
-                seen.extend(opened.load(index) for index in gpus)
+                samples.extend(opened.load(index) for index in gpus)
 
-    looking = threading.Thread(target=look)
+    sampler = threading.Thread(target=sample)
     if gpus:
-        looking.start()
+        sampler.start()
     try:
-        yield told
+        yield medians
     finally:
         over.set()
         if gpus:
-            looking.join()
-        busy = [one.utilization for one in seen if one.utilization is not None]
-        watts = [one.power for one in seen if one.power is not None]
-        told |= {"gpu_busy": round(statistics.median(busy), 3)} if busy else {}
-        told |= {"watts": round(statistics.median(watts))} if watts else {}
+            sampler.join()
+        busy = [load.utilization for load in samples if load.utilization is not None]
+        watts = [load.power for load in samples if load.power is not None]
+        medians |= {"gpu_busy": round(statistics.median(busy), 3)} if busy else {}
+        medians |= {"watts": round(statistics.median(watts))} if watts else {}
 
 
-def model_folder(shape: str, tokenizer: Path, where: Path) -> Path:
-    """A folder with ``shape``'s config.json and a tokenizer, for ``--load-format dummy``."""
-    model = where / shape
+def model_folder(shape: str, tokenizer: Path, parent: Path) -> Path:
+    """Make and return a folder with ``shape``'s config.json and a tokenizer, for ``--load-format dummy``."""
+    model = parent / shape
     shutil.copytree(tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
     (model / "config.json").write_text(json.dumps(SHAPES[shape]))
     return model
 
 
-SERVED = ("--served-model-name=shape", "--load-format=dummy")
+MODEL_FLAGS = ("--served-model-name=shape", "--load-format=dummy")
 
 
-def defaults(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
-    """VLLM's own server as anyone starts it, with no argument that is not in ``flags``."""
-    words = [f"--model={model}", *SERVED, f"--port={port}", *flags]
+def vllm_command(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """Return the command line of vLLM's own server with its defaults, except for ``flags``."""
+    words = [f"--model={model}", *MODEL_FLAGS, f"--port={port}", *flags]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
 
 
-def forked(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
-    """VLLM's own command, whose processes fork as the launcher's do, and with no argument that is not in ``flags``."""
-    words = [str(model), *SERVED, f"--port={port}", *flags]
+def forked_command(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """Return vLLM's command line with its defaults except for ``flags``. Its processes fork, as the launcher's do."""
+    words = [str(model), *MODEL_FLAGS, f"--port={port}", *flags]
     fork = "VLLM_WORKER_MULTIPROC_METHOD=fork"
     return ["env", fork, sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
 
 
-def planned(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
-    """The launcher's."""
+def launcher_command(model: Path, flags: Sequence[str], port: int = PORT) -> list[str]:
+    """Return the launcher's command line."""
     ours = [f"--launch-health-port={port + 1}", "--launch-drain-seconds=6", "--launch-start-stall-seconds=300"]
-    words = [str(model), *SERVED, f"--port={port}", *ours, *flags]
+    words = [str(model), *MODEL_FLAGS, f"--port={port}", *ours, *flags]
     return [sys.executable, "-m", "vllm_launch", "serve", *words]
 
 
 def environment() -> dict[str, str]:
-    """For every server: nothing from a hub, and NVLink multicast off as the launcher has it, vLLM's own server too."""
+    """Return variables for all servers, vLLM's own too: no hub access, NVLink multicast off as in the launcher."""
     return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **multicast.SWITCHES}
 
 
-class DeadError(Exception):
-    """A server that ended or did not come up, in one line: its log, what happened, and the log's last word."""
+class ServerFailedError(Exception):
+    """A server ended or did not start. One line: its log file, what happened, and the log's last error."""
 
 
 @contextlib.contextmanager
-def served(
+def start_server(
     command: Sequence[str], log: Path, *, port: int = PORT, seconds: float = 420, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``running``, and answering.
+    """Start ``command``, yield its process when it answers, and stop it at the end (see ``start_process``).
 
     Raises:
-        DeadError: it ended, or did not answer within ``seconds``.
+        ServerFailedError: the process ended, or did not answer within ``seconds``.
     """
-    with running(command, log, port=port, env=env) as process:
+    with start_process(command, log, port=port, env=env) as process:
         wait_for(process, port, log, seconds)
         yield process
 
 
 @contextlib.contextmanager
-def running(
+def start_process(
     command: Sequence[str], log: Path, *, port: int, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``command``, which will answer on ``port``; at the end it is asked to go, and everything of it is gone."""
+    """Start ``command``, which will answer on ``port``, and yield its process. At the end stop all of its processes."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
         if healthy(port):
-            raise DeadError(f"port {port} is served already, by something else: end that")
+            raise ServerFailedError(f"another program already answers on port {port}: stop it")
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=os.environ | (env or {}), start_new_session=True
         )
     try:
         yield process
     finally:
-        ended(process)
+        stop(process)
 
 
 def wait_for(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float) -> None:
-    """Until ``process`` answers on ``port``.
+    """Wait until ``process`` answers on ``port``.
 
     Raises:
-        DeadError: it ended first, or ``seconds`` are over.
+        ServerFailedError: the process ended first, or did not answer within ``seconds``.
     """
     deadline = time.monotonic() + seconds
     while not healthy(port):
         code = process.poll()
         if code is not None or time.monotonic() > deadline:
-            what = f"no answer on port {port} in {seconds:.0f} s" if code is None else f"it ended with {code}"
-            raise DeadError(f"{log}: {what}: {last_word(log)}")
+            event = f"no answer on port {port} in {seconds:.0f} s" if code is None else f"exit code {code}"
+            raise ServerFailedError(f"{log}: {event}: {last_error(log)}")
         time.sleep(0.1)
 
 
-def last_word(log: Path) -> str:
-    """The last line that names an error, or else the last."""
+def last_error(log: Path) -> str:
+    """Return the last line of ``log`` that contains "Error", or else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it says nothing")
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "the log is empty")
 
 
 def healthy(port: int) -> bool:
@@ -178,32 +184,32 @@ def healthy(port: int) -> bool:
     return True
 
 
-def ended(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL to its whole session: vLLM's own server leaves workers behind when it is killed."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM, then SIGKILL to the whole session: vLLM's own server leaves workers behind when it is killed."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(30)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1)  # for the driver to give the memory back
+    time.sleep(1)  # the driver needs a moment to free the memory
 
 
 def page_faults(session: int) -> int:
-    """Pages that the kernel has had to map since each process of ``session`` began (minflt in /proc/PID/stat).
+    """Return the minor page faults of all live processes of ``session`` (minflt in /proc/PID/stat).
 
-    A process that ends takes its own along.
+    The faults of a process that has ended are not included.
     """
-    found = 0
+    faults = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             fields = stat.read_text().rpartition(")")[2].split()  # from the third field on: proc(5)
-            found += int(fields[7]) if int(fields[3]) == session else 0
-    return found
+            faults += int(fields[7]) if int(fields[3]) == session else 0
+    return faults
 
 
 def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
-    """A completion of the served shape."""
+    """Return the server's response to a completion request with ``body``."""
     data = json.dumps({"model": "shape", **body}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", data, {"Content-Type": "application/json"}
@@ -213,37 +219,37 @@ def ask(port: int, body: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
 
 
 def exposition(port: int) -> str:
-    """The server's /metrics."""
+    """Return the text of the server's /metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         return str(answer.read().decode())
 
 
 def preemptions(port: int) -> int:
-    """How often a request was put out of the batch for want of cache since the start; its tokens are computed again.
+    """Return the number of preemptions since the server's start.
 
     Raises:
-        DeadError: the server does not say.
+        ServerFailedError: /metrics does not contain it.
     """
-    found = re.findall(rf"^{metrics.PREEMPTIONS}{{.*}} (\S+)$", exposition(port), re.MULTILINE)
-    if not found:
-        raise DeadError(f"/metrics has no {metrics.PREEMPTIONS}")
-    return round(sum(map(float, found)))
+    counts = re.findall(rf"^{metrics.PREEMPTIONS}{{.*}} (\S+)$", exposition(port), re.MULTILINE)
+    if not counts:
+        raise ServerFailedError(f"/metrics has no {metrics.PREEMPTIONS}")
+    return round(sum(map(float, counts)))
 
 
-def cache_info(port: int) -> list[int]:
-    """KV tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
+def kv_cache_tokens(port: int) -> list[int]:
+    """Return the KV cache tokens of each engine (kv_cache_size_tokens in vllm:cache_config_info)."""
     return list(scrape.read(exposition(port)).kv_cache_tokens.values())
 
 
 def utilization(port: int) -> float:
-    """``gpu_memory_utilization`` of its engines, as vllm:cache_config_info has it.
+    """Return ``gpu_memory_utilization`` of the server's engines (vllm:cache_config_info).
 
     Raises:
-        DeadError: the server does not say.
+        ServerFailedError: /metrics does not contain it.
     """
-    found = re.search(
+    match = re.search(
         rf'^{metrics.CACHE_CONFIG_INFO}{{.*gpu_memory_utilization="([\d.]+)"', exposition(port), re.MULTILINE
     )
-    if not found:
-        raise DeadError(f"/metrics has no gpu_memory_utilization in {metrics.CACHE_CONFIG_INFO}")
-    return float(found[1])
+    if not match:
+        raise ServerFailedError(f"/metrics has no gpu_memory_utilization in {metrics.CACHE_CONFIG_INFO}")
+    return float(match[1])

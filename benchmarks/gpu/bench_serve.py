@@ -1,6 +1,7 @@
-"""The load on a server: vLLM's own ``vllm bench serve``, from several processes that begin together.
+"""Load on a server: vLLM's own ``vllm bench serve``, from several processes that begin together.
 
-One of them is slower than two GPUs. Weights are dummies, so ``ignore_eos`` is set and every answer has its full length.
+A single load process is slower than two GPUs. The weights are dummies, so ``ignore_eos`` is set and every answer has
+its full length.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import msgspec
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """``requests`` for one GPU at saturation; ``rates`` are requests a second for one GPU.
+    """A kind of requests, and how many of them to send per GPU.
 
-    ``multiple``: of how many requests what a load process sends is, for the load tool leaves out the rest.
+    ``requests``: number per GPU at saturation. ``rates``: requests per second and GPU. ``multiple``: each load process
+    sends a multiple of this number, because the load tool leaves out the remainder.
     """
 
     flags: tuple[str, ...]
@@ -32,6 +34,7 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 PREFIXES = 4
+"""Prefixes per load process in the workload "shared prefixes"."""
 
 WORKLOADS = {
     "512/256": Workload(
@@ -46,30 +49,31 @@ WORKLOADS = {
          "--prefix-repetition-output-len=256"), 2048, (4, 12, 20), multiple=PREFIXES,
     ),
 }  # fmt: skip
-"""Input and output tokens of a request. "shared prefixes": PREFIXES beginnings of 2,048 tokens for each load process,
-256 tokens of its own, 256 out."""
+"""The name gives the input and output tokens of a request. In "shared prefixes" a prompt has one of PREFIXES prefixes
+of 2,048 tokens and 256 tokens of its own. Its answer has 256 tokens."""
 
 CLIENTS_PER_GPU = 4
+"""Load processes per GPU."""
 
 
-def client(args: argparse.Namespace, together: Any, told: Any) -> None:
-    """One load process: vLLM's benchmark, held until all are ready to begin."""
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends
+def load_process(args: argparse.Namespace, barrier: Any, results: Any) -> None:
+    """Run vLLM's benchmark, which waits for ``barrier`` before its first request. Put its result into ``results``."""
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until this process ends
     from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - the load tool is vLLM's
 
-    plain = serve.benchmark
+    benchmark = serve.benchmark
 
-    @functools.wraps(plain)
-    async def held(*args: Any, **kwargs: Any) -> Any:
-        together.wait(600)
-        return await plain(*args, **kwargs)
+    @functools.wraps(benchmark)
+    async def wait_and_benchmark(*args: Any, **kwargs: Any) -> Any:
+        barrier.wait(600)
+        return await benchmark(*args, **kwargs)
 
-    serve.benchmark = held
+    serve.benchmark = wait_and_benchmark
     try:
-        found = asyncio.run(serve.main_async(args))
-        told.put(
+        result = asyncio.run(serve.main_async(args))
+        results.put(
             {
-                key: found[key]
+                key: result[key]
                 for key in (
                     "duration",
                     "completed",
@@ -82,12 +86,12 @@ def client(args: argparse.Namespace, together: Any, told: Any) -> None:
             }
         )
     except BaseException as error:
-        together.abort()
-        told.put({"error": repr(error)})
+        barrier.abort()
+        results.put({"error": repr(error)})
         raise
 
 
-def measured(
+def measure(
     model: Path,
     ports: Sequence[int],
     workload: Workload,
@@ -98,46 +102,47 @@ def measured(
     seed: int,
     name: str = "shape",
 ) -> dict[str, Any]:
-    """What ``clients`` processes together saw of the model served as ``name``, whose tokenizer is in ``model``.
+    """Load the servers on ``ports`` from ``clients`` processes, and return the result of all of them as one row.
 
-    Every ``len(ports)``-th asks the same server. ``rate`` is requests a second of all together, infinite: all at once.
+    ``name``: the served model's name. ``model``: the folder with its tokenizer. Every ``len(ports)``-th process uses
+    the same server. ``rate``: requests per second of all processes together. Infinite: all requests at once.
 
     Raises:
-        RuntimeError: the load tool failed, or no request was answered.
+        RuntimeError: the load tool failed, or no request got an answer.
     """
     from vllm.benchmarks import serve  # noqa: PLC0415, TID251 - as above
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251 - as above
 
-    options = FlexibleArgumentParser()
-    serve.add_cli_args(options)
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
     fork = multiprocessing.get_context("fork")
-    shares = [share for share in shared(requests, clients, workload.multiple) if share]
+    shares = [share for share in split_requests(requests, clients, workload.multiple) if share]
     sent = sum(shares)
-    together, told = fork.Barrier(len(shares)), fork.Queue()
+    barrier, results = fork.Barrier(len(shares)), fork.Queue()
     processes = []
     for number, share in enumerate(shares):
-        args = options.parse_args(
+        args = parser.parse_args(
             [f"--base-url=http://127.0.0.1:{ports[number % len(ports)]}", f"--model={name}", f"--tokenizer={model}",
              *workload.flags, f"--num-prompts={share}", f"--request-rate={rate * share / sent}",
              f"--seed={seed * 1000 + number}", "--ignore-eos", "--save-detailed", "--disable-tqdm",
              "--temperature=0", "--percentile-metrics=ttft,itl"]
         )  # fmt: skip
-        processes.append(fork.Process(target=client, args=(args, together, told)))
+        processes.append(fork.Process(target=load_process, args=(args, barrier, results)))
         processes[-1].start()
     try:
-        parts = [next_of(told, processes) for _ in processes]
-    except BaseException:  # or the others would ask on
+        parts = [next_result(results, processes) for _ in processes]
+    except BaseException:  # otherwise the other processes continue
         for process in processes:
             process.kill()
         raise
     finally:
         for process in processes:
             process.join()
-    if wrong := [part["error"] for part in parts if "error" in part]:
-        raise RuntimeError(wrong[0])
+    if failures := [part["error"] for part in parts if "error" in part]:
+        raise RuntimeError(failures[0])
     errors = [error for part in parts for error in part["errors"] if error]
     if not any(part["completed"] for part in parts):
-        raise RuntimeError(f"no request was answered: {errors[0] if errors else 'nobody says why'}")
+        raise RuntimeError(f"no request got an answer: {errors[0] if errors else 'the load tool gives no reason'}")
     seconds = max(part["duration"] for part in parts)
     ttfts = [ttft for part in parts for ttft in part["ttfts"] if ttft]
     itls = [itl for part in parts for gaps in part["itls"] for itl in gaps]
@@ -154,28 +159,31 @@ def measured(
     }
 
 
-def shared(requests: int, clients: int, multiple: int = 1) -> list[int]:
-    """How many each of ``clients`` sends, as evenly as can be in multiples; together the next multiple, if need be."""
+def split_requests(requests: int, clients: int, multiple: int = 1) -> list[int]:
+    """Return how many requests each of ``clients`` sends: as equal as possible, each a multiple of ``multiple``.
+
+    The sum is ``requests``, rounded up to the next multiple.
+    """
     each, more = divmod(-(-requests // multiple), clients)
     return [(each + (number < more)) * multiple for number in range(clients)]
 
 
-def next_of(told: Any, processes: Sequence[Any]) -> dict[str, Any]:
-    """What the next load process says.
+def next_result(results: Any, processes: Sequence[Any]) -> dict[str, Any]:
+    """Return the result of the next load process that ends.
 
     Raises:
-        RuntimeError: one was killed, and will say nothing.
+        RuntimeError: a load process was killed and gives no result.
     """
     while True:
         try:
-            return dict(told.get(timeout=5))
+            return dict(results.get(timeout=5))
         except queue.Empty:
             if killed := [process.exitcode for process in processes if (process.exitcode or 0) < 0]:
                 raise RuntimeError(f"a load process was killed by signal {-killed[0]}") from None
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds; nothing of nothing, such as gaps between answers of one token."""
+    """Return the percentiles 50 and 99 in milliseconds. Empty without values: an answer of one token has no ITL."""
     import numpy as np  # noqa: PLC0415 - vLLM has it
 
     if not seconds:

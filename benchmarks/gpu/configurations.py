@@ -1,4 +1,4 @@
-"""What throughput.py starts: its own list, and others that a person names."""
+"""The configurations that throughput.py can start: a fixed list, and those of ``--also``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_launch.engine import multicast
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """``servers`` processes side by side, started by ``command``, each on GPUs of its own, share the load evenly."""
+    """``servers`` processes that share the load evenly. ``command`` starts each of them on GPUs of its own."""
 
     command: str = "plan"
     flags: tuple[str, ...] = ()
@@ -21,10 +21,10 @@ class Configuration(msgspec.Struct, frozen=True):
     servers: int = 1
 
 
-COMMANDS = {"plan": bench.planned, "vllm": bench.defaults, "forked": bench.forked}
+COMMANDS = {"plan": bench.launcher_command, "vllm": bench.vllm_command, "forked": bench.forked_command}
 
 NO_MULTICAST = ("--compilation-config", json.dumps(multicast.without_fusion(None)))
-"""For vLLM's own server what the launcher does by itself in ``bench.environment``."""
+"""Turns off the fused all-reduce of vLLM's own server. ``bench.environment`` makes the launcher do the same."""
 
 CONFIGURATIONS = {
     "vllm-defaults": Configuration("vllm"),
@@ -38,22 +38,24 @@ CONFIGURATIONS = {
     "vllm-tp-4": Configuration("vllm", flags=("--tensor-parallel-size=4", *NO_MULTICAST), gpus=4),
     "plan-4": Configuration(gpus=4),
 }
-"""Name: what is started. vLLM's are its server with no argument but those."""
+"""Name: configuration. Those of vLLM are its own server with no other arguments."""
 
 
-def also(texts: Sequence[str], *, taken: Collection[str]) -> dict[str, Configuration]:
-    """Those of "NAME=COMMAND FLAGS", each on one GPU; ``taken`` are names of others.
+def parse(texts: Sequence[str], *, used_names: Collection[str]) -> dict[str, Configuration]:
+    """Return the configurations of "NAME=COMMAND FLAGS" texts, by name, each on one GPU.
+
+    ``used_names`` are names of other configurations.
 
     Raises:
-        ValueError: one line for the person who wrote the text.
+        ValueError: a text is invalid. One line for the user.
     """
-    found: dict[str, Configuration] = {}
+    parsed: dict[str, Configuration] = {}
     for text in texts:
         name, _, words = text.partition("=")
         command, *flags = shlex.split(words) or [""]
         if command not in COMMANDS:
             raise ValueError(f"--also {text}: after NAME= comes one of {', '.join(COMMANDS)}")
-        if name in {"", *found, *taken}:
-            raise ValueError(f"--also {text}: give it a name of its own")
-        found[name] = Configuration(command, flags=tuple(flags))
-    return found
+        if name in {"", *parsed, *used_names}:
+            raise ValueError(f"--also {text}: the name is empty or already used: choose another")
+        parsed[name] = Configuration(command, flags=tuple(flags))
+    return parsed

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures where vLLM's GPU memory goes, for model shapes with dummy weights, beside what the planner predicts.
+"""Measure the terms of vLLM's GPU memory for model shapes with dummy weights, and compare them with the planner's.
 
-Needs idle NVIDIA GPUs, vLLM and nothing from the network: ``python benchmarks/gpu/memory.py --out FILE``. Every row is
-an engine of its own in processes of its own, one after another, because vLLM measures free memory of the whole GPU.
-``ranks`` has the terms of each worker as vLLM's profiling found them (``terms.Terms``), ``predicted`` the planner's.
+``python benchmarks/gpu/memory.py --out FILE`` needs idle NVIDIA GPUs and vLLM, and no network. Each row starts an
+engine in processes of its own, one after another, because vLLM measures the free memory of the whole GPU. ``ranks`` are
+each worker's terms from vLLM's profiling (``terms.Terms``). ``parts_gib`` compares them with the planner's.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 import bench
 import msgspec
 from predicted import predicted
-from result import Result, idle
+from result import Result, wait_until_idle
 
 from vllm_health import nvml
 from vllm_launch.engine import multicast
 
 SERVE = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 1024, "gpu_memory_utilization": 0.92}
-"""What ``vllm serve`` takes by itself on a GPU of 70 to 160 GiB (vllm/engine/arg_utils.py:get_batch_defaults)."""
+"""Defaults of ``vllm serve`` on a GPU of 70 to 160 GiB. Source: vllm/engine/arg_utils.py:get_batch_defaults."""
 
 EAGER = {"enforce_eager": True}
 TP2, PP2 = {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}
 PLAN = {"estimate_cudagraphs": False}
-"""As the launcher has it: VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0, and ``Run``'s name for that."""
+"""The launcher's setting VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0, under its name in ``RunConfig``."""
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-8b": ("llama3-8b", {}),
@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-8x7b-tp2-eager": ("mixtral-8x7b", TP2 | EAGER),
     "llama3-8b-fp8-tp2-eager": ("llama3-8b-fp8", TP2 | EAGER),
 }
-"""Name: (shape, what differs from ``SERVE``). The most telling first."""
+"""Name: (shape, differences from ``SERVE``). The most useful rows come first."""
 
 LOGGED = {
     "attention_backend": r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention backend|backend\.)",
@@ -86,36 +86,39 @@ LOGGED = {
     "compile_cache_hit": r"(Directly load (?:AOT|the compiled))",
     "all_reduce": r"Using (\[.*?\]) all-reduce backends",
 }
-"""What only vLLM's log says. ``graphs_seen_gib`` is of the capture from which vLLM guesses; ``graph_capture_gib``, of
-the one that counts, has what warm-up left in the allocator as well."""
+"""Figures that are only in vLLM's log: field of a row, and its pattern. ``graphs_seen_gib`` comes from the capture with
+which vLLM estimates. ``graph_capture_gib`` comes from the real capture, and includes memory that warm-up left in the
+allocator."""
 
 
-def gpus_of(args: Mapping[str, Any]) -> int:
+def gpu_count(args: Mapping[str, Any]) -> int:
+    """Return the number of GPUs that an engine with ``args`` uses."""
     return int(args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1))
 
 
 def measure(name: str, out: Path, log: Path) -> None:
-    """Runs in a process of its own: starts the engine of row ``name`` and writes the row to ``out``."""
+    """Start the engine of row ``name`` and write the row to ``out``. Runs in a process of its own."""
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    shape, knobs = ROWS[name]
+    shape, changes = ROWS[name]
     config = bench.SHAPES[shape]
-    row: dict[str, Any] = {"row": name, "model": shape, "args": {**SERVE, "tensor_parallel_size": 1, **knobs}}
+    row: dict[str, Any] = {"row": name, "model": shape, "args": {**SERVE, "tensor_parallel_size": 1, **changes}}
     try:
-        start(row, config)
-    except BaseException as error:  # noqa: BLE001  whatever ended this engine, the next row starts
+        start_engine(row, config)
+    except BaseException as error:  # noqa: BLE001  the next row must start after any error
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
     row["config"] = config
     out.write_text(json.dumps(row, default=str))
-    os._exit(0)  # an engine's own tear-down takes seconds and proves nothing here
+    os._exit(0)  # skips the engine's tear-down, which takes seconds
 
 
-def start(row: dict[str, Any], config: dict[str, Any]) -> None:
-    import vllm  # noqa: PLC0415, TID251  the engine is what is measured
+def start_engine(row: dict[str, Any], config: dict[str, Any]) -> None:
+    """Start the engine of ``row`` with the model ``config``, and add the measured values to ``row``."""
+    import vllm  # noqa: PLC0415, TID251  this measures the engine
 
-    # The hosts that these figures come from are shared: no NVLink multicast (docs/performance.md).
-    quiet = {"compilation_config": multicast.without_fusion(None)} if gpus_of(row["args"]) > 1 else {}
+    # The hosts are shared, so NVLink multicast is off (docs/performance.md).
+    no_multicast = {"compilation_config": multicast.without_fusion(None)} if gpu_count(row["args"]) > 1 else {}
     args = dict(row["args"])
     os.environ["VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"] = str(int(args.pop("estimate_cudagraphs", True)))
     with tempfile.TemporaryDirectory() as folder:
@@ -127,11 +130,11 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
             skip_tokenizer_init=True,
             worker_extension_cls="terms.Terms",
             **args,
-            **quiet,
+            **no_multicast,
         )
         row["ready_s"] = round(time.monotonic() - began, 1)
-    if quiet and row["args"].get("tensor_parallel_size", 1) > 1:
-        row["args"]["fuse_allreduce_rms"] = False  # of the planner's Run, as ``predicted`` reads it
+    if no_multicast and row["args"].get("tensor_parallel_size", 1) > 1:
+        row["args"]["fuse_allreduce_rms"] = False  # a field of the planner's RunConfig, for ``predicted``
     core: Any = llm.llm_engine.engine_core.engine_core  # in this process: VLLM_ENABLE_V1_MULTIPROCESSING=0
     cache = core.vllm_config.cache_config
     row["kv_cache_tokens"] = cache.kv_cache_size_tokens
@@ -145,17 +148,17 @@ def start(row: dict[str, Any], config: dict[str, Any]) -> None:
     row["total_bytes"] = row["ranks"][0]["init"]["total_memory"]
 
 
-def parts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Predicted and measured of each pipeline rank's terms, GiB, and the error of KV tokens, as a share.
+def compare(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each pipeline rank's predicted and measured terms in GiB, and the error of the KV tokens as a share.
 
-    Of CUDA graphs what vLLM counted, or where it was told to count none what they took in the end.
+    The measured CUDA graphs are vLLM's estimate, or the real size if vLLM was told not to count them.
     """
     ranks, cache = predicted(row)
     counted = row["args"].get("estimate_cudagraphs", True)
-    each = len(row["ranks"]) // len(ranks)
-    told = []
+    workers_per_rank = len(row["ranks"]) // len(ranks)
+    terms = []
     for number, memory in enumerate(ranks):
-        real = row["ranks"][number * each]
+        real = row["ranks"][number * workers_per_rank]
         pairs = {
             "weights": (memory.weights, real["weights_bytes"]),
             "non_torch": (memory.non_torch, real["total_consumed_bytes"] - real["weights_bytes"]),
@@ -166,25 +169,26 @@ def parts(row: Mapping[str, Any]) -> dict[str, Any]:
             ),
             "context": (memory.context, real["init"]["total_memory"] - real["init"]["free_memory"]),
         }
-        told.append({term: [round(size / 2**30, 3) for size in pair] for term, pair in pairs.items()})
+        terms.append({term: [round(size / 2**30, 3) for size in pair] for term, pair in pairs.items()})
     return {
         "predicted_tokens": cache.tokens,
         "kv_error": round(cache.tokens / row["kv_cache_tokens"] - 1, 5),
-        "parts_gib": told,
+        "parts_gib": terms,
     }
 
 
-def logged(text: str) -> dict[str, Any]:
-    """The figures of ``LOGGED`` that a log holds, as vLLM wrote them; the last mention counts."""
-    found: dict[str, Any] = {}
+def parse_log(text: str) -> dict[str, Any]:
+    """Return the figures of ``LOGGED`` that a log contains, as vLLM wrote them. The last match counts."""
+    figures: dict[str, Any] = {}
     for field, pattern in LOGGED.items():
         if matches := re.findall(pattern, text):
-            found[field] = matches[-1]
-    found["compile_cache_hit"] = "compile_cache_hit" in found
-    return found
+            figures[field] = matches[-1]
+    figures["compile_cache_hit"] = "compile_cache_hit" in figures
+    return figures
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the number of compared rows, and their mean and worst error of KV tokens as a share."""
     errors = [abs(row["kv_error"]) for row in rows if "kv_error" in row]
     if not errors:
         return {}
@@ -193,48 +197,50 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = bench.parser(__doc__, shape=None)
-    parser.add_argument("--only", action="append", choices=list(ROWS), help="this row; may be repeated")
-    parser.add_argument("--timeout", type=float, default=240, help="seconds for one row")
-    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no row is started")
-    given: argparse.Namespace = parser.parse_args()
+    parser.add_argument("--only", action="append", choices=list(ROWS), help="measure only this row; may be repeated")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds that one row may take")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no new row starts")
+    options: argparse.Namespace = parser.parse_args()
     os.environ |= bench.environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
     with nvml.open_nvml() as opened:
         gpus = opened.count()
-        about = {"gpu": opened.name(0), "compute_capability": opened.device(0).compute_capability}
-    fresh = multiprocessing.get_context("forkserver")  # imports vLLM once, touches no GPU, forks a process per row
-    fresh.set_forkserver_preload(["vllm", "vllm.entrypoints.llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker"])
-    began, result = time.monotonic(), Result(given.out, "memory")
-    logs = given.out.parent / "logs"
+        hardware = {"gpu": opened.name(0), "compute_capability": opened.device(0).compute_capability}
+    forkserver = multiprocessing.get_context("forkserver")  # imports vLLM once, uses no GPU, forks a process per row
+    forkserver.set_forkserver_preload(
+        ["vllm", "vllm.entrypoints.llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker"]
+    )
+    began, result = time.monotonic(), Result(options.out, "memory")
+    logs = options.out.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for name in given.only or [name for name, (_, args) in ROWS.items() if gpus_of(args) <= gpus]:
-        if time.monotonic() - began > given.stop_after:
+    for name in options.only or [name for name, (_, args) in ROWS.items() if gpu_count(args) <= gpus]:
+        if time.monotonic() - began > options.stop_after:
             break
-        idle()
-        written, log = logs / f"{name}.json", logs / f"{name}.log"
-        process = fresh.Process(target=measure, args=(name, written, log))
+        wait_until_idle()
+        row_file, log = logs / f"{name}.json", logs / f"{name}.log"
+        process = forkserver.Process(target=measure, args=(name, row_file, log))
         process.start()
-        process.join(given.timeout)
+        process.join(options.timeout)
         alive = process.is_alive()
         process.kill()
         process.join()
-        if written.exists():
-            row = json.loads(written.read_text())
-            written.unlink()
+        if row_file.exists():
+            row = json.loads(row_file.read_text())
+            row_file.unlink()
         else:
-            why = f"no end within {given.timeout} s" if alive else f"process ended with {process.exitcode}"
-            row = {"row": name, "model": ROWS[name][0], "error": why}
-        row |= about | logged(log.read_text(errors="replace"))
+            error = f"not finished within {options.timeout} s" if alive else f"exit code {process.exitcode}"
+            row = {"row": name, "model": ROWS[name][0], "error": error}
+        row |= hardware | parse_log(log.read_text(errors="replace"))
         if "kv_cache_tokens" in row:
             try:
-                row |= parts(row)
-            except Exception as error:  # noqa: BLE001  what was measured stays
-                row["not_predicted"] = repr(error)
+                row |= compare(row)
+            except Exception as failure:  # noqa: BLE001  keep the measured values
+                row["not_predicted"] = repr(failure)
         result.add(**msgspec.to_builtins(row))
-    result.told["summary"] = summary(result.told["rows"])
+    result.content["summary"] = summary(result.content["rows"])
     result.write()
-    print(json.dumps(result.told["summary"]))
-    return int(not result.told["rows"] or any("error" in row for row in result.told["rows"]))
+    print(json.dumps(result.content["summary"]))
+    return int(not result.content["rows"] or any("error" in row for row in result.content["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""vLLM by this launcher's plan beside transformers' ``generate``, on the same GPU and the same shape, in one run.
+"""Compare vLLM with the launcher's plan and transformers' ``generate``, on the same GPU and model shape, in one run.
 
-``python benchmarks/gpu/peers.py --tokenizer FOLDER --out FILE`` needs vLLM, transformers and an idle GPU. 512 tokens
-in, 256 out, greedy, bfloat16, random weights. transformers runs one fixed batch to its end, SDPA attention, static
-shapes where it has them by itself; vLLM is asked through its API by as many clients at once. tok/s are output tokens
-by the time from the first request to the last token.
+``python benchmarks/gpu/peers.py --tokenizer FOLDER --out FILE`` needs vLLM, transformers and an idle GPU. Prompts have
+512 tokens, answers 256; greedy, bfloat16, random weights. transformers runs one fixed batch to its end, with SDPA
+attention and its default shapes. vLLM gets as many concurrent requests through its API. tok/s are output tokens divided
+by the seconds from the first request to the last token.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ import bench_serve
 from result import Result
 
 BATCHES = (1, 8, 32, 128, 256, 512)
-MOST = 1024
-"""Requests at once that vLLM alone is given beyond those: its default for max_num_seqs on such GPUs."""
+MAX_BATCH = 1024
+"""Concurrent requests of one more measurement, for vLLM only: its default for max_num_seqs on such GPUs."""
 PROMPT, OUTPUT = 512, 256
 
 
-def transformers_rows(model: Path, told: Any) -> None:
-    """In a process of its own, so that its memory goes with it: (batch, tok/s or the reason why not), then None."""
+def run_transformers(model: Path, results: Any) -> None:
+    """Put (batch, tok/s or the error) of each batch into ``results``, then None. Runs in a process of its own.
+
+    The end of the process frees its memory.
+    """
     import torch  # noqa: PLC0415, TID251 - the peer
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
@@ -40,71 +43,71 @@ def transformers_rows(model: Path, told: Any) -> None:
         for batch in BATCHES:
             try:
                 prompts = torch.randint(5, vocabulary, (batch, PROMPT), device="cuda")
-                words: dict[str, Any] = {
+                arguments: dict[str, Any] = {
                     "attention_mask": torch.ones_like(prompts),
                     "do_sample": False,
                     "pad_token_id": 0,
                 }
-                network.generate(prompts, min_new_tokens=4, max_new_tokens=4, **words)
+                network.generate(prompts, min_new_tokens=4, max_new_tokens=4, **arguments)
                 torch.cuda.synchronize()
                 began = time.perf_counter()
-                network.generate(prompts, min_new_tokens=OUTPUT, max_new_tokens=OUTPUT, **words)
+                network.generate(prompts, min_new_tokens=OUTPUT, max_new_tokens=OUTPUT, **arguments)
                 torch.cuda.synchronize()
-                told.put((batch, round(batch * OUTPUT / (time.perf_counter() - began), 1)))
+                results.put((batch, round(batch * OUTPUT / (time.perf_counter() - began), 1)))
             except torch.cuda.OutOfMemoryError:
-                told.put((batch, "out of memory"))
+                results.put((batch, "out of memory"))
             gc.collect()
             torch.cuda.empty_cache()
-    told.put(None)
+    results.put(None)
 
 
-def of_transformers(model: Path) -> Iterator[tuple[int, float | str]]:
-    """(batch, tok/s or the reason why not), as they come."""
+def measure_transformers(model: Path) -> Iterator[tuple[int, float | str]]:
+    """Yield (batch, tok/s or the error) as soon as each is measured."""
     spawn = multiprocessing.get_context("spawn")
-    told = spawn.Queue()
-    process = spawn.Process(target=transformers_rows, args=(model, told))
+    results = spawn.Queue()
+    process = spawn.Process(target=run_transformers, args=(model, results))
     process.start()
-    yield from iter(lambda: told.get(timeout=300), None)
+    yield from iter(lambda: results.get(timeout=300), None)
     process.join()
 
 
-def of_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
-    """(batch, tok/s), as they come; the first of two measurements warms up."""
+def measure_vllm(model: Path, log: Path) -> Iterator[tuple[int, float]]:
+    """Yield (batch, tok/s) as soon as each is measured. The first of two measurements per batch is the warm-up."""
     workload = bench_serve.WORKLOADS["512/256"]
-    with bench.served(bench.planned(model, []), log, env=bench.environment()):
-        for batch in (*BATCHES, MOST):
+    with bench.start_server(bench.launcher_command(model, []), log, env=bench.environment()):
+        for batch in (*BATCHES, MAX_BATCH):
             clients = min(batch, bench_serve.CLIENTS_PER_GPU)
-            of_batch = bench_serve.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
+            batch_load = bench_serve.Workload((*workload.flags, f"--max-concurrency={batch // clients}"), 0, ())
             for seed, requests in ((batch, batch), (batch + 1, batch * 2)):
-                row = bench_serve.measured(
-                    model, [bench.PORT], of_batch, requests=requests, rate=float("inf"), clients=clients, seed=seed
+                row = bench_serve.measure(
+                    model, [bench.PORT], batch_load, requests=requests, rate=float("inf"), clients=clients, seed=seed
                 )
             yield batch, row["output_tok_s"]
 
 
 def main() -> int:
-    given = bench.parser(__doc__).parse_args()
-    result = Result(given.out, "peers")
+    options = bench.parser(__doc__).parse_args()
+    result = Result(options.out, "peers")
     peer, ours = dict[int, float | str](), dict[int, float]()
     try:
         with tempfile.TemporaryDirectory() as name:
-            model = bench.model_folder(given.shape, given.tokenizer, Path(name))
-            for batch, tokens in of_transformers(model):
+            model = bench.model_folder(options.shape, options.tokenizer, Path(name))
+            for batch, tokens in measure_transformers(model):
                 peer[batch] = tokens
-            for batch, mine in of_vllm(model, given.out.parent / "logs" / "peers.log"):
-                ours[batch] = mine
-    finally:  # what was measured is written, whatever ended it
+            for batch, tok_s in measure_vllm(model, options.out.parent / "logs" / "peers.log"):
+                ours[batch] = tok_s
+    finally:  # write the measured values after an error too
         numbers = {batch: tokens for batch, tokens in peer.items() if isinstance(tokens, float)}
-        for batch in (*BATCHES, MOST):
+        for batch in (*BATCHES, MAX_BATCH):
             result.add(batch=batch, transformers_tok_s=peer.get(batch), vllm_tok_s=ours.get(batch),
                        ratio=ratio(ours.get(batch), numbers.get(batch)))  # fmt: skip
-        most, best = max(ours.values(), default=None), max(numbers.values(), default=None)
-        result.add(batch="best", transformers_tok_s=best, vllm_tok_s=most, ratio=ratio(most, best))
+        best_ours, best_peer = max(ours.values(), default=None), max(numbers.values(), default=None)
+        result.add(batch="best", transformers_tok_s=best_peer, vllm_tok_s=best_ours, ratio=ratio(best_ours, best_peer))
     return 0
 
 
-def ratio(mine: float | None, peer: float | None) -> float | None:
-    return round(mine / peer, 2) if mine and peer else None
+def ratio(ours: float | None, peer: float | None) -> float | None:
+    return round(ours / peer, 2) if ours and peer else None
 
 
 if __name__ == "__main__":

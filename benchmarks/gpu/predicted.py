@@ -1,4 +1,4 @@
-"""The planner's physics for one row of measurements: the same call for those who measure and those who test."""
+"""The planner's prediction for one measured row. The measuring commands and the tests make the same call."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from vllm_launch.sizing.run_config import RunConfig
 
 MEASURED = Path(__file__).parents[2] / "tests/data/measured"
 H200_BYTES = 150109880320
-"""cudaMemGetInfo's total of an H200; rows that name no other are of one."""
+"""Total memory of an H200 in bytes (cudaMemGetInfo). Rows without ``total_bytes`` come from an H200."""
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    """Every row that the planner is held against, by file and name: what memory.py writes, or its rows alone."""
-    found = {}
+    """Return all rows to compare the planner with, by file and row name.
+
+    A file is a result of memory.py, or has only ``measurements``.
+    """
+    rows = {}
     for path in sorted(MEASURED.glob("*.json")):
-        told = json.loads(path.read_text())
-        for row in told.get("rows") or told["measurements"]:
-            found[f"{path.stem}-{row.get('row', row['model'])}"] = row
-    return found
+        content = json.loads(path.read_text())
+        for row in content.get("rows") or content["measurements"]:
+            rows[f"{path.stem}-{row.get('row', row['model'])}"] = row
+    return rows
 
 
 def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
-    """Each pipeline rank's memory and the cache for ``row["config"]`` and ``row["args"]``, vLLM's own names."""
+    """Return the memory of each pipeline rank and the KV cache, for ``row["config"]`` and vLLM's ``row["args"]``."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(row["config"]))
         model = read_model(folder)

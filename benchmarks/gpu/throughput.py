@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Throughput and latency through the OpenAI API: this launcher's plan against vLLM's defaults and other splits.
+"""Measure throughput and latency through the OpenAI API: the launcher's plan, vLLM's defaults, and other splits.
 
-``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. Every configuration is
-started, warmed up and measured in one run (the load: bench_serve.py), one after another, or with ``--at-once`` all
-beside each other on GPUs of their own, each measurement at the same time, or with ``--in-turns`` all on the same GPUs,
-loaded in turns, so that whatever else a shared host does meets all alike. Flags that are none of this command's go to
-every server. tok/s are output tokens; times are milliseconds; ``preemptions``: requests put out of the batch for want
-of cache, computed again; ``page_faults``: ``bench.page_faults`` during the load; ``gpu_busy`` and ``watts``:
-``bench.load_of``.
+``python benchmarks/gpu/throughput.py --tokenizer FOLDER --out FILE`` needs vLLM and idle GPUs. It starts, warms up and
+measures each configuration (load: bench_serve.py), one after another. With ``--at-once`` all run side by side on GPUs
+of their own, and each measurement runs at the same time. With ``--in-turns`` all run on the same GPUs and get the load
+in turns, so that other work on a shared host disturbs all equally. Unknown flags go to every server. ``output_tok_s``
+counts output tokens. Times are milliseconds. ``page_faults``: ``bench.page_faults`` during the load. ``gpu_busy`` and
+``watts``: ``bench.sample_gpu_load``.
 """
 
 from __future__ import annotations
@@ -30,19 +29,20 @@ import msgspec
 from configurations import CONFIGURATIONS, Configuration
 from result import Result, gpu_names
 
-FAILURES = (bench.DeadError, OSError, RuntimeError)
-"""Of a server or a load; a broken barrier is a RuntimeError too."""
+FAILURES = (bench.ServerFailedError, OSError, RuntimeError)
+"""Errors of a server or a load. A broken barrier is a RuntimeError too."""
 
 
 def reason(error: Exception) -> str:
-    """For a row; a broken barrier has no text."""
+    """Return the text of ``error`` for a row, or its repr: a broken barrier has no text."""
     return (str(error) or repr(error))[-2000:]
 
 
 class Server(msgspec.Struct, frozen=True):
-    """A configuration that runs: its ``ports``, its ``gpus`` by NVML's index, and what all of its rows say.
+    """A running configuration.
 
-    ``sessions`` are the ids of its processes' sessions.
+    ``sessions``: session ids of its processes. ``gpus``: NVML's indices. ``row``: the values that all of its rows
+    share.
     """
 
     ports: list[int]
@@ -51,65 +51,68 @@ class Server(msgspec.Struct, frozen=True):
     row: dict[str, Any]
 
 
-def started(
-    name: str, this: Configuration, given: argparse.Namespace, model: Path, stack: contextlib.ExitStack,
-    *, first: int | None, place: int = 0,
+def start_servers(
+    name: str, configuration: Configuration, options: argparse.Namespace, model: Path, stack: contextlib.ExitStack,
+    *, first_gpu: int | None, port_offset: int = 0,
 ) -> Server:  # fmt: skip
-    """Start one configuration until it answers; ``stack`` ends it.
+    """Start the servers of one configuration and wait until they answer. ``stack`` stops them.
 
-    ``first`` is its first GPU, None where there is none; ``place`` keeps its ports from those of others.
+    ``first_gpu``: index of its first GPU, None on a machine without GPUs. ``port_offset``: a number of its own, so that
+    its ports differ from those of other configurations.
     """
-    command = configurations.COMMANDS[this.command]
-    began, share = time.monotonic(), this.gpus // this.servers
-    ports = [bench.PORT + 100 * place + 10 * number for number in range(this.servers)]
-    logs = [given.out.parent / "logs" / f"{name}-{number}.log" for number in range(this.servers)]
-    gpus = [] if first is None else [*range(first, first + this.gpus)]
+    command = configurations.COMMANDS[configuration.command]
+    began, gpus_per_server = time.monotonic(), configuration.gpus // configuration.servers
+    ports = [bench.PORT + 100 * port_offset + 10 * number for number in range(configuration.servers)]
+    logs = [options.out.parent / "logs" / f"{name}-{number}.log" for number in range(configuration.servers)]
+    gpus = [] if first_gpu is None else [*range(first_gpu, first_gpu + configuration.gpus)]
     processes = []
     for number, port in enumerate(ports):
-        mine = gpus[number * share : (number + 1) * share]
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))} if mine else {}
-        server = bench.running(command(model, this.flags, port), logs[number], port=port, env=bench.environment() | env)
+        own_gpus = gpus[number * gpus_per_server : (number + 1) * gpus_per_server]
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own_gpus))} if own_gpus else {}
+        server = bench.start_process(
+            command(model, configuration.flags, port), logs[number], port=port, env=bench.environment() | env
+        )
         processes.append(stack.enter_context(server))
     for process, port, log in zip(processes, ports, logs, strict=True):
         bench.wait_for(process, port, log, 420)
     ready = round(time.monotonic() - began, 1)
-    row = {"configuration": name, "gpus": this.gpus, "flags": list(this.flags), "ready_s": ready}
+    row = {"configuration": name, "gpus": configuration.gpus, "flags": list(configuration.flags), "ready_s": ready}
     row["utilization"] = bench.utilization(ports[0])
-    row["kv_tokens"] = [tokens for port in ports for tokens in bench.cache_info(port)]
+    row["kv_tokens"] = [tokens for port in ports for tokens in bench.kv_cache_tokens(port)]
     return Server(ports, [process.pid for process in processes], gpus, row)
 
 
 def warm_up(server: Server, model: Path) -> None:
-    """Some requests, whose answers nobody counts."""
+    """Send some requests that are not part of a measurement."""
     gpus = server.row["gpus"]
     workload, clients = bench_serve.WORKLOADS["512/256"], bench_serve.CLIENTS_PER_GPU * gpus
-    bench_serve.measured(model, server.ports, workload, requests=64 * gpus, rate=float("inf"), clients=clients, seed=9)
+    bench_serve.measure(model, server.ports, workload, requests=64 * gpus, rate=float("inf"), clients=clients, seed=9)
 
 
 class Load(msgspec.Struct, frozen=True):
-    """``requests`` of a workload, ``rate`` of them a second."""
+    """One measurement: ``requests`` of a workload, ``rate`` per second."""
 
     workload: str
     rate: float
     requests: int
 
 
-def loads(given: argparse.Namespace, gpus: int) -> Iterator[Load]:
-    """What is to be measured, for all ``gpus`` together."""
-    for workload in given.workload or bench_serve.WORKLOADS:
-        what = bench_serve.WORKLOADS[workload]
-        below = [] if given.saturation_only else [rate * gpus for rate in what.rates]
-        for rate in given.rate or [float("inf"), *below]:
+def loads(options: argparse.Namespace, gpus: int) -> Iterator[Load]:
+    """Yield the loads to measure, for all ``gpus`` together."""
+    for name in options.workload or bench_serve.WORKLOADS:
+        workload = bench_serve.WORKLOADS[name]
+        below = [] if options.saturation_only else [rate * gpus for rate in workload.rates]
+        for rate in options.rate or [float("inf"), *below]:
             all_at_once = rate == float("inf")
-            requests = what.requests * gpus * given.share if all_at_once else rate * given.seconds
-            yield Load(workload, rate, round(requests))
+            requests = workload.requests * gpus * options.share if all_at_once else rate * options.seconds
+            yield Load(name, rate, round(requests))
 
 
-def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]:
-    """One measurement. ``seed`` is its own, or the prefix cache knows its prompts."""
+def measure_row(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]:
+    """Measure one load and return its row. With a ``seed`` used before, the prefix cache would know the prompts."""
     before, faults = sum(map(bench.preemptions, server.ports)), sum(map(bench.page_faults, server.sessions))
-    with bench.load_of(server.gpus) as gpus:
-        row = bench_serve.measured(
+    with bench.sample_gpu_load(server.gpus) as gpus:
+        row = bench_serve.measure(
             model,
             server.ports,
             bench_serve.WORKLOADS[load.workload],
@@ -125,103 +128,122 @@ def row_of(server: Server, model: Path, load: Load, seed: int) -> dict[str, Any]
 
 def run(
     name: str,
-    this: Configuration,
-    given: argparse.Namespace,
+    configuration: Configuration,
+    options: argparse.Namespace,
     model: Path,
     add: Callable[..., None],
     *,
-    first: int | None,
-    together: Callable[[], object] = lambda: None,
+    first_gpu: int | None,
+    wait_for_others: Callable[[], object] = lambda: None,
 ) -> None:
-    """Start one configuration, measure what was asked for, end it; before each ``together`` waits for the others."""
+    """Start one configuration, measure its loads, and stop it. Call ``wait_for_others`` before each measurement."""
     with contextlib.ExitStack() as stack:
-        server = started(name, this, given, model, stack, first=first, place=first or 0)
-        together()
+        server = start_servers(
+            name, configuration, options, model, stack, first_gpu=first_gpu, port_offset=first_gpu or 0
+        )
+        wait_for_others()
         warm_up(server, model)
-        for seed, load in enumerate(loads(given, this.gpus), 10):
-            together()
-            add(**row_of(server, model, load, seed))
+        for seed, load in enumerate(loads(options, configuration.gpus), 10):
+            wait_for_others()
+            add(**measure_row(server, model, load, seed))
 
 
 def in_turns(
-    chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, add: Callable[..., None], *, gpus: bool
+    chosen: Mapping[str, Configuration],
+    options: argparse.Namespace,
+    model: Path,
+    add: Callable[..., None],
+    *,
+    gpus: bool,
 ) -> None:
-    """All of ``chosen`` on the same GPUs, loaded one after another and again: a host that slows down slows all down.
+    """Run all of ``chosen`` on the same GPUs, load them in turns, and add a row of medians per load.
 
-    Each needs a share of a GPU's memory in its flags. They are started one after another, since vLLM measures memory.
+    A host that slows down then slows all of them down. The flags of each must limit its share of a GPU's memory. The
+    servers start one after another, because vLLM measures free memory.
     """
     with contextlib.ExitStack() as stack:
         servers = []
-        for place, (name, this) in enumerate(chosen.items()):
-            servers.append(started(name, this, given, model, stack, first=0 if gpus else None, place=place))
+        for port_offset, (name, configuration) in enumerate(chosen.items()):
+            servers.append(
+                start_servers(
+                    name, configuration, options, model, stack, first_gpu=0 if gpus else None, port_offset=port_offset
+                )
+            )
         for server in servers:
             warm_up(server, model)
         seeds = itertools.count(10)
-        for load in loads(given, servers[0].row["gpus"]):
+        for load in loads(options, servers[0].row["gpus"]):
             rows: list[list[dict[str, Any]]] = [[] for _ in servers]
-            for turn in range(given.in_turns):  # to and fro, so that nobody is always the first
+            for turn in range(options.in_turns):  # alternate the order, so that no server is always the first
                 for number in range(len(servers))[:: 1 if turn % 2 == 0 else -1]:
-                    rows[number].append(row_of(servers[number], model, load, next(seeds)))
-            for mine in rows:
-                add(**median(mine))
+                    rows[number].append(measure_row(servers[number], model, load, next(seeds)))
+            for server_rows in rows:
+                add(**median(server_rows))
 
 
 def median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for those of the same load: medians, all that completed or failed, and the range of the median ITL."""
-    told = dict(rows[0]) | {"turns": len(rows)}
-    told |= {name: sum(row[name] for row in rows) for name in ("completed", "failed")}
+    """Return one row for several rows of one load: medians, sums of ``completed`` and ``failed``, range of the ITL."""
+    result = dict(rows[0]) | {"turns": len(rows)}
+    result |= {name: sum(row[name] for row in rows) for name in ("completed", "failed")}
     for name in ("seconds", "output_tok_s", "preemptions", "page_faults", "gpu_busy", "watts"):
-        if found := [row[name] for row in rows if name in row]:
-            told[name] = round(statistics.median(found), 3)
+        if values := [row[name] for row in rows if name in row]:
+            result[name] = round(statistics.median(values), 3)
     for name in ("ttft_ms", "itl_ms"):
-        told[name] = {cut: round(statistics.median(row[name][cut] for row in rows), 2) for cut in rows[0][name]}
-    middles = [row["itl_ms"]["p50"] for row in rows]
-    told["itl_range"] = f"{min(middles):.1f}-{max(middles):.1f}"
-    return told
+        result[name] = {cut: round(statistics.median(row[name][cut] for row in rows), 2) for cut in rows[0][name]}
+    itl_medians = [row["itl_ms"]["p50"] for row in rows]
+    result["itl_range"] = f"{min(itl_medians):.1f}-{max(itl_medians):.1f}"
+    return result
 
 
-def run_or_tell(
-    name: str, this: Configuration, given: argparse.Namespace, model: Path, add: Callable[..., None], **where: Any
+def run_or_report(
+    name: str,
+    configuration: Configuration,
+    options: argparse.Namespace,
+    model: Path,
+    add: Callable[..., None],
+    **place: Any,
 ) -> bool:
-    """Whether ``run`` went well; if not, a row says why."""
+    """Run a configuration and return whether it succeeded. If not, add a row with the reason."""
     try:
-        run(name, this, given, model, add, **where)
+        run(name, configuration, options, model, add, **place)
     except FAILURES as error:
-        add(configuration=name, flags=list(this.flags), error=reason(error))
+        add(configuration=name, flags=list(configuration.flags), error=reason(error))
         return False
     return True
 
 
-def at_once(chosen: Mapping[str, Configuration], given: argparse.Namespace, model: Path, result: Result) -> bool:
-    """All of ``chosen`` beside each other: a process for each, which begins a measurement when all others do."""
+def at_once(chosen: Mapping[str, Configuration], options: argparse.Namespace, model: Path, result: Result) -> bool:
+    """Run all of ``chosen`` side by side, measure at the same times, and return whether all succeeded."""
     fork = multiprocessing.get_context("fork")
-    barrier, told = fork.Barrier(len(chosen), timeout=600), fork.SimpleQueue()
+    barrier, rows = fork.Barrier(len(chosen), timeout=600), fork.SimpleQueue()
 
-    def beside(name: str, this: Configuration, first: int) -> None:
+    def run_process(name: str, configuration: Configuration, first_gpu: int) -> None:
         def add(**row: Any) -> None:
-            told.put(row)
+            rows.put(row)
 
         try:
-            if not run_or_tell(name, this, given, model, add, first=first, together=barrier.wait):
+            if not run_or_report(
+                name, configuration, options, model, add, first_gpu=first_gpu, wait_for_others=barrier.wait
+            ):
                 barrier.abort()
         finally:
-            told.put(None)
+            rows.put(None)
 
-    processes, first = [], 0
+    processes, first_gpu = [], 0
     good, running = True, len(chosen)
     try:
-        for name, this in chosen.items():
-            process = fork.Process(target=beside, args=(name, this, first))
+        for name, configuration in chosen.items():
+            process = fork.Process(target=run_process, args=(name, configuration, first_gpu))
             process.start()
             processes.append(process)
-            first += this.gpus
+            first_gpu += configuration.gpus
         while running:
-            row = told.get()
+            row = rows.get()
             running -= row is None
             if row:
                 result.add(**row)
                 good &= "error" not in row
-    finally:  # a signal: they end their servers
+    finally:  # after a signal the processes stop their servers
         for process in processes:
             process.terminate()
             process.join()
@@ -232,51 +254,74 @@ def main() -> int:
     parser = bench.parser(__doc__)
     parser.add_argument("--configuration", action="append", choices=list(CONFIGURATIONS))
     parser.add_argument(
-        "--also", action="append", default=[], metavar="NAME={plan,vllm,forked} FLAGS", help="another, on one GPU"
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME={plan,vllm,forked} FLAGS",
+        help="one more configuration, on one GPU",
     )
     parser.add_argument("--workload", action="append", choices=list(bench_serve.WORKLOADS))
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument(
-        "--rate", type=float, action="append", help="only this, of all GPUs together; inf: every request at once"
+        "--rate",
+        type=float,
+        action="append",
+        help="measure only this rate, requests/s of all GPUs together; inf: all at once",
     )
-    rates.add_argument("--saturation-only", action="store_true", help="no rates below it, as --rate inf")
-    parser.add_argument("--at-once", action="store_true", help="the configurations beside each other")
+    rates.add_argument(
+        "--saturation-only", action="store_true", help="measure no rates below saturation, as --rate inf"
+    )
+    parser.add_argument("--at-once", action="store_true", help="run the configurations side by side")
     parser.add_argument(
         "--in-turns", type=int, default=0, metavar="TURNS",
-        help="all on the same GPUs, loaded in turns so many times; each needs a share of a GPU's memory in its flags",
+        help="run all on the same GPUs and load them in turns; limit each one's share of GPU memory in its flags",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=20, help="of requests at a rate")
-    parser.add_argument("--share", type=float, default=1, help="of the requests at saturation, to try things out")
-    given, flags = parser.parse_known_args()
-    widths = {CONFIGURATIONS[name].gpus for name in given.configuration or ()} | ({1} if given.also else set())
-    if given.in_turns < 0 or (given.in_turns and (given.at_once or len(widths) > 1)):
-        parser.error("--in-turns takes a number of turns, servers of as many GPUs each, and not --at-once beside it")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds of requests at a rate")
+    parser.add_argument(
+        "--share", type=float, default=1, help="share of the requests at saturation; small values give quick runs"
+    )
+    options, flags = parser.parse_known_args()
+    gpu_counts = {CONFIGURATIONS[name].gpus for name in options.configuration or ()} | ({1} if options.also else set())
+    if options.in_turns < 0 or (options.in_turns and (options.at_once or len(gpu_counts) > 1)):
+        parser.error(
+            "--in-turns needs a positive number and configurations with equal GPU counts, and excludes --at-once"
+        )
     try:
-        also = configurations.also(given.also, taken=given.configuration or ())
+        also = configurations.parse(options.also, used_names=options.configuration or ())
     except ValueError as error:
         parser.error(str(error))
     gpus = len(gpu_names())
-    names = given.configuration or [
-        name for name, this in CONFIGURATIONS.items() if this.gpus <= (1 if given.in_turns else gpus)
+    names = options.configuration or [
+        name
+        for name, configuration in CONFIGURATIONS.items()
+        if configuration.gpus <= (1 if options.in_turns else gpus)
     ]
-    chosen = {name: CONFIGURATIONS[name] for name in names if not (also and not given.configuration)} | also
-    chosen = {name: msgspec.structs.replace(this, flags=(*this.flags, *flags)) for name, this in chosen.items()}
-    if given.at_once and (needed := sum(this.gpus for this in chosen.values())) > gpus > 0:
-        parser.error(f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and here are {gpus}: name fewer")
-    result = Result(given.out, "throughput")
+    chosen = {name: CONFIGURATIONS[name] for name in names if not (also and not options.configuration)} | also
+    chosen = {
+        name: msgspec.structs.replace(configuration, flags=(*configuration.flags, *flags))
+        for name, configuration in chosen.items()
+    }
+    if options.at_once and (needed := sum(configuration.gpus for configuration in chosen.values())) > gpus > 0:
+        parser.error(
+            f"--at-once: {', '.join(chosen)} need {needed} GPUs together, and this machine has {gpus}: choose fewer"
+        )
+    result = Result(options.out, "throughput")
     with tempfile.TemporaryDirectory() as folder:
-        model = bench.model_folder(given.shape, given.tokenizer, Path(folder))
-        if given.at_once:
-            return int(not at_once(chosen, given, model, result))
-        if given.in_turns:
+        model = bench.model_folder(options.shape, options.tokenizer, Path(folder))
+        if options.at_once:
+            return int(not at_once(chosen, options, model, result))
+        if options.in_turns:
             try:
-                in_turns(chosen, given, model, result.add, gpus=gpus > 0)
+                in_turns(chosen, options, model, result.add, gpus=gpus > 0)
             except FAILURES as error:
                 result.add(configuration=", ".join(chosen), error=reason(error))
                 return 1
             return 0
-        first = 0 if gpus else None
-        good = [run_or_tell(name, this, given, model, result.add, first=first) for name, this in chosen.items()]
+        first_gpu = 0 if gpus else None
+        good = [
+            run_or_report(name, configuration, options, model, result.add, first_gpu=first_gpu)
+            for name, configuration in chosen.items()
+        ]
     return int(not all(good))
 
 

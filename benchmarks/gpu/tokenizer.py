@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Trains a byte-level BPE tokenizer of Llama 3's size on the sources of Python's own library: ``tokenizer.py FOLDER``.
+"""Train a byte-level BPE tokenizer of Llama 3's size on Python's standard library: ``tokenizer.py FOLDER``.
 
-Load tools make prompts of random token ids, so a small vocabulary makes prompts that the prefix cache knows, and a
-server that spends no time on text. No model hub is needed.
+Load tools make prompts of random token ids. With a small vocabulary the prefix cache would know the prompts, and the
+server would spend no time on text. This command needs no model hub.
 """
 
 from __future__ import annotations
