@@ -37,7 +37,7 @@ WRONG = {
     "no-such-model-simulated": ({"config": {"model": "some/other"}} | HUB, "there is no such model on the hub"),
     "wrong-token-simulated": (
         {"config": {"model": "some/model"}, "hfToken": {"token": "hf_wrong"}} | HUB,
-        "model some/model: the hub does not know the token (HTTP 401); set HF_TOKEN to one that is valid",
+        "model some/model: the hub rejects the token (HTTP 401); set HF_TOKEN to a valid token",
     ),
     "full-volume": (SMALL, "cannot be written: No space left on device; free space there"),
     "no-key-in-the-secret": ({"apiKeys": {"existingSecret": "empty"}}, "the file holds no key; write one key a line"),
