@@ -224,9 +224,9 @@ def test_packed_compressed_tensors_keep_a_scale_for_each_group() -> None:
 
 
 def test_nvfp4_keeps_a_scale_byte_for_sixteen_values() -> None:
-    quantization = shapes(Quantization(method="modelopt_fp4", bits=4, group_size=16))
-    assert quantization["w.weight"] == ("U8", (256, 256))
-    assert quantization["w.weight_scale"] == ("F8_E4M3", (256, 32))
+    tensors = shapes(Quantization(method="modelopt_fp4", bits=4, group_size=16))
+    assert tensors["w.weight"] == ("U8", (256, 256))
+    assert tensors["w.weight_scale"] == ("F8_E4M3", (256, 32))
 
 
 def test_int8_is_stored_as_int8() -> None:
