@@ -47,8 +47,8 @@ def test_replicas_become_pods(values, words, count, replicas):
 
 
 def test_the_config_file_has_the_users_options_but_no_secrets(values):
-    chart_values = values(LLAMA_8B, "--hardware", "H100", "--max-model-len", "4k", "--api-key", "secret", "--launch-drain-seconds=120",
-                   "--launch-cache-dir=/here")  # fmt: skip
+    options = ["--max-model-len", "4k", "--api-key", "secret", "--launch-drain-seconds=120", "--launch-cache-dir=/here"]
+    chart_values = values(LLAMA_8B, "--hardware", "H100", *options)
     assert chart_values["config"] == {
         "model": "/models/meta-llama--Meta-Llama-3-8B",
         "max-model-len": 4000,

@@ -21,7 +21,7 @@ EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 HUB, FOLDER = {"config": {"model": "some/model"}}, {"config": {"model": "/models/a"}, "models": {"claim": "models"}}
 SEVERAL = {"cache": {"kind": "ephemeral"}}
 
-# Each entry is a choice that changes the rendered manifests. Tests combine every two choices that do not exclude each other.
+# Each entry changes the rendered manifests. Tests combine every two entries that do not exclude each other.
 AXES = {
     "cpu": {"gpus": {"count": 0}},
     "eight": {"gpus": {"count": 8, "resource": "nvidia.com/gpu", "runtimeClass": "nvidia"}},

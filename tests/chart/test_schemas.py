@@ -20,7 +20,7 @@ TEMPLATE = f"{{metadata: {{labels: {{a: b}}}}, spec: {POD}}}"
 REF = "{group: inference.networking.k8s.io, kind: InferencePool, name: a, port: 80}"
 RULE = "{alert: A, expr: up == 0, for: 5m, labels: {severity: page}}"
 
-# apiVersion, kind, other fields; the path where a test adds an unknown field, the path where it puts a list for a scalar
+# apiVersion, kind, other fields, path of an object that gets an unknown field, path of a scalar that gets a list
 KINDS = [
     ("v1", "ConfigMap", "data: {a: b}", "metadata", "data.a"),
     ("v1", "PersistentVolumeClaim", "spec: {resources: {requests: {storage: 1Gi}}}", "spec.resources", "spec.resources.requests.storage"),

@@ -136,7 +136,7 @@ def test_gpt_oss_in_bfloat16_stacks_its_experts() -> None:
         ("re:(", "anything", False),
     ],
 )
-def test_patterns_of_ignored_modules_are_names_parts_globs_or_regexes(pattern: str, name: str, ignored: bool) -> None:  # noqa: FBT001
+def test_ignored_patterns_are_names_parts_globs_or_regexes(pattern: str, name: str, ignored: bool) -> None:  # noqa: FBT001
     assert is_ignored(name, Quantization(method="fp8", bits=8, ignored=(pattern,))) is ignored
 
 
