@@ -36,7 +36,7 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
 
     ``token`` None means huggingface_hub's own token: HF_TOKEN, or the one that `hf auth login` stored.
     """
-    if "HF_HUB_VERBOSITY" not in os.environ:  # else it logs each retry, and we report the result
+    if "HF_HUB_VERBOSITY" not in os.environ:  # hide its line for each retry: our error is enough
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
