@@ -1,8 +1,8 @@
-"""The chart as Helm renders it, without a cluster."""
+"""Tests of the chart as Helm renders it, without a cluster."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))  # so that tests can import what stands here
+sys.path.append(str(Path(__file__).parent))  # so that tests can import the modules in this folder

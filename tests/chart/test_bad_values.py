@@ -1,4 +1,4 @@
-"""What the chart refuses, before a cluster hears of it: by the schema, or by a rule over several values."""
+"""Values that the chart refuses before they reach a cluster: by its schema, or by a rule over several values."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ BY_SCHEMA = [
 ]
 
 
-@pytest.mark.parametrize(("values", "said"), BY_SCHEMA, ids=[values for values, _ in BY_SCHEMA])
-def test_the_schema_refuses(values, said):
+@pytest.mark.parametrize(("values", "message"), BY_SCHEMA, ids=[values for values, _ in BY_SCHEMA])
+def test_the_schema_refuses_a_bad_value(values, message):
     line = refusal(yaml.safe_load(values))
     assert line.startswith("- at '")
-    assert said in line
+    assert message in line
 
 
 BY_RULE = [
@@ -109,6 +109,6 @@ BY_RULE = [
 ]
 
 
-@pytest.mark.parametrize(("values", "said"), BY_RULE, ids=[values for values, _ in BY_RULE])
-def test_a_rule_refuses(values, said):
-    assert refusal(yaml.safe_load(values)).startswith(said)
+@pytest.mark.parametrize(("values", "message"), BY_RULE, ids=[values for values, _ in BY_RULE])
+def test_a_rule_refuses_bad_values(values, message):
+    assert refusal(yaml.safe_load(values)).startswith(message)

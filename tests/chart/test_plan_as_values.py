@@ -1,4 +1,4 @@
-"""`vllm-launch plan --format helm` writes values that the chart takes, and a pod with them plans the same again."""
+"""`vllm-launch plan --format helm` writes values that the chart accepts. A pod with these values gets the same plan."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ LLAMA_8B, LLAMA_70B = (str(MODELS / f"meta-llama--Meta-Llama-3-{size}") for size
 
 @pytest.fixture
 def values(capsys):
-    def one(*words):
+    """Returns a function that runs `vllm-launch plan --format helm` and returns the parsed values."""
+
+    def plan_as_values(*words):
         assert main(["plan", *words, "--format", "helm"]) == 0
         return yaml.safe_load(capsys.readouterr().out)
 
-    return one
+    return plan_as_values
 
 
 @pytest.mark.parametrize(
@@ -32,32 +34,32 @@ def values(capsys):
         ([LLAMA_8B, "--hardware", "H100:4", "--launch-objective", "latency"], 4, None),
         ([LLAMA_8B, "--hardware", "H100:4", "--data-parallel-size", "4"], 4, None),
     ],
-    ids=["replicas", "two-gpus-each", "one-gpu", "latency", "asked-for-together"],
+    ids=["replicas", "two-gpus-each", "one-gpu", "latency", "data-parallel"],
 )
 def test_replicas_become_pods(values, words, count, replicas):
-    found = values(*words)
-    assert found["gpus"] == {"count": count}
-    assert found.get("replicas") == replicas
-    manifests = render(found)
+    chart_values = values(*words)
+    assert chart_values["gpus"] == {"count": count}
+    assert chart_values.get("replicas") == replicas
+    manifests = render(chart_values)
     limits = manifests["Deployment", "llama3"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == count
     assert problems(yaml.safe_dump_all(manifests.values())) == []
 
 
-def test_what_was_said_is_in_the_config_file_and_secrets_are_not(values):
-    found = values(LLAMA_8B, "--hardware", "H100", "--max-model-len", "4k", "--api-key", "secret", "--launch-drain-seconds=120",
-                   "--launch-cache-dir=/here")  # fmt: skip
-    assert found["config"] == {
+def test_the_config_file_has_the_users_options_but_no_secrets(values):
+    options = ["--max-model-len", "4k", "--api-key", "secret", "--launch-drain-seconds=120", "--launch-cache-dir=/here"]
+    chart_values = values(LLAMA_8B, "--hardware", "H100", *options)
+    assert chart_values["config"] == {
         "model": "/models/meta-llama--Meta-Llama-3-8B",
         "max-model-len": 4000,
         "launch": {"drain_seconds": 120},
     }
-    assert found["models"] == {"claim": "models"}
-    pod = render(found)["Deployment", "llama3"]["spec"]["template"]["spec"]
+    assert chart_values["models"] == {"claim": "models"}
+    pod = render(chart_values)["Deployment", "llama3"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 125
 
 
-def test_without_a_gpu_the_memory_is_what_the_plan_takes(values):
-    found = values(str(MODELS / "openai--gpt-oss-20b"))
-    assert found["gpus"] == {"count": 0}
-    assert 12 < int(found["resources"]["memory"].removesuffix("Gi")) < 2000
+def test_without_a_gpu_the_memory_request_is_that_of_the_plan(values):
+    chart_values = values(str(MODELS / "openai--gpt-oss-20b"))
+    assert chart_values["gpus"] == {"count": 0}
+    assert 12 < int(chart_values["resources"]["memory"].removesuffix("Gi")) < 2000

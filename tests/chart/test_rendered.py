@@ -1,4 +1,4 @@
-"""What the chart renders: valid by the published schemas in every combination, and derived from the launcher's numbers."""
+"""The rendered chart: valid by the published schemas in all combinations of values, with the launcher's numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 HUB, FOLDER = {"config": {"model": "some/model"}}, {"config": {"model": "/models/a"}, "models": {"claim": "models"}}
 SEVERAL = {"cache": {"kind": "ephemeral"}}
 
-# Each is a choice that changes what is rendered; every two of them are taken together, but for those that exclude each other.
+# Each entry changes the rendered manifests. Tests combine every two entries that do not exclude each other.
 AXES = {
     "cpu": {"gpus": {"count": 0}},
     "eight": {"gpus": {"count": 8, "resource": "nvidia.com/gpu", "runtimeClass": "nvidia"}},
@@ -58,69 +58,69 @@ def merged(*parts):
     return values
 
 
-APART = [
+EXCLUSIVE = [
     {"cpu", "eight"},
     {"folder", "image"},  # /models is one folder
     {"secrets", "existing"},
-    *({"download", other} for other in ("folder", "image", "keda", "hpa", "replicas")),  # from the hub, for all pods
+    *({"download", other} for other in ("folder", "image", "keda", "hpa", "replicas")),  # one hub download for all pods
 ]
-PAIRS = [pair for pair in itertools.combinations(AXES, 2) if {*pair} not in APART]
+PAIRS = [pair for pair in itertools.combinations(AXES, 2) if {*pair} not in EXCLUSIVE]
 
 
-def test_the_matrix_is_no_token_one():
+def test_there_are_at_least_thirty_combinations():
     assert len(PAIRS) >= 30
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_every_combination_is_what_kubernetes_takes(pair):
+def test_every_combination_is_valid_by_the_schemas(pair):
     assert problems(template(merged(HUB, *(AXES[name] for name in pair))).stdout) == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_taken(example):
+def test_examples_are_valid(example):
     values = yaml.safe_load(example.read_text())
     assert problems(template(values).stdout) == []
     helm("lint", "--strict", CHART, "-f", example)
 
 
-def test_lint_has_nothing_against_it():
+def test_helm_lint_passes():
     helm("lint", "--strict", CHART)
 
 
 @pytest.fixture
 def pod():
-    """The pod's spec and its container, with values."""
+    """Returns a function that renders values and returns the pod's spec and its container."""
 
-    def one(**values):
+    def pod_with(**values):
         spec = render(values)["Deployment", "llama3"]["spec"]["template"]["spec"]
         return spec, spec["containers"][0]
 
-    return one
+    return pod_with
 
 
-def test_defaults_are_the_launchers_own(pod):
+def test_defaults_equal_the_launchers(pod):
     spec, container = pod()
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     settings = read_settings(parse_flags(["some/model"]), {})
     assert ports == {"api": settings.port, "health": LauncherSettings().health_port}
-    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert spec["terminationGracePeriodSeconds"] == LauncherSettings().drain_seconds + before
+    pre_stop_seconds = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] == LauncherSettings().drain_seconds + pre_stop_seconds
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])
-def test_times_and_ports_follow_the_config_file_in_either_spelling(pod, dash):
+def test_times_and_ports_come_from_the_config_file_in_either_spelling(pod, dash):
     launch = {f"drain{dash}seconds": 300, f"health{dash}port": 9001}
     spec, container = pod(config={"model": "a/b", "port": 9000, "launch": launch})
     assert spec["terminationGracePeriodSeconds"] == 305
     assert [port["containerPort"] for port in container["ports"]] == [9000, 9001]
 
 
-def test_a_drain_of_nothing_is_no_default(pod):
+def test_a_drain_of_zero_seconds_is_not_replaced_by_the_default(pod):
     spec, _ = pod(config={"model": "a/b", "launch": {"drain_seconds": 0}})
     assert spec["terminationGracePeriodSeconds"] == 5
 
 
-def test_probes_ask_the_prober_and_a_start_has_all_its_time():
+def test_probes_use_the_health_port_and_start_up_has_its_full_time():
     deployment = render({"rollout": {"startMinutes": 30}})["Deployment", "llama3"]["spec"]
     container = deployment["template"]["spec"]["containers"][0]
     probes = {name: container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
@@ -140,7 +140,7 @@ def test_probes_ask_the_prober_and_a_start_has_all_its_time():
 @pytest.mark.parametrize(
     ("gpus", "shm", "limit"), [(0, "1Gi", "33792Mi"), (1, "1Gi", "33792Mi"), (4, "4Gi", "36864Mi")]
 )
-def test_shared_memory_follows_the_gpus_and_counts_in_the_limit(pod, gpus, shm, limit):
+def test_shared_memory_grows_with_the_gpus_and_counts_in_the_limit(pod, gpus, shm, limit):
     spec, container = pod(gpus={"count": gpus})
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "shm"]
     assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": shm}
@@ -148,25 +148,25 @@ def test_shared_memory_follows_the_gpus_and_counts_in_the_limit(pod, gpus, shm, 
     assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == gpus
 
 
-def test_a_slice_of_a_gpu_is_asked_for_by_its_name(pod):
+def test_a_mig_slice_is_requested_by_its_resource_name(pod):
     _, container = pod(gpus={"resource": "nvidia.com/mig-3g.40gb"})
     assert container["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 1
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
-def test_without_gpus_it_is_the_other_image(pod):
+def test_without_gpus_the_image_is_the_cpu_one(pod):
     assert pod(gpus={"count": 0})[1]["image"].endswith("-cpu")
     assert not pod()[1]["image"].endswith("-cpu")
     assert pod(image={"digest": f"sha256:{'a' * 64}"})[1]["image"] == f"vllm-launch@sha256:{'a' * 64}"
 
 
-def test_versions_agree():
+def test_chart_and_package_versions_agree():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     version = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version"))
     assert version == f'version = "{chart["version"]}"' == f'version = "{chart["appVersion"]}"'
 
 
-def test_the_config_map_is_the_config_file_and_another_one_is_another_name(tmp_path):
+def test_the_config_map_has_the_config_file_and_a_name_by_its_content(tmp_path):
     config = {"model": "a/b", "kv-cache-memory-bytes": 4294967296, "launch": {"drain_seconds": 60}}
     names = []
     for changed in (config, config | {"max-model-len": "8k"}):
@@ -182,10 +182,10 @@ def test_the_config_map_is_the_config_file_and_another_one_is_another_name(tmp_p
     assert len(set(names)) == 2
 
 
-def test_every_pod_is_restricted_and_has_no_token():
+def test_every_pod_is_restricted_and_has_no_service_account_token():
     manifests = render(merged(HUB, AXES["download"], AXES["secrets"]))
-    specs = [one["spec"] if kind == "Pod" else one["spec"]["template"]["spec"]
-             for (kind, _), one in manifests.items() if kind in {"Pod", "Deployment", "Job"}]  # fmt: skip
+    specs = [manifest["spec"] if kind == "Pod" else manifest["spec"]["template"]["spec"]
+             for (kind, _), manifest in manifests.items() if kind in {"Pod", "Deployment", "Job"}]  # fmt: skip
     assert len(specs) == 3
     for spec in specs:
         assert spec["automountServiceAccountToken"] is False
@@ -204,7 +204,7 @@ def test_openshift_chooses_the_user():
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
 
 
-def test_secrets_are_in_secrets_alone():
+def test_secret_values_are_only_in_secrets():
     values = {"apiKeys": {"keys": ["key-of-a-client"]}, "hfToken": {"token": "token-of-the-hub"}}
     for (kind, _), manifest in render(values).items():
         text = yaml.safe_dump(manifest)
@@ -214,26 +214,26 @@ def test_secrets_are_in_secrets_alone():
 @pytest.mark.parametrize(
     ("spare", "strategy"), [(False, {"maxSurge": 0, "maxUnavailable": 1}), (True, {"maxSurge": 1, "maxUnavailable": 0})]
 )
-def test_a_rollout_needs_no_spare_gpu_unless_there_is_one(spare, strategy):
+def test_a_rollout_uses_a_spare_gpu_only_if_there_is_one(spare, strategy):
     values = {"rollout": {"spare": spare}, "cache": {"kind": "emptyDir"}}
     assert render(values)["Deployment", "llama3"]["spec"]["strategy"]["rollingUpdate"] == strategy
 
 
-def test_a_share_of_the_pods_is_replaced_at_a_time_and_drained_too():
+def test_at_once_limits_rollouts_and_disruptions():
     manifests = render({"rollout": {"atOnce": "10%"}, "replicas": 20} | SEVERAL)
     assert manifests["Deployment", "llama3"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == "10%"
     assert manifests["PodDisruptionBudget", "llama3"]["spec"]["maxUnavailable"] == "10%"
 
 
-def test_variables_reach_the_download_too():
+def test_env_variables_are_set_in_the_download_too():
     manifests = render(merged(HUB, AXES["download"], {"env": [{"name": "HF_ENDPOINT", "value": "https://hub"}]}))
-    (job,) = [one for (kind, _), one in manifests.items() if kind == "Job"]
+    (job,) = [manifest for (kind, _), manifest in manifests.items() if kind == "Job"]
     pod = manifests["Deployment", "llama3"]["spec"]["template"]["spec"]
     for container in (*job["spec"]["template"]["spec"]["containers"], *pod["containers"]):
         assert {"name": "HF_ENDPOINT", "value": "https://hub"} in container["env"]
 
 
-def test_an_autoscaler_owns_the_number_of_replicas():
+def test_with_an_autoscaler_the_deployment_sets_no_replicas():
     for by, kind in (("keda", "ScaledObject"), ("hpa", "HorizontalPodAutoscaler")):
         manifests = render({"autoscaling": {"by": by}} | SEVERAL)
         assert "replicas" not in manifests["Deployment", "llama3"]["spec"]
@@ -242,7 +242,7 @@ def test_an_autoscaler_owns_the_number_of_replicas():
 
 
 @pytest.mark.parametrize(
-    ("values", "there"),
+    ("values", "has_budget"),
     [
         ({}, False),
         ({"replicas": 2}, True),
@@ -251,11 +251,11 @@ def test_an_autoscaler_owns_the_number_of_replicas():
         ({"replicas": 2, "disruption": {"budget": False}}, False),
     ],
 )
-def test_one_replica_alone_does_not_hold_up_a_drain(values, there):
-    assert (("PodDisruptionBudget", "llama3") in render(values | SEVERAL)) is there
+def test_a_single_replica_has_no_disruption_budget(values, has_budget):
+    assert (("PodDisruptionBudget", "llama3") in render(values | SEVERAL)) is has_budget
 
 
-def test_long_streams_pass_the_ways_in():
+def test_ingress_and_route_allow_long_streams():
     values = merged({"streamMinutes": 90}, AXES["ingress"], AXES["route"])
     manifests = render(values)
     annotations = manifests["Ingress", "llama3"]["metadata"]["annotations"]
@@ -265,7 +265,7 @@ def test_long_streams_pass_the_ways_in():
     assert rule["timeouts"] == {"request": "90m", "backendRequest": "90m"}
 
 
-def test_out_of_the_pod_there_is_the_hub_only_where_the_model_comes_from_it():
+def test_egress_to_the_hub_is_allowed_only_for_models_from_the_hub():
     def ports(values):
         rules = render(values)["NetworkPolicy", "llama3"]["spec"]["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}
@@ -274,7 +274,7 @@ def test_out_of_the_pod_there_is_the_hub_only_where_the_model_comes_from_it():
     assert ports(FOLDER) == {53}
 
 
-def test_helm_test_may_reach_what_only_some_may():
+def test_helm_test_may_reach_a_restricted_api():
     policy = render({"networkPolicy": {"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]}})[
         "NetworkPolicy", "llama3"
     ]
@@ -287,8 +287,8 @@ def test_helm_test_may_reach_what_only_some_may():
     assert smoke["app.kubernetes.io/component"] not in selected["values"]
 
 
-def test_monitoring_is_shipped_as_it_stands_in_monitoring(tmp_path):
-    """Also what Helm would take for a template of its own."""
+def test_the_chart_ships_rules_and_dashboards_unchanged(tmp_path):
+    """Text in {{ }} that Helm could read as a template is copied unchanged too."""
     chart = tmp_path / "helm"
     shutil.copytree(CHART, chart, symlinks=True)
     shutil.copytree(ROOT / "monitoring", tmp_path / "monitoring")
@@ -313,16 +313,16 @@ def test_monitoring_is_shipped_as_it_stands_in_monitoring(tmp_path):
     for board in boards:
         (text,) = manifests["ConfigMap", f"llama3-{board.stem}"]["data"].values()
         assert json.loads(text) == json.loads(board.read_text())
-        assert len(text) < 1 << 20  # what a ConfigMap holds
+        assert len(text) < 1 << 20  # upper limit of a ConfigMap
 
 
-def test_generated_files_are_those_that_would_be_generated(tmp_path):
+def test_generated_files_are_up_to_date(tmp_path):
     runpy.run_path(str(ROOT / "scripts/generators/chart.py"))["main"](tmp_path)
     for name in ("values.schema.json", "README.md"):
         assert (tmp_path / name).read_text() == (CHART / name).read_text(), f"{name}: make generate"
 
 
-def test_every_value_says_what_it_is_on_its_line():
+def test_every_value_has_a_comment_on_its_line():
     text = (CHART / "values.yaml").read_text()
     assert len(text.splitlines()) <= 300
     rows = list(runpy.run_path(str(ROOT / "scripts/generators/chart.py"))["rows"](text))
@@ -340,15 +340,15 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize(
     "example", [example for example in EXAMPLES if example.stem in {"cpu", "box"}], ids=lambda path: path.stem
 )
-def test_renders_are_the_ones_that_were_looked_at(example):
-    """To take another: delete the file, run this twice, and read what came."""
+def test_renders_equal_the_reviewed_golden_files(example):
+    """To accept a new render: delete the golden file, run this test twice, and review the new file."""
     values = yaml.safe_load(example.read_text())
-    # These come from monitoring/ as they stand there: thousands of lines that nobody would read here.
+    # Rules and dashboards are copies of files in monitoring/. Their thousands of lines need no review here.
     values["monitoring"] = values.get("monitoring", {}) | {"rules": False, "dashboards": False}
     rendered = template(values).stdout
     golden = GOLDEN / f"{example.stem}.yaml"
     if not golden.exists():
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(rendered)
-        pytest.fail(f"{golden.name} was not there; it is now: read it")
+        pytest.fail(f"{golden.name} did not exist. This test has written it: review it and run the test again")
     assert rendered == golden.read_text()

@@ -1,6 +1,6 @@
-"""The schemas refuse what an API server would, deep inside as well, and take what it takes.
+"""The schemas refuse and accept the same manifests as an API server, at every depth.
 
-That they are what is published, ``scripts/generators/kubernetes_schemas.py --check`` says, for which it needs a network.
+``scripts/generators/kubernetes_schemas.py --check`` compares them with the published ones. It needs a network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPLATE = f"{{metadata: {{labels: {{a: b}}}}, spec: {POD}}}"
 REF = "{group: inference.networking.k8s.io, kind: InferencePool, name: a, port: 80}"
 RULE = "{alert: A, expr: up == 0, for: 5m, labels: {severity: page}}"
 
-# apiVersion, kind, what else there is; an object that gets an unknown field, a scalar that gets a list
+# apiVersion, kind, other fields, path of an object that gets an unknown field, path of a scalar that gets a list
 KINDS = [
     ("v1", "ConfigMap", "data: {a: b}", "metadata", "data.a"),
     ("v1", "PersistentVolumeClaim", "spec: {resources: {requests: {storage: 1Gi}}}", "spec.resources", "spec.resources.requests.storage"),
@@ -48,44 +48,44 @@ KINDS = [
     ("inference.networking.k8s.io/v1", "InferencePool", f"spec: {{selector: {SELECTOR}, targetPorts: [{{number: 80}}], endpointPickerRef: {{name: a, port: {{number: 90}}}}}}", "spec.endpointPickerRef", "spec.targetPorts.0.number"),
     ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", f"spec: {{leaderWorkerTemplate: {{size: 2, workerTemplate: {TEMPLATE}}}}}", "spec.leaderWorkerTemplate.workerTemplate.spec.containers.0", "spec.leaderWorkerTemplate.workerTemplate.spec.containers.0.resources.limits.cpu"),
 ]  # fmt: skip
-GOOD = {
+VALID = {
     kind: {"apiVersion": api_version, "kind": kind, "metadata": {"name": "a"}} | yaml.safe_load(rest)
     for api_version, kind, rest, *_ in KINDS
 }
 
 
 def with_value(kind, path, value):
-    """Problems of the good manifest of ``kind`` with ``value`` at ``path``."""
-    manifest = copy.deepcopy(GOOD[kind])
-    *folders, last = [int(word) if word.isdigit() else word for word in path.split(".")]
-    inside = manifest
-    for word in folders:
-        inside = inside[word]
-    inside[last] = value
+    """Return the problems of the valid manifest of ``kind`` after setting ``value`` at ``path``."""
+    manifest = copy.deepcopy(VALID[kind])
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    target = manifest
+    for key in parents:
+        target = target[key]
+    target[last] = value
     return problems(yaml.safe_dump(manifest))
 
 
-def test_good_manifests_pass():
-    assert problems(yaml.safe_dump_all(GOOD.values())) == []
+def test_valid_manifests_pass():
+    assert problems(yaml.safe_dump_all(VALID.values())) == []
 
 
 @pytest.mark.parametrize(("kind", "path"), [(kind, path) for _, kind, _, path, _ in KINDS])
 def test_an_unknown_field_is_refused(kind, path):
-    at = path.replace(".", "/")
+    pointer = path.replace(".", "/")
     assert with_value(kind, f"{path}.misspelt", "a") == [
-        f"{kind} a: /{at}: additional properties 'misspelt' not allowed"
+        f"{kind} a: /{pointer}: additional properties 'misspelt' not allowed"
     ]
 
 
 @pytest.mark.parametrize(("kind", "path"), [(kind, path) for _, kind, _, _, path in KINDS])
 def test_a_wrong_type_is_refused(kind, path):
-    found = with_value(kind, path, ["a"])
-    assert found
-    assert all(line.startswith(f"{kind} a: /{path.replace('.', '/')}: ") for line in found)
+    lines = with_value(kind, path, ["a"])
+    assert lines
+    assert all(line.startswith(f"{kind} a: /{path.replace('.', '/')}: ") for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "value", "what"),
+    ("kind", "path", "value", "reason"),
     [
         ("Deployment", "kind", "deployment", "value must be 'Deployment'"),
         ("PodMonitor", "apiVersion", "monitoring.example.com/v1", "value must be 'monitoring.coreos.com/v1'"),
@@ -109,8 +109,8 @@ def test_a_wrong_type_is_refused(kind, path):
         ),
     ],
 )
-def test_what_else_is_refused(kind, path, value, what):
-    assert what in "; ".join(with_value(kind, path, value))
+def test_other_bad_values_are_refused(kind, path, value, reason):
+    assert reason in "; ".join(with_value(kind, path, value))
 
 
 @pytest.mark.parametrize(
@@ -120,35 +120,36 @@ def test_what_else_is_refused(kind, path, value, what):
         ("Deployment", "spec.template.spec.containers.0.resources.limits", {"cpu": 0.5, "nvidia.com/gpu": 1}),
         ("Deployment", "spec.template.metadata.annotations", {"any/name": "a"}),
         ("PodMonitor", "metadata.labels", {"release": "a"}),
-        ("LeaderWorkerSet", "spec.rolloutStrategy", {}),  # its type is required, but has a default
-        ("Gateway", "spec.addresses", [{"type": "Hostname", "value": "a.b"}]),  # oneOf two lists of properties
+        ("LeaderWorkerSet", "spec.rolloutStrategy", {}),  # its required type has a default
+        ("Gateway", "spec.addresses", [{"type": "Hostname", "value": "a.b"}]),  # a oneOf of two property lists
     ],
 )
-def test_what_is_right_is_taken(kind, path, value):
+def test_valid_values_are_accepted(kind, path, value):
     assert with_value(kind, path, value) == []
 
 
-def test_a_kind_without_a_schema_is_a_problem_and_so_is_a_key_that_stands_twice():
-    good = yaml.safe_dump(GOOD["Service"])
-    found = problems(
-        f"# Source: a\n---\n{good}---\n{good}metadata: {{}}\n---\n{{apiVersion: a/v1, kind: B, metadata: {{name: c}}}}\n"
+def test_a_kind_without_a_schema_and_a_duplicate_key_are_problems():
+    service = yaml.safe_dump(VALID["Service"])
+    lines = problems(
+        f"# Source: a\n---\n{service}---\n{service}metadata: {{}}\n---\n{{apiVersion: a/v1, kind: B, metadata: {{name: c}}}}\n"
     )
-    assert len(found) == 2
-    assert found[0] == "B c: could not find schema for B"
-    assert 'key "metadata" already set' in found[1]
+    assert len(lines) == 2
+    assert lines[0] == "B c: could not find schema for B"
+    assert 'key "metadata" already set' in lines[1]
 
 
-def test_without_kubeconform_a_test_says_how_to_get_it(monkeypatch):
+def test_without_kubeconform_a_test_fails_with_the_install_command(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(pytest.fail.Exception) as failed:
         problems("")
     assert str(failed.value) == MISSING
 
 
-def test_each_schema_is_tried_here_and_of_the_version_that_the_generator_names():
+def test_each_schema_has_a_case_here_and_the_generators_version():
     sources = json.loads((SCHEMAS / "SOURCES.json").read_text())["files"]
     table = runpy.run_path(str(ROOT / "scripts/generators/kubernetes_schemas.py"))
-    assert {(one["module"], one["version"]) for one in sources.values()} == {table["KUBERNETES"], *table["CRDS"]}
+    versions = {(source["module"], source["version"]) for source in sources.values()}
+    assert versions == {table["KUBERNETES"], *table["CRDS"]}
     assert {path.name for path in SCHEMAS.iterdir()} == {"SOURCES.json", *sources}
-    tried = {table["file_name"](kind, api_version) for api_version, kind, *_ in KINDS}
-    assert set(sources) == {table["SHARED"], *tried}
+    tested = {table["file_name"](kind, api_version) for api_version, kind, *_ in KINDS}
+    assert set(sources) == {table["SHARED"], *tested}

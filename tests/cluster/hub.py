@@ -1,8 +1,8 @@
-"""A hub of models at the HTTP boundary of huggingface_hub: ``hub.py FOLDER``, in a pod, on port 8080.
+"""Simulates the Hugging Face hub over HTTP: ``hub.py FOLDER``, in a pod, on port 8080.
 
-some/model has the files of FOLDER, some/gated is gated, some/other is not there; any token but "right" is refused. There is
-one file more, which has no end until /tmp/quick is there, so that whoever fetches it can be ended in the middle. What was
-asked for is printed, and what was sent whole.
+some/model has the files of FOLDER, some/gated is gated, some/other does not exist. The hub refuses any token but
+"right". some/model has one more file. Its transfer does not end until /tmp/quick exists, so that a test can kill a
+client in the middle. Prints a line for each request, and a SENT line for each file that was sent completely.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ REFUSED = {
 }
 
 
-def tell(what, path):
-    """One line in one write: requests come in threads, and print writes the words of a line one by one."""
-    sys.stdout.write(f"{what} {path}\n")
+def print_line(event, path):
+    """Print a line in one write. Requests run in threads, and print() writes the parts of a line one by one."""
+    sys.stdout.write(f"{event} {path}\n")
     sys.stdout.flush()
 
 
@@ -36,18 +36,20 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urllib.parse.urlparse(self.path).path
-        tell(self.command, path)
+        print_line(self.command, path)
         name = path.rpartition("/")[2]
-        refused = [answer for model, answer in REFUSED.items() if model in path]
+        refusals = [refusal for model, refusal in REFUSED.items() if model in path]
         if self.headers.get("Authorization", "Bearer right") != "Bearer right":
             self.answer(401, b'{"error": "Invalid credentials in Authorization header"}')
-        elif refused:
-            status, headers = refused[0]
+        elif refusals:
+            status, headers = refusals[0]
             self.answer(status, b"{}", headers)
         elif "/tree/" in path:
-            self.say([{"type": "file", "path": file, "size": len(data), "oid": file} for file, data in FILES.items()])
+            self.answer_json(
+                [{"type": "file", "path": file, "size": len(data), "oid": file} for file, data in FILES.items()]
+            )
         elif path.startswith("/api/models/"):
-            self.say({"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
+            self.answer_json({"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
         elif name in FILES:
             data = FILES[name]
             self.answer(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'}, slowly=name == SLOW)
@@ -57,7 +59,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
-    def say(self, document):
+    def answer_json(self, document):
         self.answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status, body=b"", headers=(), *, slowly=False):
@@ -68,12 +70,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         begin = 0
-        while slowly and not QUICK.exists():  # a byte at a time: a client that receives nothing would ask again
+        while slowly and not QUICK.exists():  # byte by byte: a client that receives nothing would repeat the request
             self.wfile.write(body[begin : begin + 1])
             begin += 1
             time.sleep(0.5)
         self.wfile.write(body[begin:])
-        tell("SENT", urllib.parse.urlparse(self.path).path)
+        print_line("SENT", urllib.parse.urlparse(self.path).path)
 
     def log_message(self, *_):
         pass

@@ -1,4 +1,4 @@
-"""KEDA and its HPA scale a release by the requests that wait in vLLM, as a real Prometheus tells."""
+"""KEDA and its HPA scale a release by vLLM's waiting requests, which they query from a real Prometheus."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def namespace():
-    assert "scaledobjects.keda.sh" in kubectl("get", "crd", "-o", "name"), "KEDA is not on this cluster"
-    one = Namespace("vllm-launch-scaled")
+    assert "scaledobjects.keda.sh" in kubectl("get", "crd", "-o", "name"), "KEDA is not installed on this cluster"
+    scaled = Namespace("vllm-launch-scaled")
     try:
-        one.generate_model()
-        yield one
+        scaled.generate_model()
+        yield scaled
     finally:
-        one.delete()
+        scaled.delete()
 
 
 @pytest.fixture
 def prometheus(tmp_path, namespace):
-    """One on this machine, from Debian's package; it is told of the pods as a PodMonitor would."""
+    """A Prometheus on this machine, from Debian's package. It gets the list of pods as from a PodMonitor."""
     subprocess.run(
         ["docker", "build", "-q", "--network=host", "--target=prometheus", "-t=stand-in-prometheus", str(ROOT / "tests/compose")],
         env=os.environ | {"DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=600,
@@ -52,9 +52,9 @@ def prometheus(tmp_path, namespace):
     def discover():
         while not ended.wait(3):
             pods = [pod for pod in namespace.get("pods", "-l", SERVER)["items"] if pod["status"].get("podIP")]
-            found = [{"targets": [f"{pod['status']['podIP']}:8000"],
+            targets = [{"targets": [f"{pod['status']['podIP']}:8000"],
                       "labels": {"namespace": namespace.name, "pod": pod["metadata"]["name"]}} for pod in pods]  # fmt: skip
-            (tmp_path / "pods.json").write_text(json.dumps(found))
+            (tmp_path / "pods.json").write_text(json.dumps(targets))
 
     thread = threading.Thread(target=discover)
     thread.start()
@@ -64,21 +64,21 @@ def prometheus(tmp_path, namespace):
     subprocess.run(["docker", "rm", "-f", name], check=True, capture_output=True)
 
 
-def test_requests_that_wait_bring_a_second_replica_and_quiet_takes_it_away(namespace, prometheus):
+def test_waiting_requests_add_a_replica_and_idleness_removes_it(namespace, prometheus):
     release = Release(namespace, "scaled")
     keda = {"by": "keda", "min": 1, "max": 2, "quietMinutes": 0, "prometheus": prometheus}
     release.upgrade(autoscaling=keda, config={"max-num-seqs": 4})
     release.wait()
     until(lambda: "True" in namespace.kubectl("get", "scaledobject", "scaled", "-o", READY), 90)
     began = time.monotonic()
-    with traffic(release.url(), 30, 400) as became:
+    with traffic(release.url(), 30, 400) as results:
         until(lambda: len(release.pods()) == 2, 180)
         print(f"a second pod after {time.monotonic() - began:.0f} s")
         until(lambda: len(release.endpoints()) == 2, 300)
     began = time.monotonic()
     until(lambda: len(release.endpoints()) == 1, 600)
     print(f"and gone {time.monotonic() - began:.0f} s after the last request")
-    assert became["cuts"] == became["failures"] == 0, became
+    assert results["cuts"] == results["failures"] == 0, results
 
 
 READY = 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'

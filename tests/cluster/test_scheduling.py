@@ -1,5 +1,5 @@
-"""Where pods land and how a fleet rolls, on nodes that kwok simulates: the scheduler and the controllers are real, nodes
-and containers are not. FLEET=1000 (nodes; 50 unless said) is the large one of `make soak`."""
+"""Scheduling of pods and rollout of a fleet, on nodes that kwok simulates. The scheduler and the controllers are real,
+nodes and containers are not. FLEET is the number of nodes, 50 by default. `make soak` uses 1000."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ GPUS = "nvidia.com/gpu"
 
 @pytest.fixture(scope="module")
 def kwok():
-    """Simulates the nodes that are annotated for it, and what runs there."""
+    """Runs kwok, which simulates the nodes with its annotation and their pods."""
     if shutil.which("kwok") is None:
-        pytest.fail("kwok is not here: go install sigs.k8s.io/kwok/cmd/kwok@v0.8.0", pytrace=False)
+        pytest.fail("kwok is not installed: go install sigs.k8s.io/kwok/cmd/kwok@v0.8.0", pytrace=False)
     process = subprocess.Popen(
         ["kwok", f"--kubeconfig={os.environ['KUBECONFIG']}", f"--config={HERE / 'stages.yaml'}", "--node-lease-duration-seconds=40",
          "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"],
@@ -33,7 +33,7 @@ def kwok():
 
 @pytest.fixture
 def nodes(kwok):
-    """Makes nodes with so many GPUs each; they are gone afterwards."""
+    """Returns a function that creates nodes with ``gpus`` GPUs each. Deletes them at the end."""
     assert kwok.poll() is None, "kwok ended"
 
     def make(names, gpus):
@@ -61,7 +61,7 @@ def release():
 
 
 def scheduled(release):
-    """{pod: node, or None}"""
+    """Return {pod: its node, or None}."""
     return {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in release.pods()}
 
 
@@ -71,7 +71,7 @@ HUB = {
 }  # fmt: skip
 
 
-def test_a_pod_of_four_gpus_lands_where_four_are_simulated(nodes, release):
+def test_a_pod_is_scheduled_on_a_node_with_enough_gpus_simulated(nodes, release):
     nodes(["two-gpus"], 2)
     nodes(["four-gpus"], 4)
     release.upgrade(gpus={"count": 4}, replicas=2, **HUB)
@@ -89,13 +89,13 @@ def test_a_pod_of_four_gpus_lands_where_four_are_simulated(nodes, release):
 
 
 def test_without_a_gpu_node_the_notes_say_so_simulated(release):
-    said = release.upgrade(gpus={"count": 1}, **HUB).stdout
-    assert f"No node has 1 {GPUS}" in said
+    notes = release.upgrade(gpus={"count": 1}, **HUB).stdout
+    assert f"No node has 1 {GPUS}" in notes
 
 
 @pytest.mark.long
 def test_a_fleet_rolls_within_its_budget_simulated(nodes, release):
-    """Never fewer that serve, nor more pods, than said; and no more evictions at a time."""
+    """Available replicas, pods and evictions stay within the limits that the values set."""
     replicas, share = 2 * FLEET, 0.1
     began = time.monotonic()
     for start in range(0, FLEET, 200):
@@ -105,37 +105,37 @@ def test_a_fleet_rolls_within_its_budget_simulated(nodes, release):
     release.upgrade(**fleet)
     until(lambda: status(release).get("availableReplicas") == replicas, 1500)
     print(f"{replicas} replicas after {time.monotonic() - began:.0f} s")
-    most = int(replicas * share)
+    limit = int(replicas * share)
     began, calls = time.monotonic(), api_calls()
     release.upgrade(**fleet, podAnnotations={"rolled": "once"})
-    seen = []
+    samples = []
 
     def rolled():
-        now = status(release)
-        seen.extend([(now.get("availableReplicas", 0), now["replicas"])] if now else [])
-        return now.get("updatedReplicas") == now.get("availableReplicas") == replicas == now.get("replicas")
+        current = status(release)
+        samples.extend([(current.get("availableReplicas", 0), current["replicas"])] if current else [])
+        return current.get("updatedReplicas") == current.get("availableReplicas") == replicas == current.get("replicas")
 
     until(rolled, 2400, every=0.5)
     took = time.monotonic() - began
-    print(f"rolled in {took:.0f} s, {(api_calls() - calls) / replicas:.1f} API calls a replica, {len(seen)} looks")
-    assert min(available for available, _ in seen) >= replicas - most
-    assert max(total for _, total in seen) <= replicas
-    assert len(seen) > 10
+    print(f"rolled in {took:.0f} s, {(api_calls() - calls) / replicas:.1f} API calls a replica, {len(samples)} samples")
+    assert min(available for available, _ in samples) >= replicas - limit
+    assert max(total for _, total in samples) <= replicas
+    assert len(samples) > 10
     names = [pod["metadata"]["name"] for pod in release.pods()]
-    kubectl("cordon", "-l", "simulated=true")  # else there are successors, which serve at once, for those that go
-    evicted = [evict(release, name) for name in names[: most + 5]]
-    assert evicted == [True] * most + [False] * 5
+    kubectl("cordon", "-l", "simulated=true")  # else replacements of evicted pods become ready at once
+    evicted = [evict(release, name) for name in names[: limit + 5]]
+    assert evicted == [True] * limit + [False] * 5
 
 
 def status(release):
-    """Of the Deployment; none while the controller has not seen its newest generation."""
+    """Return the Deployment's status, or {} until the controller has observed the newest generation."""
     deployment = release.namespace.get(f"deployment/{release.name}")
-    seen = deployment["status"].get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-    return deployment["status"] if seen else {}
+    is_current = deployment["status"].get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    return deployment["status"] if is_current else {}
 
 
 def evict(release, pod):
-    """Whether the budget allows it."""
+    """Try to evict ``pod`` and return whether the disruption budget allows it."""
     body = f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "{release.namespace.name}"}}}}'
     done = subprocess.run(
         ["kubectl", "create", "--raw", f"/api/v1/namespaces/{release.namespace.name}/pods/{pod}/eviction", "-f-"],

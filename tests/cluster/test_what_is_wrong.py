@@ -1,4 +1,4 @@
-"""What a person sees of a mistake: one useful sentence in `kubectl describe`, and nothing half-done."""
+"""Mistakes of users: `kubectl describe` shows one useful sentence, and nothing is left half-done."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def namespace():
-    """With a hub in it, which is simulated: none is reached from a test."""
-    one = Namespace("vllm-launch-wrong")
+    """A namespace with a simulated hub. No test uses the real hub."""
+    namespace = Namespace("vllm-launch-wrong")
     try:
-        one.generate_model()
-        one.run_hub()
-        yield one
+        namespace.generate_model()
+        namespace.run_hub()
+        yield namespace
     finally:
-        one.delete()
+        namespace.delete()
 
 
 HUB = {"env": [{"name": "HF_ENDPOINT", "value": "http://hub:8080"}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]}
@@ -37,7 +37,7 @@ WRONG = {
     "no-such-model-simulated": ({"config": {"model": "some/other"}} | HUB, "there is no such model on the hub"),
     "wrong-token-simulated": (
         {"config": {"model": "some/model"}, "hfToken": {"token": "hf_wrong"}} | HUB,
-        "model some/model: the hub does not know the token (HTTP 401); set HF_TOKEN to one that is valid",
+        "model some/model: the hub rejects the token (HTTP 401); set HF_TOKEN to a valid token",
     ),
     "full-volume": (SMALL, "cannot be written: No space left on device; free space there"),
     "no-key-in-the-secret": ({"apiKeys": {"existingSecret": "empty"}}, "the file holds no key; write one key a line"),
@@ -48,7 +48,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def wrong(namespace):
-    """A release for each mistake, all at once; what they leave goes with the namespace."""
+    """One release for each mistake, all at the same time. Deleting the namespace removes them."""
     empty = {"name": "empty", "namespace": namespace.name}
     apply({"apiVersion": "v1", "kind": "Secret", "metadata": empty, "stringData": {"keys": "\n"}})
     releases = {mistake: Release(namespace, f"wrong-{mistake}") for mistake in WRONG}
@@ -58,31 +58,32 @@ def wrong(namespace):
 
 
 SMALL_POD = {"cpu": "50m", "memory": "1Gi"}
-"""So that a node of 20 GiB has room for all of them, and for /dev/shm of 1 GiB each, which the chart adds."""
+"""Resources of a release. All fit on a node of 20 GiB, with the 1 GiB of /dev/shm that the chart adds to each."""
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_describe_says_what_is_wrong(wrong, mistake):
-    said = WRONG[mistake][1]
-    described = until(lambda: found(wrong[mistake], said), 90)
+def test_kubectl_describe_shows_the_reason(wrong, mistake):
+    message = WRONG[mistake][1]
+    described = until(lambda: description_with(wrong[mistake], message), 90)
     lines = {
         line.strip().removeprefix("Message:").strip()
         for line in described.splitlines()
-        if said in line and "Message:" in line
+        if message in line and "Message:" in line
     }
-    assert all(line.startswith("vllm-launch: ") for line in lines)  # the launcher's own, and nothing but it
+    assert all(line.startswith("vllm-launch: ") for line in lines)  # only the launcher's own line
     assert len(lines) == (mistake not in {"no-secret", "image-that-may-not-be-pulled"})
     assert "Traceback" not in described
     assert "hf_wrong" not in described
 
 
-def found(release, said):
+def description_with(release, message):
+    """Return the description of the release's pods if it has ``message``, else None."""
     pods = f"{SERVER},app.kubernetes.io/instance={release.name}"
     described = release.namespace.kubectl("describe", "pods", "-l", pods)
-    return described if said in described else None
+    return described if message in described else None
 
 
-def test_helm_test_says_that_nothing_serves(wrong, namespace):
+def test_helm_test_fails_with_one_line_if_nothing_serves(wrong, namespace):
     release = wrong["missing-model"]
     assert release.helm("test", "--timeout=2m", check=False).returncode != 0
     (line,) = namespace.kubectl("logs", f"{release.name}-smoke").splitlines()
@@ -93,39 +94,41 @@ def test_helm_test_says_that_nothing_serves(wrong, namespace):
 
 @pytest.fixture
 def alone(wrong):
-    """No other release, whose containers would start again and again beside this test's."""
+    """Uninstalls the other releases, whose containers would restart again and again during this test."""
     for release in wrong.values():
         release.helm("uninstall", "--ignore-not-found", "--timeout=3m")
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_download_that_is_ended_fetches_no_whole_file_again_simulated(namespace):
-    """The Job's pod is killed in the middle of the largest file; serving waits for it all the while."""
+def test_a_killed_download_does_not_repeat_complete_files_simulated(namespace):
+    """The Job's pod is killed in the middle of the largest file. The server waits until the download is complete."""
     namespace.claim("cache")
     release = Release(namespace, "fetched")
     cache = {"kind": "claim", "existingClaim": "cache"}
     variables = [*HUB["env"], {"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}]
     release.upgrade(config={"model": "some/model"}, cache=cache, download={"enabled": True}, env=variables)
     try:
-        until(lambda: hub_says(namespace, "GET", "large.data") and hub_says(namespace, "SENT", "model.safetensors"), 90)
-        time.sleep(5)  # for the client to put into its place what it has whole
-        large, whole = (hub_says(namespace, "GET", name) for name in ("large.data", "model.safetensors"))
+        until(
+            lambda: hub_count(namespace, "GET", "large.data") and hub_count(namespace, "SENT", "model.safetensors"), 90
+        )
+        time.sleep(5)  # for the client to move complete files to their final paths
+        large, whole = (hub_count(namespace, "GET", name) for name in ("large.data", "model.safetensors"))
         assert whole
         pod = namespace.kubectl("get", "pods", "-l", "app.kubernetes.io/component=download", "-o", "name").strip()
         namespace.kubectl("delete", pod, "--grace-period=0", "--force")
-        until(lambda: hub_says(namespace, "GET", "large.data") > large, 90)
+        until(lambda: hub_count(namespace, "GET", "large.data") > large, 90)
         waiting = namespace.kubectl("logs", "deployment/fetched", "-c", "wait-for-download")
         assert set(waiting.splitlines()) == {"some/model: waiting until it is downloaded"}
         namespace.kubectl("exec", "hub", "--", "touch", "/tmp/quick")
         release.wait()
-        assert hub_says(namespace, "GET", "model.safetensors") == whole
+        assert hub_count(namespace, "GET", "model.safetensors") == whole
         assert release.helm("test", "--timeout=2m").returncode == 0
     finally:
         print(namespace.kubectl("logs", "hub"))
         release.helm("uninstall", "--wait", "--timeout=3m")
 
 
-def hub_says(namespace, verb, name):
-    """How often: GET of what was asked for, by clients that ask again when they hear nothing for 10 s, SENT of what is whole."""
+def hub_count(namespace, verb, name):
+    """Return the number of requests (GET) or complete transfers (SENT). Clients repeat a GET after 10 s of silence."""
     lines = namespace.kubectl("logs", "hub").splitlines()
     return sum(line.startswith(f"{verb} ") and line.endswith(f"/{name}") for line in lines)

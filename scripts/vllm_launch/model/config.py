@@ -1,4 +1,4 @@
-"""One model's config.json as checked values. Pure."""
+"""Reads values of a model's config.json by key and checks their types. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from typing import Any
 
 from vllm_launch.errors import UsageError
 
-LARGEST = 2**40
-"""No size in a config is larger; what is, is a slip of the pen and would only make arithmetic slow."""
+MAX_VALUE = 2**40
+"""Upper limit for every number in config.json. A larger one is a typo, and would make arithmetic slow."""
 
-NESTED = ("text_config", "thinker_config", "llm_config", "language_config", "decoder", "generator", "text_encoder")
-"""Where composite models keep their language model (transformers: PreTrainedConfig.get_text_config; vLLM's own
-configs in vllm/transformers_utils/configs use ``llm_config``, ``language_config`` and ``thinker_config``)."""
+LANGUAGE_MODEL_KEYS = (
+    "text_config",
+    "thinker_config",
+    "llm_config",
+    "language_config",
+    "decoder",
+    "generator",
+    "text_encoder",
+)
+"""Keys under which composite models keep the config of their language model.
+
+Source: transformers, PreTrainedConfig.get_text_config. vLLM's own configs in vllm/transformers_utils/configs use
+``llm_config``, ``language_config`` and ``thinker_config``.
+"""
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object, else a UsageError that names ``where``."""
+    """Return the JSON object in ``text``.
+
+    Raises:
+        UsageError: ``text`` is not a JSON object in UTF-8. The error names ``where``.
+    """
     if text.startswith(b"version https://git-lfs"):
         raise UsageError(where, "is a Git LFS pointer, not the file itself", "run `git lfs pull` in the model's folder")
     try:
@@ -34,17 +49,18 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
 
 
 class Config:
-    """A config.json, read by key; every getter raises a UsageError that names the key.
+    """A config.json, or a nested object of it, whose values are read by key.
 
-    Keys that a nested config leaves out have the values of transformers' own config class (``defaults``), under
-    whichever name that class gives them (``@hidden_size: n_embd``).
+    ``where`` is the file or the object, for error messages. A getter tries ``keys`` in order, and raises a UsageError
+    that names the key if the value is wrong. ``defaults`` has the values of transformers' config class for keys that
+    config.json omits. An entry such as ``@hidden_size: n_embd`` says that this class stores hidden_size as n_embd.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.raw, self.where, self.defaults = raw, where, defaults or {}
 
     def get(self, *keys: str) -> Any:
-        """The first of ``keys`` that is there and not null; else the default of the first; else None."""
+        """Return the value of the first of ``keys`` that is not null, else the first default of ``keys``, else None."""
         for key in keys:
             for name in (key, self.defaults.get(f"@{key}")):
                 if name is not None and self.raw.get(name) is not None:
@@ -52,25 +68,25 @@ class Config:
         return next((self.defaults[key] for key in keys if key in self.defaults), None)
 
     def has(self, *keys: str) -> bool:
-        """Whether any of ``keys`` is written in the file itself, and not null."""
+        """Whether config.json itself has a value other than null for one of ``keys``."""
         return any(self.raw.get(name) is not None for key in keys for name in (key, self.defaults.get(f"@{key}", key)))
 
-    def optional(self, *keys: str, least: int = 1) -> int | None:
-        """A whole number, or None where none of ``keys`` is there."""
+    def optional_integer(self, *keys: str, minimum: int = 1) -> int | None:
+        """Return an integer of ``minimum`` or more, or None if config.json has none of ``keys``."""
         value = self.get(*keys)
         if value is None:
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(keys[0], f"is {shown(value)}, not a whole number")
-        if not least <= value <= LARGEST:
-            raise self.wrong(keys[0], f"is {shown(value)}, which no model has")
+            raise self.error(keys[0], f"is {short_repr(value)}, not a whole number")
+        if not minimum <= value <= MAX_VALUE:
+            raise self.error(keys[0], f"is {short_repr(value)}, outside the range {minimum} to {MAX_VALUE:,}")
         return value
 
-    def whole(self, *keys: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of ``least`` or more."""
-        value = self.optional(*keys, least=least)
+    def integer(self, *keys: str, default: int | None = None, minimum: int = 1) -> int:
+        """Return an integer of ``minimum`` or more, else ``default``. Without a default the key is required."""
+        value = self.optional_integer(*keys, minimum=minimum)
         if value is None:
             value = default
         if value is None:
@@ -78,84 +94,86 @@ class Config:
         return value
 
     def flag(self, *keys: str, default: bool = False) -> bool:
-        """True or false; numbers count as they do in Python."""
+        """Return a boolean. An integer counts as its truth value in Python."""
         value = self.get(*keys)
         if value is None:
             return default
         if not isinstance(value, int):
-            raise self.wrong(keys[0], f"is {shown(value)}, not true or false")
+            raise self.error(keys[0], f"is {short_repr(value)}, not true or false")
         return bool(value)
 
     def text(self, key: str, default: str = "") -> str:
-        """A string."""
+        """Return a string, or ``default``."""
         value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self.wrong(key, f"is {shown(value)}, not a string")
+            raise self.error(key, f"is {short_repr(value)}, not a string")
         return value
 
     def number(self, *keys: str) -> float | None:
-        """A finite positive number, or None."""
+        """Return a finite positive number, or None."""
         value = self.get(*keys)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-            raise self.wrong(keys[0], f"is {shown(value)}, not a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_VALUE:
+            raise self.error(keys[0], f"is {short_repr(value)}, not a positive number")
         return float(value)
 
     def table(self, key: str) -> dict[str, Any] | None:
-        """An object, or None."""
+        """Return a JSON object, or None."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.wrong(key, f"is {shown(value)}, not an object")
+            raise self.error(key, f"is {short_repr(value)}, not an object")
         return value
 
-    def items(self, *keys: str) -> list[Any] | None:
-        """A list, or None."""
+    def array(self, *keys: str) -> list[Any] | None:
+        """Return a list, or None."""
         value = self.get(*keys)
         if value is None:
             return None
         if not isinstance(value, list):
-            raise self.wrong(keys[0], f"is {shown(value)}, not a list")
+            raise self.error(keys[0], f"is {short_repr(value)}, not a list")
         return value
 
     def strings(self, key: str) -> list[str] | None:
-        """A list of strings, or None."""
-        value = self.items(key)
+        """Return a list of strings, or None."""
+        value = self.array(key)
         if value is not None and not all(isinstance(item, str) for item in value):
-            raise self.wrong(key, f"is {shown(value)}, not a list of strings")
+            raise self.error(key, f"is {short_repr(value)}, not a list of strings")
         return value
 
-    def wholes(self, key: str) -> list[int] | None:
-        """A list of whole numbers, or None."""
-        value = self.items(key)
-        if value is not None and not all(isinstance(item, int) and 0 <= item <= LARGEST for item in value):
-            raise self.wrong(key, f"is {shown(value)}, not a list of whole numbers")
+    def integers(self, key: str) -> list[int] | None:
+        """Return a list of integers of 0 or more, or None."""
+        value = self.array(key)
+        if value is not None and not all(isinstance(item, int) and 0 <= item <= MAX_VALUE for item in value):
+            raise self.error(key, f"is {short_repr(value)}, not a list of whole numbers")
         return value
 
-    def wrong(self, key: str, what: str) -> UsageError:
-        """The error for a bad value of ``key``."""
-        return UsageError(f"{self.where} key {key!r}", what, "correct it, or download the file again")
+    def error(self, key: str, problem: str) -> UsageError:
+        """Return the error for a bad value of ``key``."""
+        return UsageError(f"{self.where} key {key!r}", problem, "correct it, or download the file again")
 
 
-def shown(value: Any) -> str:
-    """``value`` in a few characters."""
+def short_repr(value: Any) -> str:
+    """Return ``repr(value)``, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - characters
 
 
 def language_config(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str, bool]:
-    """The part of ``raw`` that describes the language model, where it stands, and whether it is nested."""
+    """Return the part of ``raw`` that describes the language model, its place for errors, and whether it is nested."""
     nested = False
     for _ in range(3):  # qwen2_5_omni: thinker_config, then text_config
-        key = next((key for key in NESTED if raw.get(key) is not None), None)
+        key = next((key for key in LANGUAGE_MODEL_KEYS if raw.get(key) is not None), None)
         if key is None:
             break
         inner = raw[key]
         if not isinstance(inner, dict):
-            raise UsageError(f"{where} key {key!r}", f"is {shown(inner)}, not an object", "download the file again")
+            raise UsageError(
+                f"{where} key {key!r}", f"is {short_repr(inner)}, not an object", "download the file again"
+            )
         raw, where, nested = inner, f"{where} {key}", True
     return raw, where, nested

@@ -10,19 +10,19 @@ STORED_BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-"""Bits of one element of a stored tensor, by safetensors' name (safetensors/src/tensor.rs: Dtype::bitsize)."""
+"""Bits of one element of a stored tensor, by safetensors' dtype name (safetensors/src/tensor.rs: Dtype::bitsize)."""
 
 COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-"""Bits of one element of what a model computes in, by vLLM's name."""
+"""Bits of one element of a compute dtype, by vLLM's name."""
 
 SAFETENSORS_NAME = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""Safetensors' name of what vLLM calls so."""
+"""Safetensors' dtype names, by vLLM's name."""
 
 ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""Other names that --dtype and config.json have for these (vllm/config/model.py:_STR_DTYPE_TO_TORCH_DTYPE)."""
+"""Other names that --dtype and config.json accept (vllm/config/model.py:_STR_DTYPE_TO_TORCH_DTYPE)."""
 
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
-"""Model types that do not run in float16 (vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS)."""
+"""Model types that cannot run in float16 (vllm/config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS)."""
 
 ONLY_BFLOAT16 = {"fp_quant", "gpt_oss_mxfp4", "modelopt_mxfp8", "mxfp4", "mxfp8"}
-"""Quantisation methods whose models compute in bfloat16 alone (layers/quantization: get_supported_act_dtypes)."""
+"""Quantisation methods whose models compute only in bfloat16 (layers/quantization: get_supported_act_dtypes)."""

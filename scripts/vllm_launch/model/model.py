@@ -1,4 +1,4 @@
-"""What the model is: its shape, as data."""
+"""Data classes that describe a model: its shape, layers, tensors and quantization."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Literal
 import msgspec
 
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "mamba", "none"]
-"""How a layer keeps its past. "mamba" is any fixed-size recurrent state (Mamba 1/2, gated delta net, short conv)."""
+"""What a layer stores of earlier tokens. "mamba" is any fixed-size recurrent state: Mamba 1 and 2, gated delta net,
+short convolution. "none" stores nothing."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One stored tensor, under its checkpoint name; ``dtype`` in safetensors' words ("BF16", "F8_E4M3", "I32")."""
+    """One stored tensor, by its name in the checkpoint. ``dtype`` is safetensors' name ("BF16", "F8_E4M3", "I32")."""
 
     name: str
     dtype: str
@@ -19,22 +20,22 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """One decoder layer's cache: what it keeps per token, or per request."""
+    """The cache of one decoder layer: what it stores per token, or per request."""
 
     kind: AttentionKind
     kv_heads: int = 0
     head_dim: int = 0  # of keys
-    head_dim_v: int = 0  # of values, where it differs from keys; else the same number
+    head_dim_v: int = 0  # of values; usually the same as of keys
     window: int | None = None  # tokens, for "sliding" and "chunked"
-    index_bytes: int = 0  # of a token in the cache of a sparse attention's indexer, beside "mla"
+    index_bytes: int = 0  # bytes per token in the cache of the sparse attention's indexer, in addition to "mla"
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
-    state_checkpoints: int = 0  # states that a request keeps for resuming in the middle of a prefill, beside the two
+    state_checkpoints: int = 0  # extra states that a request keeps to resume in the middle of a prefill
     moe: bool = False
 
 
 class Experts(msgspec.Struct, frozen=True, kw_only=True):
-    """A mixture of experts: ``count`` routed experts, ``per_token`` of them run, ``intermediate_size`` each."""
+    """A mixture of experts: ``count`` routed experts of ``intermediate_size``, ``per_token`` of them run per token."""
 
     count: int
     per_token: int
@@ -43,7 +44,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mla(msgspec.Struct, frozen=True, kw_only=True):
-    """Multi-head latent attention: what one token leaves in the cache is ``kv_lora_rank + qk_rope_head_dim`` wide."""
+    """Multi-head latent attention. The cache stores ``kv_lora_rank + qk_rope_head_dim`` values per token."""
 
     kv_lora_rank: int
     qk_rope_head_dim: int
@@ -53,26 +54,26 @@ class Mla(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
-    """How the checkpoint's weights are stored. ``method`` is vLLM's word for it ("fp8", "awq", "gptq", …)."""
+    """How the checkpoint's weights are quantised. ``method`` is vLLM's name for it ("fp8", "awq", "gptq", …)."""
 
     method: str
     bits: int
-    group_size: int | None = None  # input channels that share a scale (AWQ, GPTQ, compressed-tensors); None: a tensor
-    block_shape: tuple[int, int] | None = None  # (output, input) of a block-FP8 scale
-    ignored: tuple[str, ...] = ()  # module-name patterns that stay in the model's dtype
+    group_size: int | None = None  # input channels per scale (AWQ, GPTQ, compressed-tensors); None: no groups
+    block_shape: tuple[int, int] | None = None  # (output, input) channels per scale of block FP8
+    ignored: tuple[str, ...] = ()  # patterns of module names that are not quantised
     format: str = ""  # compressed-tensors: "pack-quantized", "float-quantized", "int-quantized", "nvfp4-pack-quantized"
-    kv_cache_dtype: str | None = None  # the cache dtype that "auto" means for this checkpoint; None: the model's
+    kv_cache_dtype: str | None = None  # what kv-cache-dtype "auto" selects; None: the model's dtype
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as the planner needs it. Sizes are before any parallel split."""
+    """A model as the planner needs it. Sizes are those of the whole model, before any parallel split."""
 
-    name: str  # as the person gave it: a folder or a hub id
-    path: str | None  # the local folder, where there is one
+    name: str  # as the user gave it: a folder or a hub id
+    path: str | None  # the local folder, if there is one
     architecture: str  # config.json's architectures[0]
     model_type: str
     task: Literal["generate", "pooling"]
-    dtype: str  # vLLM's: "bfloat16", "float16", "float32"
+    dtype: str  # compute dtype: "bfloat16", "float16" or "float32"
     hidden_size: int
     intermediate_size: int
     vocab_size: int
@@ -80,7 +81,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     kv_heads: int
     layers: tuple[Layer, ...]
-    max_model_len: int  # the model's own, as vLLM derives it
+    max_model_len: int  # tokens, as vLLM derives it from the model's files
     tie_word_embeddings: bool
     tensors: tuple[Tensor, ...]
     tensors_from: Literal["safetensors", "config"]
@@ -88,6 +89,6 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     mla: Mla | None = None
     quantization: Quantization | None = None
     multimodal: bool = False
-    qk_norm: bool = False  # attention norms its queries and keys
-    rope_positions: int | None = None  # rows of its tables of cosines and sines, where they are not max_model_len
+    qk_norm: bool = False  # attention normalises queries and keys
+    rope_positions: int | None = None  # rows of the tables of cosines and sines, if not max_model_len
     warnings: tuple[str, ...] = ()

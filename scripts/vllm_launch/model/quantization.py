@@ -1,4 +1,4 @@
-"""How weights are stored: vLLM's methods, what each needs, and the tensors of one linear layer. Pure."""
+"""Quantisation: vLLM's methods, the GPUs they need, and how each stores a linear layer. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import FOUR_BITS, REMOVED_METHODS
 from vllm_launch.errors import UsageError
-from vllm_launch.model.config import Config, shown
+from vllm_launch.model.config import Config, short_repr
 from vllm_launch.model.model import Quantization, Tensor
 
 MIN_CAPABILITY: dict[str, tuple[int, int]] = {
@@ -22,71 +22,76 @@ MIN_CAPABILITY: dict[str, tuple[int, int]] = {
     "fp8_per_tensor": (7, 5), "fp8_per_block": (7, 5), "fp8_per_channel": (7, 5),
     "int8_per_channel_weight_only": (7, 5), "nvfp4_per_token": (7, 5),
 }  # fmt: skip
-"""The oldest compute capability (vllm/model_executor/layers/quantization/*: ``get_min_capability`` of the class that
-``get_quantization_config`` gives for the name)."""
+"""The lowest compute capability of each method. Source: vllm/model_executor/layers/quantization/*,
+``get_min_capability`` of the class that ``get_quantization_config`` returns for the name."""
 
 DEPRECATED = {"fbgemm_fp8", "fp_quant"}
-"""Refused without --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
+"""Methods that need --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
 
 MODELOPT = {
     "FP8": "modelopt", "FP8_PER_CHANNEL_PER_TOKEN": "modelopt", "FP8_PB_WO": "modelopt", "NVFP4": "modelopt_fp4",
     "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed", "W4A16_NVFP4": "modelopt_fp4",
 }  # fmt: skip
-"""NVIDIA Model Optimizer's ``quant_algo`` (model_arch_config_convertor.py:_normalize_quantization_config)."""
+"""vLLM's method by Model Optimizer's ``quant_algo`` (model_arch_config_convertor.py:_normalize_quantization_config)."""
 
 
 def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None, where: str) -> Quantization | None:
-    """How the checkpoint is quantised, from config.json (or ``hf_quant_config.json``); None where it is not.
+    """Return how the checkpoint is quantised, or None if it is not.
+
+    ``raw`` is config.json, ``hf_quant`` is hf_quant_config.json, which counts only if config.json has no section.
 
     Raises:
-        UsageError: the pinned vLLM does not read this method.
+        UsageError: the pinned vLLM does not support this method, or a value is wrong.
     """
-    holders = [part for part in (raw, raw.get("text_config")) if isinstance(part, Mapping)]
-    found = [part.get(key) for part in holders for key in ("quantization_config", "compression_config")]
-    section = next((part for part in (*found, hf_quant or None) if part is not None), None)
+    configs = [config for config in (raw, raw.get("text_config")) if isinstance(config, Mapping)]
+    sections = [config.get(key) for config in configs for key in ("quantization_config", "compression_config")]
+    section = next((section for section in (*sections, hf_quant or None) if section is not None), None)
     if section is None:
         return None
     if not isinstance(section, Mapping):
-        raise UsageError(f"{where} key 'quantization_config'", f"is {shown(section)}, not an object", "correct it")
+        raise UsageError(f"{where} key 'quantization_config'", f"is {short_repr(section)}, not an object", "correct it")
     config = Config(section, f"{where} quantization_config")
     inner = section.get("quantization") if isinstance(section.get("quantization"), Mapping) else {}
     method = config.text("quant_method").lower().replace("compressed_tensors", "compressed-tensors")
-    algo = Config({**section, **(inner or {})}, config.where).text("quant_algo").upper()
-    if method in {"", "modelopt"} and algo:
-        method = MODELOPT.get(algo, "modelopt_mixed" if "MIXED" in algo else f"modelopt {algo}")
+    algorithm = Config({**section, **(inner or {})}, config.where).text("quant_algo").upper()
+    if method in {"", "modelopt"} and algorithm:
+        method = MODELOPT.get(algorithm, "modelopt_mixed" if "MIXED" in algorithm else f"modelopt {algorithm}")
         config = Config({**section, **(inner or {})}, config.where)
     method = {"auto-round": "inc", "intel/auto-round": "inc"}.get(method, method)
     if method == "" and config.has("bits") and config.has("group_size"):
-        what = "has bits and group_size but no quant_method, as MLX uploads do, and vLLM would take it for unquantised"
-        raise UsageError(f"{where} quantization_config", what, FOUR_BITS)
+        problem = "has bits and group_size but no quant_method (an MLX upload?), and vLLM would read it as unquantised"
+        raise UsageError(f"{where} quantization_config", problem, FOUR_BITS)
     if method == "":
         return None
     if method in REMOVED_METHODS:
         raise UsageError(
-            f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer reads it", REMOVED_METHODS[method]
+            f"{where} quant_method {method!r}", f"vLLM {pinned_vllm()} no longer supports it", REMOVED_METHODS[method]
         )
     if method not in MIN_CAPABILITY:
-        raise UsageError(f"{where} quant_method {shown(method)}", f"vLLM {pinned_vllm()} does not know it", FOUR_BITS)
-    return _read(method, config)
+        raise UsageError(
+            f"{where} quant_method {short_repr(method)}", f"vLLM {pinned_vllm()} does not support it", FOUR_BITS
+        )
+    return _read_method(method, config)
 
 
-def _read(method: str, config: Config) -> Quantization:
+def _read_method(method: str, config: Config) -> Quantization:
     ignored = tuple(
         name
         for key in ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
         for name in (config.strings(key) or [])
     )
-    block = config.wholes("weight_block_size")
+    block = config.integers("weight_block_size")
     if block is not None and (len(block) != 2 or not all(block)):  # noqa: PLR2004 - output and input
-        raise config.wrong("weight_block_size", f"is {shown(block)}, not two sizes")
+        raise config.error("weight_block_size", f"is {short_repr(block)}, not two sizes")
     if method in {"awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "inc", "moe_wna16"}:
-        bits = config.whole("bits", "w_bit", default=4)
+        bits = config.integer("bits", "w_bit", default=4)
         if bits not in {2, 3, 4, 8}:
-            raise config.wrong("bits", f"is {bits}, which no kernel reads")
+            raise config.error("bits", f"is {bits}, not 2, 3, 4 or 8")
         whole_column = config.get("group_size", "q_group_size") == -1
-        if why := _unread(method, config, bits, whole_column=whole_column):
-            raise UsageError(f"{config.where} of {method}", f"vLLM {pinned_vllm()} no longer reads {why}", FOUR_BITS)
-        group = None if whole_column else config.whole("group_size", "q_group_size", default=128)
+        if feature := _unsupported(method, config, bits, whole_column=whole_column):
+            problem = f"vLLM {pinned_vllm()} no longer supports {feature}"
+            raise UsageError(f"{config.where} of {method}", problem, FOUR_BITS)
+        group = None if whole_column else config.integer("group_size", "q_group_size", default=128)
         return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
     if method == "compressed-tensors":
         return _compressed(config, ignored)
@@ -104,50 +109,50 @@ def _read(method: str, config: Config) -> Quantization:
     )
 
 
-def _unread(method: str, config: Config, bits: int, *, whole_column: bool) -> str | None:
-    """What vLLM's AWQ and GPTQ, both for Marlin's kernels alone, refuse of a checkpoint; None where they read it.
+def _unsupported(method: str, config: Config, bits: int, *, whole_column: bool) -> str | None:
+    """Return the feature that vLLM's AWQ or GPTQ, which have only Marlin kernels, does not support, or None.
 
     Source: quantization/auto_awq.py, auto_gptq.py (TYPE_MAP), utils/gptq_utils.py:normalize_and_validate_gptq_desc_act.
     """
     if method.startswith(("awq", "auto_awq")):
-        return None if bits == 4 else f"{bits} bits"  # noqa: PLR2004 - a nibble
+        return None if bits == 4 else f"{bits} bits"  # noqa: PLR2004 - bits
     if not method.startswith(("gptq", "auto_gptq")):
         return None
     if bits not in {4, 8}:
         return f"{bits} bits"
     if config.flag("desc_act") and not whole_column:
-        return "groups in the order of activations (desc_act)"
+        return "groups in activation order (desc_act: true)"
     return None if config.flag("sym", default=True) else "zero points (sym: false)"
 
 
 def _modelopt_cache(config: Config) -> str | None:
-    """The cache dtype that a Model Optimizer checkpoint asks for.
+    """Return the KV cache dtype that a Model Optimizer checkpoint requests, or None.
 
     Source: vllm/utils/torch_utils.py:get_kv_cache_quant_algo_string.
     """
-    asked = config.get("kv_cache_scheme", "kv_cache_quant_algo")
-    if isinstance(asked, Mapping):
-        if asked.get("type") != "float":
+    scheme = config.get("kv_cache_scheme", "kv_cache_quant_algo")
+    if isinstance(scheme, Mapping):
+        if scheme.get("type") != "float":
             return None
-        if asked.get("num_bits") == 8 and asked.get("dynamic") is False:  # noqa: PLR2004 - bits of a byte
+        if scheme.get("num_bits") == 8 and scheme.get("dynamic") is False:  # noqa: PLR2004 - bits of a byte
             return "fp8"
-        return "nvfp4" if asked.get("num_bits") == 4 else None  # noqa: PLR2004
-    return asked.lower() if isinstance(asked, str) and asked.lower() in {"fp8", "nvfp4"} else None
+        return "nvfp4" if scheme.get("num_bits") == 4 else None  # noqa: PLR2004
+    return scheme.lower() if isinstance(scheme, str) and scheme.lower() in {"fp8", "nvfp4"} else None
 
 
 def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
-    """compressed-tensors: the first group of ``config_groups`` speaks for the model."""
+    """Return the quantisation of a compressed-tensors checkpoint. The first of ``config_groups`` counts for all."""
     groups = config.table("config_groups") or {}
     first: Any = next(iter(groups.values()), {})
     group = Config(first if isinstance(first, Mapping) else {}, f"{config.where} config_groups")
     rule = Config(group.table("weights") or {}, f"{config.where} weights")
-    of_all = rule.get("group_size") in (None, -1, 0)
+    whole_column = rule.get("group_size") in (None, -1, 0)
     scheme = config.table("kv_cache_scheme")
-    block = rule.wholes("block_structure") if isinstance(rule.get("block_structure"), list) else None
+    block = rule.integers("block_structure") if isinstance(rule.get("block_structure"), list) else None
     return Quantization(
         method="compressed-tensors",
-        bits=rule.whole("num_bits", default=8),
-        group_size=None if of_all else rule.whole("group_size"),
+        bits=rule.integer("num_bits", default=8),
+        group_size=None if whole_column else rule.integer("group_size"),
         block_shape=(block[0], block[1]) if block and len(block) == 2 and all(block) else None,  # noqa: PLR2004
         ignored=ignored,
         kv_cache_dtype="fp8" if scheme and scheme.get("num_bits") == 8 else None,  # noqa: PLR2004
@@ -156,7 +161,7 @@ def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
 
 
 def is_ignored(name: str, quantization: Quantization) -> bool:
-    """Whether module ``name`` stays unquantised: patterns are names, parts, globs (``*``) or ``re:`` regexes."""
+    """Whether module ``name`` is left unquantised. Patterns are names, parts, globs (``*``) or ``re:`` regexes."""
     for pattern in quantization.ignored:
         if pattern.startswith("re:"):
             try:
@@ -173,51 +178,50 @@ def is_ignored(name: str, quantization: Quantization) -> bool:
     return False
 
 
-def _up(count: int, each: int) -> int:
-    """How many of ``each`` hold ``count``."""
-    return -(-count // each)
+def _ceil_div(count: int, divisor: int) -> int:
+    """Return ``count / divisor``, rounded up."""
+    return -(-count // divisor)
 
 
-def stored(name: str, rows: int, columns: int, dtype: str, quantization: Quantization) -> Iterator[Tensor]:
-    """The tensors that hold a quantised linear layer of ``rows`` outputs and ``columns`` inputs, without its bias."""
-    method, bits, up = quantization.method, quantization.bits, _up
+def quantized_tensors(name: str, rows: int, columns: int, dtype: str, quantization: Quantization) -> Iterator[Tensor]:
+    """Yield the tensors of a quantised linear layer with ``rows`` outputs and ``columns`` inputs, without its bias."""
+    method, bits = quantization.method, quantization.bits
     group = quantization.group_size or columns
     if method in {"awq", "auto_awq", "awq_marlin"}:  # packed along the outputs
         yield Tensor(f"{name}.qweight", "I32", (columns, rows * bits // 32))
-        yield Tensor(f"{name}.qzeros", "I32", (up(columns, group), rows * bits // 32))
-        yield Tensor(f"{name}.scales", "F16", (up(columns, group), rows))
+        yield Tensor(f"{name}.qzeros", "I32", (_ceil_div(columns, group), rows * bits // 32))
+        yield Tensor(f"{name}.scales", "F16", (_ceil_div(columns, group), rows))
     elif method in {"gptq", "auto_gptq", "gptq_marlin", "inc", "moe_wna16"}:  # packed along the inputs
         yield Tensor(f"{name}.qweight", "I32", (columns * bits // 32, rows))
-        yield Tensor(f"{name}.qzeros", "I32", (up(columns, group), rows * bits // 32))
-        yield Tensor(f"{name}.scales", "F16", (up(columns, group), rows))
+        yield Tensor(f"{name}.qzeros", "I32", (_ceil_div(columns, group), rows * bits // 32))
+        yield Tensor(f"{name}.scales", "F16", (_ceil_div(columns, group), rows))
         if method != "inc":
             yield Tensor(f"{name}.g_idx", "I32", (columns,))
     elif "nvfp4" in quantization.format or method == "modelopt_fp4":
         packed = "weight_packed" if quantization.format else "weight"
         yield Tensor(f"{name}.{packed}", "U8", (rows, columns // 2))
-        yield Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, up(columns, 16)))
+        yield Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, _ceil_div(columns, 16)))
         yield Tensor(f"{name}.{'weight_global_scale' if quantization.format else 'weight_scale_2'}", "F32", (1,))
         yield Tensor(f"{name}.{'input_global_scale' if quantization.format else 'input_scale'}", "F32", (1,))
     elif quantization.format == "pack-quantized":
-        yield Tensor(f"{name}.weight_packed", "I32", (rows, up(columns * bits, 32)))
-        yield Tensor(f"{name}.weight_scale", dtype, (rows, up(columns, group)))
+        yield Tensor(f"{name}.weight_packed", "I32", (rows, _ceil_div(columns * bits, 32)))
+        yield Tensor(f"{name}.weight_scale", dtype, (rows, _ceil_div(columns, group)))
         yield Tensor(f"{name}.weight_shape", "I64", (2,))
     elif method in {"mxfp8", "modelopt_mxfp8"}:
         yield Tensor(f"{name}.weight", "F8_E4M3", (rows, columns))
-        yield Tensor(f"{name}.weight_scale", "U8", (rows, up(columns, 32)))
+        yield Tensor(f"{name}.weight_scale", "U8", (rows, _ceil_div(columns, 32)))
     elif quantization.block_shape is not None:
-        high, wide = quantization.block_shape
+        block_rows, block_columns = quantization.block_shape
         yield Tensor(f"{name}.weight", "F8_E4M3", (rows, columns))
         scale = "weight_scale" if method == "compressed-tensors" else "weight_scale_inv"
-        yield Tensor(f"{name}.{scale}", "F32", (up(rows, high), up(columns, wide)))
+        yield Tensor(f"{name}.{scale}", "F32", (_ceil_div(rows, block_rows), _ceil_div(columns, block_columns)))
     elif method in {"experts_int8", "torchao", "quark", "mxfp4", "gpt_oss_mxfp4", "humming"}:
-        yield Tensor(
-            f"{name}.weight", dtype, (rows, columns)
-        )  # quantised as it is loaded, or laid out by its own library
+        # vLLM quantises these weights while it loads them, or another library defines their layout.
+        yield Tensor(f"{name}.weight", dtype, (rows, columns))
     else:
-        kind = "I8" if quantization.format == "int-quantized" else "F8_E4M3"
-        channel = method in {"compressed-tensors", "fbgemm_fp8"}
-        yield Tensor(f"{name}.weight", kind, (rows, columns))
-        yield Tensor(f"{name}.weight_scale", dtype if channel else "F32", (rows, 1) if channel else ())
+        weight_dtype = "I8" if quantization.format == "int-quantized" else "F8_E4M3"
+        per_channel = method in {"compressed-tensors", "fbgemm_fp8"}
+        yield Tensor(f"{name}.weight", weight_dtype, (rows, columns))
+        yield Tensor(f"{name}.weight_scale", dtype if per_channel else "F32", (rows, 1) if per_channel else ())
         if method in {"fp8", "modelopt"}:
             yield Tensor(f"{name}.input_scale", "F32", ())

@@ -1,4 +1,4 @@
-"""Finds a model, in a folder or on the hub, and reads it without torch or transformers."""
+"""Finds a model in a folder or on the hub and reads its description, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ def read_model(
     token: str | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The model in the folder ``name``, or of the hub id ``name``; no weights are read.
+    """Return the model of the folder or hub id ``name``, without reading weights.
 
-    ``revision`` and ``token`` are for the hub (None: HF_TOKEN or the stored login); ``hf_overrides`` is vLLM's
-    --hf-overrides. ``tensors_from`` says whether the sizes are read (safetensors headers) or follow from config.json.
+    ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides`` is the
+    value of vLLM's --hf-overrides. In the result, ``tensors_from`` is "safetensors" if tensor sizes come from
+    safetensors headers, and "config" if they are derived from config.json.
 
     Raises:
-        UsageError: there is no such model, it may not be read, its files are broken, or vLLM does not run it.
+        UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.
     """
     return build(name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {})
 
 
 def open_checkpoint(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """The checkpoint ``name``: a folder, or a hub id (``revision`` and ``token`` are for the hub alone).
+    """Return the checkpoint of the folder or hub id ``name``. ``revision`` and ``token`` are for the hub only.
 
     Raises:
-        UsageError: there is no such model, it may not be read, or its files are broken.
+        UsageError: the model does not exist, cannot be read, or has broken files.
     """
     if not name or "\0" in name:
         raise UsageError(f"model {name!r}", "is not a name", "give a folder or a hub id such as Qwen/Qwen3-8B")
@@ -47,16 +48,16 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
             return read_folder(folder)
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
-    except OSError as error:  # a folder on the way that this user may not enter, a name that is too long
-        remedy = "check the name, and the permissions of the folders on the way"
+    except OSError as error:  # a parent folder without permission, or a name that is too long
+        remedy = "check the name, and the permissions of its parent folders"
         raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
     if mode and folder.suffix == ".gguf":
         raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", REMOVED_METHODS["gguf"])
     if mode:
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
     if name.startswith(("http://", "https://")):
-        ident = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
-        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {ident}")
+        hub_id = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
+        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {hub_id}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name}", "there is no such folder", "give a folder that exists, or a hub id")
     from vllm_launch.model.hub import read_hub  # noqa: PLC0415 - slow to import, and folders do not need it
@@ -65,7 +66,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
 
 
 def weight_files(name: str, revision: str | None = None) -> list[Path]:
-    """The safetensors files of a checkpoint that ``open_checkpoint`` has read; none unless all are on this machine."""
+    """Return the safetensors files of a checkpoint that ``open_checkpoint`` has read, or [] if any is not local."""
     if (folder := Path(name)).is_dir():
         return [folder / shard for shard in shards(folder)]
     from vllm_launch.model.hub import cached_files  # noqa: PLC0415 - as above

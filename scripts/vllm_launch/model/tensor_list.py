@@ -1,10 +1,10 @@
-"""Collects tensors: linear layers come out quantised where the checkpoint's are."""
+"""Collects the tensors of a checkpoint, and quantises linear layers as the checkpoint does."""
 
 from __future__ import annotations
 
 from vllm_launch.errors import UsageError
 from vllm_launch.model.model import Quantization, Tensor
-from vllm_launch.model.quantization import is_ignored, stored
+from vllm_launch.model.quantization import is_ignored, quantized_tensors
 
 MAX_TENSORS = 1_000_000
 """Upper limit for the number of tensors. The largest known checkpoint (Kimi K2, INT4) has 210,000. A larger number
@@ -12,27 +12,27 @@ means a typo in config.json."""
 
 
 class TensorList:
-    """A growing list. ``dtype`` in safetensors' words; ``where`` is the config, for errors."""
+    """A list of tensors. ``dtype`` is the model's, by safetensors' name. ``where`` is the config, for errors."""
 
     def __init__(self, dtype: str, quantization: Quantization | None, where: str) -> None:
         self.dtype, self.quantization, self.where = dtype, quantization, where
         self._tensors: list[Tensor] = []
 
     def add(self, name: str, *shape: int, dtype: str | None = None) -> None:
-        """One tensor as it is.
+        """Append one unquantised tensor.
 
         Raises:
-            UsageError: there would be more than any model has.
+            UsageError: the list already has MAX_TENSORS tensors.
         """
         if len(self._tensors) >= MAX_TENSORS:
-            what = f"its layers and experts make more than {MAX_TENSORS:,} tensors, which no model has"
-            raise UsageError(self.where, what, "correct it, or download the file again")
+            problem = f"its layers and experts make more than {MAX_TENSORS:,} tensors, and no model has so many"
+            raise UsageError(self.where, problem, "correct it, or download the file again")
         self._tensors.append(Tensor(name, dtype or self.dtype, shape))
 
     def linear(self, name: str, rows: int, columns: int, *, bias: bool = False, quantized: bool = True) -> None:
-        """The weights of a layer with ``rows`` outputs and ``columns`` inputs, and its bias."""
+        """Append the tensors of a linear layer with ``rows`` outputs and ``columns`` inputs, and its bias."""
         if quantized and self.quantization is not None and not is_ignored(name, self.quantization):
-            for part in stored(name, rows, columns, self.dtype, self.quantization):
+            for part in quantized_tensors(name, rows, columns, self.dtype, self.quantization):
                 self.add(part.name, *part.shape, dtype=part.dtype)
         else:
             self.add(f"{name}.weight", rows, columns)
@@ -40,5 +40,5 @@ class TensorList:
             self.add(f"{name}.bias", rows)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the order they came."""
+        """Return all tensors in the order of appending."""
         return tuple(self._tensors)

@@ -1,7 +1,7 @@
-"""The tensors that a checkpoint with this config.json would hold: names, dtypes and shapes, without any weights. Pure.
+"""Derives a checkpoint's tensors from its config.json: names, dtypes and shapes. Pure.
 
-Most decoders are one shape with switches; ``FAMILIES`` holds the switches by model type. Names are those of the files
-(what transformers' save_pretrained writes), which is not always how the modules are named in memory.
+Most decoders share one structure with few differences. ``FAMILIES`` has the differences by model type. Tensor names are
+those in the files that transformers' save_pretrained writes. Modules in memory can have other names.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vllm_launch.model.tensor_list import TensorList
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model type differs from Llama. Norms are the names of those with ``hidden_size`` weights in each layer."""
+    """How a model type differs from Llama. ``norms`` are the norms with ``hidden_size`` weights in each layer."""
 
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: bool = False
-    qkv_bias: bool | None = None  # None: as ``attention_bias`` says
+    qkv_bias: bool | None = None  # None: the value of ``attention_bias``
     o_bias: bool | None = None
-    mlp_bias: bool | None = None  # None: as ``mlp_bias`` says
-    qk_norm: str = ""  # "head": one head's weights; "all": all heads'; "each": a row for each head
+    mlp_bias: bool | None = None  # None: the value of ``mlp_bias``
+    qk_norm: str = ""  # "head": weights for one head, "all": for all heads, "each": one row per head
     qk_names: tuple[str, str] = ("q_norm", "k_norm")
-    qkv: str = ""  # the name of fused query, key and value
-    gate_up: str = ""  # the name of fused gate and up
-    plain_mlp: tuple[str, str] | None = None  # a feed-forward without a gate: up and down
+    qkv: str = ""  # name of the fused query, key and value projection
+    gate_up: str = ""  # name of the fused gate and up projection
+    plain_mlp: tuple[str, str] | None = None  # names of up and down in a feed-forward without a gate
     mlp: str = "mlp"
     mlp_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    out: str = "o_proj"
+    output: str = "o_proj"
     final_norm: str = "norm"
     final_norm_weight: bool = True
 
@@ -76,7 +76,7 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family(norm_bias=True, plain_mlp=("c_fc", "c_proj")),
     "stablelm": Family(norm_bias=True, o_bias=False),
     "phi": Family(norms=("input_layernorm",), norm_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True,
-                  plain_mlp=("fc1", "fc2"), out="dense", final_norm="final_layernorm"),
+                  plain_mlp=("fc1", "fc2"), output="dense", final_norm="final_layernorm"),
     "phimoe": Family(norm_bias=True),
     "gpt_oss": LLAMA,
     "llama4_text": Family(mlp="feed_forward"),
@@ -90,7 +90,7 @@ FAMILIES: dict[str, Family] = {
         ("lfm2", "lfm2_moe"),
         Family(
             norms=("operator_norm", "ffn_norm"), qk_norm="head", qk_names=("q_layernorm", "k_layernorm"),
-            mlp="feed_forward", mlp_names=("w1", "w3", "w2"), out="out_proj", final_norm="embedding_norm",
+            mlp="feed_forward", mlp_names=("w1", "w3", "w2"), output="out_proj", final_norm="embedding_norm",
         ),
     ),
     "mamba": LLAMA, "mamba2": LLAMA, "falcon_mamba": LLAMA, "nemotron_h": LLAMA,
@@ -107,9 +107,12 @@ def tensors(
     tied: bool,
     vision: Config | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """The tensors and the warnings for what is a guess.
+    """Return the tensors, and warnings about estimated ones.
 
-    ``config`` is the language model's, ``vision`` the vision tower's; ``dtype`` is vLLM's word. Raises UsageError.
+    ``config`` is the language model's, ``vision`` the vision tower's. ``dtype`` is vLLM's name.
+
+    Raises:
+        UsageError: a key is missing or wrong.
     """
     model_type = config.text("model_type")
     warnings = []
@@ -117,22 +120,23 @@ def tensors(
     if family is None:
         family = LLAMA
         warnings.append(
-            f"tensors of model type {model_type!r} are guessed as Llama's: download the safetensors for an exact plan"
+            f"model type {model_type!r} is unknown, so its tensors are guessed to be Llama's: "
+            "download the safetensors files for an exact plan"
         )
     root = "language_model." if vision is not None else ""
-    out = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
-    hidden, vocab = config.whole("hidden_size"), config.whole("vocab_size")
-    style = tensors_state.STYLES.get(model_type)
-    if style is not None:
-        style(out, config, layers)
+    tensor_list = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
+    hidden, vocab = config.integer("hidden_size"), config.integer("vocab_size")
+    append_layers = tensors_state.BUILDERS.get(model_type)
+    if append_layers is not None:
+        append_layers(tensor_list, config, layers)
     else:
-        out.add(f"{root}model.embed_tokens.weight", vocab, hidden)
+        tensor_list.add(f"{root}model.embed_tokens.weight", vocab, hidden)
         for number, layer in enumerate(layers):
-            _layer(out, f"{root}model.layers.{number}.", config, family, layer, mla)
+            _layer(tensor_list, f"{root}model.layers.{number}.", config, family, layer, mla)
         if family.final_norm_weight:
-            _norm(out, f"{root}model.{family.final_norm}", hidden, bias=family.norm_bias)
+            _norm(tensor_list, f"{root}model.{family.final_norm}", hidden, bias=family.norm_bias)
     if not tied:
-        out.linear(
+        tensor_list.linear(
             f"{root}lm_head",
             vocab,
             hidden,
@@ -140,115 +144,119 @@ def tensors(
             quantized=False,
         )
     if vision is not None:
-        tensors_vision.vision(out, vision, hidden)
+        tensors_vision.vision(tensor_list, vision, hidden)
         warnings.append(
-            "the vision tower's tensors follow from vision_config as a plain ViT: a few per cent may differ"
+            "the vision tower's tensors are estimated as a plain ViT's: their size can be a few per cent off"
         )
-    return out.tensors(), tuple(warnings)
+    return tensor_list.tensors(), tuple(warnings)
 
 
-def _norm(out: TensorList, name: str, width: int, *, bias: bool) -> None:
-    out.add(f"{name}.weight", width)
+def _norm(tensor_list: TensorList, name: str, width: int, *, bias: bool) -> None:
+    tensor_list.add(f"{name}.weight", width)
     if bias:
-        out.add(f"{name}.bias", width)
+        tensor_list.add(f"{name}.bias", width)
 
 
-def _layer(out: TensorList, at: str, config: Config, family: Family, layer: Layer, mla: Mla | None) -> None:  # noqa: PLR0917
-    """Attention, or what stands in its place, then the feed-forward."""
-    hidden, model_type = config.whole("hidden_size"), config.text("model_type")
+def _layer(  # noqa: PLR0917
+    tensor_list: TensorList, prefix: str, config: Config, family: Family, layer: Layer, mla: Mla | None
+) -> None:
+    """Append one decoder layer: norms, attention or a recurrent block, and the feed-forward or experts."""
+    hidden, model_type = config.integer("hidden_size"), config.text("model_type")
     for name in family.norms:
-        _norm(out, at + name, hidden, bias=family.norm_bias)
+        _norm(tensor_list, prefix + name, hidden, bias=family.norm_bias)
     if layer.state_shapes:
-        tensors_state.mixer(out, at, config)
+        tensors_state.mixer(tensor_list, prefix, config)
     if layer.kind != "mamba":
         if mla is not None:
-            _mla(out, f"{at}self_attn.", config, mla)
+            _mla(tensor_list, f"{prefix}self_attn.", config, mla)
         else:
-            attention(out, f"{at}self_attn.", config, family)
+            attention(tensor_list, f"{prefix}self_attn.", config, family)
     if layer.moe:
-        tensors_moe.experts(out, at, config)
+        tensors_moe.experts(tensor_list, prefix, config)
     elif model_type == "granitemoehybrid":
-        wide = config.whole("shared_intermediate_size")
-        out.linear(f"{at}shared_mlp.input_linear", 2 * wide, hidden)
-        out.linear(f"{at}shared_mlp.output_linear", hidden, wide)
+        width = config.integer("shared_intermediate_size")
+        tensor_list.linear(f"{prefix}shared_mlp.input_linear", 2 * width, hidden)
+        tensor_list.linear(f"{prefix}shared_mlp.output_linear", hidden, width)
     else:
-        feed_forward(out, f"{at}{family.mlp}.", config, family, _dense_width(config))
+        feed_forward(tensor_list, f"{prefix}{family.mlp}.", config, family, _dense_width(config))
 
 
 def _dense_width(config: Config) -> int:
-    """Channels of a dense feed-forward. LFM2's config states 3/2 of them, before rounding (Lfm2MLP in transformers)."""
+    """Return a dense feed-forward's width. LFM2's config states 3/2 of it, before rounding (transformers: Lfm2MLP)."""
     model_type = config.text("model_type")
-    wide = config.whole("intermediate_size_mlp" if model_type == "llama4_text" else "intermediate_size")
+    width = config.integer("intermediate_size_mlp" if model_type == "llama4_text" else "intermediate_size")
     if model_type == "lfm2" and config.flag("block_auto_adjust_ff_dim", default=True):
-        multiple = config.whole("block_multiple_of", default=256)
-        wide = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * wide / 3))
-        wide = -(-wide // multiple) * multiple
-    return wide
+        multiple = config.integer("block_multiple_of", default=256)
+        width = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
+        width = -(-width // multiple) * multiple
+    return width
 
 
-def attention(out: TensorList, at: str, config: Config, family: Family) -> None:
-    """Query, key, value and output of plain attention under the prefix ``at``."""
-    hidden, model_type = config.whole("hidden_size"), config.text("model_type")
-    heads, groups, dim = config.whole("num_attention_heads"), kv_heads(config), head_dim(config)
-    said = config.flag("attention_bias", "use_bias", "use_qkv_bias", default=model_type == "gpt_oss")
-    bias = said if family.qkv_bias is None else family.qkv_bias
+def attention(tensor_list: TensorList, prefix: str, config: Config, family: Family) -> None:
+    """Append query, key, value and output of plain attention. ``prefix`` is the attention module's."""
+    hidden, model_type = config.integer("hidden_size"), config.text("model_type")
+    heads, groups, dim = config.integer("num_attention_heads"), kv_heads(config), head_dim(config)
+    default_bias = config.flag("attention_bias", "use_bias", "use_qkv_bias", default=model_type == "gpt_oss")
+    bias = default_bias if family.qkv_bias is None else family.qkv_bias
     gated = 2 if model_type in {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"} else 1
     if family.qkv:
-        out.linear(at + family.qkv, (heads + 2 * groups) * dim, hidden, bias=bias)
+        tensor_list.linear(prefix + family.qkv, (heads + 2 * groups) * dim, hidden, bias=bias)
     else:
-        out.linear(f"{at}q_proj", heads * dim * gated, hidden, bias=bias)
-        out.linear(f"{at}k_proj", groups * dim, hidden, bias=bias)
-        out.linear(f"{at}v_proj", groups * dim, hidden, bias=bias)
-    out_bias = config.flag("attention_out_bias") if model_type == "seed_oss" else said
-    out.linear(at + family.out, hidden, heads * dim, bias=out_bias if family.o_bias is None else family.o_bias)
+        tensor_list.linear(f"{prefix}q_proj", heads * dim * gated, hidden, bias=bias)
+        tensor_list.linear(f"{prefix}k_proj", groups * dim, hidden, bias=bias)
+        tensor_list.linear(f"{prefix}v_proj", groups * dim, hidden, bias=bias)
+    output_bias = config.flag("attention_out_bias") if model_type == "seed_oss" else default_bias
+    tensor_list.linear(
+        prefix + family.output, hidden, heads * dim, bias=output_bias if family.o_bias is None else family.o_bias
+    )
     if model_type == "gpt_oss":
-        out.add(f"{at}sinks", heads)
-    kind = family.qk_norm
+        tensor_list.add(f"{prefix}sinks", heads)
+    norm_kind = family.qk_norm
     if model_type in {"cohere", "glm4_moe", "phi"}:
-        kind = ("each" if model_type == "cohere" else "head") if config.flag("use_qk_norm") else ""
+        norm_kind = ("each" if model_type == "cohere" else "head") if config.flag("use_qk_norm") else ""
     sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "head": ((dim,), (dim,)), "all": ((heads * dim,), (groups * dim,)), "each": ((heads, dim), (groups, dim)),
     }  # fmt: skip
-    if kind:
-        for name, shape in zip(family.qk_names, sizes[kind], strict=True):
-            out.add(f"{at}{name}.weight", *shape)
+    if norm_kind:
+        for name, shape in zip(family.qk_names, sizes[norm_kind], strict=True):
+            tensor_list.add(f"{prefix}{name}.weight", *shape)
 
 
-def _mla(out: TensorList, at: str, config: Config, mla: Mla) -> None:
-    """DeepSeek's latent attention."""
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
+def _mla(tensor_list: TensorList, prefix: str, config: Config, mla: Mla) -> None:
+    """Append DeepSeek's latent attention."""
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     bias, query = config.flag("attention_bias"), mla.qk_nope_head_dim + mla.qk_rope_head_dim
     if mla.q_lora_rank is None:
-        out.linear(f"{at}q_proj", heads * query, hidden)
+        tensor_list.linear(f"{prefix}q_proj", heads * query, hidden)
     else:
-        out.linear(f"{at}q_a_proj", mla.q_lora_rank, hidden, bias=bias)
-        out.add(f"{at}q_a_layernorm.weight", mla.q_lora_rank)
-        out.linear(f"{at}q_b_proj", heads * query, mla.q_lora_rank)
-    out.linear(f"{at}kv_a_proj_with_mqa", mla.kv_lora_rank + mla.qk_rope_head_dim, hidden, bias=bias)
-    out.add(f"{at}kv_a_layernorm.weight", mla.kv_lora_rank)
-    out.linear(f"{at}kv_b_proj", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank)
-    out.linear(f"{at}o_proj", hidden, heads * mla.v_head_dim, bias=bias)
+        tensor_list.linear(f"{prefix}q_a_proj", mla.q_lora_rank, hidden, bias=bias)
+        tensor_list.add(f"{prefix}q_a_layernorm.weight", mla.q_lora_rank)
+        tensor_list.linear(f"{prefix}q_b_proj", heads * query, mla.q_lora_rank)
+    tensor_list.linear(f"{prefix}kv_a_proj_with_mqa", mla.kv_lora_rank + mla.qk_rope_head_dim, hidden, bias=bias)
+    tensor_list.add(f"{prefix}kv_a_layernorm.weight", mla.kv_lora_rank)
+    tensor_list.linear(f"{prefix}kv_b_proj", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank)
+    tensor_list.linear(f"{prefix}o_proj", hidden, heads * mla.v_head_dim, bias=bias)
     if config.has("index_n_heads"):  # DeepSeek sparse attention's indexer
-        index_heads, index_dim = config.whole("index_n_heads"), config.whole("index_head_dim")
-        out.linear(f"{at}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)
-        out.linear(f"{at}indexer.wk", index_dim, hidden)
-        _norm(out, f"{at}indexer.k_norm", index_dim, bias=True)
-        out.linear(f"{at}indexer.weights_proj", index_heads, hidden, quantized=False)
+        index_heads, index_dim = config.integer("index_n_heads"), config.integer("index_head_dim")
+        tensor_list.linear(f"{prefix}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)
+        tensor_list.linear(f"{prefix}indexer.wk", index_dim, hidden)
+        _norm(tensor_list, f"{prefix}indexer.k_norm", index_dim, bias=True)
+        tensor_list.linear(f"{prefix}indexer.weights_proj", index_heads, hidden, quantized=False)
 
 
-def feed_forward(out: TensorList, at: str, config: Config, family: Family, wide: int) -> None:
-    """A dense feed-forward of ``wide`` channels under the prefix ``at``."""
-    hidden = config.whole("hidden_size")
+def feed_forward(tensor_list: TensorList, prefix: str, config: Config, family: Family, width: int) -> None:
+    """Append a dense feed-forward of ``width`` channels. ``prefix`` is the feed-forward module's."""
+    hidden = config.integer("hidden_size")
     default = config.flag("use_bias") and config.text("model_type") in {"starcoder2", "ernie4_5", "ernie4_5_moe"}
     bias = config.flag("mlp_bias", default=default) if family.mlp_bias is None else family.mlp_bias
     if family.plain_mlp:
         up, down = family.plain_mlp
-        out.linear(at + up, wide, hidden, bias=bias)
+        tensor_list.linear(prefix + up, width, hidden, bias=bias)
     elif family.gate_up:
         down = "down_proj"
-        out.linear(at + family.gate_up, 2 * wide, hidden, bias=bias)
+        tensor_list.linear(prefix + family.gate_up, 2 * width, hidden, bias=bias)
     else:
         gate, up, down = family.mlp_names
-        out.linear(at + gate, wide, hidden, bias=bias)
-        out.linear(at + up, wide, hidden, bias=bias)
-    out.linear(at + down, hidden, wide, bias=bias)
+        tensor_list.linear(prefix + gate, width, hidden, bias=bias)
+        tensor_list.linear(prefix + up, width, hidden, bias=bias)
+    tensor_list.linear(prefix + down, hidden, width, bias=bias)

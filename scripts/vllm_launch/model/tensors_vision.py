@@ -1,4 +1,4 @@
-"""The tensors of a vision tower, near enough to plan with: a plain ViT after vision_config. Pure."""
+"""The tensors of a vision tower, estimated as those of a plain ViT with the sizes of vision_config. Pure."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from vllm_launch.model.config import Config
 from vllm_launch.model.tensor_list import TensorList
 
 
-def vision(out: TensorList, config: Config, text_hidden: int) -> None:
-    """Patches, blocks and the projection onto ``text_hidden``; never quantised, as in vLLM."""
-    hidden = config.whole("hidden_size", "embed_dim", "width", default=1024)
-    wide = config.whole("intermediate_size", "mlp_dim", default=4 * hidden)
-    patch = config.whole("patch_size", default=14)
-    out.add(
-        "vision_tower.patch_embed.weight", hidden, config.whole("num_channels", "in_channels", default=3), patch, patch
+def vision(tensor_list: TensorList, config: Config, text_hidden: int) -> None:
+    """Append patches, blocks and the projection to ``text_hidden`` channels. None of them is quantised, as in vLLM."""
+    hidden = config.integer("hidden_size", "embed_dim", "width", default=1024)
+    width = config.integer("intermediate_size", "mlp_dim", default=4 * hidden)
+    patch = config.integer("patch_size", default=14)
+    tensor_list.add(
+        "vision_tower.patch_embed.weight",
+        hidden,
+        config.integer("num_channels", "in_channels", default=3),
+        patch,
+        patch,
     )
-    for n in range(config.whole("num_hidden_layers", "depth", "layers", default=24)):
-        at = f"vision_tower.layers.{n}."
+    for n in range(config.integer("num_hidden_layers", "depth", "layers", default=24)):
+        prefix = f"vision_tower.layers.{n}."
         for name, rows, columns in (
             ("q_proj", hidden, hidden), ("k_proj", hidden, hidden), ("v_proj", hidden, hidden),
             ("out_proj", hidden, hidden),
-            ("fc1", wide, hidden), ("fc2", hidden, wide),
+            ("fc1", width, hidden), ("fc2", hidden, width),
         ):  # fmt: skip
-            out.linear(at + name, rows, columns, bias=True, quantized=False)
+            tensor_list.linear(prefix + name, rows, columns, bias=True, quantized=False)
         for name in ("layer_norm1", "layer_norm2"):
-            out.add(f"{at}{name}.weight", hidden)
-            out.add(f"{at}{name}.bias", hidden)
-    out.linear("multi_modal_projector.linear", text_hidden, hidden, quantized=False)
+            tensor_list.add(f"{prefix}{name}.weight", hidden)
+            tensor_list.add(f"{prefix}{name}.bias", hidden)
+    tensor_list.linear("multi_modal_projector.linear", text_hidden, hidden, quantized=False)

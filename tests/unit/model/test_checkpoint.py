@@ -1,4 +1,4 @@
-"""Reading a model's files: every broken file becomes one line that names it, and nothing but headers is read."""
+"""Reads a model's files. A broken file gives a one-line error that names it. Weights are never read."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def entry(dtype: str = "BF16", shape: object = (2, 3), offsets: object = (0, 12)
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def write(path: Path, entries: bytes, data: int) -> Path:
-    path.write_bytes(len(entries).to_bytes(8, "little") + entries + bytes(data))
+def write(path: Path, entries: bytes, data_bytes: int) -> Path:
+    path.write_bytes(len(entries).to_bytes(8, "little") + entries + bytes(data_bytes))
     return path
 
 
@@ -51,9 +51,9 @@ def test_a_header_gives_names_dtypes_and_shapes(tmp_path: Path) -> None:
     assert read_header(path) == (Tensor("a", "BF16", (2, 3)), Tensor("b", "F32", (1,)))
 
 
-def test_a_scalar_and_an_empty_tensor_are_tensors() -> None:
-    found = parse_header(header(s=entry("F32", [], [0, 4]), e=entry("F32", [0, 7], [4, 4])), "f", 4)
-    assert {tensor.name: tensor.shape for tensor in found} == {"s": (), "e": (0, 7)}
+def test_scalars_and_empty_tensors_are_read() -> None:
+    tensors = parse_header(header(s=entry("F32", [], [0, 4]), e=entry("F32", [0, 7], [4, 4])), "f", 4)
+    assert {tensor.name: tensor.shape for tensor in tensors} == {"s": (), "e": (0, 7)}
 
 
 def test_two_four_bit_elements_share_a_byte() -> None:
@@ -61,7 +61,7 @@ def test_two_four_bit_elements_share_a_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "data", "names"),
+    ("entries", "data_bytes", "message"),
     [
         (header(w=entry(dtype="X9")), 12, "X9"),
         (header(w=entry(dtype=7)), 12, "dtype"),
@@ -74,10 +74,10 @@ def test_two_four_bit_elements_share_a_byte() -> None:
         (header(w=entry(offsets=[0, 11])), 11, "does not match"),
         (header(w=entry(offsets=[0, 1.5])), 12, "offsets"),
         (header(w=[1]), 12, "not an object"),
-        (header(w=entry()), 11, "12 bytes but it holds 11"),
-        (header(w=entry()), 13, "12 bytes but it holds 13"),
+        (header(w=entry()), 11, "12 bytes, but the file holds 11"),
+        (header(w=entry()), 13, "12 bytes, but the file holds 13"),
         (header(w=entry(), v=entry()), 12, "overlaps"),
-        (header(w=entry(), v=entry(offsets=[13, 25])), 25, "hole"),
+        (header(w=entry(), v=entry(offsets=[13, 25])), 25, "gap"),
         (b'{"w": 1, "w": 2}', 0, "twice"),
         (b"[]", 0, "not an object"),
         (b"{", 0, "not JSON"),
@@ -85,16 +85,16 @@ def test_two_four_bit_elements_share_a_byte() -> None:
         (b"[" * 100_000, 0, "not JSON"),
     ],
 )
-def test_a_lying_header_is_one_line_that_names_the_file(entries: bytes, data: int, names: str) -> None:
+def test_a_wrong_header_gives_one_line_that_names_the_file(entries: bytes, data_bytes: int, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        parse_header(entries, "model.safetensors", data)
+        parse_header(entries, "model.safetensors", data_bytes)
     text = one_line(error)
     assert text.startswith("model.safetensors: ")
-    assert names in text
+    assert message in text
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "cut off"),
         (b"\x08\0\0", "cut off"),
@@ -103,12 +103,12 @@ def test_a_lying_header_is_one_line_that_names_the_file(entries: bytes, data: in
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "LFS"),
     ],
 )
-def test_a_truncated_file_says_so(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_truncated_file_says_so(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(UsageError) as error:
         read_header(path)
-    assert says in one_line(error)
+    assert message in one_line(error)
     assert str(path) in str(error.value)
 
 
@@ -116,14 +116,14 @@ def test_only_the_header_of_a_file_is_read(tmp_path: Path) -> None:
     entries = header(w=entry("U8", [2**40], [0, 2**40]))
     path = write(tmp_path / "model.safetensors", entries, 0)
     with path.open("r+b") as file:
-        file.truncate(8 + len(entries) + 2**40)  # sparse: it takes no room on disk
+        file.truncate(8 + len(entries) + 2**40)  # a sparse file takes no disk space
     assert read_header(path) == (Tensor("w", "U8", (2**40,)),)
 
 
-def test_a_folder_of_config_alone_has_no_tensors(tmp_path: Path) -> None:
-    found = read_folder(folder_with(tmp_path))
-    assert found.tensors is None
-    assert found.files["config.json"] == CONFIG
+def test_a_folder_with_only_a_config_has_no_tensors(tmp_path: Path) -> None:
+    checkpoint = read_folder(folder_with(tmp_path))
+    assert checkpoint.tensors is None
+    assert checkpoint.files["config.json"] == CONFIG
 
 
 def test_shards_of_an_index_are_joined(tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], {"a": "../evil.safetensors"}, {"a": 3}, {"a": "weights.bin"}])
-def test_an_index_that_names_no_file_beside_it_is_an_error(weight_map: object) -> None:
+def test_an_index_with_a_wrong_file_name_is_an_error(weight_map: object) -> None:
     with pytest.raises(UsageError) as error:
         shard_names({"weight_map": weight_map}, "index.json")
     assert "weight_map" in one_line(error)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("model.gguf", "GGUF"), ("pytorch_model.bin", "pickles")])
-def test_weights_in_another_format_say_to_convert(tmp_path: Path, name: str, kind: str) -> None:
+def test_weights_in_another_format_are_refused_by_name(tmp_path: Path, name: str, kind: str) -> None:
     folder = folder_with(tmp_path)
     (folder / name).write_bytes(bytes(2**17))
     with pytest.raises(UsageError) as error:
@@ -177,14 +177,14 @@ def test_weights_in_another_format_say_to_convert(tmp_path: Path, name: str, kin
     assert kind in one_line(error)
 
 
-def test_a_small_bin_file_is_not_taken_for_weights(tmp_path: Path) -> None:
+def test_a_small_bin_file_does_not_count_as_weights(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "training_args.bin").write_bytes(bytes(5000))
     assert read_folder(folder).tensors is None
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
@@ -195,15 +195,15 @@ def test_a_small_bin_file_is_not_taken_for_weights(tmp_path: Path) -> None:
         (b"[" * 100_000, "not JSON"),
     ],
 )
-def test_a_config_that_is_no_object_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_config_that_is_no_object_gives_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UsageError) as error:
         read_folder(tmp_path)
-    assert says in one_line(error)
+    assert message in one_line(error)
     assert "config.json" in str(error.value)
 
 
-def test_a_link_of_the_hubs_cache_to_nothing_is_a_broken_download(tmp_path: Path) -> None:
+def test_a_broken_link_into_the_hubs_cache_is_an_incomplete_download(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "model.safetensors").symlink_to("../../blobs/0123")
     with pytest.raises(UsageError, match=r"1 of its 1 shards are not in .*: model\.safetensors; finish"):
@@ -221,11 +221,11 @@ def test_shards_without_an_index_are_counted_by_their_names(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("inside", ["", "m"])
-def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path, inside: str) -> None:
+def test_a_folder_without_permission_gives_one_line(tmp_path: Path, inside: str) -> None:
     folder = folder_with(tmp_path)
     folder.chmod(0)
     user = os.geteuid()
-    if user == 0:  # who may enter every folder
+    if user == 0:  # root may enter every folder
         os.seteuid(65534)
     try:
         with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); .*permissions"):
@@ -236,13 +236,13 @@ def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path, insid
 
 
 @pytest.mark.parametrize("name", ["~no-such-user/m", "x" * 300, "./" + "x" * 300])
-def test_a_name_that_no_folder_can_have_is_one_line(name: str) -> None:
+def test_an_impossible_folder_name_gives_one_line(name: str) -> None:
     with pytest.raises(UsageError, match=r"no such folder|cannot be read \(File name too long\)"):
         open_checkpoint(name)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/no-such-model", "a/b/c", "", "a\0b"])
-def test_what_looks_local_and_is_missing_never_reaches_the_hub(name: str) -> None:
+def test_a_missing_local_path_is_never_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(UsageError) as error:
         open_checkpoint(name)
     one_line(error)
@@ -255,7 +255,7 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     assert "is a file" in one_line(error)
 
 
-def test_a_folder_without_config_says_what_it_has(tmp_path: Path) -> None:
+def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "params.json").write_text("{}")
@@ -273,9 +273,9 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-def tensors_or_one_line(content: bytes, data: int) -> None:
+def tensors_or_one_line(content: bytes, data_bytes: int) -> None:
     try:
-        parse_header(content, "f", data)
+        parse_header(content, "f", data_bytes)
     except UsageError as error:
         text = str(error)
     else:
@@ -285,11 +285,11 @@ def tensors_or_one_line(content: bytes, data: int) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 100))
-def test_any_bytes_give_tensors_or_one_line(content: bytes, data: int) -> None:
-    tensors_or_one_line(content, data)
+def test_any_bytes_give_tensors_or_one_line(content: bytes, data_bytes: int) -> None:
+    tensors_or_one_line(content, data_bytes)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), ENTRY | JSON, max_size=4), st.integers(0, 100))
-def test_any_json_header_gives_tensors_or_one_line(entries: dict[str, object], data: int) -> None:
-    tensors_or_one_line(json.dumps(entries).encode(), data)
+def test_any_json_header_gives_tensors_or_one_line(entries: dict[str, object], data_bytes: int) -> None:
+    tensors_or_one_line(json.dumps(entries).encode(), data_bytes)

@@ -1,4 +1,4 @@
-"""A hub id: from the cache on disk, and what is said when the hub says no. Nothing here reaches a network."""
+"""Reads models by hub id: from the local cache, and with errors of the hub. No test uses a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = {
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot folder of some/model in an offline cache, laid out as huggingface_hub does, with config.json."""
+    """The snapshot folder of some/model, with config.json, in an offline cache with huggingface_hub's layout."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--some--model"
@@ -58,7 +58,7 @@ def test_cached_shards_are_those_of_the_index(cache: Path) -> None:
     assert [tensor.name for tensor in read_model("some/model").tensors] == ["a", "b"]
 
 
-def test_the_caches_files_are_told_once_all_are_there(cache: Path) -> None:
+def test_weight_files_are_listed_only_if_all_shards_are_cached(cache: Path) -> None:
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (cache / "model.safetensors.index.json").write_text(json.dumps(index))
     (cache / "one.safetensors").write_bytes(weights("a"))
@@ -68,14 +68,14 @@ def test_the_caches_files_are_told_once_all_are_there(cache: Path) -> None:
     assert weight_files("some/other") == []
 
 
-def test_a_cache_without_weights_is_planned_from_the_config_and_says_so(cache: Path) -> None:
+def test_a_cache_without_weights_gives_tensors_from_the_config_and_a_warning(cache: Path) -> None:
     assert cache.is_dir()
     model = read_model("some/model")
     assert model.tensors_from == "config"
     assert any("no safetensors" in warning for warning in model.warnings)
 
 
-def test_the_caches_small_files_count(cache: Path) -> None:
+def test_small_files_in_the_cache_are_read(cache: Path) -> None:
     (cache / "hf_quant_config.json").write_text(
         json.dumps({"quantization": {"quant_algo": "FP8"}, "producer": {"name": "modelopt"}})
     )
@@ -84,7 +84,7 @@ def test_the_caches_small_files_count(cache: Path) -> None:
     assert quantization.method == "modelopt"
 
 
-def test_a_model_that_is_not_cached_offline_says_how_to_download_it(cache: Path) -> None:
+def test_an_uncached_model_offline_gives_the_download_command(cache: Path) -> None:
     assert cache.is_dir()
     with pytest.raises(UsageError, match=r"other/model: is not in the hub's cache.* run `hf download other/model`"):
         read_model("other/model")
@@ -96,23 +96,29 @@ def test_a_broken_file_in_the_cache_is_named(cache: Path) -> None:
         read_model("some/model")
 
 
-def refused(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
+def http_error(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
     response: Any = SimpleNamespace(status_code=status, headers={}, request=None, text="", url="https://hub/x")
     return kind("long\ntext", response=response)
 
 
-def transport() -> Exception:
+def transport_error() -> Exception:
     return type("ConnectError", (Exception,), {"__module__": "httpx2"})("no route")
 
 
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (lambda: refused(errors.GatedRepoError, 403), r"is gated; accept its licence at .*some/model and set HF_TOKEN"),
-        (lambda: refused(errors.RepositoryNotFoundError, 404), r"no such model on the hub.*spelling"),
-        (lambda: refused(errors.RevisionNotFoundError, 404), r"has no revision 'v9'"),
-        (lambda: refused(errors.HfHubHTTPError, 503), r"the hub refused \(HTTP 503\)"),
-        (lambda: refused(errors.HfHubHTTPError, 401), r"does not know the token \(HTTP 401\); set HF_TOKEN to one"),
+        (
+            lambda: http_error(errors.GatedRepoError, 403),
+            r"is gated; accept its licence at .*some/model and set HF_TOKEN",
+        ),
+        (lambda: http_error(errors.RepositoryNotFoundError, 404), r"no such model on the hub.*spelling"),
+        (lambda: http_error(errors.RevisionNotFoundError, 404), r"has no revision 'v9'"),
+        (lambda: http_error(errors.HfHubHTTPError, 503), r"the hub refused the request \(HTTP 503\)"),
+        (
+            lambda: http_error(errors.HfHubHTTPError, 401),
+            r"rejects the token \(HTTP 401\); set HF_TOKEN to a valid token",
+        ),
         (lambda: errors.OfflineModeIsEnabled("off"), r"HF_HUB_OFFLINE is set"),
         (lambda: errors.LocalEntryNotFoundError("gone"), r"at revision 'v9' and the hub cannot be reached"),
         (lambda: errors.EntryNotFoundError("gone"), r"has no config\.json"),
@@ -120,46 +126,46 @@ def transport() -> Exception:
         (lambda: errors.HFValidationError("bad"), r"neither a folder nor a hub id"),
         (lambda: ConnectionResetError("reset"), r"cannot be reached \(ConnectionResetError\); check the network"),
         (lambda: UnicodeEncodeError("ascii", "Bearer é", 7, 8, "?"), r"token is not plain ASCII; check HF_TOKEN"),
-        (transport, r"cannot be reached \(ConnectError\); check the network"),
+        (transport_error, r"cannot be reached \(ConnectError\); check the network"),
         (lambda: PermissionError(13, "Permission denied", "/hub/x"), r"cache in .* \(Permission denied\); set HF_HOME"),
         (lambda: OSError(28, "No space left on device"), r"cache in .* \(No space left on device\); set HF_HOME"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_the_hub_refuses_becomes_one_line_simulated(
+def test_an_error_of_the_hub_becomes_one_line_simulated(
     error: Callable[[], Exception], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: Any, **__: Any) -> str:
         raise error()
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    with pytest.raises(UsageError, match=text) as caught:
+    with pytest.raises(UsageError, match=text) as raised:
         read_model("some/model", revision="v9")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("verbosity", [None, "info"])
-def test_the_hubs_client_does_not_tell_of_its_tries_unless_asked(
+def test_the_hubs_client_logs_retries_only_with_hf_hub_verbosity(
     verbosity: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = logging.getLogger("huggingface_hub.utils._http")
-    said = []
+    logs_warnings = []
 
     def download(*_: Any, **__: Any) -> str:
-        said.append(client.isEnabledFor(logging.WARNING))
+        logs_warnings.append(client.isEnabledFor(logging.WARNING))
         raise errors.LocalEntryNotFoundError("gone")
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
     if verbosity is not None:
         monkeypatch.setenv("HF_HUB_VERBOSITY", verbosity)
-    logging.getLogger("huggingface_hub").setLevel(logging.INFO)  # as it does when it is imported with this variable
+    logging.getLogger("huggingface_hub").setLevel(logging.INFO)  # as the client does at import with this variable
     with pytest.raises(UsageError):
         read_model("some/model")
-    assert said == [verbosity is not None]
+    assert logs_warnings == [verbosity is not None]
 
 
-def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:
         raise ZeroDivisionError
 
@@ -168,40 +174,40 @@ def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -
         read_model("some/model")
 
 
-def _headers(cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """The hub has a model of one tensor, and its headers can be read by range."""
+def _simulate_headers(cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Simulate a hub with a model of one tensor, whose headers can be read by range requests."""
     tensor = SimpleNamespace(dtype=dtype, shape=[2, 3])
     metadata = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors={"a": tensor})})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
+    monkeypatch.setattr(hub, "hf_hub_download", _read_from(cache))
     monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", lambda *_, **__: metadata)
 
 
 def test_headers_on_the_hub_are_read_by_range_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _headers(cache, monkeypatch, "BF16")
+    _simulate_headers(cache, monkeypatch, "BF16")
     model = read_model("some/model")
     assert (model.tensors_from, model.tensors[0].shape) == ("safetensors", (2, 3))
 
 
-def test_a_dtype_that_nobody_knows_is_refused_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _headers(cache, monkeypatch, "F3")
+def test_an_unknown_dtype_on_the_hub_is_refused_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _simulate_headers(cache, monkeypatch, "F3")
     with pytest.raises(UsageError, match="model some/model: tensor 'a' has the unknown dtype 'F3'"):
         read_model("some/model")
 
 
-def test_a_repository_without_safetensors_is_planned_from_the_config_simulated(
+def test_a_repository_without_safetensors_gives_tensors_from_the_config_simulated(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metadata(*_: Any, **__: Any) -> None:
         raise errors.NotASafetensorsRepoError("none")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "hf_hub_download", _from(cache))
+    monkeypatch.setattr(hub, "hf_hub_download", _read_from(cache))
     monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", metadata)
     assert read_model("some/model").tensors_from == "config"
 
 
-def _from(folder: Path) -> Callable[..., str]:
+def _read_from(folder: Path) -> Callable[..., str]:
     def download(_: str, filename: str, **__: Any) -> str:
         if not (folder / filename).is_file():
             raise errors.EntryNotFoundError(filename)

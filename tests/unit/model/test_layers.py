@@ -1,4 +1,4 @@
-"""What each layer keeps of the past, by the ways in which configs say it."""
+"""The cache of each layer, for each format in which a config states it."""
 
 from __future__ import annotations
 
@@ -132,17 +132,17 @@ LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 16, "index_topk": 64, "index_h
 
 
 @pytest.mark.parametrize(
-    ("changes", "indexed"),
+    ("changes", "has_index"),
     [
         ({}, "1111"),
         ({"index_topk": None}, "0000"),
-        ({"index_topk_freq": 2}, "1101"),  # from the second layer on, every other
+        ({"index_topk_freq": 2}, "1101"),  # every other layer, from the second on
         ({"index_topk_freq": 3, "index_skip_topk_offset": 0}, "0010"),
         ({"index_topk_pattern": "FSSF"}, "1001"),
         ({"index_topk_pattern": "FS"}, "1011"),
     ],
 )
-def test_sparse_attention_keeps_an_index_where_a_layer_has_an_indexer(changes: dict[str, Any], indexed: str) -> None:
-    """deepseek_v2.py:DeepseekV2MLAAttention, ``_skip_topk``."""
-    found = layers("deepseek_v32", **{**LATENT, **changes})
-    assert [layer.index_bytes for layer in found] == [132 * int(digit) for digit in indexed]
+def test_sparse_attention_layers_with_an_indexer_have_an_index_cache(changes: dict[str, Any], has_index: str) -> None:
+    """Source of the rule: deepseek_v2.py:DeepseekV2MLAAttention, ``_skip_topk``."""
+    model_layers = layers("deepseek_v32", **{**LATENT, **changes})
+    assert [layer.index_bytes for layer in model_layers] == [132 * int(digit) for digit in has_index]

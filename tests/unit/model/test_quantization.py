@@ -1,4 +1,4 @@
-"""How weights are stored: methods, their replacements, and the tensors of one linear layer."""
+"""Quantisation: methods, replacements of removed methods, and the tensors of one linear layer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from vllm_launch.model.quantization import (
     DEPRECATED,
     MIN_CAPABILITY,
     is_ignored,
+    quantized_tensors,
     read_quantization,
-    stored,
 )
 
 
 def read(hf_quant: Any = None, **section: Any) -> Quantization:
-    found = read_quantization({"quantization_config": section} if section else {}, hf_quant, "config.json")
-    assert found is not None
-    return found
+    quantization = read_quantization({"quantization_config": section} if section else {}, hf_quant, "config.json")
+    assert quantization is not None
+    return quantization
 
 
 def shapes(quantization: Quantization, rows: int = 256, columns: int = 512) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored("w", rows, columns, "BF16", quantization)}
+    return {
+        tensor.name: (tensor.dtype, tensor.shape)
+        for tensor in quantized_tensors("w", rows, columns, "BF16", quantization)
+    }
 
 
 def test_a_plain_checkpoint_has_no_quantization() -> None:
@@ -52,31 +55,36 @@ def test_a_plain_checkpoint_has_no_quantization() -> None:
     ],
 )
 def test_method_bits_and_group_are_read(section: dict[str, Any], method: str, bits: int, group: int | None) -> None:
-    found = read(**section)
-    assert (found.method, found.bits, found.group_size) == (method, bits, group)
+    quantization = read(**section)
+    assert (quantization.method, quantization.bits, quantization.group_size) == (method, bits, group)
 
 
 def test_compressed_tensors_reads_its_first_group() -> None:
     weights = {"num_bits": 4, "group_size": 64}
-    found = read(
+    quantization = read(
         quant_method="compressed-tensors",
         config_groups={"group_0": {"weights": weights, "format": "pack-quantized"}},
         ignore=["lm_head", "re:.*router"],
         kv_cache_scheme={"num_bits": 8, "type": "float"},
     )
-    assert (found.bits, found.group_size, found.format, found.kv_cache_dtype) == (4, 64, "pack-quantized", "fp8")
-    assert found.ignored == ("lm_head", "re:.*router")
+    assert (quantization.bits, quantization.group_size, quantization.format, quantization.kv_cache_dtype) == (
+        4,
+        64,
+        "pack-quantized",
+        "fp8",
+    )
+    assert quantization.ignored == ("lm_head", "re:.*router")
 
 
-def test_a_nested_text_config_may_hold_the_section() -> None:
+def test_the_section_is_read_from_a_nested_text_config() -> None:
     raw = {"text_config": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}}}
-    found = read_quantization(raw, None, "config.json")
-    assert found is not None
-    assert found.block_shape == (128, 64)
+    quantization = read_quantization(raw, None, "config.json")
+    assert quantization is not None
+    assert quantization.block_shape == (128, 64)
 
 
 @pytest.mark.parametrize(
-    ("algo", "dtype"),
+    ("cache_settings", "dtype"),
     [
         ({"kv_cache_quant_algo": "FP8"}, "fp8"),
         ({"kv_cache_quant_algo": "NVFP4"}, "nvfp4"),
@@ -88,16 +96,16 @@ def test_a_nested_text_config_may_hold_the_section() -> None:
         ({}, None),
     ],
 )
-def test_model_optimizer_says_the_cache_dtype(algo: dict[str, Any], dtype: str | None) -> None:
-    assert read(hf_quant={"quantization": {"quant_algo": "FP8", **algo}}).kv_cache_dtype == dtype
+def test_model_optimizer_checkpoints_set_the_cache_dtype(cache_settings: dict[str, Any], dtype: str | None) -> None:
+    assert read(hf_quant={"quantization": {"quant_algo": "FP8", **cache_settings}}).kv_cache_dtype == dtype
 
 
-def test_only_model_optimizers_word_on_the_cache_counts() -> None:
+def test_only_model_optimizer_checkpoints_set_the_cache_dtype() -> None:
     assert read(quant_method="fp8", kv_cache_quant_algo="FP8").kv_cache_dtype is None
 
 
 @pytest.mark.parametrize("method", sorted(REMOVED_METHODS))
-def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
+def test_a_removed_method_names_its_replacement(method: str) -> None:
     with pytest.raises(UsageError) as error:
         read(quant_method=method.upper())
     assert method in str(error.value)
@@ -105,7 +113,7 @@ def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "why"),
+    ("section", "feature"),
     [
         ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}, "desc_act"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False}, "sym"),
@@ -114,25 +122,25 @@ def test_a_method_that_is_gone_names_its_replacement(method: str) -> None:
         ({"quant_method": "awq", "bits": 8}, "8 bits"),
     ],
 )
-def test_what_vllms_awq_and_gptq_refuse_is_refused_before_it_starts(section: dict[str, Any], why: str) -> None:
-    """auto_gptq.py and auto_awq.py raise a ValueError while the engine reads its config."""
+def test_awq_and_gptq_features_without_a_kernel_are_refused(section: dict[str, Any], feature: str) -> None:
+    """Without this check, vLLM's auto_gptq.py and auto_awq.py raise a ValueError during the engine's start."""
     with pytest.raises(UsageError) as error:
         read(**section)
-    assert why in error.value.what
+    assert feature in error.value.what
     assert error.value.remedy.startswith("take ")
 
 
-def test_one_group_for_all_inputs_has_no_order() -> None:
+def test_desc_act_is_ignored_with_one_group_for_all_inputs() -> None:
     assert read(quant_method="gptq", bits=8, group_size=-1, desc_act=True, sym=True).group_size is None
     assert read(quant_method="auto-round", bits=2, sym=False, desc_act=True).bits == 2
 
 
-def test_no_method_is_both_gone_and_known() -> None:
+def test_no_method_is_both_removed_and_known() -> None:
     assert not REMOVED_METHODS.keys() & MIN_CAPABILITY.keys()
     assert MIN_CAPABILITY.keys() >= DEPRECATED
 
 
-def test_capabilities_are_vllms_and_unknown_methods_have_none() -> None:
+def test_known_methods_have_vllms_capability_and_unknown_ones_none() -> None:
     assert MIN_CAPABILITY["awq"] == (7, 5)
     assert MIN_CAPABILITY["mxfp4"] == (8, 0)
     assert "magic" not in MIN_CAPABILITY
@@ -153,7 +161,7 @@ def test_capabilities_are_vllms_and_unknown_methods_have_none() -> None:
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"group_size": []}}}}, "group_size"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_it(section: dict[str, Any], key: str) -> None:
+def test_a_wrong_value_gives_one_line_that_names_its_key(section: dict[str, Any], key: str) -> None:
     with pytest.raises(UsageError) as error:
         read(**section)
     assert key in str(error.value)
@@ -181,7 +189,7 @@ def test_a_section_that_is_no_object_is_an_error(section: object) -> None:
         ("re:(", "model", False),
     ],
 )
-def test_patterns_keep_modules_in_their_dtype(pattern: str, name: str, ignored: object) -> None:
+def test_modules_that_match_a_pattern_are_not_quantized(pattern: str, name: str, ignored: object) -> None:
     assert is_ignored(name, Quantization(method="fp8", bits=8, ignored=(pattern,))) is ignored
 
 
@@ -202,13 +210,13 @@ def test_awq_packs_outputs_and_gptq_inputs() -> None:
 
 
 def test_block_fp8_rounds_blocks_up() -> None:
-    found = shapes(Quantization(method="fp8", bits=8, block_shape=(128, 128)), rows=130, columns=260)
-    assert found == {"w.weight": ("F8_E4M3", (130, 260)), "w.weight_scale_inv": ("F32", (2, 3))}
+    tensors = shapes(Quantization(method="fp8", bits=8, block_shape=(128, 128)), rows=130, columns=260)
+    assert tensors == {"w.weight": ("F8_E4M3", (130, 260)), "w.weight_scale_inv": ("F32", (2, 3))}
 
 
 def test_packed_compressed_tensors_keep_a_scale_for_each_group() -> None:
-    found = shapes(Quantization(method="compressed-tensors", bits=4, group_size=128, format="pack-quantized"))
-    assert found == {
+    tensors = shapes(Quantization(method="compressed-tensors", bits=4, group_size=128, format="pack-quantized"))
+    assert tensors == {
         "w.weight_packed": ("I32", (256, 64)),
         "w.weight_scale": ("BF16", (256, 4)),
         "w.weight_shape": ("I64", (2,)),
@@ -216,9 +224,9 @@ def test_packed_compressed_tensors_keep_a_scale_for_each_group() -> None:
 
 
 def test_nvfp4_keeps_a_scale_byte_for_sixteen_values() -> None:
-    found = shapes(Quantization(method="modelopt_fp4", bits=4, group_size=16))
-    assert found["w.weight"] == ("U8", (256, 256))
-    assert found["w.weight_scale"] == ("F8_E4M3", (256, 32))
+    tensors = shapes(Quantization(method="modelopt_fp4", bits=4, group_size=16))
+    assert tensors["w.weight"] == ("U8", (256, 256))
+    assert tensors["w.weight_scale"] == ("F8_E4M3", (256, 32))
 
 
 def test_int8_is_stored_as_int8() -> None:
@@ -226,7 +234,7 @@ def test_int8_is_stored_as_int8() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(MIN_CAPABILITY))
-def test_every_method_stores_at_least_its_bits_and_at_most_twice_the_model(method: str) -> None:
+def test_every_method_stores_at_least_its_bits_and_at_most_the_unquantized_size(method: str) -> None:
     bits = read(quant_method=method).bits if method != "compressed-tensors" else 8
     quantization = read(quant_method=method)
     size = sum(math.prod(shape) * STORED_BITS[dtype] for dtype, shape in shapes(quantization).values())
