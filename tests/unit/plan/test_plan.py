@@ -144,7 +144,7 @@ def test_the_stage_with_the_fewest_blocks_decides_though_another_is_fuller():
     made = msgspec.structs.replace(layers, tensors=(*layers.tensors, head))
     found = plan(PlanRequest(pipeline_parallel_size=2, gpu_memory_utilization=0.9), machine(2), made)
     batch, on = run(), machine(2).gpus[0]
-    first, last = memory.of_ranks(placed(made, batch, Layout(pipeline=2), on))
+    first, last = memory.memory_by_rank(placed(made, batch, Layout(pipeline=2), on))
     assert found.memory == last
     page = 16 * 8 * (128 + 128) * 2
     assert found.kv_cache.tokens == 16 * (memory.kv_bytes(first, batch, on, 0.9) // (2 * page))
@@ -217,7 +217,7 @@ def test_memory_that_others_hold_is_not_claimed_and_they_are_named():
     busy = machine(1, free=50)
     gpu = msgspec.structs.replace(busy.gpus[0], processes=(GpuProcess(pid=7, name="jupyter", memory=30 * GIB),))
     found = plan(PlanRequest(), msgspec.structs.replace(busy, gpus=(gpu,)), sized(16))
-    assert memory.requested(gpu, found.gpu_memory_utilization) < gpu.memory_free
+    assert memory.requested_bytes(gpu, found.gpu_memory_utilization) < gpu.memory_free
     assert any("GPU 0 is shared: 30.00 GiB" in text and "jupyter (pid 7)" in text for text in found.warnings)
 
 
@@ -388,7 +388,7 @@ def test_a_guess_of_vllms_that_costs_much_of_the_cache_is_told_of():
     (text,) = told(yours, 61)
     (gpu,) = machine(total=79).gpus
     graphs = [
-        memory.of_gpu(placed(sized(61, heads=64), run(estimate_cudagraphs=guess), Layout(), gpu))
+        memory.memory_of_gpu(placed(sized(61, heads=64), run(estimate_cudagraphs=guess), Layout(), gpu))
         for guess in (True, False)
     ]
     guess, taken = (units.gib(one.cuda_graphs) for one in graphs)
@@ -661,7 +661,7 @@ def test_any_question_gets_a_plan_or_one_line(asked, hardware, of):
     assert found.kv_cache.tokens >= found.max_model_len
     for gpu in hardware.gpus:
         if asked.gpu_memory_utilization is None:
-            assert memory.requested(gpu, found.gpu_memory_utilization) + found.memory.context <= gpu.memory_free
+            assert memory.requested_bytes(gpu, found.gpu_memory_utilization) + found.memory.context <= gpu.memory_free
 
 
 @settings(deadline=None)
@@ -686,7 +686,7 @@ def test_one_utilisation_leaves_every_stage_what_it_may_take_while_serving():
     found = plan(PlanRequest(pipeline_parallel_size=2, tensor_parallel_size=1), hardware, of)
     batch = run(max_model_len=found.max_model_len, max_num_seqs=found.max_num_seqs,
                 max_num_batched_tokens=found.max_num_batched_tokens, estimate_cudagraphs=False)  # fmt: skip
-    stages = memory.of_ranks(placed(of, batch, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0]))
+    stages = memory.memory_by_rank(placed(of, batch, Layout(tensor=1, pipeline=2, data=1), hardware.gpus[0]))
     safe = [memory.safe_utilization(stage, batch, hardware.gpus[0]) for stage in stages]
     assert safe[0] < safe[1]  # though the last stage, with the head, leaves less for the cache
     assert memory.rank_with_least_room(stages, batch) == stages[1]

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from vllm_launch.model.model import Experts, Layer
 from vllm_launch.sizing import activations, memory
 from vllm_launch.sizing.cuda_graphs import capture_sizes
-from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, of_gpu, requested, safe_utilization
+from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, memory_of_gpu, requested_bytes, safe_utilization
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import default_batch
 from vllm_launch.units import gib
@@ -54,11 +54,11 @@ def eager(batch=None):
 
 def peak(of=None, batch=None, layout=ONE):
     """Of a forward pass; nothing is compiled."""
-    return of_gpu(placed(of or model(), eager(batch), layout, gpu())).activation_peak
+    return memory_of_gpu(placed(of or model(), eager(batch), layout, gpu())).activation_peak
 
 
 def non_torch(of=None, batch=None, layout=ONE, on=None):
-    return of_gpu(placed(of or model(), batch or run(), layout, on or gpu())).non_torch
+    return memory_of_gpu(placed(of or model(), batch or run(), layout, on or gpu())).non_torch
 
 
 # --- words
@@ -168,7 +168,7 @@ def test_where_marlin_runs_mxfp4_experts_they_share_a_workspace(capability):
     """experts/marlin_moe.py:workspace_shapes, the larger of in- and output twice, as Triton's."""
     experts = Experts(count=32, per_token=4, intermediate_size=2048)
     sparse = model(layers=(MOE,), experts=experts, quantization=quantized("mxfp4"), **POOLING)
-    found = of_gpu(placed(sparse, eager(), ONE, gpu(capability=capability)))
+    found = memory_of_gpu(placed(sparse, eager(), ONE, gpu(capability=capability)))
     assert found.activation_peak == 3 * ROW + 1.5 * ROW
     assert found.non_torch == memory.RUNTIME + 4 * (1 + 1) * ROW
 
@@ -244,7 +244,7 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
     sees = model(multimodal=True)
     assert peak(sees) == peak() + 2 * ROW + 512 * MIB
     assert peak(sees, run(language_model_only=True)) == peak()
-    first, last = memory.of_ranks(
+    first, last = memory.memory_by_rank(
         placed(sees, run(), Layout(pipeline=2), gpu())
     )  # v1/worker/gpu/model_runner.py:profile_run
     assert (first.activation_peak, last.activation_peak) == (peak(sees), peak() + ROW)
@@ -253,7 +253,7 @@ def test_a_vision_encoder_adds_its_largest_item_unless_it_is_left_out():
 def test_a_compiled_stage_copies_what_it_is_given():
     """H100, PP=2, 2026-11-26: 0.906 GiB on the second GPU, and 13.5 rows without the copy are 0.844."""
     for batch, more in ((run(), ROW), (eager(), 0)):
-        _, last = memory.of_ranks(placed(model(**POOLING), batch, Layout(pipeline=2), gpu()))
+        _, last = memory.memory_by_rank(placed(model(**POOLING), batch, Layout(pipeline=2), gpu()))
         assert last.activation_peak == peak(model(**POOLING)) + more
 
 
@@ -355,7 +355,7 @@ def test_the_first_stage_receives_nothing_and_samples_nothing():
 
 def test_the_stage_that_has_the_least_left_is_told():
     middle = tuple(tensor(f"model.layers.1.mlp.down_proj.{n}.weight", 4096, 14336) for n in range(40))
-    found = of_gpu(placed(model(layers=3, tensors=middle, **POOLING), run(), Layout(pipeline=3), gpu()))
+    found = memory_of_gpu(placed(model(layers=3, tensors=middle, **POOLING), run(), Layout(pipeline=3), gpu()))
     assert found.weights > 40 * 112 * MIB
     assert found.non_torch == memory.RUNTIME + 2 * ROW
 
@@ -377,18 +377,18 @@ def test_the_stage_that_has_the_least_left_is_told():
 )
 def test_a_cuda_context_grows_with_the_gpu_and_nccl_adds_its_own(capability, base):
     on = gpu(capability=capability)
-    assert of_gpu(placed(model(), run(), ONE, on)).context == base
-    assert of_gpu(placed(model(), run(), Layout(data=2), on)).context == base
-    assert of_gpu(placed(model(), run(), Layout(pipeline=2), on)).context == base
-    assert of_gpu(placed(model(), run(), Layout(tensor=2), on)).context == base + memory.NCCL_CONTEXT
+    assert memory_of_gpu(placed(model(), run(), ONE, on)).context == base
+    assert memory_of_gpu(placed(model(), run(), Layout(data=2), on)).context == base
+    assert memory_of_gpu(placed(model(), run(), Layout(pipeline=2), on)).context == base
+    assert memory_of_gpu(placed(model(), run(), Layout(tensor=2), on)).context == base + memory.NCCL_CONTEXT
     sparse = model(layers=(MOE,), experts=EXPERTS)
-    assert of_gpu(placed(sparse, run(), ONE, on)).context == base
-    assert of_gpu(placed(sparse, run(), Layout(data=2), on)).context == base + memory.NCCL_CONTEXT
+    assert memory_of_gpu(placed(sparse, run(), ONE, on)).context == base
+    assert memory_of_gpu(placed(sparse, run(), Layout(data=2), on)).context == base + memory.NCCL_CONTEXT
 
 
 def safety(of=None, batch=None, layout=ONE, on=AMPERE):
     """Without CUDA graphs, which give some of it back."""
-    return of_gpu(placed(of or model(), eager(batch), layout, on)).safety
+    return memory_of_gpu(placed(of or model(), eager(batch), layout, on)).safety
 
 
 def test_serving_needs_the_samplers_extras_block_tables_and_room_for_fragments():
@@ -453,7 +453,7 @@ def test_flashinfer_keeps_a_workspace_where_it_attends():
 )
 def test_a_context_is_split_until_the_gpu_is_nearly_full(tiles, blocks, splits):
     """Against hopper/heuristics.h:num_splits_heuristic, worked out by hand for 132 multiprocessors."""
-    assert activations._splits(tiles, blocks) == splits
+    assert activations._split_count(tiles, blocks) == splits
 
 
 def test_on_hopper_a_batch_of_short_prompts_beside_a_long_one_must_fit():
@@ -488,15 +488,15 @@ def test_a_sampler_that_needs_more_than_attention_is_what_counts():
 
 
 def first_start(of=None, batch=None, layout=ONE):
-    return memory.of_ranks(placed(of or model(), batch or run(), layout, gpu()))
+    return memory.memory_by_rank(placed(of or model(), batch or run(), layout, gpu()))
 
 
 def test_kernels_are_timed_on_a_copy_of_the_embedding_table():
     table = 128_256 * 4096 * 2
     (compiled,) = first_start()
-    assert compiled.activation_peak == table + 2 * ROW - activations.TIMED_BEFORE
+    assert compiled.activation_peak == table + 2 * ROW - activations.ALLOCATED_AFTER_TIMING
     (small,) = first_start(batch=run(max_num_batched_tokens=2048, max_num_seqs=256))
-    assert small.activation_peak == table + ROW // 2 - activations.TIMED_BEFORE
+    assert small.activation_peak == table + ROW // 2 - activations.ALLOCATED_AFTER_TIMING
     (wide,) = first_start(batch=run(max_num_batched_tokens=16384))
     assert wide.activation_peak == peak(batch=run(max_num_batched_tokens=16384))  # which is more
 
@@ -529,8 +529,8 @@ PARTS = Memory(weights=10 * GIB, activation_peak=GIB, cuda_graphs=GIB, non_torch
 
 
 def test_vllm_rounds_what_it_requests_up():
-    assert requested(gpu(total=100 * GIB), 0.5) == 50 * GIB
-    assert requested(gpu(total=1001), 0.5) == 501
+    assert requested_bytes(gpu(total=100 * GIB), 0.5) == 50 * GIB
+    assert requested_bytes(gpu(total=1001), 0.5) == 501
 
 
 def test_the_cache_gets_what_weights_peak_graphs_and_collectives_leave():
@@ -567,9 +567,9 @@ def test_the_utilisation_keeps_its_word_and_never_falls_when_more_is_free(total,
     utilization = safe_utilization(PARTS, run(), on)
     spare = free - PARTS.context - PARTS.safety
     if utilization >= 0:
-        assert requested(on, utilization) <= spare + 1  # a byte of rounding
+        assert requested_bytes(on, utilization) <= spare + 1  # a byte of rounding
     if utilization < memory.MAX_UTILIZATION:
-        assert requested(on, utilization + 0.0001) >= spare
+        assert requested_bytes(on, utilization + 0.0001) >= spare
     assert safe_utilization(PARTS, run(), gpu(total=total, free=free - less)) <= utilization
 
 
@@ -599,7 +599,7 @@ def test_a_larger_batch_never_takes_less(*, tokens, seqs, length, tensor_paralle
     def taken(**changes):
         """Batch sizes with graphs; of each rank graphs, what a first start's profile finds, and all that eager needs."""
         batch = run(**{"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "max_model_len": length, **changes})
-        compiled, plain = (memory.of_ranks(placed(made, one, layout, gpu())) for one in (batch, eager(batch)))
+        compiled, plain = (memory.memory_by_rank(placed(made, one, layout, gpu())) for one in (batch, eager(batch)))
         profile = [one.activation_peak + one.non_torch for one in compiled]
         whole = [one.activation_peak + one.non_torch + one.safety for one in plain]
         return set(capture_sizes(batch, gpu().generation)), [one.cuda_graphs for one in compiled], [*profile, *whole]
@@ -646,6 +646,6 @@ ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate
     ],
 )
 def test_memory_is_whole_bytes(made):
-    found = of_gpu(placed(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu()))
+    found = memory_of_gpu(placed(made, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu()))
     assert [type(value) for value in msgspec.structs.astuple(found)] == [int] * 6
     assert math.isfinite(safe_utilization(found, run(), gpu()))

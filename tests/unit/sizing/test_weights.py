@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_launch.model.model import Experts, Layer
-from vllm_launch.sizing.memory import of_gpu
+from vllm_launch.sizing.memory import memory_of_gpu
 from vllm_launch.sizing.parallel import Layout
-from vllm_launch.sizing.weights import allocated, by_rank, weights
+from vllm_launch.sizing.weights import allocated, weights_by_rank, weights
 
 ONE, TP2, TP8 = Layout(), Layout(tensor=2), Layout(tensor=8)
 LAYER = "model.layers.0."
@@ -20,7 +20,7 @@ BARE = (Layer(kind="none"),) * 4  # no attention, so no table of rotary position
 
 def held(*tensors, layout=ONE, batch=None, layers=BARE, **changes):
     """Bytes on a GPU of each stage; of the only one as a number."""
-    found = by_rank(placed(model(layers=layers, tensors=tensors, **changes), batch or run(), layout))
+    found = weights_by_rank(placed(model(layers=layers, tensors=tensors, **changes), batch or run(), layout))
     return found[0] if len(found) == 1 else found
 
 
@@ -483,7 +483,7 @@ def test_what_was_fused_of_one_model_is_never_taken_for_another():
 
 def test_memory_adds_the_weights_of_the_heaviest_stage():
     made = model(layers=BARE, tensors=(mib("model.layers.3.mlp.up_proj.weight", 100),), task="pooling")
-    assert of_gpu(placed(made, run(), Layout(pipeline=2), gpu())).weights == 100 * MIB
+    assert memory_of_gpu(placed(made, run(), Layout(pipeline=2), gpu())).weights == 100 * MIB
 
 
 # --- adapters (vllm/lora/layers: create_lora_weights), in numbers of two bytes for each rank of each adapter
@@ -493,7 +493,7 @@ ENDS = 4096 + 128_256  # of the embedding or of the head
 
 def adapters(layout=ONE, ranks=1, dtype="bfloat16", **changes):
     made = model(**changes)
-    with_them, without = (by_rank(placed(made, run(adapter_ranks=count, dtype=dtype), layout)) for count in (ranks, 0))
+    with_them, without = (weights_by_rank(placed(made, run(adapter_ranks=count, dtype=dtype), layout)) for count in (ranks, 0))
     found = [(more - less) // 2 for more, less in zip(with_them, without, strict=True)]
     return found[0] if len(found) == 1 else found
 
@@ -555,7 +555,7 @@ TENSORS = st.lists(st.builds(tensor, NAMES, st.integers(1, 5000), st.integers(1,
 def test_a_split_never_adds_to_a_gpu_and_never_loses_a_byte(tensors, ranks, tied, pipeline):
     made = model(layers=(MOE,) * 4, experts=EXPERTS, tensors=tensors, tie_word_embeddings=tied)
     layout = Layout(tensor=ranks, pipeline=pipeline)
-    whole, split = weights(placed(made, run(), ONE)), by_rank(placed(made, run(), layout))
+    whole, split = weights(placed(made, run(), ONE)), weights_by_rank(placed(made, run(), layout))
     assert max(split) <= whole
     assert sum(split) * ranks >= whole - 2 * MIB * len(tensors)  # what rounding a whole tensor up may add
     assert weights(placed(made, run(), Layout(tensor=2 * ranks, pipeline=pipeline))) <= max(split)
