@@ -39,7 +39,7 @@ _EMBEDS_EVERYWHERE = _HEADS_EVERYWHERE | {
 
 
 def weights(placement: Placement) -> int:
-    """Return the bytes of weights on the heaviest GPU, as vLLM's log line "Model loading took" counts them (PyTorch)."""
+    """Return the bytes of weights on the heaviest GPU: PyTorch's bytes, as in vLLM's log line "Model loading took"."""
     return max(weights_by_rank(placement))
 
 

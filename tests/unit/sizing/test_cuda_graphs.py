@@ -90,11 +90,14 @@ def test_a_feed_forward_is_released_where_nothing_is_split():
 
 
 @pytest.mark.parametrize(
-    ("guessed", "of_a_layer"), [(True, 53 * cuda_graphs.ESTIMATE_PER_LAYER), (False, 102 * cuda_graphs.ACTUAL_PER_LAYER)]
+    ("guessed", "of_a_layer"),
+    [(True, 53 * cuda_graphs.ESTIMATE_PER_LAYER), (False, 102 * cuda_graphs.ACTUAL_PER_LAYER)],
 )
 def test_a_layer_of_latent_attention_is_more_of_a_graph_than_another(guessed, of_a_layer):
     batch = run(estimate_cudagraphs=guessed, kv_cache_dtype="fp8")  # whose kernels get no room for splits
-    more = [memory_of_gpu(placed(model(layers=layers, mla=DEEPSEEK), batch, ONE, gpu())).cuda_graphs for layers in (8, 16)]
+    more = [
+        memory_of_gpu(placed(model(layers=layers, mla=DEEPSEEK), batch, ONE, gpu())).cuda_graphs for layers in (8, 16)
+    ]
     assert more[1] - more[0] == pytest.approx(8 * (1 + cuda_graphs.LATENT_EXTRA) * of_a_layer, abs=1)
     mixed = memory_of_gpu(placed(model(layers=(MOE,) * 32, experts=EXPERTS), batch, ONE, gpu())).cuda_graphs
     assert mixed == graphs(batch)

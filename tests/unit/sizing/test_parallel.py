@@ -174,7 +174,7 @@ def test_an_fp8_shard_is_a_whole_number_of_blocks():
     # 18,432 / 8 = 2,304 = 18 blocks of 128; 12,288 + 64 = 12,352: / 2 = 6,176 is 48.25 blocks
     assert problems(model(intermediate_size=18_432, quantization=FP8_BLOCKS), run(), TP8, ()) == []
     assert problems(model(intermediate_size=12_352, quantization=FP8_BLOCKS), run(), TP2, ()) == [
-        "the intermediate size 12352 over 2 ranks is 6176, not a multiple of the FP8 block 128"
+        "the intermediate size 12352 split over 2 ranks is 6176, which is not a multiple of the FP8 block size 128"
     ]
 
 
@@ -186,7 +186,7 @@ def test_blocks_may_be_cut_short_where_nothing_is_split():
 def test_both_sides_of_a_block_count_because_down_proj_is_cut_on_the_other_side(blocks):
     narrow = model(intermediate_size=2 * 192, quantization=quantized("fp8", bits=8, block_shape=blocks))
     assert problems(narrow, run(), TP2, ()) == [
-        f"the intermediate size 384 over 2 ranks is 192, not a multiple of the FP8 block {blocks[0]}"
+        f"the intermediate size 384 split over 2 ranks is 192, which is not a multiple of the FP8 block size {blocks[0]}"
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_shard_is_a_whole_number_of_quantisation_groups(method):
     # 29,568 / 8 = 3,696 = 28.875 groups of 128 (Qwen2.5-72B's width; vLLM refuses its AWQ upload on eight GPUs)
     grouped = model(intermediate_size=29_568, quantization=quantized(method, group_size=128))
     assert problems(grouped, run(), TP8, ()) == [
-        "a shard of 3696 of the intermediate size is not a whole number of quantisation groups of 128"
+        "a shard of the intermediate size is 3696, which is not a multiple of the quantisation group size 128"
     ]
     odd = msgspec.structs.replace(grouped, intermediate_size=29_600)  # as its maker quantised it: nothing is cut
     assert problems(odd, run(), Layout(), ()) == []
@@ -234,8 +234,8 @@ def test_quantised_experts_are_held_to_it_too():
     experts = Experts(count=8, per_token=2, intermediate_size=384, shared_intermediate_size=640)
     held = model(layers=(MOE,), experts=experts, quantization=quantized("awq", group_size=128))
     assert problems(held, run(), TP2, ()) == [
-        "a shard of 192 of the expert intermediate size is not a whole number of quantisation groups of 128",
-        "a shard of 320 of the shared-expert intermediate size is not a whole number of quantisation groups of 128",
+        "a shard of the expert intermediate size is 192, which is not a multiple of the quantisation group size 128",
+        "a shard of the shared-expert intermediate size is 320, which is not a multiple of the quantisation group size 128",
     ]
 
 
@@ -262,7 +262,7 @@ def test_the_transformers_backend_supports_pipelines(architecture):
 def test_expert_parallelism_needs_experts():
     alone = Layout(tensor=2, expert_parallel=True)
     assert problems(model(), run(), alone, ()) == [
-        "expert parallelism needs a mixture of experts, which this model is not"
+        "expert parallelism needs a mixture-of-experts model, and this model has no experts"
     ]
     assert problems(model(layers=(MOE,), experts=EXPERTS), run(), alone, ()) == []
 
@@ -282,7 +282,7 @@ def test_each_rank_of_expert_parallelism_has_an_expert():
 def test_a_layout_needs_the_gpus_of_all_its_replicas():
     layout = Layout(tensor=2, pipeline=2, data=3)
     assert problems(model(), run(), layout, [gpu()] * 12) == []
-    assert problems(model(), run(), layout, [gpu()] * 11) == ["12 GPUs are needed and 11 are there"]
+    assert problems(model(), run(), layout, [gpu()] * 11) == ["12 GPUs are needed and 11 are available"]
     assert problems(model(), run(), layout, ()) == []  # the CPU engine: none at all
 
 
@@ -290,7 +290,7 @@ T4 = gpu(capability=(7, 5), name="Tesla T4")
 
 
 def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
-    sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: add --dtype half"
+    sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: set --dtype half"
     assert problems(model(), run(), Layout(), [T4]) == [sentence]
     assert problems(model(), run(), TP2, [gpu(), T4]) == [sentence]
     assert problems(model(), run(), Layout(), [gpu(capability=(8, 0))]) == []
