@@ -148,7 +148,10 @@ def _best_split(
 def _with_spare_gpus(
     request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model, candidate: Candidate
 ) -> Candidate:
-    """Return ``candidate``, or as many replicas with more GPUs each if GPUs would stay unused, such as 1 of 4."""
+    """Return ``candidate``, or a larger candidate if GPUs would stay unused, such as 1 of 4.
+
+    The larger candidate has the same number of replicas and more GPUs in each replica.
+    """
     replicas, gpus_per_replica = candidate.layout.data, candidate.layout.gpus_per_replica
     if request.objective == "latency" or replicas < len(group) // gpus_per_replica:
         return candidate  # More stages only add latency. Or some GPUs have too little free memory to help.

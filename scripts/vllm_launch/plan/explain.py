@@ -220,7 +220,9 @@ def _batch_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
                 f"less than vLLM's default of {vllm_value:,}, whose activations leave too little KV cache",
             )
             if field == "max_num_seqs" and has_states:
-                why = f"less than vLLM's default of {vllm_value:,}: no more fit, as each request has a recurrent state"
+                why = (
+                    f"less than vLLM's default of {vllm_value:,}: each request needs a recurrent state, and no more fit"
+                )
         elif value != default:
             why = f"vLLM's default of {default:,}, adjusted by vLLM to this model and your settings"
         yield Reason(field=field, value=value, why=why, source=source)
@@ -301,7 +303,7 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
 
 
 def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
-    """Warn if vLLM estimates CUDA graphs by default, and the estimate makes the KV cache much smaller."""
+    """Yield a warning if vLLM estimates CUDA graphs by default and the KV cache is much smaller because of it."""
     default_estimate = request.gpu_memory_utilization is not None and request.estimate_cudagraphs is None
     if not chosen.gpus or not default_estimate or request.kv_cache_memory_bytes:
         return
