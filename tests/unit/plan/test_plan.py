@@ -396,8 +396,8 @@ def test_an_estimate_of_cuda_graphs_that_costs_much_of_the_kv_cache_is_a_warning
             if "estimates" in text
         ]
 
-    user_sets = PlanRequest(gpu_memory_utilization=0.92)
-    (text,) = estimate_warnings(user_sets, 61)
+    user_request = PlanRequest(gpu_memory_utilization=0.92)
+    (text,) = estimate_warnings(user_request, 61)
     (gpu,) = machine(total=79).gpus
     graphs = [
         memory.memory_of_gpu(placed(sized(61, heads=64), run(estimate_cudagraphs=estimated), Layout(), gpu))
@@ -405,10 +405,10 @@ def test_an_estimate_of_cuda_graphs_that_costs_much_of_the_kv_cache_is_a_warning
     ]
     estimate, used = (units.gib(parts.cuda_graphs) for parts in graphs)
     assert f"vLLM reserves {estimate} for CUDA graphs that use {used}" in text
-    assert not estimate_warnings(user_sets, 16)  # little of a large cache
+    assert not estimate_warnings(user_request, 16)  # little of a large cache
     assert not estimate_warnings(PlanRequest(), 61)
     for more in ({"estimate_cudagraphs": True}, {"enforce_eager": True}, {"kv_cache_memory_bytes": 2 * GIB}):
-        assert not estimate_warnings(msgspec.structs.replace(user_sets, **more), 61)
+        assert not estimate_warnings(msgspec.structs.replace(user_request, **more), 61)
 
 
 def test_a_utilisation_without_a_margin_is_accepted_with_a_warning():
