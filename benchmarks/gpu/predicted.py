@@ -11,7 +11,7 @@ from typing import Any
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.read import read_model
 from vllm_launch.sizing.kv import KvCache, kv_cache
-from vllm_launch.sizing.memory import Memory, kv_bytes, of_ranks
+from vllm_launch.sizing.memory import Memory, kv_bytes, memory_by_rank
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -49,7 +49,7 @@ def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     layout = Layout(tensor=args.pop("tensor_parallel_size", 1), pipeline=args.pop("pipeline_parallel_size", 1))
     utilization = args.pop("gpu_memory_utilization")
     run = RunConfig(**{"dtype": model.dtype} | args)
-    ranks = of_ranks(Placement(model, run, layout, gpu))
+    ranks = memory_by_rank(Placement(model, run, layout, gpu))
     return ranks, kv_cache(
         Placement(model, run, layout, gpu), [kv_bytes(rank, run, gpu, utilization) for rank in ranks]
     )

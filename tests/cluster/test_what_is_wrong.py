@@ -31,7 +31,7 @@ WRONG = {
     "missing-model": ({"config": {"model": "/models/nothing"}}, "model /models/nothing: "),
     "too-long": (
         {"config": {"model": "/models/tiny-chat", "max-model-len": 99999}, "env": []},
-        "the model itself is made for 2048 tokens and vLLM refuses more; lower it",
+        "the model supports at most 2048 tokens, and vLLM refuses more; lower it",
     ),
     "gated-simulated": ({"config": {"model": "some/gated"}} | HUB, "model some/gated: is gated; accept its licence at"),
     "no-such-model-simulated": ({"config": {"model": "some/other"}} | HUB, "there is no such model on the hub"),

@@ -9,42 +9,46 @@ import msgspec
 from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
-from vllm_launch.plan.fit import Candidate, NoFit, on_gpus
+from vllm_launch.plan.fit import Candidate, NoFit, fit_on_gpus
 from vllm_launch.plan.request import PlanRequest, batch_of, run_of
 from vllm_launch.sizing.parallel import Layout, problems
 from vllm_launch.sizing.run_config import RunConfig, default_batch
 
 SMALLER_BATCHES = ((2048, 256), (2048, 64), (512, 16))
-"""(max_num_batched_tokens, max_num_seqs) to try in turn when vLLM's defaults leave no room: both cost memory."""
+"""(max_num_batched_tokens, max_num_seqs) to try in this order if vLLM's defaults leave too little memory for the KV
+cache: both options cost memory."""
 
-UNEVEN = 50
-"""GPUs whose free memory differs by less than one part in so many of the whole are taken for equal: a desktop, or what
-a monitoring agent holds, must not change which GPUs are neighbours."""
+FREE_MEMORY_STEPS = 50
+"""Free memory is compared in steps of 1/50 of a GPU's memory. GPUs within one step count as equal: a desktop or a
+monitoring agent must not change which GPUs are neighbours."""
 
 
 def choose(
     request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model
 ) -> tuple[Candidate | None, list[NoFit]]:
-    """The best of all groups, None where nothing holds, and what was considered before it."""
-    kept: list[tuple[Candidate, list[NoFit]]] = []
-    missed: list[NoFit] = []
+    """Return the best candidate of all groups and the splits that were rejected before it.
+
+    The candidate is None if no split fits.
+    """
+    candidates: list[tuple[Candidate, list[NoFit]]] = []
+    no_fits: list[NoFit] = []
     for group in _groups(request, hardware, gpus):
-        found, misses = _best(request, hardware, group, model)
-        if found is None:
-            missed += misses
+        candidate, group_no_fits = _best_split(request, hardware, group, model)
+        if candidate is None:
+            no_fits += group_no_fits
         else:
-            kept.append((found, misses))
-    if not kept:
-        return None, missed
-    return max(kept, key=lambda pair: (pair[0].useful, pair[0].tokens))
+            candidates.append((candidate, group_no_fits))
+    if not candidates:
+        return None, no_fits
+    return max(candidates, key=lambda pair: (pair[0].useful, pair[0].tokens))
 
 
 def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
-    """Sets of GPUs that one vLLM may span.
+    """Return the sets of GPUs that one vLLM instance may use.
 
-    One utilisation and one number of blocks hold for every GPU of a vLLM, so unlike GPUs are mixed only where what was
-    asked for needs more GPUs than there are alike. A process sees one MIG slice at most (NVIDIA MIG User Guide, "CUDA
-    device enumeration"), so a slice is a group of its own.
+    One utilisation and one number of blocks apply to every GPU of a vLLM instance. So different kinds of GPUs are
+    mixed only if the request needs more GPUs than there are of one kind. A process sees at most one MIG slice (NVIDIA
+    MIG User Guide, "CUDA device enumeration"), so each slice is its own group.
     """
     if any(gpu.mig_profile for gpu in gpus):
         return [(gpu,) for gpu in gpus]
@@ -56,25 +60,25 @@ def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> li
 
 
 def _ordered(hardware: Hardware, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """The emptiest first, and those that NVLink joins to each other side by side, so that a replica gets them."""
-    taken = dict(zip((gpu.uuid for gpu in gpus), _taken(gpus), strict=True))
-    rest = sorted(gpus, key=lambda gpu: (taken[gpu.uuid], gpu.index))
+    """Return ``gpus`` with the emptiest first. GPUs that NVLink joins are neighbours, so that a replica gets them."""
+    steps = dict(zip((gpu.uuid for gpu in gpus), _steps_below_emptiest(gpus), strict=True))
+    remaining = sorted(gpus, key=lambda gpu: (steps[gpu.uuid], gpu.index))
     ordered: list[Gpu] = []
-    while rest:
-        mates = [gpu for gpu in rest if gpu == rest[0] or _linked(hardware, (rest[0], gpu))]
-        ordered += mates
-        rest = [gpu for gpu in rest if gpu not in mates]
+    while remaining:
+        joined = [gpu for gpu in remaining if gpu == remaining[0] or _linked(hardware, (remaining[0], gpu))]
+        ordered += joined
+        remaining = [gpu for gpu in remaining if gpu not in joined]
     return tuple(ordered)
 
 
-def _taken(gpus: Sequence[Gpu]) -> list[int]:
-    """How much less each GPU has free than the emptiest, in parts of 1 / UNEVEN of its memory, rounded down."""
-    most = max(gpu.memory_free for gpu in gpus)
-    return [(most - gpu.memory_free) * UNEVEN // gpu.memory_total for gpu in gpus]
+def _steps_below_emptiest(gpus: Sequence[Gpu]) -> list[int]:
+    """Return how much less free memory each GPU has than the emptiest, in FREE_MEMORY_STEPS, rounded down."""
+    most_free = max(gpu.memory_free for gpu in gpus)
+    return [(most_free - gpu.memory_free) * FREE_MEMORY_STEPS // gpu.memory_total for gpu in gpus]
 
 
 def _linked(hardware: Hardware, gpus: Sequence[Gpu]) -> bool:
-    """Whether NVLink joins every pair of ``gpus``; alone, a GPU is as good as linked."""
+    """Whether NVLink joins every pair of ``gpus``. A single GPU counts as linked."""
     if not hardware.nvlink:
         return len(gpus) == 1
     rows = [hardware.gpus.index(gpu) for gpu in gpus]
@@ -82,15 +86,18 @@ def _linked(hardware: Hardware, gpus: Sequence[Gpu]) -> bool:
 
 
 def _layouts(request: PlanRequest, hardware: Hardware, group: Sequence[Gpu]) -> Iterator[Layout]:
-    """Splits of one replica over ``group``, best first for the objective; ``data`` is how many replicas fit there.
+    """Yield splits of one replica over ``group``, the best for the objective first.
 
-    Over PCIe alone a pipeline moves far less than tensor parallelism does, which is what vLLM's documentation advises
-    there ("Parallelism and Scaling", on GPUs without NVLink); for latency only tensor parallelism helps.
+    ``data`` of each layout is the number of replicas that fit into the group. Over PCIe a pipeline moves far less data
+    than tensor parallelism. vLLM's documentation recommends it there ("Parallelism and Scaling", on GPUs without
+    NVLink). For latency only tensor parallelism helps.
     """
-    most = len(group) // (request.data_parallel_size or 1)
-    tensors = [request.tensor_parallel_size] if request.tensor_parallel_size else range(1, most + 1)
-    pipelines = [request.pipeline_parallel_size] if request.pipeline_parallel_size else range(1, most + 1)
-    splits = [(tensor, pipeline) for tensor in tensors for pipeline in pipelines if tensor * pipeline <= most]
+    largest = len(group) // (request.data_parallel_size or 1)
+    tensor_sizes = [request.tensor_parallel_size] if request.tensor_parallel_size else range(1, largest + 1)
+    pipeline_sizes = [request.pipeline_parallel_size] if request.pipeline_parallel_size else range(1, largest + 1)
+    splits = [
+        (tensor, pipeline) for tensor in tensor_sizes for pipeline in pipeline_sizes if tensor * pipeline <= largest
+    ]
     if request.objective == "latency":
         splits.sort(key=lambda split: (split[1], -split[0]))
     else:
@@ -101,73 +108,82 @@ def _layouts(request: PlanRequest, hardware: Hardware, group: Sequence[Gpu]) -> 
         yield Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=bool(request.enable_expert_parallel))
 
 
-def _best(
+def _best_split(
     request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model
 ) -> tuple[Candidate | None, list[NoFit]]:
-    """The first useful split on ``group``, else the one with the longest requests, else None; and what was passed over.
+    """Return the first useful split on ``group`` and the splits that were rejected before it.
 
-    vLLM's own batch comes first; smaller ones are tried when with it nothing is useful.
+    If no split is useful, return the one with the longest requests. If no split fits, return None. vLLM's own batch
+    comes first. Smaller batches are tried if no split is useful with it.
     """
     batches = [batch_of(request, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
     oldest = min(gpu.generation for gpu in group)
     fallback: Candidate | None = None
-    first: list[NoFit] = []
+    first_no_fits: list[NoFit] = []
     for batch in dict.fromkeys(batch for batch in batches if max(batch) <= max(batches[0])):
         run = run_of(request, model, batch, oldest)
-        misses: list[NoFit] = []
+        no_fits: list[NoFit] = []
         for layout in _layouts(request, hardware, group):
-            found = _spread(request, layout, group, model, run)
-            if isinstance(found, NoFit):
-                misses.append(found)
-            elif found.useful:
-                return _with_spare_gpus(request, hardware, group, model, found), misses
+            result = _with_best_replica_count(request, layout, group, model, run)
+            if isinstance(result, NoFit):
+                no_fits.append(result)
+            elif result.useful:
+                return _with_spare_gpus(request, hardware, group, model, result), no_fits
             else:
-                misses.append(
-                    NoFit(layout=found.layout, why=explain.too_small(found), longest=found.run_config.max_model_len)
+                no_fits.append(
+                    NoFit(
+                        layout=result.layout,
+                        why=explain.why_not_useful(result),
+                        longest=result.run_config.max_model_len,
+                    )
                 )
-                if fallback is None or found.run_config.max_model_len > fallback.run_config.max_model_len:
-                    fallback = found
-        first = first or misses
+                if fallback is None or result.run_config.max_model_len > fallback.run_config.max_model_len:
+                    fallback = result
+        first_no_fits = first_no_fits or no_fits
     if fallback is None:
-        return None, first
-    return fallback, [miss for miss in first if miss.layout != fallback.layout]
+        return None, first_no_fits
+    return fallback, [no_fit for no_fit in first_no_fits if no_fit.layout != fallback.layout]
 
 
 def _with_spare_gpus(
-    request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model, found: Candidate
+    request: PlanRequest, hardware: Hardware, group: Sequence[Gpu], model: Model, candidate: Candidate
 ) -> Candidate:
-    """``found``, or the same number of replicas with more GPUs each where some would be left over, such as 1 of 4."""
-    replicas, each = found.layout.data, found.layout.gpus_per_replica
-    if request.objective == "latency" or replicas < len(group) // each:
-        return found  # more stages only add to the latency; or some GPUs are too full to help
-    for size in range(len(group) // replicas, each, -1):
+    """Return ``candidate``, or a larger candidate if GPUs would stay unused, such as 1 of 4.
+
+    The larger candidate has the same number of replicas and more GPUs in each replica.
+    """
+    replicas, gpus_per_replica = candidate.layout.data, candidate.layout.gpus_per_replica
+    if request.objective == "latency" or replicas < len(group) // gpus_per_replica:
+        return candidate  # More stages only add latency. Or some GPUs have too little free memory to help.
+    for size in range(len(group) // replicas, gpus_per_replica, -1):
         for layout in _layouts(request, hardware, group):
             if (layout.gpus_per_replica, layout.data) == (size, replicas):
-                larger = _spread(request, layout, group, model, found.run_config)
-                if isinstance(larger, Candidate) and larger.tokens > found.tokens:
+                larger = _with_best_replica_count(request, layout, group, model, candidate.run_config)
+                if isinstance(larger, Candidate) and larger.tokens > candidate.tokens:
                     return larger
-    return found
+    return candidate
 
 
-def _spread(
+def _with_best_replica_count(
     request: PlanRequest, layout: Layout, group: Sequence[Gpu], model: Model, run: RunConfig
 ) -> Candidate | NoFit:
-    """``layout`` with as many replicas as give the most tokens: a GPU that is half taken drags all of them down.
+    """Return ``layout`` with the number of replicas that gives the most KV tokens.
 
-    Where the experts' width cannot be cut, whole experts can be spread (expert parallelism), unless that was asked for
-    or denied.
+    A GPU with little free memory lowers the KV cache of all replicas. If the experts' width cannot be split, use
+    expert parallelism (each GPU holds whole experts), unless the user set enable_expert_parallel.
     """
     if model.experts and request.enable_expert_parallel is None and problems(model, run, layout, group):
-        whole = msgspec.structs.replace(layout, expert_parallel=True)
-        layout = layout if problems(model, run, whole, group) else whole
-    each = layout.gpus_per_replica
-    best = on_gpus(request, layout, group[: each * layout.data], model, run)
-    if request.data_parallel_size or not any(_taken(group[: each * layout.data])):
+        whole_experts = msgspec.structs.replace(layout, expert_parallel=True)
+        layout = layout if problems(model, run, whole_experts, group) else whole_experts
+    gpus_per_replica = layout.gpus_per_replica
+    best = fit_on_gpus(request, layout, group[: gpus_per_replica * layout.data], model, run)
+    if request.data_parallel_size or not any(_steps_below_emptiest(group[: gpus_per_replica * layout.data])):
         return best
     for data in range(layout.data - 1, 0, -1):
-        found = on_gpus(request, msgspec.structs.replace(layout, data=data), group[: each * data], model, run)
-        if isinstance(found, Candidate) and (
-            isinstance(best, NoFit) or (found.useful, found.tokens) > (best.useful, best.tokens)
+        fewer = msgspec.structs.replace(layout, data=data)
+        result = fit_on_gpus(request, fewer, group[: gpus_per_replica * data], model, run)
+        if isinstance(result, Candidate) and (
+            isinstance(best, NoFit) or (result.useful, result.tokens) > (best.useful, best.tokens)
         ):
-            best = found
+            best = result
     return best

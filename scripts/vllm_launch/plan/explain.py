@@ -1,4 +1,4 @@
-"""Puts a decision into words: why each value is what it is, what was not taken, what to beware of. Pure."""
+"""Explains a decision in words: the reason for each value, the rejected plans, and the warnings. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig, default_batch
 from vllm_launch.units import gib
 
-MUCH = 1 / 20
-"""Share of the KV cache that is worth a warning."""
+WARNING_SHARE = 1 / 20
+"""Share of the KV cache that must be lost before the plan warns."""
 
 
-AMX_FAULT = "this CPU has AMX, and on some of these vLLM's attention in bfloat16 ends the engine with SIGILL"
+AMX_FAULT = "this CPU has AMX, and on some such CPUs vLLM's bfloat16 attention crashes the engine with SIGILL"
 
 
 class Source(StrEnum):
@@ -29,16 +29,16 @@ class Source(StrEnum):
 
     YOU = "you"  # the user set it
     MODEL = "model"  # config.json
-    HARDWARE = "hardware"  # what the GPUs or the CPU have
+    HARDWARE = "hardware"  # the memory and number of GPUs, or the CPU
     VLLM = "vLLM"  # vLLM's own default
     RULE = "rule"  # a rule of this planner
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one value is what it is.
+    """The reason for one value of the plan.
 
-    ``field`` is a vLLM option by dest, or "kv_cache", which is no option. ``origin`` says where the user set it, such
-    as "flag --max-model-len"; None where nobody did.
+    ``field`` is a vLLM option by dest, or "kv_cache", which is not an option. ``origin`` is where the user set the
+    value, such as "flag --max-model-len". It is None if the user did not set it.
     """
 
     field: str
@@ -49,87 +49,96 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan that was considered and not taken, such as "TP=3", and why."""
+    """A plan that was considered and rejected, such as "TP=3", and the reason."""
 
     plan: str
     why: str
 
 
 def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[Reason]:
-    """One for each value of the plan, what was asked for included."""
-    found = [
-        *_parallel(request, hardware, model, chosen),
-        *_memory(request, model, chosen),
-        *_dtype(request, model, chosen),
-        *_batch(request, model, chosen),
+    """Return one reason for each value of the plan, including the values that the user set."""
+    planned = [
+        *_parallel_reasons(request, hardware, model, chosen),
+        *_memory_reasons(request, model, chosen),
+        *_dtype_reasons(request, model, chosen),
+        *_batch_reasons(request, model, chosen),
     ]
-    given = msgspec.structs.asdict(request)
-    return [_credited(reason, given.get(reason.field)) for reason in found]
+    user_values = msgspec.structs.asdict(request)
+    return [_with_user_as_source(reason, user_values.get(reason.field)) for reason in planned]
 
 
-def _credited(reason: Reason, given: object) -> Reason:
-    """Return ``reason``, or one that names the user where the user set the value."""
-    if given is None or reason.source is Source.YOU:
+def _with_user_as_source(reason: Reason, user_value: object) -> Reason:
+    """Return ``reason``, or one that names the user as the source if the user set the value."""
+    if user_value is None or reason.source is Source.YOU:
         return reason
-    why = "set by you to auto: the longest request that fits" if given == AUTO else "set by you"
+    why = "set by you to auto: the longest request that fits" if user_value == AUTO else "set by you"
     return msgspec.structs.replace(reason, source=Source.YOU, why=why)
 
 
-def _parallel(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    layout, each = chosen.layout, chosen.layout.gpus_per_replica
+def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[Reason]:
+    layout, gpus_per_replica = chosen.layout, chosen.layout.gpus_per_replica
     if not chosen.gpus:
-        why = "no GPU is used: one worker of the CPU engine uses every core it may"
+        why = "runs on the CPU: one worker uses all cores that are available to it"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.HARDWARE)
     else:
-        what = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
+        cache = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
         if request.objective == "latency":
-            why = f"objective latency: the widest tensor parallelism that the model's sizes allow; {what}"
+            why = f"objective latency: the largest size that the model's dimensions allow: {cache}"
         elif chosen.useful and model.experts and layout.data > 1:
-            why = f"attention fits on {each} of the GPUs; the experts are spread over all {len(chosen.gpus)}: {what}"
+            why = (
+                f"attention fits on {gpus_per_replica} GPU(s), and the experts are spread over all "
+                f"{len(chosen.gpus)} GPUs: {cache}"
+            )
         elif chosen.useful:
-            why = f"the fewest GPUs that hold the weights and a useful KV cache: {what}"
+            why = f"the fewest GPUs that hold the weights and a useful KV cache: {cache}"
         else:
-            why = f"no split here gives a useful KV cache; this one holds the longest requests: {what}"
+            why = f"no split on these GPUs has a useful KV cache. This split holds the longest requests: {cache}"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.RULE)
     if layout.pipeline > 1 or request.pipeline_parallel_size:
-        why = _stages(hardware, model, chosen)
+        why = _why_pipeline(hardware, model, chosen)
         yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=Source.HARDWARE)
     used = len(chosen.gpus)
-    why = _replicas(layout.data, each, used, len(hardware.gpus)) if used else "one worker"
+    why = _replicas(layout.data, gpus_per_replica, used, len(hardware.gpus)) if used else "one replica on the CPU"
     if used and used < len(hardware.gpus):
-        why += ". The others stay free: they do not make another replica, or would make all replicas smaller"
+        why += (
+            ". The other GPUs stay unused: they are too few for another replica, or would shrink the KV cache of every "
+            "replica"
+        )
     yield Reason(field="data_parallel_size", value=layout.data, why=why, source=Source.HARDWARE)
     if layout.expert_parallel:
-        why = "the experts' width cannot be cut over so many GPUs, so each GPU has whole experts"
+        why = "the experts' width cannot be split over this many GPUs, so each GPU holds whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
 
 
-def _replicas(count: int, each: int, used: int, total: int) -> str:
+def _replicas(count: int, gpus_per_replica: int, used: int, total: int) -> str:
     """Return "8 replicas, 1 GPU each (8 of 8 GPUs used)"."""
-    replicas, gpus = f"{count} replica{'s'[: count > 1]}", f"{each} GPU{'s'[: each > 1]}"
+    replicas, gpus = f"{count} replica{'s'[: count > 1]}", f"{gpus_per_replica} GPU{'s'[: gpus_per_replica > 1]}"
     return f"{replicas}, {gpus}{' each' if count > 1 else ''} ({used} of {total} GPUs used)"
 
 
-def _stages(hardware: Hardware, model: Model, chosen: Candidate) -> str:
-    """Why a replica is a pipeline, and not tensor parallelism over as many GPUs."""
-    each = chosen.layout.gpus_per_replica
-    whole = msgspec.structs.replace(chosen.layout, tensor=each, pipeline=1)
-    refused = problems(model, chosen.run_config, whole, chosen.gpus)
+def _why_pipeline(hardware: Hardware, model: Model, chosen: Candidate) -> str:
+    """Return why a replica is a pipeline instead of tensor parallelism over the same number of GPUs."""
+    size = chosen.layout.gpus_per_replica
+    only_tensor = msgspec.structs.replace(chosen.layout, tensor=size, pipeline=1)
+    refused = problems(model, chosen.run_config, only_tensor, chosen.gpus)
     if refused:
-        return f"more GPUs are needed, and TP={each} is not possible: {refused[0]}"
-    rows = [hardware.gpus.index(gpu) for gpu in chosen.gpus[:each]] if hardware.nvlink else []
+        return f"a replica uses {size} GPUs, and TP={size} is not possible: {refused[0]}"
+    rows = [hardware.gpus.index(gpu) for gpu in chosen.gpus[:size]] if hardware.nvlink else []
     if not all(hardware.nvlink[a][b] for a in rows for b in rows if a != b) or not rows:
-        return "more GPUs are needed and NVLink does not join them: stages exchange far less than tensor parallelism"
-    return f"more GPUs are needed, and stages leave more KV cache on them than TP={each}"
+        return (
+            f"a replica uses {size} GPUs, and NVLink does not join them: pipeline stages exchange far less data than "
+            "tensor parallelism"
+        )
+    return f"a replica uses {size} GPUs, and pipeline stages leave more memory for the KV cache than TP={size}"
 
 
-def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
+def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     cache, run, parts = chosen.kv_cache, chosen.run_config, chosen.memory
     if chosen.gpus:
         yield Reason(
             field="gpu_memory_utilization",
             value=chosen.utilization,
-            why=_utilization(tightest(chosen.gpus), chosen.run_config, parts),
+            why=_why_utilization(tightest(chosen.gpus), chosen.run_config, parts),
             source=Source.HARDWARE,
         )
         if request.kv_cache_memory_bytes:
@@ -138,25 +147,25 @@ def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[R
     elif request.gpu_memory_utilization is not None and not (
         request.kv_cache_memory_bytes or request.cpu_kv_cache_bytes
     ):
-        # The user set it, so ``_credited`` gives the reason.
+        # The user set it, so ``_with_user_as_source`` gives the reason.
         yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE)
     else:
-        why = f"for {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one of max_model_len"
+        why = f"holds {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one request of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
-            why = "half of the memory that is left; the rest is the page cache's and other programs'"
+            why = "half of the memory that is left. The page cache and other programs use the rest"
         if request.cpu_kv_cache_bytes:
-            why = "set by VLLM_CPU_KVCACHE_SPACE, which vLLM prefers to its flag"
+            why = "set by VLLM_CPU_KVCACHE_SPACE, which overrides --kv-cache-memory-bytes"
         source = Source.YOU if request.cpu_kv_cache_bytes else Source.RULE
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
-    source, why = Source.MODEL, "what the model is made for, and it fits"
+    source, why = Source.MODEL, "the model's own limit, and it fits"
     if run.max_model_len < model.max_model_len:
         source, why = (
             Source.HARDWARE,
-            f"cut from the model's own {model.max_model_len:,}: the KV cache holds no longer request",
+            f"cut from the model's limit of {model.max_model_len:,}: the KV cache cannot hold a longer request",
         )
     yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
     if request.fp8_kv and run.kv_cache_dtype == "fp8":
-        why = "as launch.quality fp8-kv allows: half the bytes of the model's own dtype, and half to read for a token"
+        why = "allowed by launch.quality fp8-kv: half the bytes of the model's dtype, to store and to read"
         yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.RULE)
     if cache.bytes_per_token:
         size = (
@@ -164,137 +173,144 @@ def _memory(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[R
             if chosen.gpus
             else gib(cache.bytes)
         )
-        why = f"{size} hold {cache.tokens:,} tokens of {cache.bytes_per_token:,} bytes: {_streams(chosen)}"
+        why = (
+            f"{size} hold {cache.tokens:,} tokens of {cache.bytes_per_token:,} bytes each: {_requests_that_fit(chosen)}"
+        )
         yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
 
 
-def _dtype(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
+def _dtype_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     dtype = chosen.run_config.dtype
     if not chosen.gpus and request.dtype is None and dtype != model.dtype:
-        why = f"not the model's {model.dtype}: {AMX_FAULT}. The cost: no AMX for matrix products, which are slower"
+        why = f"replaces the model's {model.dtype}: {AMX_FAULT}. Matrix products then run without AMX and are slower"
         yield Reason(field="dtype", value=dtype, why=why, source=Source.HARDWARE)
 
 
-def _streams(chosen: Candidate) -> str:
+def _requests_that_fit(chosen: Candidate) -> str:
     tokens, longest = chosen.kv_cache.tokens, chosen.run_config.max_model_len
     usual = min(USEFUL_TOKENS, longest)
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
-    """What stands between a GPU's memory and what vLLM may claim of it."""
-    taken = gpu.memory_total - gpu.memory_free
-    others = f" less {gib(taken)} that is taken already" if taken else ""
+def _why_utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
+    """Return a GPU's memory and what must be subtracted from it, because vLLM may not claim it."""
+    used_bytes = gpu.memory_total - gpu.memory_free
+    used = f", minus {gib(used_bytes)} already in use" if used_bytes else ""
     graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
     return (
-        f"{gib(gpu.memory_total)} on GPU {gpu.index}{others}, less what vLLM does not count: the CUDA context "
-        f"{gib(parts.context)}{graphs} and {gib(parts.safety)} for what serving takes beyond the profile"
+        f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
+        f"{gib(parts.context)}{graphs}, and {gib(parts.safety)} that serving needs beyond vLLM's profile"
     )
 
 
-def _batch(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    default = default_batch(chosen.gpus[0] if chosen.gpus else None, chosen.layout.gpus_per_replica)
+def _batch_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
+    hardware_default = default_batch(chosen.gpus[0] if chosen.gpus else None, chosen.layout.gpus_per_replica)
     values = chosen.run_config.max_num_batched_tokens, chosen.run_config.max_num_seqs
-    own = batch_of(request, model, default)
-    states = any(layer.state_shapes for layer in model.layers) and values[0] == own[0]
-    for field, value, vllms, usual in zip(
-        ("max_num_batched_tokens", "max_num_seqs"), values, own, default, strict=True
+    vllm_values = batch_of(request, model, hardware_default)
+    has_states = any(layer.state_shapes for layer in model.layers) and values[0] == vllm_values[0]
+    for field, value, vllm_value, default in zip(
+        ("max_num_batched_tokens", "max_num_seqs"), values, vllm_values, hardware_default, strict=True
     ):
         source, why = Source.VLLM, "vLLM default for this hardware"
-        if value != vllms:
+        if value != vllm_value:
             source, why = (
                 Source.RULE,
-                f"less than vLLM's default, {vllms:,}, whose activations would leave too little KV cache",
+                f"less than vLLM's default of {vllm_value:,}, whose activations leave too little KV cache",
             )
-            if field == "max_num_seqs" and states:
-                why = f"less than vLLM's default, {vllms:,}: each request keeps a recurrent state, and no more fit"
-        elif value != usual:
-            why = f"what vLLM makes of its default, {usual:,}, for this model and what you set"
+            if field == "max_num_seqs" and has_states:
+                why = (
+                    f"less than vLLM's default of {vllm_value:,}: each request needs a recurrent state, and no more fit"
+                )
+        elif value != default:
+            why = f"vLLM's default of {default:,}, adjusted by vLLM to this model and your settings"
         yield Reason(field=field, value=value, why=why, source=source)
     if (share := watermark_of(request, chosen)) or request.watermark is not None:
         why = "share of the KV cache reserved for running requests, so that fewer are preempted and recomputed"
         yield Reason(field="watermark", value=share, why=why, source=Source.RULE)
 
 
-def too_small(found: Candidate) -> str:
-    """Why a split that holds was passed over: its cache is not useful."""
-    tokens, longest = found.kv_cache.tokens, found.run_config.max_model_len
-    short = tokens < USEFUL_REQUESTS * min(USEFUL_TOKENS, longest)
-    few = (
-        f"fewer than {USEFUL_REQUESTS} requests of {USEFUL_TOKENS:,}"
-        if short
+def why_not_useful(candidate: Candidate) -> str:
+    """Return why a split that fits was rejected: its KV cache is too small to be useful."""
+    tokens, longest = candidate.kv_cache.tokens, candidate.run_config.max_model_len
+    few_requests = tokens < USEFUL_REQUESTS * min(USEFUL_TOKENS, longest)
+    why = (
+        f"fewer than {USEFUL_REQUESTS} requests of {USEFUL_TOKENS:,} tokens"
+        if few_requests
         else f"max_model_len is cut to {longest:,}"
     )
-    return f"a KV cache of {tokens:,} tokens: {few}"
+    return f"the KV cache holds only {tokens:,} tokens: {why}"
 
 
-def cpu_remedy(miss: NoFit) -> str:
-    """What to do where the CPU engine has too little memory."""
-    longest = f"give --max-model-len {miss.longest}, or " if miss.longest else ""
-    return f"{longest}raise the memory limit, take a smaller model, or plan for GPUs with --hardware"
+def cpu_remedy(no_fit: NoFit) -> str:
+    """Return what the user can do if the CPU engine has too little memory."""
+    longest = f"set --max-model-len {no_fit.longest}, or " if no_fit.longest else ""
+    return f"{longest}raise the memory limit, use a smaller model, or plan for GPUs with --hardware"
 
 
 def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
-    """What the person should know before believing the plan."""
+    """Return what the user should know before using the plan."""
     return [
-        *_loud_cuts(request, model, chosen),
-        *_gpu_warnings(request, hardware, chosen),
-        *_guess(request, model, chosen),
+        *_size_warnings(request, model, chosen),
+        *_hardware_warnings(request, hardware, chosen),
+        *_cuda_graph_warnings(request, model, chosen),
     ]
 
 
-def _loud_cuts(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
+def _size_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
     longest = chosen.run_config.max_model_len
     if request.length is None and longest < model.max_model_len:
-        need = kv.bytes_per_request(chosen.placement, model.max_model_len)
+        needed = kv.bytes_per_request(chosen.placement, model.max_model_len)
         yield (
-            f"max_model_len is cut from the model's own {model.max_model_len:,} to {longest:,} tokens: one request of "
-            f"the model's length needs {gib(need)} of KV cache and {gib(chosen.kv_cache.bytes)} are there"
+            f"max_model_len is cut from the model's limit of {model.max_model_len:,} to {longest:,} tokens: one "
+            f"request of {model.max_model_len:,} tokens needs {gib(needed)} of KV cache, and "
+            f"{gib(chosen.kv_cache.bytes)} are available"
         )
     if not chosen.useful and longest == (request.length or model.max_model_len):
-        yield f"the KV cache is small: {_streams(chosen)} at a time; others wait"
+        yield f"the KV cache is small: it holds {_requests_that_fit(chosen)} at a time. Other requests wait"
     if model.tensors_from == "config":
-        yield "there are no safetensors headers to read, so the size of the weights follows from config.json alone"
+        yield "no safetensors headers were found, so the size of the weights is computed from config.json alone"
 
 
-def _gpu_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
-    yield from (f"{why}; it is left out" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
+def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
+    yield from (f"{why}. The plan does not use it" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
     for gpu in chosen.gpus:
         yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
-        held = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
-        if held:
-            yield f"GPU {gpu.index} is shared: {gib(gpu.memory_total - gpu.memory_free)} are held, by {held}"
+        processes = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
+        if processes:
+            used = gib(gpu.memory_total - gpu.memory_free)
+            yield f"GPU {gpu.index} is shared: {used} are in use by {processes}"
     if not chosen.gpus:
         nodes = len(hardware.cpu.numa_nodes) if hardware.cpu else 1
         if chosen.run_config.dtype == "bfloat16" and amx_attention(chosen.placement.model, hardware.cpu):
-            way_out = (
-                "this quantisation has no other"
+            remedy = (
+                "this quantisation supports no other dtype"
                 if only_bfloat16(request, chosen.placement.model)
-                else "give --dtype float16"
+                else "set --dtype float16"
             )
-            yield f"{AMX_FAULT}: {way_out}"
+            yield f"{AMX_FAULT}: {remedy}"
         if nodes > 1 and request.tensor_parallel_size is None:
-            yield f"the CPU has {nodes} NUMA nodes and one is used: --tensor-parallel-size {nodes} uses all of them"
+            yield f"the CPU has {nodes} NUMA nodes and vLLM uses one: set --tensor-parallel-size {nodes} to use all"
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
-        yield f"{len(hardware.gpus) - len(chosen.gpus)} GPUs are left unused"
+        yield f"unused GPUs: {len(hardware.gpus) - len(chosen.gpus)}"
     if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
-            f"serving may take beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
+            f"serving may need beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
         )
 
 
-def _guess(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
-    """VLLM's guess at CUDA graphs, where it makes one that nobody asked for and the cache is much smaller for it."""
-    left_to_vllm = request.gpu_memory_utilization is not None and request.estimate_cudagraphs is None
-    if not chosen.gpus or not left_to_vllm or request.kv_cache_memory_bytes:
+def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
+    """Yield a warning if vLLM estimates CUDA graphs by default and the KV cache is much smaller because of it."""
+    default_estimate = request.gpu_memory_utilization is not None and request.estimate_cudagraphs is None
+    if not chosen.gpus or not default_estimate or request.kv_cache_memory_bytes:
         return
-    plain = msgspec.structs.replace(chosen.run_config, estimate_cudagraphs=False)
-    told_not_to = Placement(model, plain, chosen.layout, chosen.placement.gpu)
-    guess, taken = chosen.memory.cuda_graphs, memory.of_gpu(told_not_to).cuda_graphs
-    if guess - taken > chosen.kv_bytes * MUCH:
+    run = msgspec.structs.replace(chosen.run_config, estimate_cudagraphs=False)
+    without_estimate = Placement(model, run, chosen.layout, chosen.placement.gpu)
+    estimate, used = chosen.memory.cuda_graphs, memory.memory_of_gpu(without_estimate).cuda_graphs
+    if estimate - used > chosen.kv_bytes * WARNING_SHARE:
         yield (
-            f"vLLM will take {gib(guess)} off the KV cache for CUDA graphs that take {gib(taken)}: it guesses, since "
-            "gpu_memory_utilization is set; without it the plan leaves them what they take"
+            f"vLLM reserves {gib(estimate)} for CUDA graphs that use {gib(used)}, which makes the KV cache smaller: "
+            "vLLM estimates them because gpu_memory_utilization is set. Remove that option, and the plan reserves "
+            "only what they use"
         )

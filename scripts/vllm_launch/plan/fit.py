@@ -1,4 +1,4 @@
-"""Whether one split on certain GPUs, or the CPU, holds what was asked, and with what. Pure."""
+"""Computes whether one split fits on certain GPUs or on the CPU, and the KV cache that it leaves. Pure."""
 
 from __future__ import annotations
 
@@ -21,50 +21,57 @@ from vllm_launch.units import MIB, gib
 
 USEFUL_REQUESTS = 16
 USEFUL_TOKENS = 2048
-"""A KV cache is useful when it holds one request of the whole ``max_model_len``, without which vLLM refuses to start,
-and 16 requests of 2,048 tokens. With fewer streams than that a GPU spends its time reading weights, and one more GPU
-in the replica serves more than a replica of its own on that GPU."""
+"""A KV cache is useful if it holds 16 requests of 2,048 tokens and also one request of the full ``max_model_len``.
+Without the latter vLLM refuses to start. With fewer requests a GPU spends its time reading weights. Then one more GPU
+in the replica serves more requests than a separate replica on that GPU."""
 
 CPU_SHARE = 0.5
-"""Of the memory that weights leave on a CPU, the most that the cache takes unasked: the rest is the page cache's, which
-the weights are read through, and that of other programs."""
+"""Largest share of the memory left beside the weights that the plan gives to the KV cache on a CPU, if the user sets no
+size. Other programs use the rest, and so does the page cache, through which the weights are read."""
 
 WATERMARK = 0.02
-"""Of the KV cache, what is kept free where a request is let into the batch; vLLM's default is nothing. Running requests
-grow into it: with no room left one is preempted, and its tokens are computed again. More gives large caches little, and
-costs small ones some of their few requests. Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
+"""Share of the KV cache that must stay free when vLLM admits a request to the batch. vLLM's default is 0. Running
+requests grow into this share. Without free blocks vLLM preempts a request and recomputes its tokens. A larger share
+hardly helps large caches, and small caches would admit fewer requests.
+Source: benchmarks/gpu/scheduling.py, v1/core/kv_cache_manager.py."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A split that holds. ``kv_cache`` is per replica, ``memory`` of the tightest GPU, ``kv_bytes`` on each GPU."""
+    """A split that fits.
+
+    ``kv_cache`` is per replica, ``memory`` is of the GPU with the least memory left, ``kv_bytes`` is per GPU.
+    """
 
     placement: Placement
-    gpus: tuple[Gpu, ...]  # of all replicas; none on the CPU engine
+    gpus: tuple[Gpu, ...]  # of all replicas; empty on the CPU engine
     memory: Memory
     utilization: float
-    safe_utilization: float  # the largest that leaves every rank its room; 0.0 on the CPU engine
+    safe_utilization: float  # the largest that leaves enough memory on every rank; 0.0 on the CPU engine
     kv_bytes: int
     kv_cache: KvCache
     useful: bool
 
     @property
     def layout(self) -> Layout:
-        """How it is split."""
+        """Return how the model is split."""
         return self.placement.layout
 
     @property
     def run_config(self) -> RunConfig:
-        """How vLLM is run."""
+        """Return how vLLM runs."""
         return self.placement.run_config
 
     @property
     def tokens(self) -> int:
-        """KV tokens of all replicas together."""
+        """Return the KV tokens of all replicas together."""
         return self.kv_cache.tokens * self.layout.data
 
 
 class NoFit(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a split cannot be, or is not taken. ``missing`` is by how many bytes a GPU is too small, if that is why."""
+    """A split that does not fit or is rejected, and why.
+
+    ``missing`` is the number of bytes that a GPU lacks, or None if memory is not the reason.
+    """
 
     layout: Layout
     why: str
@@ -72,124 +79,135 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
     longest: int = 0  # tokens of the longest request that would fit
 
 
-def watermark_of(request: PlanRequest, found: Candidate) -> float:
-    """What was asked, else WATERMARK where requests can outgrow the cache; 0 where not, as in models that pool.
+def watermark_of(request: PlanRequest, candidate: Candidate) -> float:
+    """Return the user's watermark, or else WATERMARK if running requests can outgrow the KV cache, or else 0.
 
-    And 0 in a cache that is not useful, or does not hold two of the longest: one of them would have to wait until
-    nothing else runs, and those behind it with it (v1/core/sched/scheduler.py: whoever is not let in ends the turn).
+    Requests of pooling models do not grow, so they get 0. A KV cache that is not useful, or that cannot hold two of
+    the longest requests, gets 0 too: the second of them, and every request behind it, would wait until nothing else
+    runs (v1/core/sched/scheduler.py: a request that cannot be admitted blocks the queue).
     """
     if request.watermark is not None:
         return request.watermark
-    longest, tokens = found.run_config.max_model_len, found.kv_cache.tokens
-    outgrown = 2 * longest <= tokens < found.run_config.max_num_seqs * longest
-    return WATERMARK if outgrown and found.useful and found.placement.model.task == "generate" else 0.0
+    longest, tokens = candidate.run_config.max_model_len, candidate.kv_cache.tokens
+    can_outgrow = 2 * longest <= tokens < candidate.run_config.max_num_seqs * longest
+    return WATERMARK if can_outgrow and candidate.useful and candidate.placement.model.task == "generate" else 0.0
 
 
 def tightest(gpus: Sequence[Gpu]) -> Gpu:
-    """The GPU with the least free memory."""
+    """Return the GPU with the least free memory."""
     return min(gpus, key=lambda gpu: (gpu.memory_free, gpu.memory_total))
 
 
-def on_gpus(
+def fit_on_gpus(
     request: PlanRequest, layout: Layout, gpus: Sequence[Gpu], model: Model, run: RunConfig
 ) -> Candidate | NoFit:
-    """Work ``layout`` out on exactly ``gpus``, those of all its replicas."""
+    """Return what ``layout`` holds on exactly ``gpus``, the GPUs of all its replicas, or why it does not fit."""
     problems = parallel.problems(model, run, layout, gpus)
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
-    gpu = tightest(gpus)  # one utilisation holds for all, so it decides
+    gpu = tightest(gpus)  # One utilisation applies to all GPUs, so this GPU decides.
     placement = Placement(model, run, layout, gpu)
-    ranks = memory.of_ranks(placement)
+    ranks = memory.memory_by_rank(placement)
     parts = memory.rank_with_least_room(ranks, run)
-    safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one holds for all, whoever leaves the least
+    safe = min(memory.safe_utilization(rank, run, gpu) for rank in ranks)  # one utilisation applies to all ranks
     utilization = request.gpu_memory_utilization or safe
-    left = memory.kv_bytes(parts, run, gpu, utilization)
-    if refusal := _refusal(request, layout, parts, gpu, left):
+    kv_bytes = memory.kv_bytes(parts, run, gpu, utilization)
+    if refusal := _too_little_memory(request, layout, parts, gpu, kv_bytes):
         return refusal
-    room: kv.Room = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
+    cache_bytes: kv.CacheBytes = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
     if request.kv_cache_memory_bytes:
-        room = left = request.kv_cache_memory_bytes
-    found = _with_cache(request, placement, room)
-    if isinstance(found, NoFit):
-        return found
-    placement, cache, useful = found
+        cache_bytes = kv_bytes = request.kv_cache_memory_bytes
+    result = _with_cache(request, placement, cache_bytes)
+    if isinstance(result, NoFit):
+        return result
+    placement, cache, useful = result
     blocks = _state_blocks(placement, cache)
     if blocks is not None and run.max_num_seqs > blocks:
         if request.max_num_seqs is not None or not blocks:
-            why = f"max_num_seqs {run.max_num_seqs} is more than the {blocks} recurrent states that fit"
+            why = f"max_num_seqs is {run.max_num_seqs}, but only {blocks} recurrent states fit, one per request"
             return NoFit(layout=layout, why=why)
-        return on_gpus(request, layout, gpus, model, msgspec.structs.replace(run, max_num_seqs=blocks))
+        return fit_on_gpus(request, layout, gpus, model, msgspec.structs.replace(run, max_num_seqs=blocks))
     return Candidate(
         placement=placement,
         gpus=tuple(gpus),
         memory=parts,
         utilization=utilization,
         safe_utilization=safe,
-        kv_bytes=left,
+        kv_bytes=kv_bytes,
         kv_cache=cache,
         useful=useful,
     )
 
 
-def _refusal(request: PlanRequest, layout: Layout, parts: Memory, gpu: Gpu, left: int) -> NoFit | None:
-    """Why vLLM would not get as far as a KV cache; ``left`` bytes are what its profiling leaves for one."""
-    over, why = -left, "before any KV cache"
+def _too_little_memory(request: PlanRequest, layout: Layout, parts: Memory, gpu: Gpu, kv_bytes: int) -> NoFit | None:
+    """Return why vLLM would stop before it allocates a KV cache, or None.
+
+    ``kv_bytes`` is the memory that vLLM's profiling leaves for the KV cache.
+    """
+    missing, purpose = -kv_bytes, "even without a KV cache"
     if request.gpu_memory_utilization is not None:
-        share = memory.requested(gpu, request.gpu_memory_utilization)
+        share = memory.requested_bytes(gpu, request.gpu_memory_utilization)
         free = gpu.memory_free - parts.context
         if share > free:  # v1/worker/utils.py:request_memory raises
-            over, why = (
+            missing, purpose = (
                 share - free,
-                f"to gpu_memory_utilization {request.gpu_memory_utilization}, with {gib(free)} free",
+                f"for gpu_memory_utilization {request.gpu_memory_utilization}, with {gib(free)} free",
             )
         elif request.kv_cache_memory_bytes:
-            return None  # vLLM takes both as they are given
+            return None  # vLLM uses both values without a check
     elif request.kv_cache_memory_bytes:
-        over, why = request.kv_cache_memory_bytes - left, f"to a KV cache of {gib(request.kv_cache_memory_bytes)}"
-    if over < 0 or (over == 0 and request.kv_cache_memory_bytes):
+        missing = request.kv_cache_memory_bytes - kv_bytes
+        purpose = f"for a KV cache of {gib(request.kv_cache_memory_bytes)}"
+    if missing < 0 or (missing == 0 and request.kv_cache_memory_bytes):
         return None
     needs = f"weights {gib(parts.weights)}, activations {gib(parts.activation_peak)}"
-    why = f"{gib(max(over, 1))} of GPU {gpu.index}'s memory are missing {why} ({needs})"
-    return NoFit(layout=layout, why=why, missing=max(over, 1))
+    why = f"GPU {gpu.index} lacks {gib(max(missing, 1))} of memory {purpose} ({needs})"
+    return NoFit(layout=layout, why=why, missing=max(missing, 1))
 
 
-def on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:
-    """Work ``layout`` out on the CPU engine, one worker for each tensor-parallel rank (vLLM binds them to NUMA nodes).
+def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:
+    """Return what ``layout`` holds on the CPU engine, or why it does not fit.
 
-    Unasked, the cache holds ``max_num_seqs`` requests of 2,048 tokens and one of ``max_model_len``, or as many as
-    ``CPU_SHARE`` of the memory allows: a larger one would only be taken from other programs.
+    vLLM runs one worker for each tensor-parallel rank and binds it to a NUMA node. If the user sets no size, the KV
+    cache holds ``max_num_seqs`` requests of 2,048 tokens and one request of ``max_model_len``, or as much as
+    ``CPU_SHARE`` of the memory allows. A larger KV cache would only take memory from other programs.
     """
     problems = parallel.problems(model, run, layout, ())
     if problems:
         return NoFit(layout=layout, why="; ".join(problems))
     placement = Placement(model, run, layout)
-    taken = memory.cpu_memory(placement)
-    # A worker is bound to one node, and one of them may be small.
+    worker_bytes = memory.cpu_memory(placement)
+    # A worker is bound to one NUMA node, and one of the nodes may be small.
     nodes = [node.memory_available or node.memory_total for node in cpu.numa_nodes]
-    left = min(cpu.memory_available // layout.gpus, *nodes, cpu.memory_available) - taken
+    left = min(cpu.memory_available // layout.gpus, *nodes, cpu.memory_available) - worker_bytes
     if left <= 0:
-        why = f"{gib(max(-left, 1))} of memory are missing before any KV cache (one worker takes {gib(taken)})"
+        why = f"a worker lacks {gib(max(-left, 1))} of memory even without a KV cache (it needs {gib(worker_bytes)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
     set_bytes = request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
     if request.gpu_memory_utilization is not None and not set_bytes:
-        set_bytes = max(1, _cpu_share(cpu, request.gpu_memory_utilization) - taken)
-    if set_bytes and (over := set_bytes - left) > 0:
-        why = f"{gib(over)} of memory are missing to a KV cache of {gib(set_bytes)}"
-        return NoFit(layout=layout, why=why, missing=over)
-    most = set_bytes or int(left * CPU_SHARE)
-    found = _with_cache(request, placement, most)
-    if isinstance(found, NoFit):
-        return found
-    placement, cache, useful = found
+        set_bytes = max(1, _cpu_share(cpu, request.gpu_memory_utilization) - worker_bytes)
+    if set_bytes and (missing := set_bytes - left) > 0:
+        why = f"a worker lacks {gib(missing)} of memory for a KV cache of {gib(set_bytes)}"
+        return NoFit(layout=layout, why=why, missing=missing)
+    kv_bytes = set_bytes or int(left * CPU_SHARE)
+    result = _with_cache(request, placement, kv_bytes)
+    if isinstance(result, NoFit):
+        return result
+    placement, cache, useful = result
     if not set_bytes:
         run = placement.run_config
-        wanted = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
-        each = wanted * cache.bytes_per_token // layout.gpus_per_replica
-        most = min(most, -(-each // MIB) * MIB)
-        cache = kv.kv_cache(placement, most)
-    held = weights(placement)
+        tokens = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
+        needed = tokens * cache.bytes_per_token // layout.gpus_per_replica
+        kv_bytes = min(kv_bytes, -(-needed // MIB) * MIB)
+        cache = kv.kv_cache(placement, kv_bytes)
+    weight_bytes = weights(placement)
     parts = Memory(
-        weights=held, activation_peak=0, cuda_graphs=0, non_torch=taken - held, context=0, safety=left - most
+        weights=weight_bytes,
+        activation_peak=0,
+        cuda_graphs=0,
+        non_torch=worker_bytes - weight_bytes,
+        context=0,
+        safety=left - kv_bytes,
     )
     return Candidate(
         placement=placement,
@@ -197,41 +215,47 @@ def on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run: Ru
         memory=parts,
         utilization=request.gpu_memory_utilization or 0.0,
         safe_utilization=0.0,
-        kv_bytes=most,
+        kv_bytes=kv_bytes,
         kv_cache=cache,
         useful=useful,
     )
 
 
 def _cpu_share(cpu: Cpu, utilization: float) -> int:
-    """Bytes that a worker may take where the person says which share: of its node (v1/worker/cpu_worker.py)."""
+    """Return the bytes that a worker may use: ``utilization`` of its NUMA node (v1/worker/cpu_worker.py)."""
     limit = min(cpu.memory_total, cpu.memory_limit or cpu.memory_total)
     return math.ceil(min([limit, *(node.memory_total for node in cpu.numa_nodes)]) * utilization)
 
 
-def _with_cache(request: PlanRequest, placement: Placement, room: kv.Room) -> tuple[Placement, KvCache, bool] | NoFit:
-    """What ``room`` for the cache holds: ``placement`` with a length that fits, the cache, and whether it is useful."""
+def _with_cache(
+    request: PlanRequest, placement: Placement, cache_bytes: kv.CacheBytes
+) -> tuple[Placement, KvCache, bool] | NoFit:
+    """Return ``placement`` with a length that fits, the KV cache, and whether it is useful.
+
+    If no length fits, return why. ``cache_bytes`` are the bytes for the KV cache.
+    """
     model, run, layout = placement.model, placement.run_config, placement.layout
-    longest = kv.longest_that_fits(placement, room)
+    longest = kv.longest_that_fits(placement, cache_bytes)
     if longest < run.max_model_len:
         if request.length is not None or longest < min(USEFUL_TOKENS, run.max_model_len):
             needed = kv.bytes_per_request(placement, run.max_model_len)
-            left = room if isinstance(room, int) else min(room)
+            left = cache_bytes if isinstance(cache_bytes, int) else min(cache_bytes)
             missing = max(needed // layout.gpus_per_replica - left, 1)
-            what = f"a request of {run.max_model_len:,} tokens; {longest:,} would fit"
-            return NoFit(layout=layout, why=f"{gib(missing)} are missing to {what}", missing=missing, longest=longest)
+            what = f"a request of {run.max_model_len:,} tokens (the longest that fits: {longest:,})"
+            why = f"the KV cache lacks {gib(missing)} for {what}"
+            return NoFit(layout=layout, why=why, missing=missing, longest=longest)
         run = msgspec.structs.replace(run, max_model_len=longest)
         placement = Placement(model, run, layout, placement.gpu)
-    cache = kv.kv_cache(placement, room)
-    whole = run.max_model_len == (request.length or model.max_model_len)
-    enough = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
-    return placement, cache, not cache.bytes_per_token or (whole and enough)
+    cache = kv.kv_cache(placement, cache_bytes)
+    full_length = run.max_model_len == (request.length or model.max_model_len)
+    enough_tokens = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
+    return placement, cache, not cache.bytes_per_token or (full_length and enough_tokens)
 
 
 def _state_blocks(placement: Placement, cache: KvCache) -> int | None:
-    """Blocks of the pool where requests keep recurrent states; None where none does, or where it does not matter.
+    """Return the number of blocks that can hold recurrent states, or None if that number is no limit.
 
-    With full CUDA graphs vLLM refuses more requests than blocks (config/compilation.py, "exceeds available Mamba
+    With full CUDA graphs vLLM refuses a ``max_num_seqs`` above it (config/compilation.py, "exceeds available Mamba
     cache blocks").
     """
     if placement.run_config.enforce_eager or not any(layer.state_shapes for layer in placement.model.layers):

@@ -1,4 +1,4 @@
-"""What the user asks of a plan, and the engine arguments that follow from it. Pure."""
+"""The user's request for a plan, and the engine arguments that follow from it. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vllm_launch.sizing.run_config import RunConfig
 Objective = Literal["throughput", "latency"]
 
 AUTO = -1
-"""``max_model_len`` "auto": as long as one request fits (vllm/config/model.py)."""
+"""Value of ``max_model_len`` for "auto": the longest request that fits (vllm/config/model.py)."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the person set of vLLM's own arguments, under vLLM's names; None where they left it to the plan.
+    """The vLLM arguments that the user set, under vLLM's names, and the launcher's own settings.
 
-    Values are taken as given; the rest is computed around them. The launcher's own wishes come in too.
+    None means that the plan chooses the value. The plan never changes a value that is set.
     """
 
     objective: Objective = "throughput"
     fp8_kv: bool = False  # launch.quality: the plan may choose an FP8 cache
-    fuse_allreduce_rms: bool = True  # not where NVLink multicast must stay unused
+    fuse_allreduce_rms: bool = True  # False if vLLM must not use NVLink multicast
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
@@ -49,58 +49,61 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
-    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: the person knows better
-    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, which wins over kv_cache_memory_bytes there
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: no length check
+    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, overrides kv_cache_memory_bytes
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
 
     @property
-    def guesses_graphs(self) -> bool:
-        """Whether vLLM guesses what CUDA graphs will take: where the plan decides on memory, it knows better."""
+    def vllm_estimates_graphs(self) -> bool:
+        """Whether vLLM estimates the memory of CUDA graphs.
+
+        If the user sets neither the estimate nor the KV cache's memory, the plan reserves the memory of CUDA graphs.
+        """
         if self.estimate_cudagraphs is not None:
             return self.estimate_cudagraphs
         return self.gpu_memory_utilization is not None or self.kv_cache_memory_bytes is not None
 
     @property
     def length(self) -> int | None:
-        """``max_model_len`` where it is a number of tokens."""
+        """Return ``max_model_len`` in tokens, or None if it is not set or "auto"."""
         return None if self.max_model_len == AUTO else self.max_model_len
 
 
 def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) around what was asked, from ``default`` for what was not.
+    """Return (max_num_batched_tokens, max_num_seqs): the user's values, and ``default`` adjusted to them.
 
-    As vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, and never what
-    config/scheduler.py:verify_max_model_len refuses. A model that pools takes its input whole.
+    A pooling model needs its whole input in one batch. The result passes config/scheduler.py:verify_max_model_len.
+    Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
     """
-    doubled = 2 if request.performance_mode == "throughput" else 1
-    seqs = request.max_num_seqs or default[1] * doubled
+    factor = 2 if request.performance_mode == "throughput" else 1
+    seqs = request.max_num_seqs or default[1] * factor
     tokens = request.max_num_batched_tokens
     if tokens is None:
         length = request.length or model.max_model_len
-        tokens = min(default[0] * doubled, seqs * length)
+        tokens = min(default[0] * factor, seqs * length)
         if request.enable_chunked_prefill is False or model.task == "pooling":
             tokens = max(tokens, length)
         tokens = max(tokens, request.max_num_seqs or 1)
     return tokens, request.max_num_seqs or min(seqs, tokens)
 
 
-def keeps_fp8(model: Model, oldest: Generation | None) -> bool:
-    """Whether an FP8 cache is faster than the model's own, on GPUs no older than ``oldest``.
+def fp8_cache_is_faster(model: Model, oldest: Generation | None) -> bool:
+    """Whether an FP8 KV cache is faster than one in the model's dtype. ``oldest`` is the oldest GPU generation.
 
-    FlashAttention reads it on Hopper, FlashInfer elsewhere from Ada on (v1/attention/backends/flash_attn.py,
-    flashinfer.py: supports_kv_cache_dtype). Latent caches are small already and would take other kernels; a checkpoint
-    that says what its cache is knows better.
+    FlashAttention reads FP8 on Hopper, and FlashInfer reads it on other GPUs from Ada on
+    (v1/attention/backends/flash_attn.py, flashinfer.py: supports_kv_cache_dtype). MLA caches are small already and
+    would need other kernels. The cache dtype of a checkpoint has priority.
     """
-    cached = any(layer.kv_heads for layer in model.layers)
-    own = model.quantization is not None and model.quantization.kv_cache_dtype is not None
-    return cached and not own and model.mla is None and oldest is not None and oldest >= Generation.ADA
+    has_cache = any(layer.kv_heads for layer in model.layers)
+    set_by_checkpoint = model.quantization is not None and model.quantization.kv_cache_dtype is not None
+    return has_cache and not set_by_checkpoint and model.mla is None and oldest is not None and oldest >= Generation.ADA
 
 
 def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None, cpu: Cpu | None = None) -> str:
-    """What the model computes in: what was asked, else its own.
+    """Return the dtype that the model computes in: the user's choice, or else the model's own.
 
-    Before the A100 there is no bfloat16, and vLLM falls back by itself. Source:
-    vllm/config/model.py:_resolve_auto_dtype. On a CPU with AMX the plan falls back (``amx_attention``).
+    GPUs before the A100 have no bfloat16, so vLLM falls back to another dtype. On a CPU with AMX the plan falls back
+    (see ``amx_attention``). Source: vllm/config/model.py:_resolve_auto_dtype.
     """
     if request.dtype not in {None, "auto"}:
         return ALIASES.get(request.dtype, request.dtype)
@@ -113,10 +116,10 @@ def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None, cpu:
 
 
 def amx_attention(model: Model, cpu: Cpu | None) -> bool:
-    """Whether vLLM's attention takes AMX instructions on ``cpu`` if ``model`` computes in bfloat16.
+    """Whether vLLM's attention uses AMX instructions on ``cpu`` if ``model`` computes in bfloat16.
 
-    On some hosts that attention ends the engine with SIGILL (docs/decisions/026-no-bfloat16-on-amx.md). Heads whose size
-    is not a multiple of 32 use other code, and so does latent attention. Source:
+    On some hosts this attention crashes the engine with SIGILL (docs/decisions/026-no-bfloat16-on-amx.md). MLA and
+    heads whose size is not a multiple of 32 use other code. Source:
     v1/attention/backends/cpu_attn.py:_get_attn_isa, platforms/cpu.py:get_attn_backend_cls.
     """
     if cpu is None or not cpu.amx or model.mla is not None:
@@ -125,23 +128,24 @@ def amx_attention(model: Model, cpu: Cpu | None) -> bool:
 
 
 def only_bfloat16(request: PlanRequest, model: Model) -> bool:
-    """Whether the quantisation, the checkpoint's own or the one that was asked for, computes in bfloat16 alone."""
-    own = model.quantization.method if model.quantization else None
-    return (request.quantization or own) in ONLY_BFLOAT16
+    """Whether the quantisation, set by the user or the checkpoint, supports only bfloat16."""
+    checkpoint_method = model.quantization.method if model.quantization else None
+    return (request.quantization or checkpoint_method) in ONLY_BFLOAT16
 
 
 def run_of(
     request: PlanRequest, model: Model, batch: tuple[int, int], oldest: Generation | None, cpu: Cpu | None = None
 ) -> RunConfig:
-    """The arguments that shape memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
+    """Return the arguments that decide on memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
-    ``oldest`` is the oldest generation there is; None is the CPU engine, which runs on ``cpu``.
+    ``oldest`` is the oldest generation of the GPUs. It is None on the CPU engine, which runs on ``cpu``.
     """
     return RunConfig(
         max_model_len=request.length or model.max_model_len,
         max_num_seqs=batch[1],
         max_num_batched_tokens=batch[0],
-        kv_cache_dtype=request.kv_cache_dtype or ("fp8" if request.fp8_kv and keeps_fp8(model, oldest) else "auto"),
+        kv_cache_dtype=request.kv_cache_dtype
+        or ("fp8" if request.fp8_kv and fp8_cache_is_faster(model, oldest) else "auto"),
         block_size=request.block_size,
         enforce_eager=request.enforce_eager,
         max_cudagraph_capture_size=request.max_cudagraph_capture_size,
@@ -150,5 +154,5 @@ def run_of(
         dtype=dtype_of(request, model, oldest, cpu),
         fuse_allreduce_rms=request.fuse_allreduce_rms,
         adapter_ranks=(request.max_loras or 1) * (request.max_lora_rank or 16) if request.enable_lora else 0,
-        estimate_cudagraphs=request.guesses_graphs,
+        estimate_cudagraphs=request.vllm_estimates_graphs,
     )

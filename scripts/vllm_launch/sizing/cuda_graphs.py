@@ -1,4 +1,4 @@
-"""CUDA graphs: for which batches vLLM captures them, what it expects of them, and what they take. Bytes. Pure."""
+"""CUDA graphs: captured batch sizes, vLLM's estimate of their memory, and their real memory, in bytes. Pure."""
 
 from __future__ import annotations
 
@@ -11,85 +11,89 @@ from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.units import MIB
 
-GRAPH_POOL, GRAPH_LAYER = 143 * MIB, 0.1333 * MIB
-"""What vLLM sees of CUDA graphs when it looks, beside attention's splits: the pool of the largest batch, and each layer
-of a graph. vLLM's log, 2026-11-26, H100 and H200, 53 graphs, GiB: 0.61 (32 layers), 0.50 (16, PP=2), 0.72 (48), 0.96
-(80, TP=2), 1.14 (64), 0.70 (48 of experts), 0.97 (27 of latent attention)."""
+ESTIMATE_BASE, ESTIMATE_PER_LAYER = 143 * MIB, 0.1333 * MIB
+"""Bytes that vLLM's profile measures for CUDA graphs, besides attention's splits: the pool of the largest batch, and
+each layer of each graph. Measured: vLLM's log, 2026-11-26, H100 and H200, 53 graphs, GiB: 0.61 (32 layers), 0.50 (16,
+PP=2), 0.72 (48), 0.96 (80, TP=2), 1.14 (64), 0.70 (48 of experts), 0.97 (27 of latent attention)."""
 
-GRAPH_RELEASED = 16 * MIB
-"""What the run before a capture leaves beside attention's splits, as the logs above have it: 10 to 20 MiB."""
+RELEASED_BEFORE_CAPTURE = 16 * MIB
+"""Bytes, besides attention's splits, that the run before a capture leaves in PyTorch's cache. The same logs show 10 to
+20 MiB."""
 
-GRAPHS_TAKEN, GRAPHS_TAKEN_LAYER = 150 * MIB, 0.0355 * MIB
-"""What CUDA graphs take, beside attention's splits, and each layer of a graph more; vLLM's own log, "CUDA graph pool
-memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16 layers, PP=2), 510 (48),
-860 (64), 480 (48 of experts), 830 (27 of latent attention), and 800 for 166 graphs of up to 1,024 requests. None of
-these is more than is said here; gpt-oss-20b takes 790, of which 500 are said."""
+ACTUAL_BASE, ACTUAL_PER_LAYER = 150 * MIB, 0.0355 * MIB
+"""Bytes that CUDA graphs really use, besides attention's splits: a base, and each layer of each graph. Measured: vLLM's
+log, "CUDA graph pool memory", 2026-11-26, H100 and H200, MiB for 102 graphs: 460 (32 layers), 310 (TP=2), 430 (16
+layers, PP=2), 510 (48), 860 (64), 480 (48 of experts), 830 (27 of latent attention), and 800 for 166 graphs of up to
+1,024 requests. None of these exceeds the computed value. Only gpt-oss-20b does: it uses 790, and 500 are computed."""
 
-GRAPH_LATENT = 0.75
-"""How much more of a graph a layer of latent attention is than another: it has so many more kernels (DeepSeek-V2-Lite,
-as above: 0.24 MiB for each layer that vLLM looks at)."""
+LATENT_EXTRA = 0.75
+"""Additional memory in a graph of a layer with latent attention, as a share of another layer's, because it has more
+kernels. Measured as above, DeepSeek-V2-Lite: 0.24 MiB for each layer that vLLM's profile captures."""
 
-GRAPH_SPLITS = 32
-"""Splits of a context that a graph of a whole batch has room for (config/attention.py:
+MAX_SPLITS = 32
+"""Splits of a context that a graph of a full batch has memory for (config/attention.py:
 flash_attn_max_num_splits_for_cuda_graph)."""
 
-SPLIT_REQUESTS = 992
-"""In larger batches FlashAttention 3 splits nothing (hopper/flash_api.cpp:PREPARE_VARLEN_MAX_BATCHES_1CTA)."""
+MAX_SPLIT_REQUESTS = 992
+"""FlashAttention 3 does not split in larger batches (hopper/flash_api.cpp:PREPARE_VARLEN_MAX_BATCHES_1CTA)."""
 
 
 def capture_sizes(run: RunConfig, generation: Generation | None) -> list[int]:
-    """The batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
+    """Return the batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
     if run.enforce_eager:
         return []
     ceiling = 1024 if generation is Generation.BLACKWELL else 512
-    most, full = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
-    if most is None:
-        most = min(2 * run.max_num_seqs, ceiling)
-        full.add(run.max_num_seqs)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), *full}
-    return sorted(size for size in sizes if size <= min(most, run.max_num_batched_tokens))
+    largest, full_batches = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
+    if largest is None:
+        largest = min(2 * run.max_num_seqs, ceiling)
+        full_batches.add(run.max_num_seqs)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16), *full_batches}
+    return sorted(size for size in sizes if size <= min(largest, run.max_num_batched_tokens))
 
 
 def cuda_graphs(placement: Placement, layers: int) -> int:
-    """What vLLM's profile expects of CUDA graphs, or what they take where it is told not to count that.
+    """Return vLLM's estimate of the bytes of CUDA graphs, or the bytes that they really use if vLLM does not estimate.
 
-    It captures those of parts of a batch, and of those of whole batches the largest two. Each of the others it takes
-    for as much as the second took of free memory, but that is less than nothing: PyTorch empties its cache as a capture
-    begins, and in it is what the run before the capture left (torch/cuda/graphs.py:graph.__enter__). So each counts as
-    vLLM's least, 1 MiB, and what was released is counted as if graphs took it. Source:
-    v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory, _extrapolate_full_graph_memory.
+    vLLM's profile captures all piecewise graphs, but only the two largest full graphs. It counts each other full graph
+    as much as the second took of free memory. But that is negative: PyTorch empties its cache when a capture begins,
+    and so frees what the run before the capture left (torch/cuda/graphs.py:graph.__enter__). So each of them counts as
+    vLLM's minimum, 1 MiB, and the released memory counts as if graphs used it.
+    Source: v1/worker/gpu/cudagraph_utils.py:profile_cudagraph_memory, _extrapolate_full_graph_memory.
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     sizes = capture_sizes(run, placement.generation)
     if not sizes:
         return 0
-    nodes = layers * (1 + GRAPH_LATENT if model.mla else 1)
+    weighted_layers = layers * (1 + LATENT_EXTRA if model.mla else 1)
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
-    whole = [size for size in sizes if size <= run.max_num_seqs]
-    splits = functools.partial(_splits, placement)
+    full_sizes = [size for size in sizes if size <= run.max_num_seqs]
+    splits = functools.partial(_split_bytes, placement)
     if not run.estimate_cudagraphs:
-        graphs = cases * (len(sizes) + len(whole))
-        return round(GRAPHS_TAKEN + splits(whole) + graphs * nodes * GRAPHS_TAKEN_LAYER)
-    looked_at = cases * len(sizes) + len(whole[-2:])
-    seen = GRAPH_POOL + splits(whole[-2:]) + looked_at * nodes * GRAPH_LAYER
-    if len(whole) < 2:  # noqa: PLR2004 - there is no second
-        return round(seen)
-    # What lies in a layer's splits when attention comes again makes the next layer take its own: where queries and
-    # keys are normed, more is alive then than PyTorch's smaller segments hold. A feed-forward fits into the splits.
-    feed_forward = 3 * whole[-2] * model.intermediate_size * run.activation_bytes // layout.tensor
-    released = GRAPH_RELEASED + max(splits(whole[-2:-1]) * (2 if model.qk_norm else 1), feed_forward)
-    return round(seen + released + (cases * len(whole) - 1) * MIB)
+        graphs = cases * (len(sizes) + len(full_sizes))
+        return round(ACTUAL_BASE + splits(full_sizes) + graphs * weighted_layers * ACTUAL_PER_LAYER)
+    captured_graphs = cases * len(sizes) + len(full_sizes[-2:])
+    measured_bytes = ESTIMATE_BASE + splits(full_sizes[-2:]) + captured_graphs * weighted_layers * ESTIMATE_PER_LAYER
+    if len(full_sizes) < 2:  # noqa: PLR2004 - there is no second graph
+        return round(measured_bytes)
+    # The next layer reuses the memory of a layer's splits, unless other tensors occupy it. With a norm of queries and
+    # keys, more tensors are alive than PyTorch's smaller segments hold, so the next layer allocates its own splits.
+    # A feed-forward layer fits into the memory of the splits.
+    feed_forward = 3 * full_sizes[-2] * model.intermediate_size * run.activation_bytes // layout.tensor
+    released_bytes = RELEASED_BEFORE_CAPTURE + max(
+        splits(full_sizes[-2:-1]) * (2 if model.qk_norm else 1), feed_forward
+    )
+    return round(measured_bytes + released_bytes + (cases * len(full_sizes) - 1) * MIB)
 
 
-def _splits(placement: Placement, sizes: Sequence[int]) -> int:
-    """Bytes of attention's partial results, in float32 and with a sum for each, in the largest graph that splits.
+def _split_bytes(placement: Placement, sizes: Sequence[int]) -> int:
+    """Return the bytes of attention's partial results in the largest graph that splits: float32, with a sum for each.
 
-    FlashAttention 3 alone is given room for so many, on Hopper (v1/attention/backends/flash_attn.py). FLASHMLA, which
-    reads FP8 where FLASH_ATTN_MLA does not, splits by multiprocessors (mla/flashmla.py).
+    Only FlashAttention 3 on Hopper gets memory for MAX_SPLITS splits (v1/attention/backends/flash_attn.py).
+    FLASH_ATTN_MLA does not read FP8, so FLASHMLA does, which splits by multiprocessors (mla/flashmla.py).
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     if placement.generation is not Generation.HOPPER or (model.mla and kv_dtype(model, run).startswith("fp8")):
         return 0
-    size = max((size for size in sizes if size <= SPLIT_REQUESTS), default=0)
+    size = max((size for size in sizes if size <= MAX_SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim
-    return GRAPH_SPLITS * size * (model.heads // layout.tensor) * (width + 1) * 4
+    return MAX_SPLITS * size * (model.heads // layout.tensor) * (width + 1) * 4

@@ -1,4 +1,4 @@
-"""How many tokens a KV cache of so many bytes holds: the grouping and paging of vLLM 0.32.0, to the block. Pure."""
+"""Computes how many tokens a KV cache of a given size holds, with vLLM 0.32.0's groups and exact blocks. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 
-_SCALE_BYTES = 4  # one float32 per token and head, for keys and for values each
+_SCALE_BYTES = 4  # float32, one per token and head for keys, and one for values
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
-"""Bytes of a token whose latent vector and scales are packed together (MLAAttention.get_kv_cache_spec)."""
+"""Bytes of a token in formats that pack the latent vector and its scales (MLAAttention.get_kv_cache_spec)."""
 
 FP8 = {"fp8", "fp8_e4m3"}
 
-Room = int | Sequence[int]
-"""Bytes for the cache on a GPU: one number for all, or one for each pipeline rank, whose stages leave unlike room."""
+CacheBytes = int | Sequence[int]
+"""Bytes for the KV cache on one GPU: one number for all GPUs, or one number for each pipeline rank."""
 
 
 class KvCache(msgspec.Struct, frozen=True, kw_only=True):
-    """Per replica. ``tokens`` is what vLLM will report as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``."""
+    """The KV cache of one replica.
+
+    vLLM reports ``tokens`` as ``kv_cache_size_tokens`` in ``vllm:cache_config_info``.
+    """
 
     dtype: str
     bytes: int
@@ -36,21 +39,21 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer's page on one GPU, as vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` in bytes."""
+    """One layer's page on one GPU, like vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` is in bytes."""
 
     kind: str  # "full", "mla", "sliding", "chunked" or "mamba"
     block: int  # tokens in a page
     page: int
-    window: int = 0  # of "sliding" and "chunked", tokens
-    shape: tuple[int, int, int] = (0, 0, 0)  # heads on the GPU, key width, value width
-    states: int = 0  # pages of a "mamba" request
+    window: int = 0  # tokens, only for "sliding" and "chunked"
+    shape: tuple[int, int, int] = (0, 0, 0)  # heads on one GPU, key width, value width
+    states: int = 0  # pages of one request, only for "mamba"
 
 
 class Grouping(msgspec.Struct, frozen=True, kw_only=True):
-    """How vLLM shares the pool: groups of layers draw blocks of one size from it.
+    """How vLLM shares its pool of blocks: groups of layers allocate blocks of one size from it.
 
-    ``groups`` holds the different specs of each; the one that needs the most blocks counts. ``block_bytes`` is what a
-    block takes on a GPU of each pipeline rank, 0 on a rank that caches nothing.
+    ``groups`` holds the distinct specs of each group. The spec that needs the most blocks counts. ``block_bytes`` is
+    the size of a block on a GPU of each pipeline rank, and 0 on a rank without a cache.
     """
 
     groups: tuple[tuple[Spec, ...], ...]
@@ -58,7 +61,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def kv_dtype(model: Model, run: RunConfig) -> str:
-    """The cache's dtype with "auto" resolved: the checkpoint's own, else the model's.
+    """Return the cache's dtype. "auto" means the checkpoint's cache dtype, or else the model's dtype.
 
     Source: vllm/utils/torch_utils.py:resolve_kv_cache_dtype_string, layers/attention/attention.py.
     """
@@ -69,10 +72,10 @@ def kv_dtype(model: Model, run: RunConfig) -> str:
     return run.dtype
 
 
-def kv_cache(placement: Placement, kv_bytes: Room) -> KvCache:
-    """The cache of one replica whose GPUs have ``kv_bytes`` each for it; ``gpu`` is None on the CPU engine.
+def kv_cache(placement: Placement, kv_bytes: CacheBytes) -> KvCache:
+    """Return the KV cache of one replica whose GPUs have ``kv_bytes`` each for it.
 
-    ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, 0 where vLLM would refuse to start.
+    ``tokens`` is ``int(blocks / blocks of a longest request * max_model_len)``, or 0 if vLLM would refuse to start.
     Source: vllm/v1/core/kv_cache_utils.py:get_kv_cache_configs, get_kv_cache_capacity.
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
@@ -80,24 +83,24 @@ def kv_cache(placement: Placement, kv_bytes: Room) -> KvCache:
     dtype = kv_dtype(model, run)
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
-    blocks = _pool(grouping, kv_bytes)
+    blocks = _block_count(grouping, kv_bytes)
     longest = _blocks_per_request(grouping, placement, run.max_model_len)
-    tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one block is the null block
+    tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one of the blocks is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
     per_token = bytes_per_request(placement, run.max_model_len) / run.max_model_len
     return KvCache(dtype=dtype, bytes=total, tokens=tokens, bytes_per_token=math.ceil(per_token))
 
 
-def longest_that_fits(placement: Placement, kv_bytes: Room) -> int:
-    """The largest ``max_model_len``, up to ``run``'s, with which vLLM would start; 0 when there is none.
+def longest_that_fits(placement: Placement, kv_bytes: CacheBytes) -> int:
+    """Return the largest ``max_model_len`` up to the run's with which vLLM starts, or 0 if there is none.
 
-    One block is the pool's null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
+    One block of the pool is the null block. Source: kv_cache_utils.py:_estimate_max_model_len_from_groups.
     """
     run = placement.run_config
     grouping = grouping_of(placement)
     if not grouping.groups:
         return run.max_model_len
-    usable = _pool(grouping, kv_bytes) - 1
+    usable = _block_count(grouping, kv_bytes) - 1
     low, high = 0, run.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -108,17 +111,18 @@ def longest_that_fits(placement: Placement, kv_bytes: Room) -> int:
     return low
 
 
-def _pool(grouping: Grouping, kv_bytes: Room) -> int:
-    """Blocks that every rank can hold: each has as many as the one that holds the fewest.
+def _block_count(grouping: Grouping, kv_bytes: CacheBytes) -> int:
+    """Return the number of blocks on every rank: that of the rank that can hold the fewest.
 
-    That need not be the rank with the least memory: the first ranks have a layer more (get_kv_cache_configs, step 5).
+    This need not be the rank with the least memory, because the first ranks can have one layer more
+    (get_kv_cache_configs, step 5).
     """
-    rooms = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
-    return min(max(0, room) // size for room, size in zip(rooms, grouping.block_bytes, strict=True) if size)
+    by_rank = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
+    return min(max(0, available) // size for available, size in zip(by_rank, grouping.block_bytes, strict=True) if size)
 
 
 def bytes_per_request(placement: Placement, tokens: int) -> int:
-    """Bytes that one request of ``tokens`` tokens holds, on all GPUs of the replica together."""
+    """Return the bytes of one request of ``tokens`` tokens on all GPUs of the replica together."""
     layout = placement.layout
     grouping = grouping_of(placement)
     if not grouping.groups:
@@ -127,7 +131,7 @@ def bytes_per_request(placement: Placement, tokens: int) -> int:
 
 
 def block_size(placement: Placement) -> int:
-    """Tokens in a block before a hybrid model raises it.
+    """Return the tokens in a block. For hybrid models, ``layer_specs`` increases it.
 
     Source: platforms/interface.py:update_block_size_for_backend, platforms/cpu.py, and the first MLA backend that
     platforms/cuda.py:_get_backend_priorities lists for the GPU.
@@ -137,58 +141,63 @@ def block_size(placement: Placement) -> int:
         return 16 if model.mla else run.block_size or 128
     if run.block_size is not None:
         return run.block_size
-    if _sparse(model):
-        return 64  # mla/indexer.py, and a multiple of every sparse backend's
+    if _is_sparse(model):
+        return 64  # mla/indexer.py. A multiple of the block size of every sparse backend.
     if model.mla and placement.generation is Generation.BLACKWELL:
-        return 32  # FLASHINFER_MLA, smallest of [32, 64]
+        return 32  # FLASHINFER_MLA: the smallest of [32, 64]
     if model.mla and placement.generation is Generation.HOPPER and kv_dtype(model, run) in FP8:
         return 64  # FLASHMLA: FLASH_ATTN_MLA reads no FP8
     return 16
 
 
-def _sparse(model: Model) -> bool:
+def _is_sparse(model: Model) -> bool:
     return any(layer.index_bytes for layer in model.layers)
 
 
 def _stored_dtype(placement: Placement) -> str:
-    """``kv_dtype`` as the layers store it: FlashMLA's sparse kernels have a packing of their own for FP8.
+    """Return ``kv_dtype`` as the layers store it. FlashMLA's sparse kernels pack FP8 in their own format.
 
     Source: layers/attention/mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype, and the first backend that
     platforms/cuda.py:_get_backend_priorities lists for the GPU.
     """
     dtype = kv_dtype(placement.model, placement.run_config)
-    packed = placement.generation in {Generation.HOPPER, Generation.BLACKWELL_RTX}
-    if packed and _sparse(placement.model) and dtype in FP8:
+    packs_fp8 = placement.generation in {Generation.HOPPER, Generation.BLACKWELL_RTX}
+    if packs_fp8 and _is_sparse(placement.model) and dtype in FP8:
         return "fp8_ds_mla"
     return dtype
 
 
 def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
-    """What each layer keeps on one GPU, in the model's order: nothing, one cache, or attention's and a state.
+    """Return the caches of each layer on one GPU, in the model's order.
 
-    In a hybrid model attention's pages grow to hold a recurrent state, and states are padded to them; with prefix
-    caching, vLLM's default for these, a request keeps two, and one more where a prefill leaves a checkpoint
+    A layer has no cache, one cache, or a cache for attention and one for its state. In a hybrid model, attention pages
+    grow until they hold a recurrent state, and states are padded to the same size. With prefix caching, vLLM's default
+    for these models, a request has two states, and one more if a prefill stores a checkpoint
     (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     block = block_size(placement)
-    width = _stored_dtype(placement)
+    dtype = _stored_dtype(placement)
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
-        kept = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
-        return [(kept,) if layer.kind == "mamba" else () for layer in model.layers]
-    recurrent = None
+        state_only = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
+        return [(state_only,) if layer.kind == "mamba" else () for layer in model.layers]
+    state_spec = None
     if state:
-        token = max(_page(layer, layout, 1, width, model.dtype) for layer in attention)
+        token_bytes = max(_page_bytes(layer, layout, 1, dtype, model.dtype) for layer in attention)
         unit = max(block, 128) if model.mla else block
-        block = max(block, unit * math.ceil(state / (unit * token)))
+        block = max(block, unit * math.ceil(state / (unit * token_bytes)))
         checkpoints = max(layer.state_checkpoints for layer in model.layers)
-        recurrent = Spec(kind="mamba", block=block, page=block * token, states=2 + checkpoints)
+        state_spec = Spec(kind="mamba", block=block, page=block * token_bytes, states=2 + checkpoints)
     return [
         (
-            *([_attention(layer, layout, block, width, model.dtype)] if layer.kind not in {"mamba", "none"} else []),
-            *([recurrent] if recurrent and layer.state_shapes else []),
+            *(
+                [_attention_spec(layer, layout, block, dtype, model.dtype)]
+                if layer.kind not in {"mamba", "none"}
+                else []
+            ),
+            *([state_spec] if state_spec and layer.state_shapes else []),
             *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
         )
         for layer in model.layers
@@ -197,18 +206,18 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
 
 @functools.lru_cache(maxsize=64)
 def grouping_of(placement: Placement) -> Grouping:
-    """Groups as vllm/v1/core/kv_cache_utils.py:get_kv_cache_groups makes them, projected onto the pipeline's ranks."""
+    """Return vLLM's groups of layers (v1/core/kv_cache_utils.py:get_kv_cache_groups), for all pipeline ranks."""
     layers = zip(placement.rank_of_layer, layer_specs(placement), strict=True)
     caches = [(rank, spec) for rank, specs in layers for spec in specs]
     pages = [spec for _, spec in caches]
     ranks = [rank for rank, _ in caches]
     if not pages:
         return Grouping(groups=(), block_bytes=())
-    if _one_type(pages):
+    if _need_same_block_count(pages):
         groups = [list(range(len(pages)))]
     else:
         pages = _pad_to_one_page_size(pages)
-        groups = _split(pages)
+        groups = _group_indices(pages)
     block_bytes = [
         max(sum(pages[index].page for index in group if ranks[index] == rank) for group in groups)
         for rank in range(placement.layout.pipeline)
@@ -219,7 +228,7 @@ def grouping_of(placement: Placement) -> Grouping:
     )
 
 
-def _one_type(specs: Sequence[Spec]) -> bool:
+def _need_same_block_count(specs: Sequence[Spec]) -> bool:
     """Whether all layers need the same number of blocks (UniformTypeKVCacheSpecs.is_uniform_type)."""
     if all(spec.kind in {"full", "mla"} for spec in specs):
         return True
@@ -227,7 +236,10 @@ def _one_type(specs: Sequence[Spec]) -> bool:
 
 
 def _pad_to_one_page_size(specs: Sequence[Spec]) -> list[Spec]:
-    """Pages of one size: more tokens where it divides the largest, else padding (unify_kv_cache_spec_page_size)."""
+    """Return ``specs`` with pages of one size (unify_kv_cache_spec_page_size).
+
+    A page gets more tokens if its size divides the largest size, or else padding.
+    """
     largest = max(spec.page for spec in specs)
     return [
         msgspec.structs.replace(
@@ -239,13 +251,13 @@ def _pad_to_one_page_size(specs: Sequence[Spec]) -> list[Spec]:
     ]
 
 
-def _split(specs: Sequence[Spec]) -> list[list[int]]:
-    """Groups of equally many layers, by index (_get_kv_cache_groups_uniform_page_size)."""
+def _group_indices(specs: Sequence[Spec]) -> list[list[int]]:
+    """Return groups of equal size, as indices of ``specs`` (_get_kv_cache_groups_uniform_page_size)."""
     buckets: defaultdict[Spec, list[int]] = defaultdict(list)
     for index, spec in enumerate(specs):
         buckets[spec].append(index)
-    least, most = min(map(len, buckets.values())), max(map(len, buckets.values()))
-    size = most if most < least * 1.5 else least
+    smallest, largest = min(map(len, buckets.values())), max(map(len, buckets.values()))
+    size = largest if largest < smallest * 1.5 else smallest
     groups = []
     for layers in buckets.values():
         count = math.ceil(len(layers) / size)
@@ -254,19 +266,20 @@ def _split(specs: Sequence[Spec]) -> list[list[int]]:
 
 
 def _blocks_per_request(grouping: Grouping, placement: Placement, length: int) -> int:
-    """Blocks that a request of ``length`` tokens takes at most, over all groups.
+    """Return the largest number of blocks that a request of ``length`` tokens needs, over all groups.
 
-    Tokens in flight keep blocks that have left the window: one batch for each step that may be under way, pipeline
-    stages and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
+    Tokens in flight occupy blocks that are already outside the window: one batch for each concurrent step. There is
+    one step for each pipeline stage and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches,
+    platforms/cpu.py).
     """
     run, layout, gpu = placement.run_config, placement.layout, placement.gpu
     steps = layout.pipeline if gpu is None else layout.pipeline + 1
     in_flight = steps * run.max_num_batched_tokens
-    return sum(max(_blocks(spec, in_flight, length) for spec in group) for group in grouping.groups)
+    return sum(max(_blocks_of_spec(spec, in_flight, length) for spec in group) for group in grouping.groups)
 
 
-def _blocks(spec: Spec, in_flight: int, length: int) -> int:
-    """One group's blocks for a request (each spec's max_memory_usage_bytes / page_size_bytes)."""
+def _blocks_of_spec(spec: Spec, in_flight: int, length: int) -> int:
+    """Return the blocks that a request needs for ``spec`` (max_memory_usage_bytes / page_size_bytes of each spec)."""
     match spec.kind:
         case "sliding":
             return math.ceil(min(spec.window - 1 + in_flight, length) / spec.block) + 1
@@ -278,32 +291,33 @@ def _blocks(spec: Spec, in_flight: int, length: int) -> int:
             return math.ceil(length / spec.block)
 
 
-def _attention(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec:
+def _attention_spec(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> Spec:
     heads = 1 if layer.kind == "mla" else max(1, layer.kv_heads // layout.tensor)
     return Spec(
         kind=layer.kind,
         block=block,
-        page=_page(layer, layout, block, dtype, model_dtype),
+        page=_page_bytes(layer, layout, block, dtype, model_dtype),
         window=layer.window or 0 if layer.kind in {"sliding", "chunked"} else 0,
         shape=(heads, layer.head_dim, layer.head_dim_v),
     )
 
 
-def _page(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> int:
-    """Bytes of one layer's page on one GPU (AttentionSpec.unpadded_page_size_bytes and the backends' packing).
+def _page_bytes(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> int:
+    """Return the bytes of one layer's page on one GPU.
 
-    MLA keeps one latent vector per token, whole on every tensor-parallel rank.
+    MLA stores one latent vector per token, complete on every tensor-parallel rank. Source:
+    AttentionSpec.unpadded_page_size_bytes and the packing of the backends.
     """
     if layer.kind == "mla":
         return block * (_PACKED_LATENT.get(dtype) or layer.head_dim * _element_bytes(dtype, model_dtype))
     heads = max(1, layer.kv_heads // layout.tensor)
-    sides = (layer.head_dim, layer.head_dim_v or layer.head_dim)
+    widths = (layer.head_dim, layer.head_dim_v or layer.head_dim)
     if dtype.startswith("nvfp4"):
-        return block * heads * sum(side // 2 + side // 16 for side in sides)
+        return block * heads * sum(width // 2 + width // 16 for width in widths)
     if dtype == "int4_per_token_head":
-        return block * heads * sum(side // 2 + _SCALE_BYTES for side in sides)
+        return block * heads * sum(width // 2 + _SCALE_BYTES for width in widths)
     scales = 2 * _SCALE_BYTES if dtype.endswith("_per_token_head") else 0
-    return block * heads * (sum(sides) * _element_bytes(dtype, model_dtype) + scales)
+    return block * heads * (sum(widths) * _element_bytes(dtype, model_dtype) + scales)
 
 
 def _element_bytes(dtype: str, model_dtype: str) -> int:
@@ -313,7 +327,7 @@ def _element_bytes(dtype: str, model_dtype: str) -> int:
 
 
 def _state_bytes(layer: Layer, layout: Layout) -> int:
-    """Bytes of a layer's recurrent state on one GPU: every state is split over tensor-parallel ranks once."""
+    """Return the bytes of a layer's recurrent state on one GPU. Each state is split over the tensor-parallel ranks."""
     return sum(
         math.ceil(math.prod(shape) / layout.tensor) * STORED_BITS[dtype] // 8
         for shape, dtype in zip(layer.state_shapes, layer.state_dtypes, strict=True)

@@ -1,4 +1,4 @@
-"""One model, run in one way, split in one way, on one kind of GPU: what a plan's physics is computed for. Pure."""
+"""A model with its engine arguments, its split and its GPU: the input of all size computations. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vllm_launch.sizing.run_config import RunConfig
 
 
 class Placement(msgspec.Struct, frozen=True, eq=False, dict=True):
-    """``model`` run by ``run_config`` and split by ``layout`` over GPUs of which ``gpu`` has the least free memory.
+    """A ``model``, run with ``run_config`` and split by ``layout`` over GPUs.
 
-    ``gpu`` is None on the CPU engine. Placements are compared by identity, so what is derived from one can be cached
-    without comparing the model's tensors.
+    ``gpu`` is the GPU with the least free memory, or None on the CPU engine. Placements are compared by identity, so
+    results can be cached by placement without comparing the model's tensors.
     """
 
     model: Model
@@ -27,15 +27,15 @@ class Placement(msgspec.Struct, frozen=True, eq=False, dict=True):
 
     @cached_property
     def generation(self) -> Generation | None:
-        """The GPUs' generation; None on the CPU engine."""
+        """Return the generation of the GPUs, or None on the CPU engine."""
         return self.gpu.generation if self.gpu else None
 
     @cached_property
     def layers_by_rank(self) -> tuple[int, ...]:
-        """Number of layers on each pipeline rank."""
+        """Return the number of layers on each pipeline rank."""
         return layer_split(len(self.model.layers), self.layout.pipeline)
 
     @cached_property
     def rank_of_layer(self) -> tuple[int, ...]:
-        """The pipeline rank of each layer."""
+        """Return the pipeline rank of each layer."""
         return tuple(rank for rank, count in enumerate(self.layers_by_rank) for _ in range(count))

@@ -1,4 +1,4 @@
-"""How vLLM is run, as far as memory depends on it: its own names and defaults. Pure; vLLM 0.32.0 is the authority."""
+"""The engine arguments that memory depends on, with the names and defaults of vLLM 0.32.0. Pure."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from vllm_launch.units import GIB
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine arguments that change memory, all decided. Names are vLLM's."""
+    """The engine arguments that memory depends on. Each has its final value. Names are vLLM's."""
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    dtype: str  # what the model computes in: "bfloat16", "float16" or "float32"
+    dtype: str  # the model computes in it: "bfloat16", "float16" or "float32"
     kv_cache_dtype: str = "auto"
     block_size: int | None = None
     enforce_eager: bool = False
     max_cudagraph_capture_size: int | None = None
     language_model_only: bool = False
-    quantization: str | None = None  # asked at start on top of the checkpoint ("fp8"); None: the checkpoint's own
+    quantization: str | None = None  # --quantization, such as "fp8". None: the checkpoint's own
     fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
     estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of one activation."""
+        """Return the bytes of one activation."""
         return COMPUTE_BITS[self.dtype] // 8
 
 
 def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
-    """VLLM's (max_num_batched_tokens, max_num_seqs) for its server when neither is set; ``gpu`` None is the CPU engine.
+    """Return the default (max_num_batched_tokens, max_num_seqs) of vLLM's server.
 
-    Both are for one vLLM of ``world_size`` = TP times PP. Source: vllm/engine/arg_utils.py:get_batch_defaults.
+    ``gpu`` is None on the CPU engine. ``world_size`` is TP times PP. Source:
+    vllm/engine/arg_utils.py:get_batch_defaults.
     """
     if gpu is None:
         return 2048 * world_size, 128 * world_size

@@ -1,7 +1,7 @@
-"""A checkpoint's tensors as vLLM allocates them: fused, and each part with the way it is cut. Pure.
+"""A checkpoint's tensors as vLLM allocates them: fused, and each part with its split. Pure.
 
-vLLM fuses what the checkpoint keeps apart (query, key and value; gate and up; a layer's experts) and splits each by
-the parallel linear layer that holds it. The name of a tensor says which one that is.
+vLLM fuses tensors that are separate in the checkpoint: query, key and value; gate and up; the experts of a layer. The
+parallel linear layer that holds a tensor decides on its split. The name of the tensor identifies this layer.
 """
 
 from __future__ import annotations
@@ -50,47 +50,48 @@ MXFP4_SPLITS = (
     "mxfp4 gate_up_proj_scales",
     "mxfp4 down_proj_scales",
 )
-"""How the tensors of an MXFP4 expert are cut, by their kind: over ranks like other experts, then padded."""
+"""Splits of the tensors of MXFP4 experts, by kind: over ranks like other experts, then padded."""
 
 FIRST, _LAST = -1, -2
+"""Values of ``Fused.place`` for tensors before and after all layers."""
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One checkpoint tensor inside a fused one: ``size`` bytes, cut as ``split`` says."""
+    """A checkpoint tensor, or several with the same split, inside a fused tensor. ``size`` is in bytes."""
 
     split: str  # "tensor", "kv", "expert", one of MXFP4_SPLITS, "vocab" or "whole"
     size: int
-    linear: bool  # a matrix that quantising at the start would shrink
+    linear: bool  # a matrix that --quantization would make smaller
     kv_heads: int = 0
 
 
 class Fused(msgspec.Struct, frozen=True):
-    """A tensor as vLLM allocates it. ``place`` is a layer's index, or FIRST or _LAST: before or after all of them."""
+    """A tensor as vLLM allocates it. ``place`` is a layer's index, or FIRST or _LAST."""
 
     place: int
     parts: tuple[Part, ...]
 
 
-class _Fusing(msgspec.Struct):
+class _CacheEntry(msgspec.Struct):
     model: Model
     fused: tuple[Fused, ...]
 
 
-_FUSED: dict[tuple[int, bool, str | None], _Fusing] = {}
+_CACHE: dict[tuple[int, bool, str | None], _CacheEntry] = {}
 """Cache keyed by model: a plan evaluates many layouts of one model, and tensor names do not change between them."""
 
-_REMEMBERED = 8
+_MAX_CACHED_MODELS = 8
 
 
 def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     """Return the tensors that vLLM allocates for ``model``."""
     key = (id(model), run.language_model_only, run.dtype)
-    known = _FUSED.get(key)
-    if known is None or known.model is not model:
-        if len(_FUSED) >= _REMEMBERED:
-            _FUSED.clear()
-        known = _FUSED[key] = _Fusing(model=model, fused=_fuse_names(model, run))
-    return known.fused
+    entry = _CACHE.get(key)
+    if entry is None or entry.model is not model:
+        if len(_CACHE) >= _MAX_CACHED_MODELS:
+            _CACHE.clear()
+        entry = _CACHE[key] = _CacheEntry(model=model, fused=_fuse_names(model, run))
+    return entry.fused
 
 
 def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
@@ -104,30 +105,30 @@ def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
             continue
         if model.tie_word_embeddings and _HEAD.search(tensor.name) and "layers." not in tensor.name:
             continue
-        found = None if vision else _LAYER.search(tensor.name)
-        if found and int(found[1]) >= len(model.layers):
+        layer_match = None if vision else _LAYER.search(tensor.name)
+        if layer_match and int(layer_match[1]) >= len(model.layers):
             continue  # multi-token prediction layers, loaded only for speculative decoding
-        place = int(found[1]) if found else _LAST if _is_last(tensor.name) and not vision else FIRST
+        place = int(layer_match[1]) if layer_match else _LAST if _is_last(tensor.name) and not vision else FIRST
         key, part = _classify(model, tensor, bits, vision=vision)
         parts[place, key].append(part)
-    return tuple(Fused(place, _merged(found)) for (place, _), found in parts.items())
+    return tuple(Fused(place, _merged(same_tensor)) for (place, _), same_tensor in parts.items())
 
 
 def _is_last(name: str) -> bool:
-    """On the last pipeline rank: the head and the final norm."""
+    """Whether a tensor is on the last pipeline rank: the head and the final norm."""
     return bool(_HEAD.search(name)) or bool(re.search(r"(?:^|\.)(?:norm|final_layernorm|ln_f|norm_f)\.", name))
 
 
 def _merged(parts: list[Part]) -> tuple[Part, ...]:
-    """Parts that are cut alike become one; a layer's many experts would otherwise be added up in every plan."""
+    """Return ``parts`` with one part for each split, so that a plan does not add up the many experts of a layer."""
     sizes: defaultdict[tuple[str, bool, int], int] = defaultdict(int)
     for part in parts:
         sizes[part.split, part.linear, part.kv_heads] += part.size
     return tuple(Part(split, size, linear, heads) for (split, linear, heads), size in sizes.items())
 
 
-def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) -> tuple[str, Part]:  # noqa: PLR0911 - one return for each way to cut
-    """The fused tensor that ``tensor`` goes into, and how it is cut."""
+def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) -> tuple[str, Part]:  # noqa: PLR0911 - one return for each split
+    """Return the name of the fused tensor that ``tensor`` belongs to, and its part of it."""
     name = tensor.name
     kind = name.rsplit(".", 1)[-1]
     stored = STORED_BITS[tensor.dtype]
@@ -160,7 +161,7 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
 
 
 def _suffix(kind: str) -> str:
-    """What the experts' tensors of one fused parameter have in common: weights apart from scales and biases."""
+    """Return the common name of the experts' tensors that vLLM fuses: scales, biases and zeros, or else weights."""
     for word in ("scale", "bias", "zeros"):
         if word in kind:
             return word
@@ -168,6 +169,6 @@ def _suffix(kind: str) -> str:
 
 
 def _layer_kv_heads(model: Model, name: str) -> int:
-    found = _LAYER.search(name)
-    layer = model.layers[int(found[1])] if found and int(found[1]) < len(model.layers) else None
+    match = _LAYER.search(name)
+    layer = model.layers[int(match[1])] if match and int(match[1]) < len(model.layers) else None
     return layer.kv_heads if layer and layer.kv_heads else model.kv_heads

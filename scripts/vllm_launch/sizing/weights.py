@@ -1,4 +1,4 @@
-"""What a model's weights take on the heaviest GPU of a layout: tensors, padding, tables, adapters. Bytes. Pure."""
+"""Memory of a model's weights on one GPU, in bytes: tensors, padding, tables, adapters. Pure."""
 
 from __future__ import annotations
 
@@ -16,61 +16,66 @@ from vllm_launch.sizing.tensor_parts import FIRST, MXFP4_SPLITS, Fused, Part, fu
 from vllm_launch.units import MIB
 
 _MXFP4_TILES = (128, 256)
-"""Marlin, which runs MXFP4 experts before Hopper, and TensorRT-LLM pad their inner channels on one GPU, and the outer
-ones, to multiples of these (fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size)."""
+"""Marlin and TensorRT-LLM pad the inner channels of MXFP4 experts on one GPU to a multiple of the first, and the outer
+channels to a multiple of the second. Marlin runs them on GPUs before Hopper.
+Source: fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size."""
 
 _TRITON_TILE, _TRITON_INPUTS = 64, 128
-"""On Hopper the Triton kernels pad the inner channels to the first, and inputs to the second, for their value layout
-(triton_kernels' HopperMXValueLayout). gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, of which 0.20 are this padding."""
+"""On Hopper the Triton kernels pad inner channels to a multiple of the first, and inputs to a multiple of the second.
+Source: triton_kernels' HopperMXValueLayout. Measured: gpt-oss-20b, H200, 2026-11-22: 13.03 GiB, 0.20 of it padding."""
 
 _HEADS_EVERYWHERE = {
     "bloom", "chatglm", "dbrx", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2",
     "gptj", "gpt_oss", "granitemoe", "granitemoehybrid", "granitemoeshared", "internlm2", "jamba", "minicpm", "mixtral",
     "nemotron_h", "olmoe", "opt", "orion", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "stablelm",
 }  # fmt: skip
-"""Model types that make their head, untied, on every pipeline rank and not on the last alone
+"""Model types whose untied head is on every pipeline rank, and not only on the last
 (vllm/model_executor/models: ``lm_head = ParallelLMHead`` without ``is_last_rank`` before it)."""
 
 _EMBEDS_EVERYWHERE = _HEADS_EVERYWHERE | {
     "cohere", "cohere2", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"
 }  # fmt: skip
-"""The same of their embedding and ``is_first_rank``."""
+"""Model types whose embedding is on every pipeline rank, and not only on the first (no ``is_first_rank``)."""
 
 
 def weights(placement: Placement) -> int:
-    """Bytes of weights on the heaviest GPU, as "Model loading took" counts them: PyTorch's allocated bytes."""
-    return max(by_rank(placement))
+    """Return the bytes of weights on the heaviest GPU: PyTorch's bytes, as in vLLM's log line "Model loading took"."""
+    return max(weights_by_rank(placement))
 
 
-def by_rank(placement: Placement) -> tuple[int, ...]:
-    """Bytes of weights on a GPU of each pipeline rank; which kernels there are decides on padding."""
+def weights_by_rank(placement: Placement) -> tuple[int, ...]:
+    """Return the bytes of weights on a GPU of each pipeline rank. Padding depends on the kernels of the GPU."""
     model, run, layout = placement.model, placement.run_config, placement.layout
     counts, rank_of = placement.layers_by_rank, placement.rank_of_layer
-    shrink, growth = _shrink(model, run), _growth(placement)
+    quantized_share, padding = _quantized_share(model, run), _padding_factors(placement)
     sizes = [0] * layout.pipeline
     for fused in fused_tensors(model, run):
         size = allocated(
             sum(
-                math.ceil(_share(part, layout) * (shrink if _shrinks(part, run) else 1) * growth.get(part.split, 1))
+                math.ceil(
+                    _bytes_per_gpu(part, layout)
+                    * (quantized_share if _can_be_quantized(part, run) else 1)
+                    * padding.get(part.split, 1)
+                )
                 for part in fused.parts
             )
         )
-        for rank in _ranks(model, fused, rank_of, layout):
+        for rank in _ranks_with(model, fused, rank_of, layout):
             sizes[rank] += size
     starts = [sum(counts[:rank]) for rank in range(layout.pipeline)]
     return tuple(
         size
         + _rope_cache(model, run)
-        + _absorbed(placement, counts[rank])
+        + _mla_copies(placement, counts[rank])
         + _adapters(placement, range(starts[rank], starts[rank] + counts[rank]))
         for rank, size in enumerate(sizes)
     )
 
 
-def _ranks(model: Model, fused: Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
-    """The pipeline ranks that hold a tensor.
+def _ranks_with(model: Model, fused: Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
+    """Return the pipeline ranks that hold a tensor.
 
-    With tied embeddings the last one computes logits with a copy of what the first one looks tokens up in.
+    With tied embeddings the last rank has a copy of the first rank's embedding table and computes logits with it.
     """
     first, last = 0, layout.pipeline - 1
     if fused.place >= 0:
@@ -85,10 +90,11 @@ def _ranks(model: Model, fused: Fused, rank_of: Sequence[int], layout: Layout) -
 
 
 def allocated(size: int) -> int:
-    """What PyTorch's allocator sets aside for a tensor of ``size`` bytes while vLLM loads.
+    """Return the bytes that PyTorch's allocator reserves for a tensor of ``size`` bytes while vLLM loads weights.
 
-    512-byte steps; from 10 MiB on a tensor has a segment of its own, in steps of 2 MiB, whose rest is given to others
-    only if it is larger than 1 MiB, and never from 20 MiB on, which is vLLM's max_split_size while loading.
+    Sizes are rounded up to 512 bytes. From 10 MiB on a tensor has its own segment, rounded up to 2 MiB. Other tensors
+    can use the rest of a segment only if it is larger than 1 MiB. From 20 MiB on, vLLM's max_split_size while loading,
+    they cannot use it at all.
     Source: c10/cuda/CUDACachingAllocator.cpp (kRoundLarge, should_split), v1/worker/gpu_worker.py:load_model.
     """
     size = -(-size // 512) * 512
@@ -98,28 +104,28 @@ def allocated(size: int) -> int:
     return size if segment < 20 * MIB and segment - size > MIB else segment
 
 
-def _growth(placement: Placement) -> dict[str, float]:
-    """By how much padding makes the tensors of each of MXFP4_SPLITS larger."""
+def _padding_factors(placement: Placement) -> dict[str, float]:
+    """Return the size with padding divided by the size without, for each of MXFP4_SPLITS."""
     model, layout = placement.model, placement.layout
     if model.experts is None or not model.experts.intermediate_size:
         return {}
     outer = model.hidden_size
     inner = max(1, expert_width(model.experts, layout))
     if placement.generation in {None, Generation.HOPPER}:
-        wide = _up(inner, _TRITON_TILE)
-        up, down = wide * _up(outer, _TRITON_INPUTS), _up(wide, _TRITON_INPUTS) * outer
-        sizes = (up, down, wide * outer, wide * outer)
+        padded = _round_up(inner, _TRITON_TILE)
+        up, down = padded * _round_up(outer, _TRITON_INPUTS), _round_up(padded, _TRITON_INPUTS) * outer
+        sizes = (up, down, padded * outer, padded * outer)
     else:
-        sizes = (_up(inner, _MXFP4_TILES[0]) * _up(outer, _MXFP4_TILES[1]),) * 4
+        sizes = (_round_up(inner, _MXFP4_TILES[0]) * _round_up(outer, _MXFP4_TILES[1]),) * 4
     return {split: size / (inner * outer) for split, size in zip(MXFP4_SPLITS, sizes, strict=True)}
 
 
-def _up(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _share(part: Part, layout: Layout) -> int:
-    """Bytes of ``part`` on one GPU."""
+def _bytes_per_gpu(part: Part, layout: Layout) -> int:
+    """Return the bytes of ``part`` on one GPU."""
     match part.split:
         case "tensor" | "vocab":
             return math.ceil(part.size / layout.tensor)
@@ -131,25 +137,28 @@ def _share(part: Part, layout: Layout) -> int:
             return math.ceil(part.size / expert_ranks(layout))
 
 
-def _shrink(model: Model, run: RunConfig) -> float:
-    """What is left of an unquantised linear layer's bytes when it is quantised at the start (--quantization)."""
+def _quantized_share(model: Model, run: RunConfig) -> float:
+    """Return the share of a linear layer's bytes that remains after --quantization. 1.0 if it is not quantised."""
     if run.quantization is None or model.quantization is not None:
         return 1.0
-    wide = COMPUTE_BITS[run.dtype]
+    bits = COMPUTE_BITS[run.dtype]
     if run.quantization == "bitsandbytes":
-        return (4 + 32 / 64) / wide  # NF4, one float32 absmax for 64 weights
+        return (4 + 32 / 64) / bits  # NF4, and one float32 absmax for 64 weights
     if run.quantization.startswith(("fp8", "int8", "experts_int8", "mxfp8", "online")):
-        return 8 / wide
+        return 8 / bits
     return 1.0
 
 
-def _shrinks(part: Part, run: RunConfig) -> bool:
-    """Whether quantising at the start reaches ``part``; experts_int8 leaves all but experts as they are."""
+def _can_be_quantized(part: Part, run: RunConfig) -> bool:
+    """Whether --quantization applies to ``part``. experts_int8 quantises only experts."""
     return part.linear and (run.quantization != "experts_int8" or part.split == "expert")
 
 
 def _rope_cache(model: Model, run: RunConfig) -> int:
-    """Cosines and sines of every position (rotary_embedding/base.py:_compute_cos_sin_cache), once per GPU."""
+    """Return the bytes of the table of cosines and sines of all positions. Each GPU has one table.
+
+    Source: rotary_embedding/base.py:_compute_cos_sin_cache.
+    """
     kinds = {layer.kind for layer in model.layers}
     if kinds <= {"mamba", "none"}:
         return 0
@@ -158,16 +167,17 @@ def _rope_cache(model: Model, run: RunConfig) -> int:
     return allocated(max(model.rope_positions or model.max_model_len, run.max_model_len) * width * bits // 8)
 
 
-def _absorbed(placement: Placement, layers: int) -> int:
-    """MLA keeps a quantised kv_b_proj again in the model's dtype: the W_UV and W_UK_T that decoding multiplies by.
+def _mla_copies(placement: Placement, layers: int) -> int:
+    """Return the bytes of MLA's copies of kv_b_proj in the model's dtype: W_UV and W_UK_T, which decoding uses.
 
-    Of one that is not quantised both are views. Source: layers/attention/mla_attention.py:split_kv_b_proj.
+    Only a quantised kv_b_proj is copied. Otherwise both are views. Source:
+    layers/attention/mla_attention.py:split_kv_b_proj.
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     name = "model.layers.0.self_attn.kv_b_proj"
-    stored = model.quantization is not None and not is_ignored(name, model.quantization)
-    made = _shrink(model, run) < 1 and run.quantization != "experts_int8"
-    if model.mla is None or not (stored or made):
+    quantized_in_checkpoint = model.quantization is not None and not is_ignored(name, model.quantization)
+    quantized_at_start = _quantized_share(model, run) < 1 and run.quantization != "experts_int8"
+    if model.mla is None or not (quantized_in_checkpoint or quantized_at_start):
         return 0
     bits = COMPUTE_BITS[run.dtype]
     width = model.mla.qk_nope_head_dim + model.mla.v_head_dim
@@ -175,10 +185,11 @@ def _absorbed(placement: Placement, layers: int) -> int:
 
 
 def _adapters(placement: Placement, layers: range) -> int:
-    """LoRA's A and B beside every linear layer of one rank, for as many adapters as may run at once.
+    """Return the bytes of LoRA's matrices A and B for every linear layer of one rank and all adapter slots.
 
-    What is cut along its outputs keeps A whole on each GPU, what is cut along its inputs keeps B whole; experts have
-    one of each. Source: vllm/lora/layers (create_lora_weights), whose slots are filled when the model is loaded.
+    If a layer is split along its outputs, each GPU has the complete A. If it is split along its inputs, each GPU has
+    the complete B. Each expert has its own A and B. vLLM allocates the slots when it loads the model.
+    Source: vllm/lora/layers (create_lora_weights).
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     if not run.adapter_ranks:
@@ -195,10 +206,10 @@ def _adapters(placement: Placement, layers: range) -> int:
         attention = query + latent + heads * mla.v_head_dim + hidden
     mixture = 0
     if experts:
-        cut = expert_width(experts, layout)
+        shard = expert_width(experts, layout)
         local = math.ceil(experts.count / expert_ranks(layout)) if layout.expert_parallel else experts.count
         shared = experts.shared_intermediate_size // tensor
-        mixture = 3 * local * (hidden + cut) + (3 * (hidden + shared) if shared else 0)
+        mixture = 3 * local * (hidden + shard) + (3 * (hidden + shared) if shared else 0)
     dense = 3 * (hidden + model.intermediate_size // tensor)
     total = sum(
         (attention if layer.kind != "mamba" else 0) + (mixture if layer.moe else dense)

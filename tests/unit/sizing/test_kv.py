@@ -1,7 +1,7 @@
-"""Tokens that a KV cache holds. Expected numbers follow from shapes and the rules of vLLM's kv_cache_utils.py.
+"""Tests of the tokens that a KV cache holds. Expected numbers follow from shapes and vLLM's kv_cache_utils.py.
 
-A token of the usual layer (8 KV heads of 128, keys and values, two bytes) takes 4 KiB, a block of 16 of them 64 KiB.
-tests/engine compares the same arithmetic with vLLM's own code on made-up models.
+A token of the usual layer (8 KV heads of 128, keys and values, two bytes) has 4 KiB, and a block of 16 tokens has
+64 KiB. tests/engine compares the same arithmetic with vLLM's own code on made-up models.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ONE, H200 = Layout(), gpu()
 NONE = Layer(kind="none")
 
 
-def blocks(layers, length=32_768, layout=ONE, on=H200, **changes):
-    """Blocks that a request of ``length`` tokens takes in each group together."""
-    made = model(layers=layers)
-    grouping = grouping_of(placed(made, run(**changes), layout, on))
-    held = bytes_per_request(placed(made, run(**changes), layout, on), length)
-    return held // (sum(grouping.block_bytes) * layout.tensor)
+def blocks(layers, length=32_768, layout=ONE, device=H200, **changes):
+    """Return the blocks that a request of ``length`` tokens needs in all groups together."""
+    llm = model(layers=layers)
+    grouping = grouping_of(placed(llm, run(**changes), layout, device))
+    request_bytes = bytes_per_request(placed(llm, run(**changes), layout, device), length)
+    return request_bytes // (sum(grouping.block_bytes) * layout.tensor)
 
 
-def token_bytes(layer, of=None, **changes):
-    """Bytes of one token in one layer."""
-    (spec,), *_ = layer_specs(placed(of or model(layers=(layer,)), run(**changes), ONE, H200))
+def token_bytes(layer, llm=None, **changes):
+    """Return the bytes of one token in one layer."""
+    (spec,), *_ = layer_specs(placed(llm or model(layers=(layer,)), run(**changes), ONE, H200))
     assert isinstance(spec.page, int)
     return spec.page / spec.block
 
@@ -48,7 +48,7 @@ def token_bytes(layer, of=None, **changes):
 # --- dtypes
 
 
-def test_the_caches_dtype_is_what_was_asked_then_the_checkpoints_then_the_runs():
+def test_the_caches_dtype_is_the_users_then_the_checkpoints_then_the_runs():
     stored = model(quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8_e4m3"))
     assert kv_dtype(stored, run(kv_cache_dtype="fp8_e5m2")) == "fp8_e5m2"
     assert kv_dtype(stored, run()) == "fp8_e4m3"
@@ -70,7 +70,7 @@ def test_the_caches_dtype_is_what_was_asked_then_the_checkpoints_then_the_runs()
         ("int8_per_token_head", 8 * (128 + 4 + 128 + 4)),
         ("fp8_per_token_head", 8 * (128 + 4 + 128 + 4)),
         ("int4_per_token_head", 8 * (64 + 4 + 64 + 4)),
-        # torch_utils.py:nvfp4_kv_cache_full_dim: half a byte, and an FP8 scale for 16 of them
+        # torch_utils.py:nvfp4_kv_cache_full_dim: half a byte, and an FP8 scale for 16 values
         ("nvfp4", 8 * (64 + 8 + 64 + 8)),
         ("nvfp4_4over6", 8 * (64 + 8 + 64 + 8)),
     ],
@@ -87,20 +87,20 @@ def test_values_may_be_narrower_than_keys():
     assert token_bytes(msgspec.structs.replace(FULL, head_dim_v=0)) == token_bytes(FULL)
 
 
-def test_a_float32_model_keeps_float32():
+def test_the_cache_of_a_float32_model_is_float32():
     assert token_bytes(FULL, dtype="float32") == 8 * 256 * 4
 
 
-def test_an_unknown_cache_dtype_is_taken_to_be_as_wide_as_the_models():
+def test_an_unknown_cache_dtype_counts_as_the_models_dtype():
     assert token_bytes(FULL, kv_cache_dtype="some_new_format") == 8 * 256 * 2
 
 
-def test_latent_attention_keeps_one_vector_for_all_heads():
+def test_latent_attention_stores_one_vector_for_all_heads():
     assert token_bytes(LATENT) == 576 * 2
     assert token_bytes(LATENT, kv_cache_dtype="fp8") == 576
 
 
-def test_packed_latent_vectors_have_a_size_of_their_own():
+def test_packed_latent_vectors_have_their_own_size():
     """mla_attention.py:MLAAttention.get_kv_cache_spec."""
     assert token_bytes(LATENT, kv_cache_dtype="fp8_ds_mla") == 656
     assert token_bytes(LATENT, kv_cache_dtype="nvfp4_ds_mla") == 352
@@ -115,20 +115,20 @@ def test_packed_latent_vectors_have_a_size_of_their_own():
         ("fp8", (10, 0), 576),  # FLASHINFER_MLA_SPARSE
     ],
 )
-def test_sparse_attention_keeps_an_index_beside_the_latent_vector(dtype, capability, size):
-    """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64."""
+def test_sparse_attention_stores_an_index_beside_the_latent_vector(dtype, capability, size):
+    """deepseek_v2.py:Indexer has a cache of its own, of 128 FP8 values and a float32, in the same blocks of 64 tokens."""
     indexed = msgspec.structs.replace(LATENT, index_bytes=132)
-    made, on = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
-    (latent, index), (alone,) = layer_specs(placed(made, run(kv_cache_dtype=dtype), ONE, on))
+    llm, device = model(layers=(indexed, LATENT), mla=DEEPSEEK), gpu(capability=capability)
+    (latent, index), (alone,) = layer_specs(placed(llm, run(kv_cache_dtype=dtype), ONE, device))
     assert (latent.block, latent.page, index.block, index.page) == (64, 64 * size, 64, 64 * 132)
     assert alone == latent
-    assert grouping_of(placed(made, run(kv_cache_dtype=dtype), ONE, on)).block_bytes == (64 * (2 * size + 132),)
-    assert kv_cache(placed(made, run(kv_cache_dtype=dtype), ONE, on), GIB).dtype == (
+    assert grouping_of(placed(llm, run(kv_cache_dtype=dtype), ONE, device)).block_bytes == (64 * (2 * size + 132),)
+    assert kv_cache(placed(llm, run(kv_cache_dtype=dtype), ONE, device), GIB).dtype == (
         "bfloat16" if dtype == "auto" else dtype
     )
 
 
-def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors_whole():
+def test_tensor_parallel_ranks_store_their_own_heads_or_a_copy_and_complete_latent_vectors():
     many = msgspec.structs.replace(LATENT, kv_heads=16)
     assert layer_specs(placed(model(layers=(many,)), run(), ONE, H200)) == layer_specs(
         placed(model(layers=(LATENT,)), run(), ONE, H200)
@@ -143,7 +143,7 @@ def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors
 
 
 @pytest.mark.parametrize(
-    ("mla", "on", "asked", "tokens"),
+    ("mla", "device", "block_tokens", "tokens"),
     [
         (None, gpu(), None, 16),
         (None, gpu(), 64, 64),
@@ -158,11 +158,11 @@ def test_tensor_parallel_ranks_keep_their_own_heads_or_a_copy_and_latent_vectors
         (DEEPSEEK, None, 32, 16),
     ],
 )
-def test_tokens_in_a_block(mla, on, asked, tokens):
-    assert block_size(placed(model(mla=mla), run(block_size=asked), ONE, on)) == tokens
+def test_tokens_in_a_block(mla, device, block_tokens, tokens):
+    assert block_size(placed(model(mla=mla), run(block_size=block_tokens), ONE, device)) == tokens
 
 
-def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
+def test_fp8_latent_vectors_on_hopper_are_in_blocks_of_64():
     latent, fp8 = model(mla=DEEPSEEK), run(kv_cache_dtype="fp8")
     stored = model(mla=DEEPSEEK, quantization=quantized("modelopt", bits=8, kv_cache_dtype="fp8"))
     assert block_size(placed(latent, fp8, ONE, gpu())) == block_size(placed(stored, run(), ONE, gpu())) == 64
@@ -172,30 +172,30 @@ def test_latent_vectors_in_fp8_are_flashmlas_on_hopper_in_blocks_of_64():
     assert block_size(placed(latent, run(kv_cache_dtype="fp8", block_size=128), ONE, gpu())) == 128
 
 
-def test_full_attention_keeps_every_token():
+def test_full_attention_stores_every_token():
     assert blocks((FULL,)) == 32_768 // 16
     assert blocks((FULL,), length=32_769) == 32_768 // 16 + 1
     assert blocks((FULL,), length=1) == 1
 
 
-def test_a_sliding_window_keeps_itself_and_what_is_in_flight():
-    """SlidingWindowSpec.max_admission_blocks_per_request: window - 1 and the batches of two steps, and a block more."""
+def test_a_sliding_window_needs_blocks_for_the_window_and_for_tokens_in_flight():
+    """SlidingWindowSpec.max_admission_blocks_per_request: window - 1 and the batches of two steps, and one block more."""
     assert blocks((SLIDING,)) == -(-(4095 + 2 * 8192) // 16) + 1
     assert blocks((SLIDING,), length=1000) == 63 + 1
     assert blocks((SLIDING,), max_num_batched_tokens=100) == -(-(4095 + 200) // 16) + 1
     assert blocks((SLIDING,), max_num_batched_tokens=1) == 257 + 1  # 4,097 tokens
-    three = Layout(pipeline=2)  # a batch for each stage and one that is being scheduled
+    three = Layout(pipeline=2)  # a batch for each stage, and one that vLLM schedules
     assert blocks((SLIDING,) * 2, layout=three) == -(-(4095 + 3 * 8192) // 16) + 1
-    assert blocks((SLIDING,), on=None) == -(-(4095 + 8192) // 128) + 1  # the CPU engine schedules after it has run
+    assert blocks((SLIDING,), device=None) == -(-(4095 + 8192) // 128) + 1  # the CPU engine schedules after the step
 
 
-def test_a_chunk_keeps_itself_and_what_is_in_flight():
+def test_chunked_attention_needs_blocks_for_the_chunk_and_for_tokens_in_flight():
     assert blocks((CHUNKED,)) == (8192 + 2 * 8192) // 16
     assert blocks((CHUNKED,), length=1000) == 63
     assert blocks((CHUNKED,), max_num_batched_tokens=100) == -(-(8192 + 200) // 16)
 
 
-def test_a_window_is_read_only_where_there_is_one():
+def test_only_layers_with_a_window_have_one():
     odd = msgspec.structs.replace(FULL, window=4096)
     assert layer_specs(placed(model(layers=(odd,)), run(), ONE, H200))[0][0].window == 0
     assert layer_specs(placed(model(layers=(SLIDING,)), run(), ONE, H200))[0][0].window == 4096
@@ -207,9 +207,9 @@ def test_a_window_is_read_only_where_there_is_one():
 
 
 def groups(*layers, layout=ONE, **changes):
-    """Number of groups, and bytes of a block on each stage."""
-    found = grouping_of(placed(model(layers=layers), run(**changes), layout, H200))
-    return len(found.groups), found.block_bytes
+    """Return the number of groups, and the bytes of a block on each stage."""
+    result = grouping_of(placed(model(layers=layers), run(**changes), layout, H200))
+    return len(result.groups), result.block_bytes
 
 
 PAGE = 64 * KIB
@@ -227,7 +227,7 @@ def test_full_attention_of_different_widths_is_still_one_group():
     assert groups(FULL, LATENT) == (1, (PAGE + 16 * 1152,))
 
 
-def test_windows_of_different_lengths_are_different_groups():
+def test_windows_of_different_lengths_are_separate_groups():
     longer = msgspec.structs.replace(SLIDING, window=8192)
     assert groups(SLIDING, longer, SLIDING, longer) == (2, (2 * PAGE,))
     chunked = msgspec.structs.replace(CHUNKED, window=SLIDING.window)
@@ -239,26 +239,29 @@ def test_windows_of_one_length_and_different_widths_are_one_group():
     assert groups(SLIDING, wide) == (1, (3 * PAGE,))
 
 
-def test_five_windows_for_each_full_layer_are_six_groups():
-    """Gemma 3: 10 full layers make the groups' size."""
+def test_five_window_layers_for_each_full_layer_are_six_groups():
+    """Gemma 3: the 10 full layers decide on the size of the groups."""
     layers = ([SLIDING] * 5 + [FULL]) * 10
     assert groups(*layers) == (6, (10 * PAGE,))
     assert blocks(tuple(layers)) == 2048 + 5 * 1281
 
 
-def test_groups_that_do_not_divide_are_padded():
-    """29 windows and 5 full layers: five groups of five windows and one of four."""
+def test_layer_counts_that_do_not_divide_make_a_smaller_last_group():
+    """29 layers with windows and 5 full layers: five groups of five windows and one group of four."""
     assert groups(*[SLIDING] * 29, *[FULL] * 5) == (1 + 6, (5 * PAGE,))
 
 
-def test_nearly_equal_kinds_make_groups_of_the_larger():
+def test_nearly_equal_layer_counts_make_groups_of_the_larger_count():
     assert groups(*[SLIDING] * 29, *[FULL] * 20) == (2, (29 * PAGE,))
     # 30 is one and a half times 20: two groups of 15
     assert groups(*[SLIDING] * 30, *[FULL] * 20) == (3, (20 * PAGE,))
 
 
-def test_pages_of_different_sizes_are_made_one_by_longer_blocks():
-    """unify_kv_cache_spec_page_size: 64 KiB hold 16 tokens of 8 heads, or 8 of 16; so 32 of the narrow layer's."""
+def test_smaller_pages_get_more_tokens_so_that_all_pages_have_one_size():
+    """unify_kv_cache_spec_page_size: 64 KiB hold 16 tokens of 8 heads, or 8 tokens of 16 heads.
+
+    So a block of the narrow layer has 32 tokens.
+    """
     wide = msgspec.structs.replace(SLIDING, kv_heads=16)
     assert groups(FULL, wide) == (2, (2 * PAGE,))
     # 32,768 / 32, and the window in blocks of 16
@@ -276,45 +279,47 @@ def test_pages_that_do_not_divide_are_padded():
     assert blocks((FULL, wide)) == 2048 + 1281
 
 
-def test_layers_without_a_cache_are_no_part_of_it():
+def test_layers_without_a_cache_are_in_no_group():
     assert groups(FULL, NONE, FULL, NONE) == (1, (2 * PAGE,))
 
 
-def test_the_stage_that_holds_the_fewest_blocks_decides():
-    """get_kv_cache_configs: every rank has the smallest number of blocks, whatever room it has itself."""
-    made, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
-    for room, least in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
-        found = kv_cache(placed(made, run(max_model_len=16), two, H200), [size * PAGE for size in room])
-        assert found.tokens == least * 16
-        assert found.bytes == least * 3 * PAGE
+def test_the_stage_with_the_fewest_blocks_limits_all_stages():
+    """get_kv_cache_configs: every rank gets the smallest number of blocks of all ranks."""
+    llm, two = model(layers=3), Layout(pipeline=2)  # two layers, then one
+    for pages, fewest in [((20, 9), 9), ((18, 10), 9), ((18, 9), 9), ((20, 20), 10), ((0, 20), 0)]:
+        result = kv_cache(placed(llm, run(max_model_len=16), two, H200), [size * PAGE for size in pages])
+        assert result.tokens == fewest * 16
+        assert result.bytes == fewest * 3 * PAGE
         assert (
-            longest_that_fits(placed(made, run(), two, H200), [size * PAGE for size in room]) == max(0, least - 1) * 16
+            longest_that_fits(placed(llm, run(), two, H200), [size * PAGE for size in pages]) == max(0, fewest - 1) * 16
         )
-    assert kv_cache(placed(made, run(), two, H200), 20 * PAGE) == kv_cache(
-        placed(made, run(), two, H200), [20 * PAGE] * 2
+    assert kv_cache(placed(llm, run(), two, H200), 20 * PAGE) == kv_cache(
+        placed(llm, run(), two, H200), [20 * PAGE] * 2
     )
 
 
-def test_a_stage_without_a_cache_leaves_the_number_of_blocks_to_the_others():
+def test_a_stage_without_a_cache_does_not_limit_the_number_of_blocks():
     assert groups(FULL, NONE, layout=Layout(pipeline=2)) == (1, (PAGE, 0))
-    found = kv_cache(placed(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), H200), [9 * PAGE, 0])
-    assert (found.tokens, found.bytes) == (9 * 16, 9 * PAGE)
+    result = kv_cache(
+        placed(model(layers=(FULL, NONE)), run(max_model_len=16), Layout(pipeline=2), H200), [9 * PAGE, 0]
+    )
+    assert (result.tokens, result.bytes) == (9 * 16, 9 * PAGE)
 
 
 # --- recurrent states
 
 
-def test_a_model_of_states_alone_keeps_one_for_each_request():
-    made = model(layers=(STATE,) * 32)
+def test_a_model_with_only_states_stores_one_for_each_request():
+    llm = model(layers=(STATE,) * 32)
     assert groups(*[STATE] * 32) == (1, (32 * MIB,))
-    assert bytes_per_request(placed(made, run(), ONE, H200), 1) == 32 * MIB
-    assert bytes_per_request(placed(made, run(), ONE, H200), 100_000) == 32 * MIB
+    assert bytes_per_request(placed(llm, run(), ONE, H200), 1) == 32 * MIB
+    assert bytes_per_request(placed(llm, run(), ONE, H200), 100_000) == 32 * MIB
     assert groups(STATE, NONE) == (1, (MIB,))
-    cache = kv_cache(placed(made, run(), ONE, H200), 10 * GIB)
+    cache = kv_cache(placed(llm, run(), ONE, H200), 10 * GIB)
     assert (cache.tokens, cache.bytes) == (320 * 8192, 10 * GIB)
 
 
-def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_keeps_two():
+def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_has_two_states():
     """platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes in "align" mode."""
     attention, state = layer_specs(placed(model(layers=(FULL, STATE)), run(), ONE, H200))
     assert attention == (Spec(kind="full", block=256, page=MIB, shape=(8, 128, 128)),)
@@ -322,20 +327,20 @@ def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_keeps_two()
     assert blocks((STATE, STATE, STATE, FULL)) == 32_768 // 256 + 3 * 2
 
 
-def test_a_checkpoint_of_a_prefill_is_a_state_more():
+def test_a_checkpoint_of_a_prefill_is_one_more_state():
     """MambaSpec.max_memory_usage_bytes: 2 + num_prefill_checkpoint_blocks."""
-    kept = msgspec.structs.replace(STATE, state_checkpoints=1)
-    assert blocks((kept, kept, kept, FULL)) == 32_768 // 256 + 3 * 3
-    assert blocks((kept,)) == 1  # without attention there is no prefix cache to keep it for
+    checkpointed = msgspec.structs.replace(STATE, state_checkpoints=1)
+    assert blocks((checkpointed, checkpointed, checkpointed, FULL)) == 32_768 // 256 + 3 * 3
+    assert blocks((checkpointed,)) == 1  # without attention there is no prefix cache that needs it
 
 
-def test_a_state_that_is_a_little_larger_takes_another_16_tokens():
+def test_a_slightly_larger_state_adds_16_tokens_to_a_block():
     larger = msgspec.structs.replace(STATE, state_shapes=((64, 64, 128), (1,)), state_dtypes=("BF16", "BF16"))
     (attention,), (state,) = layer_specs(placed(model(layers=(FULL, larger)), run(), ONE, H200))
     assert (attention.block, attention.page, state.page) == (272, 272 * 4 * KIB, 272 * 4 * KIB)
 
 
-def test_a_small_state_leaves_blocks_as_they_are():
+def test_a_small_state_does_not_change_blocks():
     small = msgspec.structs.replace(STATE, state_shapes=((8,),))
     (attention,), (state,) = layer_specs(placed(model(layers=(FULL, small)), run(), ONE, H200))
     assert (attention.block, state.page) == (16, 64 * KIB)
@@ -352,18 +357,18 @@ def test_with_latent_attention_blocks_grow_by_128():
     assert attention.block == 128
 
 
-def test_the_largest_state_and_the_widest_attention_decide():
+def test_the_largest_state_and_the_widest_attention_decide_on_the_block():
     smaller = msgspec.structs.replace(STATE, state_shapes=((64, 64, 64),))
     narrow = msgspec.structs.replace(FULL, kv_heads=4)
-    found = layer_specs(placed(model(layers=(smaller, narrow, STATE, FULL)), run(), ONE, H200))
-    assert {spec.block for (spec,) in found} == {256}
-    assert [found[0][0].page, found[2][0].page] == [MIB, MIB]
+    result = layer_specs(placed(model(layers=(smaller, narrow, STATE, FULL)), run(), ONE, H200))
+    assert {spec.block for (spec,) in result} == {256}
+    assert [result[0][0].page, result[2][0].page] == [MIB, MIB]
 
 
-def test_a_layer_with_attention_and_a_state_keeps_both():
+def test_a_layer_with_attention_and_a_state_has_two_caches():
     both = msgspec.structs.replace(FULL, state_shapes=STATE.state_shapes, state_dtypes=STATE.state_dtypes)
-    (found,) = layer_specs(placed(model(layers=(both,)), run(), ONE, H200))
-    assert [spec.kind for spec in found] == ["full", "mamba"]
+    (result,) = layer_specs(placed(model(layers=(both,)), run(), ONE, H200))
+    assert [spec.kind for spec in result] == ["full", "mamba"]
     assert groups(both, both) == (2, (2 * MIB,))
 
 
@@ -376,7 +381,7 @@ def test_a_layer_with_attention_and_a_state_keeps_both():
         (("F32", "F8_E5M2"), 4 * 512 + 1000),
     ],
 )
-def test_states_have_dtypes_of_their_own(dtypes, size):
+def test_states_have_their_own_dtypes(dtypes, size):
     layer = msgspec.structs.replace(STATE, state_shapes=((8, 64), (1000,)), state_dtypes=dtypes)
     assert groups(layer) == (1, (size,))
 
@@ -390,71 +395,71 @@ def test_states_are_split_over_tensor_parallel_ranks_once():
 # --- the pool
 
 
-def cache(kv_bytes, layers=32, layout=ONE, on=H200, **changes):
-    return kv_cache(placed(model(layers=layers), run(**changes), layout, on), kv_bytes)
+def cache(kv_bytes, layers=32, layout=ONE, device=H200, **changes):
+    return kv_cache(placed(model(layers=layers), run(**changes), layout, device), kv_bytes)
 
 
-def test_a_cache_holds_what_its_blocks_hold():
-    found = cache(10 * GIB)  # blocks of 2 MiB
-    assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (81_920, 10 * GIB, 128 * KIB, "bfloat16")
-    assert cache(10 * GIB + 2 * MIB - 1) == found
+def test_a_cache_holds_the_tokens_of_its_blocks():
+    kv = cache(10 * GIB)  # blocks of 2 MiB
+    assert (kv.tokens, kv.bytes, kv.bytes_per_token, kv.dtype) == (81_920, 10 * GIB, 128 * KIB, "bfloat16")
+    assert cache(10 * GIB + 2 * MIB - 1) == kv
     assert cache(10 * GIB, kv_cache_dtype="fp8").tokens == 2 * 81_920
 
 
-def test_one_block_is_the_null_block_so_one_request_needs_one_more():
+def test_one_request_needs_one_more_block_because_of_the_null_block():
     assert cache(1 * GIB).tokens == 0
     assert cache(1 * GIB + 2 * MIB).tokens == 8192 + 16
     assert cache(1 * GIB + 2 * MIB - 1).tokens == 0
     assert longest_that_fits(placed(model(), run(), ONE, H200), GIB) == 8192 - 16
 
 
-def test_a_replica_counts_the_bytes_of_all_its_gpus_and_copies_of_heads_too():
-    found = cache(10 * GIB, layout=Layout(tensor=2))
-    assert (found.tokens, found.bytes, found.bytes_per_token) == (2 * 81_920, 20 * GIB, 128 * KIB)
-    assert isinstance(found.bytes, int)
+def test_a_replica_counts_the_bytes_of_all_its_gpus_and_of_copied_heads():
+    kv = cache(10 * GIB, layout=Layout(tensor=2))
+    assert (kv.tokens, kv.bytes, kv.bytes_per_token) == (2 * 81_920, 20 * GIB, 128 * KIB)
+    assert isinstance(kv.bytes, int)
     copies = cache(10 * GIB, layout=Layout(tensor=16))
     assert (copies.tokens, copies.bytes, copies.bytes_per_token) == (8 * 81_920, 160 * GIB, 256 * KIB)
 
 
-def test_the_stage_with_the_most_layers_decides_how_many_blocks_there_are():
-    found = cache(17 * 64 * MIB, layers=33, layout=Layout(pipeline=2))  # 17 and 16 layers of 64 KiB
-    assert found.tokens == 1024 * 16
-    assert found.bytes == 33 * 64 * MIB
-    assert found.bytes_per_token == 33 * 4 * KIB
+def test_the_stage_with_the_most_layers_limits_the_number_of_blocks():
+    kv = cache(17 * 64 * MIB, layers=33, layout=Layout(pipeline=2))  # 17 and 16 layers of 64 KiB
+    assert kv.tokens == 1024 * 16
+    assert kv.bytes == 33 * 64 * MIB
+    assert kv.bytes_per_token == 33 * 4 * KIB
 
 
-def test_a_stage_without_a_cache_does_not_limit_it():
-    found = cache(GIB, layers=(NONE, NONE, FULL, FULL), layout=Layout(pipeline=2))
-    assert found.tokens == GIB // (8 * KIB)
+def test_a_stage_without_a_cache_does_not_limit_the_tokens():
+    kv = cache(GIB, layers=(NONE, NONE, FULL, FULL), layout=Layout(pipeline=2))
+    assert kv.tokens == GIB // (8 * KIB)
 
 
-def test_bytes_per_token_are_those_of_a_longest_request_rounded_up():
-    # ten blocks' worth: 1,000 tokens are 62.5 blocks
+def test_bytes_per_token_are_those_of_the_longest_request_rounded_up():
+    # 1,000 tokens are 62.5 blocks
     assert cache(GIB, layers=1, max_model_len=1000).bytes_per_token == -(-63 * 64 * KIB // 1000)
 
 
-def test_a_model_without_a_cache_holds_nothing_and_takes_any_length():
-    found = cache(GIB, layers=(NONE,) * 4)
-    assert (found.tokens, found.bytes, found.bytes_per_token, found.dtype) == (0, 0, 0, "bfloat16")
-    made = model(layers=(NONE,) * 4)
-    assert longest_that_fits(placed(made, run(), ONE, H200), 0) == 8192
-    assert bytes_per_request(placed(made, run(), ONE, H200), 100) == 0
+def test_a_model_without_a_cache_accepts_any_length():
+    kv = cache(GIB, layers=(NONE,) * 4)
+    assert (kv.tokens, kv.bytes, kv.bytes_per_token, kv.dtype) == (0, 0, 0, "bfloat16")
+    llm = model(layers=(NONE,) * 4)
+    assert longest_that_fits(placed(llm, run(), ONE, H200), 0) == 8192
+    assert bytes_per_request(placed(llm, run(), ONE, H200), 100) == 0
 
 
-def test_a_cache_of_windows_holds_more_than_its_blocks_tokens():
-    """A request of 32,768 tokens takes 1,281 blocks on a GPU and, of 128 tokens, 97 on a CPU."""
-    made, long = model(layers=(SLIDING,)), run(max_model_len=32_768)
-    assert kv_cache(placed(made, long, ONE, H200), 3000 * PAGE).tokens == int(3000 / 1281 * 32_768)
-    assert kv_cache(placed(made, long, ONE), 3000 * PAGE).tokens == int(375 / 97 * 32_768)
-    # 1,281 blocks are left beside the null block: the window is full, and no length takes more
-    assert longest_that_fits(placed(made, long, ONE, H200), 1282 * PAGE) == 32_768
-    # with one less, 1,279 blocks of tokens and the one that a window may begin in
-    assert longest_that_fits(placed(made, long, ONE, H200), 1281 * PAGE) == 1279 * 16
-    assert longest_that_fits(placed(made, long, ONE), 98 * 8 * PAGE) == 32_768
-    assert longest_that_fits(placed(made, long, ONE), 97 * 8 * PAGE) == 95 * 128
+def test_a_cache_of_windows_holds_more_tokens_than_its_blocks():
+    """A request of 32,768 tokens needs 1,281 blocks on a GPU. On a CPU it needs 97 blocks of 128 tokens."""
+    llm, long = model(layers=(SLIDING,)), run(max_model_len=32_768)
+    assert kv_cache(placed(llm, long, ONE, H200), 3000 * PAGE).tokens == int(3000 / 1281 * 32_768)
+    assert kv_cache(placed(llm, long, ONE), 3000 * PAGE).tokens == int(375 / 97 * 32_768)
+    # 1,281 blocks are left besides the null block: the window is full, and no length needs more
+    assert longest_that_fits(placed(llm, long, ONE, H200), 1282 * PAGE) == 32_768
+    # with one less: 1,279 blocks of tokens, and one in which a window may begin
+    assert longest_that_fits(placed(llm, long, ONE, H200), 1281 * PAGE) == 1279 * 16
+    assert longest_that_fits(placed(llm, long, ONE), 98 * 8 * PAGE) == 32_768
+    assert longest_that_fits(placed(llm, long, ONE), 97 * 8 * PAGE) == 95 * 128
 
 
-def test_nothing_left_holds_nothing():
+def test_a_cache_without_memory_holds_no_tokens():
     for kv_bytes in (-GIB, 0, 2 * MIB, 2 * MIB - 1):
         assert cache(kv_bytes).tokens == 0
         assert longest_that_fits(placed(model(), run(), ONE, H200), kv_bytes) == 0
@@ -462,12 +467,12 @@ def test_nothing_left_holds_nothing():
     assert longest_that_fits(placed(model(), run(), ONE, H200), 4 * MIB) == 16
 
 
-def test_the_longest_request_is_never_longer_than_asked():
+def test_the_longest_request_is_never_longer_than_max_model_len():
     assert longest_that_fits(placed(model(), run(max_model_len=100), ONE, H200), 10 * GIB) == 100
     assert longest_that_fits(placed(model(), run(max_model_len=8192), ONE, H200), GIB + 2 * MIB) == 8192
 
 
-def test_a_request_takes_its_blocks_on_all_gpus():
+def test_the_bytes_of_a_request_count_on_all_gpus():
     assert bytes_per_request(placed(model(), run(), ONE, H200), 17) == 2 * 2 * MIB
     assert bytes_per_request(placed(model(), run(), Layout(tensor=2, pipeline=2), H200), 17) == 2 * 2 * MIB
     assert bytes_per_request(placed(model(), run(), Layout(tensor=16), H200), 16) == 2 * 2 * MIB
@@ -487,30 +492,32 @@ BATCHES = st.sampled_from([512, 8192])
 ENGINES = st.sampled_from([H200, None])
 
 
-@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, more=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
-def test_more_memory_never_holds_fewer_tokens_or_a_shorter_request(layers, layout, kv_bytes, more, length, batch, on):  # noqa: PLR0917
-    made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
-    less, larger = (kv_cache(placed(made, asked, layout, on), size) for size in (kv_bytes, kv_bytes + more))
+@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, more=SIZES, length=LENGTHS, batch=BATCHES, device=ENGINES)
+def test_more_memory_never_holds_less(layers, layout, kv_bytes, more, length, batch, device):  # noqa: PLR0917
+    llm, batch_run = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
+    less, larger = (kv_cache(placed(llm, batch_run, layout, device), size) for size in (kv_bytes, kv_bytes + more))
     assert larger.tokens >= less.tokens
     assert larger.bytes >= less.bytes
     assert less.bytes <= kv_bytes * layout.tensor * layout.pipeline
-    assert longest_that_fits(placed(made, asked, layout, on), kv_bytes + more) >= longest_that_fits(
-        placed(made, asked, layout, on), kv_bytes
+    assert longest_that_fits(placed(llm, batch_run, layout, device), kv_bytes + more) >= longest_that_fits(
+        placed(llm, batch_run, layout, device), kv_bytes
     )
 
 
-@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, length=LENGTHS, batch=BATCHES, on=ENGINES)
-def test_the_longest_that_fits_is_the_border_at_which_vllm_starts(layers, layout, kv_bytes, length, batch, on):  # noqa: PLR0917
-    made, asked = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
-    longest = longest_that_fits(placed(made, asked, layout, on), kv_bytes)
+@given(layers=LAYERS, layout=LAYOUTS, kv_bytes=SIZES, length=LENGTHS, batch=BATCHES, device=ENGINES)
+def test_vllm_starts_exactly_up_to_the_longest_length_that_fits(layers, layout, kv_bytes, length, batch, device):  # noqa: PLR0917
+    llm, batch_run = model(layers=layers), run(max_model_len=length, max_num_batched_tokens=batch)
+    longest = longest_that_fits(placed(llm, batch_run, layout, device), kv_bytes)
     assert 0 <= longest <= length
-    if not grouping_of(placed(made, asked, layout, on)).groups:
+    if not grouping_of(placed(llm, batch_run, layout, device)).groups:
         assert longest == length
         return
 
     def starts(tokens):
         return (
-            kv_cache(placed(made, msgspec.structs.replace(asked, max_model_len=tokens), layout, on), kv_bytes).tokens
+            kv_cache(
+                placed(llm, msgspec.structs.replace(batch_run, max_model_len=tokens), layout, device), kv_bytes
+            ).tokens
             > 0
         )
 
@@ -518,15 +525,15 @@ def test_the_longest_that_fits_is_the_border_at_which_vllm_starts(layers, layout
     assert longest == length or not starts(longest + 1)
 
 
-@given(layers=LAYERS, layout=LAYOUTS, length=LENGTHS, more=st.integers(0, 1000), on=ENGINES)
-def test_a_longer_request_never_holds_less(layers, layout, length, more, on):
-    made = model(layers=layers)
-    assert bytes_per_request(placed(made, run(), layout, on), length + more) >= bytes_per_request(
-        placed(made, run(), layout, on), length
+@given(layers=LAYERS, layout=LAYOUTS, length=LENGTHS, more=st.integers(0, 1000), device=ENGINES)
+def test_a_longer_request_never_needs_fewer_bytes(layers, layout, length, more, device):
+    llm = model(layers=layers)
+    assert bytes_per_request(placed(llm, run(), layout, device), length + more) >= bytes_per_request(
+        placed(llm, run(), layout, device), length
     )
 
 
 @given(tensor=st.sampled_from([1, 2, 4, 8]), length=st.integers(1, 10_000))
-def test_splitting_heads_neither_adds_to_a_request_nor_takes_from_it(tensor, length):
+def test_splitting_heads_does_not_change_the_bytes_of_a_request(tensor, length):
     whole = bytes_per_request(placed(model(), run(), ONE, H200), length)
     assert bytes_per_request(placed(model(), run(), Layout(tensor=tensor), H200), length) == whole

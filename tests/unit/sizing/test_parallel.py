@@ -1,4 +1,4 @@
-"""Which splits vLLM accepts, and the sentence for each that it does not."""
+"""Tests of the splits that vLLM accepts, and of the sentence for each split that it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pp(pipeline: int) -> Layout:
         (Layout(tensor=8, expert_parallel=True), "TP=8 EP"),
     ],
 )
-def test_a_layout_is_named_in_the_fields_words(layout, title):
+def test_the_title_of_a_layout(layout, title):
     assert layout.title == title
 
 
@@ -55,20 +55,20 @@ def test_the_vocabulary_is_padded_to_64_rows(size, padded):
     [
         (32, 1, (32,)),
         (32, 2, (16, 16)),
-        (33, 2, (17, 16)),  # one left over: not to the last, which has the head
-        (34, 4, (8, 9, 9, 8)),  # two left over: the middle
+        (33, 2, (17, 16)),  # one remaining layer: not on the last stage, which has the head
+        (34, 4, (8, 9, 9, 8)),  # two remaining layers: on the middle stages
         (35, 4, (9, 9, 9, 8)),
         (33, 4, (8, 8, 9, 8)),
         (61, 8, (7, 7, 8, 8, 8, 8, 8, 7)),
         (2, 4, (0, 1, 1, 0)),
     ],
 )
-def test_what_is_left_over_of_the_layers_goes_to_the_stages_before_the_last(layers, pipeline, counts):
+def test_remaining_layers_go_to_the_stages_before_the_last(layers, pipeline, counts):
     assert layer_split(layers, pipeline) == counts
 
 
 @given(st.integers(1, 200), st.integers(1, 32))
-def test_stages_share_all_layers_and_the_last_never_has_more_than_another(layers, pipeline):
+def test_stages_share_all_layers_and_the_last_stage_never_has_the_most(layers, pipeline):
     counts = layer_split(layers, pipeline)
     assert sum(counts) == layers
     assert len(counts) == pipeline
@@ -79,29 +79,29 @@ def test_stages_share_all_layers_and_the_last_never_has_more_than_another(layers
 # --- attention heads and the vocabulary
 
 
-def test_a_model_that_divides_has_no_problems():
+def test_a_model_whose_sizes_divide_has_no_problems():
     for tensor, pipeline in itertools.product([1, 2, 4, 8], [1, 2, 4]):
         assert problems(model(), run(), Layout(tensor=tensor, pipeline=pipeline), [gpu()] * 32) == []
 
 
-def test_attention_heads_are_divisible_by_the_ranks():
+def test_attention_heads_must_be_divisible_by_the_ranks():
     assert problems(model(heads=36, layers=(msgspec.structs.replace(FULL, kv_heads=4),)), run(), TP8, ()) == [
         "36 attention heads are not divisible by TP=8"
     ]
 
 
-def test_kv_heads_are_divided_or_replicated_evenly():
+def test_kv_heads_must_divide_or_replicate_evenly():
     six = model(heads=24, layers=(msgspec.structs.replace(FULL, kv_heads=6),))
     assert problems(six, run(), TP2, ()) == []
     assert problems(six, run(), TP4, ()) == ["6 KV heads are not divisible by TP=4"]
     assert problems(six, run(), TP8, ()) == [
         "TP=8 is not a multiple of the 6 KV heads, so they cannot be replicated evenly"
     ]
-    one = model(layers=(msgspec.structs.replace(FULL, kv_heads=1),))
-    assert problems(one, run(), TP8, ()) == []
+    single_head = model(layers=(msgspec.structs.replace(FULL, kv_heads=1),))
+    assert problems(single_head, run(), TP8, ()) == []
 
 
-def test_each_number_of_kv_heads_is_looked_at_once_and_in_order():
+def test_each_number_of_kv_heads_is_reported_once_and_in_order():
     layers = tuple(msgspec.structs.replace(FULL, kv_heads=count) for count in (10, 8, 6, 10))
     assert problems(model(layers=(*layers, STATE), heads=64), run(), TP4, ()) == [
         "6 KV heads are not divisible by TP=4",
@@ -109,7 +109,7 @@ def test_each_number_of_kv_heads_is_looked_at_once_and_in_order():
     ]
 
 
-def test_as_many_kv_heads_as_ranks_are_one_each():
+def test_as_many_kv_heads_as_ranks_are_accepted():
     assert problems(model(layers=(msgspec.structs.replace(FULL, kv_heads=4),)), run(), TP4, ()) == []
 
 
@@ -119,7 +119,7 @@ def test_latent_attention_has_no_kv_heads_to_divide():
     assert problems(model(layers=(odd,)), run(), TP2, ()) != []
 
 
-def test_the_padded_vocabulary_is_divisible_by_the_ranks():
+def test_the_padded_vocabulary_must_be_divisible_by_the_ranks():
     # 100 pads to 128: 128 / 3 leaves 2; 129 pads to 192: 192 / 3 is 64.
     three = model(heads=30, layers=(msgspec.structs.replace(FULL, kv_heads=3),), intermediate_size=300)
     small, larger = (msgspec.structs.replace(three, vocab_size=size) for size in (100, 129))
@@ -132,21 +132,21 @@ def test_the_padded_vocabulary_is_divisible_by_the_ranks():
 # --- widths
 
 
-def test_the_feed_forward_layer_is_divisible_by_the_ranks():
+def test_the_intermediate_size_must_be_divisible_by_the_ranks():
     assert problems(model(intermediate_size=14_340), run(), TP8, ()) == [
         "the intermediate size 14340 is not divisible by 8 ranks"
     ]
     assert problems(model(intermediate_size=14_340), run(), Layout(), ()) == []
 
 
-def test_a_dense_feed_forward_that_no_layer_has_does_not_matter():
+def test_the_dense_intermediate_size_counts_only_if_a_layer_uses_it():
     assert problems(model(intermediate_size=14_340, layers=(MOE,), experts=EXPERTS), run(), TP8, ()) == []
     mixed = model(intermediate_size=14_340, layers=(MOE, FULL), experts=EXPERTS)
     assert problems(mixed, run(), TP8, ()) == ["the intermediate size 14340 is not divisible by 8 ranks"]
     assert problems(model(intermediate_size=0), run(), TP8, ()) == []
 
 
-def test_each_expert_is_cut_over_tensor_and_data_parallel_ranks_unless_whole_experts_are_spread():
+def test_each_expert_is_split_over_tensor_and_data_parallel_ranks_without_expert_parallelism():
     experts = model(layers=(MOE,), experts=Experts(count=64, per_token=8, intermediate_size=1028))
     assert problems(experts, run(), TP4, ()) == []
     assert problems(experts, run(), Layout(tensor=4, data=2), ()) == [
@@ -155,7 +155,7 @@ def test_each_expert_is_cut_over_tensor_and_data_parallel_ranks_unless_whole_exp
     assert problems(experts, run(), Layout(tensor=4, data=2, expert_parallel=True), ()) == []
 
 
-def test_a_shared_expert_is_cut_over_tensor_parallel_ranks_alone():
+def test_a_shared_expert_is_split_only_over_tensor_parallel_ranks():
     experts = Experts(count=64, per_token=8, intermediate_size=1024, shared_intermediate_size=1028)
     shared = model(layers=(MOE,), experts=experts)
     assert problems(shared, run(), Layout(tensor=4, data=2), ()) == []
@@ -170,27 +170,27 @@ def test_a_shared_expert_is_cut_over_tensor_parallel_ranks_alone():
 FP8_BLOCKS = quantized("fp8", bits=8, block_shape=(128, 128))
 
 
-def test_an_fp8_shard_is_a_whole_number_of_blocks():
+def test_an_fp8_shard_must_be_a_multiple_of_the_block_size():
     # 18,432 / 8 = 2,304 = 18 blocks of 128; 12,288 + 64 = 12,352: / 2 = 6,176 is 48.25 blocks
     assert problems(model(intermediate_size=18_432, quantization=FP8_BLOCKS), run(), TP8, ()) == []
     assert problems(model(intermediate_size=12_352, quantization=FP8_BLOCKS), run(), TP2, ()) == [
-        "the intermediate size 12352 over 2 ranks is 6176, not a multiple of the FP8 block 128"
+        "the intermediate size 12352 split over 2 ranks is 6176, which is not a multiple of the FP8 block size 128"
     ]
 
 
-def test_blocks_may_be_cut_short_where_nothing_is_split():
+def test_a_width_that_is_not_split_need_not_be_a_multiple_of_the_block_size():
     assert problems(model(intermediate_size=12_352, quantization=FP8_BLOCKS), run(), Layout(), ()) == []
 
 
 @pytest.mark.parametrize("blocks", [(64, 128), (128, 64)])
-def test_both_sides_of_a_block_count_because_down_proj_is_cut_on_the_other_side(blocks):
+def test_both_sides_of_a_block_count_because_down_proj_is_split_on_the_other_side(blocks):
     narrow = model(intermediate_size=2 * 192, quantization=quantized("fp8", bits=8, block_shape=blocks))
     assert problems(narrow, run(), TP2, ()) == [
-        f"the intermediate size 384 over 2 ranks is 192, not a multiple of the FP8 block {blocks[0]}"
+        f"the intermediate size 384 split over 2 ranks is 192, which is not a multiple of the FP8 block size {blocks[0]}"
     ]
 
 
-def test_blocks_asked_for_at_the_start_count_as_those_of_the_checkpoint_do():
+def test_blocks_of_the_quantization_option_count_like_blocks_of_the_checkpoint():
     wide = model(intermediate_size=12_352)
     assert len(problems(wide, run(quantization="fp8_per_block"), TP2, ())) == 1
     assert problems(model(intermediate_size=256), run(quantization="fp8_per_block"), TP2, ()) == []
@@ -202,18 +202,18 @@ def test_blocks_asked_for_at_the_start_count_as_those_of_the_checkpoint_do():
     "method",
     ["gptq", "auto_gptq", "gptq_marlin", "awq", "auto_awq", "awq_marlin", "compressed-tensors", "modelopt_fp4"],
 )
-def test_a_shard_is_a_whole_number_of_quantisation_groups(method):
+def test_a_shard_must_be_a_multiple_of_the_quantisation_group_size(method):
     # 29,568 / 8 = 3,696 = 28.875 groups of 128 (Qwen2.5-72B's width; vLLM refuses its AWQ upload on eight GPUs)
     grouped = model(intermediate_size=29_568, quantization=quantized(method, group_size=128))
     assert problems(grouped, run(), TP8, ()) == [
-        "a shard of 3696 of the intermediate size is not a whole number of quantisation groups of 128"
+        "a shard of the intermediate size is 3696, which is not a multiple of the quantisation group size 128"
     ]
-    odd = msgspec.structs.replace(grouped, intermediate_size=29_600)  # as its maker quantised it: nothing is cut
+    odd = msgspec.structs.replace(grouped, intermediate_size=29_600)  # accepted if nothing is split
     assert problems(odd, run(), Layout(), ()) == []
     assert problems(msgspec.structs.replace(grouped, intermediate_size=14_336), run(), TP8, ()) == []
 
 
-def test_methods_without_groups_do_not_care():
+def test_methods_without_groups_accept_any_shard():
     for quantization in (
         quantized("bitsandbytes", group_size=128),
         quantized("awq", group_size=-1),  # one group for a whole column
@@ -224,18 +224,18 @@ def test_methods_without_groups_do_not_care():
 
 @pytest.mark.parametrize("method", ["gptq", "auto_gptq", "gptq_marlin"])
 @pytest.mark.parametrize("group", [None, -1, 32])
-def test_shards_that_are_no_whole_number_of_marlins_tiles_are_padded(method, group):
+def test_shards_that_are_not_a_multiple_of_marlins_tiles_are_padded(method, group):
     """marlin_utils.py:marlin_padded_nk. 192 inputs: six groups of 32, and one and a half tiles of 128."""
     narrow = model(intermediate_size=384, quantization=quantized(method, group_size=group))
     assert problems(narrow, run(), TP2, ()) == []
 
 
-def test_quantised_experts_are_held_to_it_too():
+def test_shards_of_quantised_experts_must_be_multiples_of_the_group_size():
     experts = Experts(count=8, per_token=2, intermediate_size=384, shared_intermediate_size=640)
-    held = model(layers=(MOE,), experts=experts, quantization=quantized("awq", group_size=128))
-    assert problems(held, run(), TP2, ()) == [
-        "a shard of 192 of the expert intermediate size is not a whole number of quantisation groups of 128",
-        "a shard of 320 of the shared-expert intermediate size is not a whole number of quantisation groups of 128",
+    quantized_experts = model(layers=(MOE,), experts=experts, quantization=quantized("awq", group_size=128))
+    assert problems(quantized_experts, run(), TP2, ()) == [
+        "a shard of the expert intermediate size is 192, which is not a multiple of the quantisation group size 128",
+        "a shard of the shared-expert intermediate size is 320, which is not a multiple of the quantisation group size 128",
     ]
 
 
@@ -247,7 +247,7 @@ def test_a_stage_needs_a_layer():
     assert problems(model(layers=4), run(), pp(4), ()) == []
 
 
-def test_an_architecture_without_pipelines_is_named():
+def test_an_architecture_without_pipeline_support_is_named():
     bert = model(architecture="BertModel", task="pooling")
     assert problems(bert, run(), pp(2), ()) == ["BertModel does not support pipeline parallelism"]
     assert problems(bert, run(), Layout(), ()) == []
@@ -255,19 +255,19 @@ def test_an_architecture_without_pipelines_is_named():
 
 @pytest.mark.parametrize("architecture", ["BitNetForCausalLM", "BroughtAlongForCausalLM"])
 def test_the_transformers_backend_supports_pipelines(architecture):
-    """models/transformers/base.py: Base(..., SupportsPP), of transformers' own models and of a repository's code."""
+    """models/transformers/base.py: Base(..., SupportsPP), for transformers' own models and for custom code."""
     assert problems(model(architecture=architecture), run(), pp(2), ()) == []
 
 
 def test_expert_parallelism_needs_experts():
-    alone = Layout(tensor=2, expert_parallel=True)
-    assert problems(model(), run(), alone, ()) == [
-        "expert parallelism needs a mixture of experts, which this model is not"
+    expert_parallel = Layout(tensor=2, expert_parallel=True)
+    assert problems(model(), run(), expert_parallel, ()) == [
+        "expert parallelism needs a mixture-of-experts model, and this model has no experts"
     ]
-    assert problems(model(layers=(MOE,), experts=EXPERTS), run(), alone, ()) == []
+    assert problems(model(layers=(MOE,), experts=EXPERTS), run(), expert_parallel, ()) == []
 
 
-def test_each_rank_of_expert_parallelism_has_an_expert():
+def test_each_rank_of_expert_parallelism_needs_an_expert():
     few = model(layers=(MOE,), experts=Experts(count=8, per_token=2, intermediate_size=1024))
     assert problems(few, run(), Layout(tensor=4, data=2, expert_parallel=True), ()) == []
     assert problems(few, run(), Layout(tensor=8, data=2, expert_parallel=True), ()) == [
@@ -282,15 +282,15 @@ def test_each_rank_of_expert_parallelism_has_an_expert():
 def test_a_layout_needs_the_gpus_of_all_its_replicas():
     layout = Layout(tensor=2, pipeline=2, data=3)
     assert problems(model(), run(), layout, [gpu()] * 12) == []
-    assert problems(model(), run(), layout, [gpu()] * 11) == ["12 GPUs are needed and 11 are there"]
-    assert problems(model(), run(), layout, ()) == []  # the CPU engine: none at all
+    assert problems(model(), run(), layout, [gpu()] * 11) == ["12 GPUs are needed and 11 are available"]
+    assert problems(model(), run(), layout, ()) == []  # the CPU engine has no GPUs
 
 
 T4 = gpu(capability=(7, 5), name="Tesla T4")
 
 
 def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
-    sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: add --dtype half"
+    sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: set --dtype half"
     assert problems(model(), run(), Layout(), [T4]) == [sentence]
     assert problems(model(), run(), TP2, [gpu(), T4]) == [sentence]
     assert problems(model(), run(), Layout(), [gpu(capability=(8, 0))]) == []
@@ -306,7 +306,7 @@ def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
         ("float32", "float32", False),
     ],
 )
-def test_the_dtype_that_runs_counts(stored, runs, refused):
+def test_the_dtype_of_the_run_counts(stored, runs, refused):
     assert bool(problems(model(dtype=stored), run(dtype=runs), Layout(), [T4])) == refused
 
 
@@ -319,7 +319,7 @@ def test_quantised_kernels_need_a_capability_that_the_oldest_gpu_has():
     assert problems(awq, run(dtype="float16"), Layout(), [T4]) == []
 
 
-def test_quantisation_asked_for_at_the_start_needs_it_too():
+def test_the_quantization_option_needs_a_capability_too():
     plain = model(dtype="float16")
     assert problems(
         plain, run(quantization="experts_int8", dtype="float16"), Layout(), [T4]
@@ -330,21 +330,21 @@ def test_quantisation_asked_for_at_the_start_needs_it_too():
     assert problems(plain, run(quantization="not-in-the-table", dtype="float16"), Layout(), [T4]) == []
 
 
-def test_a_gpu_that_does_not_tell_its_capability_runs_what_is_not_quantised():
+def test_a_gpu_with_unknown_capability_runs_models_that_are_not_quantised():
     assert problems(model(dtype="float16"), run(dtype="float16"), Layout(), [gpu(capability=(0, 0))]) == []
 
 
-def test_every_problem_is_told():
-    found = problems(model(heads=30), run(), Layout(tensor=4, pipeline=33, expert_parallel=True), [T4])
-    assert len(found) == 5
+def test_every_problem_is_reported():
+    result = problems(model(heads=30), run(), Layout(tensor=4, pipeline=33, expert_parallel=True), [T4])
+    assert len(result) == 5
 
 
 HEADS = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 40, 64])
 
 
 @given(heads=HEADS, kv=HEADS, tensor=st.integers(1, 16))
-def test_kv_heads_fit_exactly_if_one_number_divides_the_other(heads, kv, tensor):
+def test_kv_heads_are_accepted_exactly_if_one_number_divides_the_other(heads, kv, tensor):
     """linear.py:QKVParallelLinear divides the heads, or replicates each of them TP / heads times."""
-    made = model(heads=heads * tensor, layers=(msgspec.structs.replace(FULL, kv_heads=kv),), vocab_size=64 * tensor)
-    wide = msgspec.structs.replace(made, intermediate_size=tensor)
+    llm = model(heads=heads * tensor, layers=(msgspec.structs.replace(FULL, kv_heads=kv),), vocab_size=64 * tensor)
+    wide = msgspec.structs.replace(llm, intermediate_size=tensor)
     assert (problems(wide, run(), Layout(tensor=tensor), ()) == []) == (kv % tensor == 0 or tensor % kv == 0)
