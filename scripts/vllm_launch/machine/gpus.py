@@ -22,7 +22,7 @@ from vllm_launch.machine.generation import Generation, generation_of
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process of another user that uses the GPU. ``memory`` is in bytes, or None if NVML hides it."""
+    """Another process that uses the GPU. ``memory`` is in bytes, or None if NVML hides it."""
 
     pid: int
     name: str
