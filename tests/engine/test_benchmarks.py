@@ -1,4 +1,4 @@
-"""The load of benchmarks/gpu, which is vLLM's own tool, on the real engine."""
+"""Tests of the load in benchmarks/gpu, which comes from vLLM's own tool, on the real vLLM."""
 
 import argparse
 import asyncio
@@ -22,39 +22,39 @@ import throughput  # noqa: E402
 
 from vllm_launch.plan import fit  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM warn about themselves
+pytestmark = pytest.mark.filterwarnings("default")  # torch and vLLM give warnings about their own code
 SHORT = bench_serve.Workload(
     ("--dataset-name=random", "--random-input-len=16", "--random-output-len=8"), requests=0, rates=()
 )
 
 
-def test_processes_that_begin_together_measure_one_server(serving, tiny_model, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", serving.key)  # as vLLM's tool takes it
-    found = bench_serve.measured(
+def test_two_client_processes_measure_one_server(serving, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", serving.key)  # vLLM's tool reads the key from there
+    row = bench_serve.measured(
         Path(tiny_model), [serving.port], SHORT, requests=8, rate=float("inf"), clients=2, seed=1, name="tiny"
     )
-    assert (found["completed"], found["failed"]) == (8, 0)
-    assert found["input_tokens"] >= 8 * 16  # of single bytes not every length can be made
-    assert found["rate"] is None
-    assert 0 < found["ttft_ms"]["p50"] <= found["ttft_ms"]["p99"]
-    assert 0 < found["itl_ms"]["p50"] <= found["itl_ms"]["p99"]
-    assert found["output_tok_s"] > 0
+    assert (row["completed"], row["failed"]) == (8, 0)
+    assert row["input_tokens"] >= 8 * 16  # more, because the tool cannot make every length from single-byte tokens
+    assert row["rate"] is None
+    assert 0 < row["ttft_ms"]["p50"] <= row["ttft_ms"]["p99"]
+    assert 0 < row["itl_ms"]["p50"] <= row["itl_ms"]["p99"]
+    assert row["output_tok_s"] > 0
 
 
-def test_all_that_a_row_says_was_asked_was_sent_of_prefixes_too(serving, tiny_model, monkeypatch):
+def test_a_row_counts_the_requests_that_were_sent_also_for_shared_prefixes(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)
     prefixes = bench_serve.Workload(
         ("--dataset-name=prefix_repetition", "--prefix-repetition-prefix-len=16", "--prefix-repetition-suffix-len=8",
          "--prefix-repetition-num-prefixes=4", "--prefix-repetition-output-len=4"),
         requests=0, rates=(), multiple=bench_serve.WORKLOADS["shared prefixes"].multiple,
     )  # fmt: skip
-    found = bench_serve.measured(
+    row = bench_serve.measured(
         Path(tiny_model), [serving.port], prefixes, requests=6, rate=float("inf"), clients=1, seed=1, name="tiny"
     )
-    assert found["requests"] == found["completed"] == 8
+    assert row["requests"] == row["completed"] == 8
 
 
-def test_a_load_that_fails_leaves_no_process_that_asks_on(serving, tiny_model, monkeypatch):
+def test_a_load_that_fails_leaves_no_client_process(serving, tiny_model, monkeypatch):
     def killed(*_):
         raise RuntimeError("a load process was killed by signal 9")
 
@@ -64,24 +64,24 @@ def test_a_load_that_fails_leaves_no_process_that_asks_on(serving, tiny_model, m
     assert not multiprocessing.active_children()
 
 
-def test_the_worst_load_is_answered_whole(serving, tiny_model, monkeypatch):
+def test_the_worst_load_gets_complete_responses(serving, tiny_model, monkeypatch):
     monkeypatch.setattr(edge, "STREAMS", 9)
     monkeypatch.setattr(edge, "LONG_BEFORE", 2)
     monkeypatch.setattr(edge, "BURST", 6)
     vocabulary = json.loads((Path(tiny_model) / "config.json").read_text())["vocab_size"]
     load = edge.Load(serving.port, vocabulary, 100, model="tiny", key=serving.key)
-    told = asyncio.run(load.run(1))
-    assert (told["failed"], told["late"], told["why"]) == (0, 0, [])
-    assert told["done"] >= 2 + 6 + 9
-    assert 1 <= told["most_running"] <= 8  # as many as this server takes
+    counts = asyncio.run(load.run(1))
+    assert (counts["failed"], counts["late"], counts["why"]) == (0, 0, [])
+    assert counts["done"] >= 2 + 6 + 9
+    assert 1 <= counts["most_running"] <= 8  # max_num_seqs of this server
 
 
-def test_what_a_row_says_of_a_server_is_read_of_its_metrics(serving):
-    assert bench.preemptions(serving.port) >= 0  # these raise where the pinned vLLM has no such metric
+def test_preemptions_and_utilization_come_from_the_servers_metrics(serving):
+    assert bench.preemptions(serving.port) >= 0  # both functions raise if the pinned vLLM lacks the metric
     assert 0.5 < bench.utilization(serving.port) <= 1
 
 
-def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, monkeypatch):
+def test_a_server_that_rejects_all_requests_is_an_error(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(RuntimeError, match=r"no request was answered: .*Unauthorized"):
         bench_serve.measured(
@@ -89,14 +89,14 @@ def test_a_server_that_answers_nothing_is_no_measurement(serving, tiny_model, mo
         )
 
 
-def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_model, monkeypatch):
+def test_servers_are_measured_in_turns_and_rows_have_their_medians(serving, tiny_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", serving.key)
     monkeypatch.setitem(bench_serve.WORKLOADS, "512/256", SHORT)
-    asked, plain = [], functools.partial(bench_serve.measured, name="tiny")
+    calls, real_measured = [], functools.partial(bench_serve.measured, name="tiny")
 
-    def measured(model, ports, workload, **how):
-        asked.append((ports[0], how["rate"], how["seed"]))
-        return plain(model, [serving.port], workload, **how)
+    def measured(model, ports, workload, **options):
+        calls.append((ports[0], options["rate"], options["seed"]))
+        return real_measured(model, [serving.port], workload, **options)
 
     def started(name, *_, place, **__):  # the same server under two names
         return throughput.Server([place], [os.getsid(0)], [], {"configuration": name, "gpus": 1})
@@ -104,18 +104,20 @@ def test_servers_are_loaded_in_turns_and_told_by_their_medians(serving, tiny_mod
     monkeypatch.setattr(bench_serve, "measured", measured)
     monkeypatch.setattr(throughput, "started", started)
     monkeypatch.setattr(throughput.bench, "preemptions", lambda _: 0)
-    given = argparse.Namespace(in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1)
+    options = argparse.Namespace(
+        in_turns=3, workload=["512/256"], rate=[8.0], saturation_only=False, share=1, seconds=1
+    )
     rows = []
     chosen = dict.fromkeys(("defaults", "plan"), throughput.Configuration())
-    throughput.in_turns(chosen, given, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
+    throughput.in_turns(chosen, options, Path(tiny_model), lambda **row: rows.append(row), gpus=False)
     assert [(row["configuration"], row["turns"], row["completed"]) for row in rows] == [
         ("defaults", 3, 24), ("plan", 3, 24),
     ]  # fmt: skip
-    assert [place for place, _, _ in asked[2:]] == [0, 1, 1, 0, 0, 1]  # after each has been warmed up
-    assert len({seed for _, _, seed in asked[2:]}) == 6  # no prompt twice
+    assert [place for place, _, _ in calls[2:]] == [0, 1, 1, 0, 0, 1]  # the first two calls warm up the servers
+    assert len({seed for _, _, seed in calls[2:]}) == 6  # no prompt is sent twice
 
 
-def test_page_faults_are_those_of_a_servers_processes():
+def test_page_faults_are_summed_over_a_servers_processes():
     pages = 2000
     touch = f"""
 import mmap, sys
@@ -137,11 +139,11 @@ for _ in sys.stdin:
 
         first = touched()
         assert pages <= touched() - first < pages * 1.1
-        assert bench.page_faults(-1) == 0  # nobody's session
+        assert bench.page_faults(-1) == 0  # a session that does not exist
         process.stdin.close()
 
 
-def test_a_row_of_turns_is_their_medians_and_all_that_failed():
+def test_a_row_of_turns_has_medians_and_the_sums_of_counts():
     def row(tokens, itl, preempted):
         return {
             "configuration": "plan", "seconds": 2.0, "output_tok_s": tokens, "ttft_ms": {"p50": itl, "p99": itl},
@@ -149,12 +151,16 @@ def test_a_row_of_turns_is_their_medians_and_all_that_failed():
             "page_faults": 7 * preempted,
         }  # fmt: skip
 
-    told = throughput.median([row(100.0, 2.0, 1), row(900.0, 9.0, 2), row(200.0, 3.0, 3)])
-    assert (told["output_tok_s"], told["itl_ms"], told["ttft_ms"]["p50"]) == (200.0, {"p50": 3.0, "p99": 9.0}, 3.0)
-    assert (told["completed"], told["failed"], told["preemptions"], told["turns"]) == (15, 3, 2, 3)
-    assert told["itl_range"] == "2.0-9.0"
-    assert (told["watts"], told["page_faults"]) == (100, 14)
-    assert "gpu_busy" not in told  # as nobody saw one
+    result = throughput.median([row(100.0, 2.0, 1), row(900.0, 9.0, 2), row(200.0, 3.0, 3)])
+    assert (result["output_tok_s"], result["itl_ms"], result["ttft_ms"]["p50"]) == (
+        200.0,
+        {"p50": 3.0, "p99": 9.0},
+        3.0,
+    )
+    assert (result["completed"], result["failed"], result["preemptions"], result["turns"]) == (15, 3, 2, 3)
+    assert result["itl_range"] == "2.0-9.0"
+    assert (result["watts"], result["page_faults"]) == (100, 14)
+    assert "gpu_busy" not in result  # because no row has it
 
 
 LOADS = ["4000/500, all at once", "4000/500, all at once, as in turns"]
@@ -162,7 +168,7 @@ LOADS = ["4000/500, all at once", "4000/500, all at once, as in turns"]
 
 @pytest.fixture(scope="module")
 def scheduled(tmp_path_factory):
-    """The rows of benchmarks/gpu/scheduling.py for LOADS; one process for all of them, since importing vLLM takes 20 s."""
+    """Return the rows of benchmarks/gpu/scheduling.py for LOADS. One process runs all, since importing vLLM takes 20 s."""
     out = tmp_path_factory.mktemp("scheduling") / "out.json"
     subprocess.run(
         [sys.executable, ROOT / "benchmarks/gpu/scheduling.py", *(f"--load={load}" for load in LOADS), f"--out={out}"],
@@ -173,11 +179,11 @@ def scheduled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_vllms_scheduler_decides_as_docs_performance_says(scheduled, load):
+def test_vllms_scheduler_still_gives_the_published_results(scheduled, load):
     published = json.loads((ROOT / "benchmarks/gpu/results/scheduling.json").read_text())["rows"]
     rows = [row for row in scheduled if row["load"] == load]
     assert rows == [row for row in published if row["load"] == load]
     assert [row["watermark"] for row in rows] == sorted({0.0, fit.WATERMARK} | {row["watermark"] for row in rows})
-    plain, planned = (next(row for row in rows if row["watermark"] == share) for share in (0.0, fit.WATERMARK))
-    assert planned["preempted"] < plain["preempted"]
+    default, planned = (next(row for row in rows if row["watermark"] == share) for share in (0.0, fit.WATERMARK))
+    assert planned["preempted"] < default["preempted"]
     assert planned["ratio"] > 1
