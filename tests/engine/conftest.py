@@ -51,7 +51,7 @@ def shared(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def serving(shared):
-    """Return the server that all tests share which do not change its state. The last test of test_serving.py ends it.
+    """Return the shared server, for tests that do not change its state. The last test of test_serving.py ends it.
 
     If the server dies during a test, that test fails with the server's log. The next test gets a new server.
     """

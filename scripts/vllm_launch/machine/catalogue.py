@@ -1,4 +1,4 @@
-"""Catalogue of known GPUs, so that a plan can be made for a machine that is not here: `--hardware H100:8`.
+"""Catalogue of known GPUs, to make a plan for a machine that you do not have: `--hardware H100:8`.
 
 Every number has its source. ``memory`` is CUDA's total memory in GiB. It is the second number in vLLM's line "Free
 memory on device (free/total GiB) on startup" (vllm/v1/worker/utils.py:request_memory), or the number in torch's "has
@@ -25,7 +25,7 @@ from vllm_launch.units import GIB
 _MAX_GPUS = 64  # upper limit for the GPUs of one machine; a larger number is a typing error
 
 Link = Literal["nvlink", "pcie", "none"]
-"""How two such GPUs copy to each other: "nvlink", "pcie" (peer access without NVLink) or "none" (over the host)."""
+"""How two GPUs of one model copy data: "nvlink", "pcie" (peer access without NVLink) or "none" (through the host)."""
 
 
 class Entry(NamedTuple):

@@ -50,12 +50,12 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def generation(self) -> Generation:
-        """The GPU's generation, by its compute capability."""
+        """Return the GPU's generation, which follows from its compute capability."""
         return generation_of(self.compute_capability)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A machine.
+    """One machine: its GPUs, the links between them, its CPU, and warnings about them.
 
     The matrices ``nvlink`` and ``p2p`` have one row and one column for each of ``gpus``, in the same order. The
     diagonal is False. An empty matrix means unknown.

@@ -26,7 +26,7 @@ _STDERR_TAIL = 300  # characters of the end of the child's stderr that a warning
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of the test.
+    """The result of testing peer copies.
 
     ``ok`` True: every peer copy arrived. False: turn P2P off. None: unknown, change nothing. ``why`` is a sentence
     for the operator. ``pairs_failed`` has (from, to) of each failed copy, as positions in the tested GPUs.

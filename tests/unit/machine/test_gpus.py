@@ -304,7 +304,7 @@ def test_unknown_links_stay_unknown() -> None:
     assert visible(no_links, "1").nvlink == visible(no_links, "1").p2p == ()
 
 
-def test_a_slice_is_named_by_its_uuid() -> None:
+def test_a_mig_slice_is_selected_by_its_uuid() -> None:
     assert [gpu.uuid for gpu in visible(SLICED, "MIG-bbbb").gpus] == ["MIG-bbbb"]
     assert [gpu.uuid for gpu in visible(SLICED, "1").gpus] == ["GPU-cccc"]
 

@@ -97,7 +97,7 @@ def record(**changes: Any) -> dict[str, Any]:
     return layout
 
 
-def test_fields_without_an_answer_of_nvml_are_unknown(tmp_path: Path) -> None:
+def test_fields_that_nvml_does_not_answer_are_unknown(tmp_path: Path) -> None:
     layout = record(mem_v2="ERR:Not Supported", mig="ERR:Not Supported", pci=None)
     layout |= {"driver": "ERR:Unknown Error", "cuda": "ERR:Unknown Error"}
     for name in ("p2p_read", "p2p_nvlink"):
@@ -107,7 +107,7 @@ def test_fields_without_an_answer_of_nvml_are_unknown(tmp_path: Path) -> None:
     assert hardware.gpus[0].memory_total == 150754820096  # from NVML's v1 call, which does not report the reserve
 
 
-def test_pairs_without_an_ok_of_nvml_have_no_link(tmp_path: Path) -> None:
+def test_pairs_without_the_status_ok_have_no_link(tmp_path: Path) -> None:
     layout = json.loads((DATA / "nvml-h200-x4.json").read_bytes())
     layout["gpus"][0]["p2p_read"][1] = "ERR:Not Supported"
     layout["gpus"][1]["p2p_nvlink"][0] = 1
