@@ -218,7 +218,7 @@ def test_the_verdict_follows_from_the_probes_output(
 
 
 def test_without_peers_no_copy_is_needed() -> None:
-    assert "no two of these GPUs peers" in judge(DONE, status=0).why
+    assert "no two of these GPUs are peers" in judge(DONE, status=0).why
 
 
 @given(st.text() | st.lists(st.sampled_from([COPYING, COPIED, CORRUPT, BACK, DONE, "noise"])).map("\n".join))
