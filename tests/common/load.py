@@ -1,7 +1,7 @@
-"""Streams without end against a server, in a process of its own: ``load.py URL KEY STREAMS LEAVE TOKENS``.
+"""Keeps streams running against a server, as a separate process: ``load.py URL KEY STREAMS LEAVE TOKENS``.
 
-Each of STREAMS asks again as soon as its answer has ended; with probability LEAVE it goes away in the middle of one.
-Ends with SIGTERM and prints what became of them as JSON.
+Each of the STREAMS clients sends its next request when a response ends. With probability LEAVE, a client disconnects
+in the middle of a response. SIGTERM ends the program, which then prints the counts of its requests as JSON.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ url, key, streams, leave, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), f
 counts = {"done": 0, "left": 0, "failed": 0, "why": []}
 
 
-def failed(why):
+def count_failure(reason):
     counts["failed"] += 1
-    counts["why"] = [*counts["why"], why][-5:]
+    counts["why"] = [*counts["why"], reason][-5:]
 
 
 async def stream(session, chance):
@@ -39,12 +39,12 @@ async def stream(session, chance):
                 if leaves_after is not None and len(lines) >= leaves_after:
                     counts["left"] += 1
                     return
-        if why := cut(lines, tokens):
-            failed(why)
+        if reason := cut(lines, tokens):
+            count_failure(reason)
         else:
             counts["done"] += 1
     except (aiohttp.ClientError, OSError) as error:
-        failed(repr(error))
+        count_failure(repr(error))
         await asyncio.sleep(0.2)
 
 
@@ -52,7 +52,7 @@ async def main():
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
 
-    async def one(seed):
+    async def client(seed):
         chance = random.Random(seed)
         while True:
             await stream(session, chance)
@@ -60,7 +60,7 @@ async def main():
     headers = {"Authorization": f"Bearer {key}"}
     connector, timeout = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=timeout) as session:
-        tasks = [asyncio.create_task(one(seed)) for seed in range(streams)]
+        tasks = [asyncio.create_task(client(seed)) for seed in range(streams)]
         await ended.wait()
         for task in tasks:
             task.cancel()

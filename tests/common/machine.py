@@ -1,4 +1,4 @@
-"""What tests of every kind ask of the machine they run on."""
+"""Helpers of all kinds of tests for the machine that they run on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def free_port():
 
 
 def generate_tiny_model(folder):
-    """A model of four layers that anybody may read, containers' users without a name too, as far as pytest's own folder."""
+    """Write a model of four layers to ``folder`` that every user can read, also users of containers without a name."""
     script = ROOT / "scripts/generators/tiny_model.py"
     subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
     let_anybody_read(folder)
@@ -25,7 +25,7 @@ def generate_tiny_model(folder):
 
 
 def let_anybody_read(folder):
-    """Those below ``folder`` and the folders above it that pytest has made for us alone."""
-    above = [path for path in folder.parents if path.name.startswith("pytest-") or "pytest-" in str(path.parent)]
-    for path in (folder, *above, *folder.rglob("*")):
+    """Let every user read all files below ``folder``, and enter the folders above it that pytest made private."""
+    parents = [path for path in folder.parents if path.name.startswith("pytest-") or "pytest-" in str(path.parent)]
+    for path in (folder, *parents, *folder.rglob("*")):
         path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))

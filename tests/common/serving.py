@@ -1,4 +1,4 @@
-"""``vllm-launch serve`` with the real engine on the CPU, as tests of several kinds start, ask and load it."""
+"""Runs ``vllm-launch serve`` with the real vLLM on the CPU, sends requests to it, and puts load on it."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ KEY = "first-key"
 
 
 class Serving:
-    """``vllm-launch serve`` in a folder of its own, and what one can ask of it."""
+    """One run of ``vllm-launch serve``, with its log and its other files in ``folder``."""
 
     key = KEY
 
@@ -35,7 +35,8 @@ class Serving:
         self.termination_log.touch()
         self.keys.write_text(f"{KEY}\nsecond-key\n")
         self.drain_seconds = drain_seconds
-        self.state = state or Path(tempfile.mkdtemp(prefix="state-"))  # pytest's folders are too long for sockets
+        # The paths of pytest's folders are too long for sockets.
+        self.state = state or Path(tempfile.mkdtemp(prefix="state-"))
         command = [
             sys.executable, "-m", "vllm_launch", "serve", str(model), "--served-model-name", name, "--enforce-eager",
             "--max-model-len=512", f"--max-num-seqs={max_num_seqs}", "--host=127.0.0.1", f"--port={self.port}",
@@ -50,7 +51,8 @@ class Serving:
                 env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(environ),
                 stdout=log,
                 stderr=log,
-                process_group=0,  # as a shell starts a job: in our session, so that whoever asks is scheduled beside it
+                # Like a job of a shell: in our session, so that the kernel schedules it together with its clients.
+                process_group=0,
             )
 
     def wait_for(self, words):
@@ -64,17 +66,17 @@ class Serving:
     def wait_for_title(self, title):
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for pid, found in self.processes().items():
-                if found.startswith(title):
+            for pid, process_title in self.processes().items():
+                if process_title.startswith(title):
                     return pid
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
             time.sleep(0.1)
         raise AssertionError(f"no process {title}")
 
     def processes(self):
-        """Titles by pid of all that runs in a process group which this run has ever had; zombies left out.
+        """Return the titles, by pid, of all processes in the process groups that this run ever had, without zombies.
 
-        By group, since setproctitle writes over the environment that would otherwise mark them.
+        The groups identify the processes. Their environment cannot, because setproctitle overwrites it.
         """
         stats = {}
         for folder in Path("/proc").iterdir():
@@ -86,22 +88,22 @@ class Serving:
                     continue
                 if fields[0] != "Z":
                     stats[int(folder.name)] = int(fields[1]), int(fields[2]), title
-        below = {self.process.pid}
-        while more := {pid for pid, (parent, _, _) in stats.items() if parent in below} - below:
-            below |= more
-        self.groups |= {stats[pid][1] for pid in below if pid in stats}
+        descendants = {self.process.pid}
+        while children := {pid for pid, (parent, _, _) in stats.items() if parent in descendants} - descendants:
+            descendants |= children
+        self.groups |= {stats[pid][1] for pid in descendants if pid in stats}
         return {pid: title for pid, (_, group, title) in stats.items() if group in self.groups}
 
     def end(self, timeout):
-        """The exit code; no process may be left."""
+        """Wait for the end of the run and return its exit code. Check that no process is left."""
         code = self.process.wait(timeout)
         assert self.processes() == {}
         if self.state.exists():
-            self.state.rmdir()  # nothing may be left in it
+            self.state.rmdir()  # fails if the run left a file in it
         return code
 
     def ask(self, path, body=None, key=KEY, timeout=60):
-        """Status, headers and body of an answer."""
+        """Send a request, a POST if it has a body. Return the response's status, headers and body."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -118,7 +120,7 @@ class Serving:
 
 @contextlib.contextmanager
 def begun(folder, model, **options):
-    """A server that is starting; SIGQUIT ends it if no test has."""
+    """Start a server and yield it while it is starting. At the end, SIGQUIT ends it if it still runs."""
     run = Serving(folder, model, **options)
     try:
         yield run
@@ -129,7 +131,7 @@ def begun(folder, model, **options):
 
 
 def asked(port, route):
-    """Status and body of what a health port answers."""
+    """Return the status and the body of the health port's response."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", timeout=30) as answer:
             return answer.status, answer.read().decode()
@@ -138,21 +140,21 @@ def asked(port, route):
 
 
 def loaded(run, streams, *, leave=0.0, tokens=400):
-    """A process that keeps so many streams running against ``run`` until SIGTERM; then its stdout says what became."""
+    """Start a process that keeps ``streams`` streams running against ``run``. ``ended`` ends it."""
     words = [run.url, run.key, str(streams), str(leave), str(tokens)]
     return subprocess.Popen([sys.executable, str(HERE / "load.py"), *words], stdout=subprocess.PIPE, text=True)
 
 
 def ended(load):
-    """Ends what ``loaded`` began; what became of its streams."""
+    """End the process that ``loaded`` started. Return the counts of its requests."""
     load.terminate()
     return json.loads(load.communicate(timeout=60)[0])
 
 
 def after(condition, limit):
-    """Seconds until ``condition()``; more than ``limit`` is a failure."""
-    began = time.monotonic()
+    """Wait until ``condition()`` is true and return the seconds. Fail after ``limit`` seconds."""
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < limit, f"not within {limit} s"
+        assert time.monotonic() - start < limit, f"not within {limit} s"
         time.sleep(0.1)
-    return time.monotonic() - began
+    return time.monotonic() - start

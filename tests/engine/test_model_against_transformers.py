@@ -1,7 +1,7 @@
-"""config.json alone gives the tensors that transformers really saves: names and shapes, family by family.
+"""Compares the tensors that we derive from config.json with those that transformers saves: names and shapes, by family.
 
-``python tests/engine/test_model_against_transformers.py`` writes what was saved to tests/data/saved-by-transformers.json,
-which the unit tests read where there is no transformers.
+``python tests/engine/test_model_against_transformers.py`` writes the saved tensors to
+tests/data/saved-by-transformers.json. The unit tests read this file, because they run without transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch  # noqa: TID251 - the engine's own tests
+import torch  # noqa: TID251 - tests of the engine may import it
 import transformers
 
 from vllm_launch.model.read import read_model
@@ -105,7 +105,7 @@ def save(family: str, folder: Path) -> None:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The config and "name rows columns" of every tensor."""
+    """Return the config, and name and shape of every tensor, such as "lm_head.weight [320, 64]"."""
     config = json.loads((folder / "config.json").read_text())
     del config["transformers_version"]
     tensors = sorted(f"{tensor.name} {list(tensor.shape)}" for tensor in read_model(str(folder)).tensors)
@@ -123,11 +123,12 @@ def test_tensors_from_config_equal_those_that_transformers_saves(family: str, tm
 
     assert (saved.tensors_from, derived.tensors_from) == ("safetensors", "config")
     assert not any("guessed" in warning for warning in derived.warnings)
-    # Which tensors stay in float32 is a choice of transformers' saving code and of each publisher.
-    real = {tensor.name: tensor.shape for tensor in saved.tensors}
-    ours = {tensor.name: tensor.shape for tensor in derived.tensors}
-    differing = {name for name in real.keys() | ours.keys() if real.get(name) != ours.get(name)}
-    assert {name: (real.get(name), ours.get(name)) for name in differing} == {}
+    # Data types are not compared: transformers' saving code and each publisher choose which tensors stay in float32.
+    saved_shapes = {tensor.name: tensor.shape for tensor in saved.tensors}
+    our_shapes = {tensor.name: tensor.shape for tensor in derived.tensors}
+    names = saved_shapes.keys() | our_shapes.keys()
+    differing = {name for name in names if saved_shapes.get(name) != our_shapes.get(name)}
+    assert {name: (saved_shapes.get(name), our_shapes.get(name)) for name in differing} == {}
     assert json.loads(RECORD.read_text())[family] == recorded(tmp_path / "whole"), "write the record again"
 
 

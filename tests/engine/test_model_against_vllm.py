@@ -1,4 +1,4 @@
-"""Our reading of config.json against the pinned vLLM's own, for the families that are in use."""
+"""Compares what we and the pinned vLLM read from config.json, for the model families in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from vllm_launch.model.quantization import MIN_CAPABILITY
 from vllm_launch.model.read import read_model
 
-pytestmark = pytest.mark.filterwarnings("default")  # torch, transformers and vLLM warn about themselves
+pytestmark = pytest.mark.filterwarnings("default")  # torch, transformers and vLLM give warnings about their own code
 
 BASE: dict[str, Any] = {
     "hidden_size": 256,
@@ -120,9 +120,9 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-def of_vllm(folder: Path) -> tuple[Any, Any, Any, int]:
-    """vLLM's (hf_config, hf_text_config, architecture facts, max_model_len) for a folder."""
-    from vllm.config.model import _get_and_verify_max_len  # noqa: PLC0415, TID251 - the authority
+def read_with_vllm(folder: Path) -> tuple[Any, Any, Any, int]:
+    """Return vLLM's (hf_config, hf_text_config, architecture facts, max_model_len) for a model's folder."""
+    from vllm.config.model import _get_and_verify_max_len  # noqa: PLC0415, TID251 - the reference
     from vllm.transformers_utils.config import get_config, get_hf_text_config  # noqa: PLC0415, TID251
     from vllm.transformers_utils.model_arch_config_convertor import (  # noqa: PLC0415, TID251
         MODEL_ARCH_CONFIG_CONVERTORS,
@@ -151,8 +151,8 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.parametrize("folder", FAMILIES, indirect=True)
-def test_sizes_are_those_that_vllm_derives(folder: Path) -> None:
-    _, text, facts, length = of_vllm(folder)
+def test_sizes_equal_those_that_vllm_derives(folder: Path) -> None:
+    _, text, facts, length = read_with_vllm(folder)
     ours = read_model(str(folder))
     assert ours.max_model_len == length
     assert len(ours.layers) == facts.total_num_hidden_layers
@@ -180,13 +180,13 @@ STATEFUL = [param for param in FAMILIES if param.values[0]["model_type"] in {  #
 
 
 @pytest.mark.parametrize("folder", STATEFUL, indirect=True)
-def test_recurrent_states_have_vllms_shapes_and_dtypes(folder: Path) -> None:
-    import torch  # noqa: PLC0415, TID251 - vLLM's dtypes are torch's
+def test_shapes_and_dtypes_of_recurrent_states_equal_vllms(folder: Path) -> None:
+    import torch  # noqa: PLC0415, TID251 - vLLM's dtypes are those of torch
     from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415, TID251
 
-    config, text, _, _ = of_vllm(folder)
+    config, text, _, _ = read_with_vllm(folder)
     ours = read_model(str(folder))
-    cls: Any = ModelRegistry.models[ours.architecture].load_model_cls()  # type: ignore[attr-defined] - of a lazy entry
+    cls: Any = ModelRegistry.models[ours.architecture].load_model_cls()  # type: ignore[attr-defined] - the entry is lazy
     vllm_config = SimpleNamespace(
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
         model_config=SimpleNamespace(hf_config=config, hf_text_config=text, dtype=torch.bfloat16),
@@ -211,7 +211,7 @@ def test_recurrent_states_have_vllms_shapes_and_dtypes(folder: Path) -> None:
     assert sum(math.prod(shape) for shape in stateful[0].state_shapes) > 0
 
 
-def test_every_method_of_vllm_is_known_with_its_least_capability() -> None:
+def test_the_minimum_capability_of_every_quantisation_method_equals_vllms() -> None:
     from vllm.model_executor.layers.quantization import (  # noqa: PLC0415, TID251
         QUANTIZATION_METHODS,
         get_quantization_config,
@@ -219,5 +219,5 @@ def test_every_method_of_vllm_is_known_with_its_least_capability() -> None:
 
     assert set(MIN_CAPABILITY) == set(QUANTIZATION_METHODS)
     for method in QUANTIZATION_METHODS:
-        least = get_quantization_config(method).get_min_capability()
-        assert MIN_CAPABILITY[method] == divmod(least, 10), method
+        minimum = get_quantization_config(method).get_min_capability()
+        assert MIN_CAPABILITY[method] == divmod(minimum, 10), method

@@ -22,7 +22,7 @@ def client(serving):
     return openai.OpenAI(base_url=f"{serving.url}/v1", api_key=serving.key, max_retries=0)
 
 
-def test_chat_answers(serving):
+def test_a_chat_completion_has_all_tokens(serving):
     with client(serving) as api:
         chat = api.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=5, extra_body={"ignore_eos": True}
@@ -30,13 +30,13 @@ def test_chat_answers(serving):
     assert chat.usage.completion_tokens == 5
 
 
-def test_completion_answers(serving):
+def test_a_completion_has_all_tokens(serving):
     with client(serving) as api:
         done = api.completions.create(model="tiny", prompt="Hello", max_tokens=5, extra_body={"ignore_eos": True})
     assert done.usage.completion_tokens == 5
 
 
-def test_a_stream_comes_in_pieces_and_ends_with_done(serving):
+def test_a_stream_has_many_events_and_ends_with_done(serving):
     _, _, body = serving.ask("/v1/completions", STREAM)
     assert body.count("data: ") >= 50
     assert cut(body.splitlines(), STREAM["max_tokens"]) is None
@@ -56,66 +56,69 @@ def test_health_and_metrics_answer_without_a_key(serving, path):
     assert serving.ask(path, key=None)[0] == 200
 
 
-def test_any_of_the_keys_opens(serving):
+def test_every_key_is_accepted(serving):
     assert serving.ask("/v1/models", key="second-key")[0] == 200
 
 
-def test_the_health_port_says_that_it_is_ready(serving):
+def test_the_health_port_reports_a_ready_server(serving):
     assert [serving.health(route)[0] for route in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
 
 
-def test_prefills_beside_decodes_are_answered_whole(serving):
-    """On some CPUs with AMX, bfloat16 ends the engine within a second of this (vLLM 0.32)."""
+def test_prefills_and_decodes_at_the_same_time_get_complete_responses(serving):
+    """On some CPUs with AMX, vLLM 0.32 crashes within a second of this load if it computes in bfloat16."""
     streams = loaded(serving, 6, tokens=200)
     lengths = itertools.cycle(range(1, 8))
-    until = time.monotonic() + 15
+    deadline = time.monotonic() + 15
     with client(serving) as api:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             prompt = "once " * next(lengths)
             done = api.completions.create(model="tiny", prompt=prompt, max_tokens=4, extra_body={"ignore_eos": True})
             assert done.usage.completion_tokens == 4
-    became = ended(streams)
-    assert (became["failed"], became["why"]) == (0, [])
-    assert became["done"] >= 1
+    counts = ended(streams)
+    assert (counts["failed"], counts["why"]) == (0, [])
+    assert counts["done"] >= 1
     if not read_cpu().amx:
-        pytest.skip("whole streams, but this CPU has no AMX: nothing is shown for CPUs that have it")
+        pytest.skip("all streams were complete, but this CPU has no AMX, so this run shows nothing about CPUs with AMX")
 
 
-def test_ctrl_c_lets_streams_finish_and_turns_new_requests_away(serving):
-    """Last in this file: it ends the server that the others share."""
+def test_ctrl_c_completes_streams_and_rejects_new_requests(serving):
+    """Last test of this file: it ends the shared server."""
     answers = []
 
     def stream():
         answers.append(serving.ask("/v1/completions", STREAM))
 
-    def closes():
-        kept = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
-        kept.request("GET", "/v1/models", headers={"Authorization": f"Bearer {serving.key}"})
-        with contextlib.closing(kept), kept.getresponse() as answer:
+    def status_and_close():
+        connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {serving.key}"})
+        with contextlib.closing(connection), connection.getresponse() as answer:
             return answer.status, answer.will_close
 
-    assert closes() == (200, False)
+    assert status_and_close() == (200, False)
     early, late = threading.Thread(target=stream), threading.Thread(target=stream)
     early.start()
     time.sleep(0.2)
     serving.process.send_signal(signal.SIGINT)
     serving.wait_for("not ready any more")
     assert [serving.health(route)[0] for route in ("/readyz", "/livez")] == [503, 200]
-    assert closes() == (200, True)  # so a client that keeps its connection finds another replica
+    assert status_and_close() == (
+        200,
+        True,
+    )  # so a client with a kept-alive connection connects anew, to another replica
     time.sleep(Drain(serving.drain_seconds).delay - 0.5)
-    late.start()  # load balancers have not noticed yet, so it is served; vLLM's own drain begins in the middle of it
-    turned_away = None
-    while serving.process.poll() is None and turned_away is None:
+    late.start()  # served, because load balancers may still send requests; vLLM's own drain begins during the response
+    retry_after = None
+    while serving.process.poll() is None and retry_after is None:
         try:
             status, headers, _ = serving.ask("/v1/models")
         except OSError:
             break
         if status == 503:
-            turned_away = headers["Retry-After"]
+            retry_after = headers["Retry-After"]
     early.join(60)
     late.join(60)
     assert serving.end(60) == 0
-    assert turned_away == "5"
+    assert retry_after == "5"
     assert len(answers) == 2
     for status, _, body in answers:
         assert status == 200

@@ -1,4 +1,4 @@
-"""Containers of the images that ``make test-image`` builds before, on a real Docker."""
+"""Fixtures for tests of the images on a real Docker. ``make test-image`` builds the images first."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # so that tests can import what stands here
+sys.path.append(str(Path(__file__).parent))  # so that tests can import modules of this folder
 from containers import Container
 
 
 @pytest.fixture
 def begin(tiny_model):
-    """Starts containers and removes them."""
-    begun = []
+    """Return a function that starts a container. Remove all containers after the test."""
+    containers = []
 
-    def one(*flags, **options):
-        begun.append(Container(tiny_model, *flags, **options))
-        return begun[-1]
+    def start(*flags, **options):
+        containers.append(Container(tiny_model, *flags, **options))
+        return containers[-1]
 
-    yield one
-    for container in begun:
+    yield start
+    for container in containers:
         container.remove()

@@ -1,4 +1,4 @@
-"""Containers of the image for the CPU on a real Docker; ``make test-image`` builds it before."""
+"""Runs containers of the CPU image on a real Docker. ``make test-image`` builds the image first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START_SECONDS = 300
 
 
 def docker(*words, check=True, timeout=300):
-    """What ``docker`` says on stdout, stripped."""
+    """Run ``docker`` and return its stdout, stripped."""
     done = subprocess.run(["docker", *words], check=False, capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(words)}: {done.stdout}{done.stderr}")
@@ -25,7 +25,7 @@ def docker(*words, check=True, timeout=300):
 
 
 def run_once(*words, flags=(), image=IMAGE):
-    """Exit code, stdout and stderr of a container that ends by itself."""
+    """Run a container that ends by itself. Return its exit code, stdout and stderr."""
     done = subprocess.run(
         ["docker", "run", "--rm", *flags, image, *words], check=False, capture_output=True, text=True, timeout=300
     )
@@ -33,12 +33,12 @@ def run_once(*words, flags=(), image=IMAGE):
 
 
 def inside(name, script):
-    """What a shell script says that runs in the container ``name``."""
+    """Run a shell script in the container ``name`` and return its stdout."""
     return docker("exec", name, "bash", "-c", script)
 
 
 class Container:
-    """One that serves the tiny model; its ports are on 127.0.0.1."""
+    """A container that serves the tiny model. Its ports are on 127.0.0.1."""
 
     def __init__(self, model, *flags, serve=()):
         self.port, self.health_port = free_port(), free_port()
@@ -58,7 +58,7 @@ class Container:
         return json.loads(docker("inspect", "--format", f"{{{{json .{field}}}}}", self.name))
 
     def wait_for(self, words, times=1):
-        """Until its log says ``words``, so often."""
+        """Wait until the container's log has ``words`` at least ``times`` times."""
         deadline = time.monotonic() + START_SECONDS
         while self.log().count(words) < times:
             assert self.state("State.Status") in {"running", "restarting"}, self.log()[-3000:]
@@ -66,16 +66,16 @@ class Container:
             time.sleep(0.5)
 
     def wait(self, seconds=120):
-        """Its exit code."""
+        """Wait until the container ends and return its exit code."""
         return int(docker("wait", self.name, timeout=seconds))
 
     def processes(self):
-        """(pid here, state, title) of each."""
+        """Return (pid on the host, state, title) of each process."""
         table = docker("top", self.name, "-eo", "pid,stat,args").splitlines()[1:]
         return [(int(pid), stat, title) for pid, stat, title in (line.split(None, 2) for line in table)]
 
     def ask(self, path, body, timeout=170):
-        """Status and body of an answer."""
+        """POST ``body`` and return the status and body of the response."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

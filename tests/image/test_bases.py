@@ -1,4 +1,4 @@
-"""docker/bases.env and `make bases`, against a real registry: the one on 127.0.0.1:5000."""
+"""Tests of docker/bases.env and `make bases` with a real registry on 127.0.0.1:5000."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = ROOT / "docker/pin-bases.py"
 
 
 def push(content):
-    """An image of one file, as what the tag means from now on."""
+    """Push an image of one file under the tag. Return its digest."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         entry = tarfile.TarInfo("file")
@@ -28,19 +28,19 @@ def push(content):
         archive.addfile(entry, io.BytesIO(content))
     subprocess.run(["docker", "import", "-", IMAGE], input=packed.getvalue(), check=True, capture_output=True)
     docker("push", IMAGE)
-    return what_the_registry_says()
+    return registry_digest()
 
 
-def what_the_registry_says():
-    docker_s = "application/vnd.docker.distribution.manifest"
-    accept = f"{docker_s}.v2+json, {docker_s}.list.v2+json, application/vnd.oci.image.index.v1+json"
+def registry_digest():
+    docker_manifest = "application/vnd.docker.distribution.manifest"
+    accept = f"{docker_manifest}.v2+json, {docker_manifest}.list.v2+json, application/vnd.oci.image.index.v1+json"
     url = f"http://{REGISTRY}/v2/{NAME}/manifests/1"
     with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}, method="HEAD")) as answer:
         return answer.headers["Docker-Content-Digest"]
 
 
 def pin(file):
-    """Exit code, stdout and stderr."""
+    """Run pin-bases.py on ``file`` and return its exit code, stdout and stderr."""
     done = subprocess.run([sys.executable, str(SCRIPT), str(file)], check=False, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -51,7 +51,7 @@ def pushed():
     docker("image", "rm", "-f", *docker("image", "ls", "-q", f"{REGISTRY}/{NAME}").split())
 
 
-def test_a_tag_is_pinned_by_what_the_registry_says(pushed, tmp_path):
+def test_a_tag_is_pinned_to_the_registrys_digest(pushed, tmp_path):
     bases = tmp_path / "bases.env"
     bases.write_text(f"# the tag is {IMAGE}\nONE={IMAGE}\n\nTWO={IMAGE}@sha256:{'0' * 64}  # older\n")
     pinned = f"# the tag is {IMAGE}\nONE={IMAGE}@{pushed}\n\nTWO={IMAGE}@{pushed}  # older\n"
@@ -61,10 +61,10 @@ def test_a_tag_is_pinned_by_what_the_registry_says(pushed, tmp_path):
     assert bases.read_text() == pinned
 
 
-def test_of_an_image_for_several_platforms_it_is_the_index(pushed, tmp_path):
+def test_an_image_for_several_platforms_is_pinned_to_its_index(pushed, tmp_path):
     other = push(b"of another platform")
     docker("buildx", "imagetools", "create", f"--tag={IMAGE}", f"{IMAGE}@{pushed}", f"{IMAGE}@{other}")
-    index = what_the_registry_says()
+    index = registry_digest()
     assert index not in {pushed, other}
     bases = tmp_path / "bases.env"
     bases.write_text(f"ONE={IMAGE}\n")
@@ -72,7 +72,7 @@ def test_of_an_image_for_several_platforms_it_is_the_index(pushed, tmp_path):
     assert bases.read_text() == f"ONE={IMAGE}@{index}\n"
 
 
-def test_a_tag_that_moved_gets_another_digest_and_the_old_pin_still_builds_the_old_image(pushed, tmp_path):
+def test_a_moved_tag_gets_a_new_digest_and_the_old_digest_still_builds_the_old_image(pushed, tmp_path):
     bases = tmp_path / "bases.env"
     bases.write_text(f"BASE={IMAGE}\n")
     assert pin(bases)[0] == 0
@@ -82,11 +82,11 @@ def test_a_tag_that_moved_gets_another_digest_and_the_old_pin_still_builds_the_o
     assert pin(bases)[0] == 0
     assert bases.read_text() == f"BASE={IMAGE}@{moved}\n"
     for base, content in ((old, b"one"), (f"{IMAGE}@{moved}", b"another")):
-        assert read_from_an_image_on(base) == content
+        assert file_of_image_built_on(base) == content
 
 
-def read_from_an_image_on(base):
-    """What ``file`` is in an image that is built on ``base``, as ours is: by a build argument."""
+def file_of_image_built_on(base):
+    """Build an image on ``base``, which is a build argument as in our Dockerfile. Return the content of its ``file``."""
     built = f"{REGISTRY}/{NAME}:built"
     subprocess.run(
         ["docker", "build", "-q", f"-t={built}", f"--build-arg=BASE={base}", "-"],
@@ -104,7 +104,7 @@ def read_from_an_image_on(base):
 
 @pytest.mark.usefixtures("pushed")
 @pytest.mark.parametrize("unreachable", [f"{REGISTRY}/{NAME}:never-pushed", "127.0.0.1:1/no/registry:1"])
-def test_where_one_image_cannot_be_looked_up_the_file_stays(unreachable, tmp_path):
+def test_the_file_is_unchanged_if_one_image_cannot_be_looked_up(unreachable, tmp_path):
     bases = tmp_path / "bases.env"
     before = f"# comment\nONE={IMAGE}\nTWO={unreachable}\n".encode()
     bases.write_bytes(before)
@@ -115,7 +115,7 @@ def test_where_one_image_cannot_be_looked_up_the_file_stays(unreachable, tmp_pat
     assert bases.read_bytes() == before
 
 
-def test_without_docker_it_is_one_line_too(tmp_path):
+def test_a_missing_docker_is_a_one_line_error(tmp_path):
     bases = tmp_path / "bases.env"
     bases.write_text(f"ONE={IMAGE}\n")
     done = subprocess.run(
@@ -130,12 +130,12 @@ def test_without_docker_it_is_one_line_too(tmp_path):
     assert bases.read_text() == f"ONE={IMAGE}\n"
 
 
-def test_the_dockerfile_defaults_to_the_same_tags():
-    """Those who run `docker build` without make; a digest is in bases.env alone."""
+def test_the_defaults_of_the_dockerfile_are_the_same_tags():
+    """The defaults serve `docker build` without make. Only bases.env has digests."""
 
-    def bases(path, what):
-        return dict(re.findall(rf"^{what}(\w+_BASE)=([^\s@]+)", (ROOT / path).read_text(), re.MULTILINE))
+    def bases(path, prefix):
+        return dict(re.findall(rf"^{prefix}(\w+_BASE)=([^\s@]+)", (ROOT / path).read_text(), re.MULTILINE))
 
-    named = bases("docker/bases.env", "")
-    assert set(named) == {"CUDA_BASE", "CPU_BASE"}
-    assert bases("docker/Dockerfile", "ARG ") == named
+    pinned_bases = bases("docker/bases.env", "")
+    assert set(pinned_bases) == {"CUDA_BASE", "CPU_BASE"}
+    assert bases("docker/Dockerfile", "ARG ") == pinned_bases

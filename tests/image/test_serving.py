@@ -1,4 +1,4 @@
-"""The image serves, drains, dies and comes back, as somebody without a name on a root that nobody can write."""
+"""Tests of a running container with an unnamed user ID and a read-only root: it serves, drains, crashes and restarts."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 300, "ignore_eos": True
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 
 
-def test_a_killed_engine_is_a_failure_that_a_restart_policy_mends_and_docker_stop_cuts_no_stream(begin):
+def test_the_restart_policy_restarts_after_a_killed_engine_and_docker_stop_cuts_no_stream(begin):
     container = begin(*LOCKED_DOWN, "--restart=on-failure")
     container.wait_for("vllm-launch: ready")
     os.kill(next(pid for pid, _, title in container.processes() if "VLLM::EngineCore" in title), signal.SIGKILL)
     container.wait_for("vllm-launch: ready", times=2)
     assert container.state("RestartCount") == 1
     assert "VLLM::EngineCore" in container.log()
-    ended_without_a_cut(container, lambda: docker("stop", "-t", "180", container.name))
+    check_that_no_stream_is_cut(container, lambda: docker("stop", "-t", "180", container.name))
     assert container.state("RestartCount") == 1
 
 
-def test_below_an_init_too_and_a_hangup_drains_as_sigterm_does(begin):
-    """It was asked for, so the policy does not start it again."""
+def test_sighup_drains_like_sigterm_also_below_an_init(begin):
+    """The user asked for this stop, so the restart policy does not start the container again."""
     container = begin(*LOCKED_DOWN, "--init", "--restart=on-failure")
     container.wait_for("vllm-launch: ready")
-    ended_without_a_cut(container, lambda: docker("kill", "--signal=HUP", container.name))
+    check_that_no_stream_is_cut(container, lambda: docker("kill", "--signal=HUP", container.name))
     assert container.state("RestartCount") == 0
 
 
-def ended_without_a_cut(container, end):
-    """Clients that leave, then fifty streams in the middle of which ``end`` ends the container: none is cut."""
+def check_that_no_stream_is_cut(container, end):
+    """Check that ``end`` stops the container in the middle of 50 streams without cutting one.
+
+    Before that, 20 clients disconnect in the middle of a response.
+    """
     assert container.ask("/v1/chat/completions", CHAT)[0] == 200
-    for _ in range(20):  # clients that go away in the middle
+    for _ in range(20):
         request = urllib.request.Request(
             f"{container.url}/v1/completions",
             b'{"model": "tiny", "prompt": "hi", "max_tokens": 400, "ignore_eos": true, "stream": true}',
@@ -60,22 +63,22 @@ def ended_without_a_cut(container, end):
     assert not container.state("State.OOMKilled")
 
 
-def test_without_a_network_the_smoke_client_inside_finds_all_that_is_switched_on(begin):
-    # The model is random: it would fill with white space what a grammar allows it to, and calls no tool.
+def test_without_a_network_the_smoke_client_reports_all_features_that_are_on(begin):
+    # The model has random weights: it calls no tool, and without this option its JSON would be only white space.
     strict = '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}'
     container = begin(*LOCKED_DOWN, "--network=none", serve=[strict])
     container.wait_for("vllm-launch: ready")
-    told = inside(container.name, "vllm-health smoke http://127.0.0.1:8000").splitlines()
-    assert [(line[6:].partition(":")[0], line[:4].strip()) for line in told] == [
+    lines = inside(container.name, "vllm-health smoke http://127.0.0.1:8000").splitlines()
+    assert [(line[6:].partition(":")[0], line[:4].strip()) for line in lines] == [
         ("models", "ok"), ("completion", "ok"), ("chat", "ok"), ("stream", "ok"), ("tool call", "off"),
         ("structured output", "ok"),
     ]  # fmt: skip
-    cost = inside(
+    microseconds = inside(
         container.name,
         "b=${EPOCHREALTIME/./}; for i in {1..20}; do healthcheck livez >/dev/null; done; echo $(((${EPOCHREALTIME/./} - b) / 20))",
     )
-    print(f"a health check takes {int(cost) / 1000:.1f} ms")
-    assert int(cost) < 25_000
+    print(f"a health check takes {int(microseconds) / 1000:.1f} ms")
+    assert int(microseconds) < 25_000
     deadline = time.monotonic() + 60
     while container.state("State.Health.Status") != "healthy":
         assert time.monotonic() < deadline

@@ -1,14 +1,15 @@
-"""GPUs that one does not have: `--hardware H100:8`. Every number says where it is from.
+"""Catalogue of known GPUs, to make a plan for a machine that you do not have: `--hardware H100:8`.
 
-``memory`` is what CUDA calls total, GiB: the second number in vLLM's own line "Free memory on device (free/total GiB)
-on startup" (vllm/v1/worker/utils.py:request_memory), or of torch's "has a total capacity of". Both round to 0.01 GiB.
-It is less than the data sheet's by the driver's reserve, which differs between drivers by up to 0.2 GiB; where public
-logs differ, the row has what vLLM 0.26 and newer say, whose CUDA needs a 580 driver. For slices it is what
-`nvidia-smi mig -lgip` lists, which torch repeats on a slice (A100 1g.10gb: 9.50 GiB, total_memory=9728MB).
+Every number has its source. ``memory`` is CUDA's total memory in GiB. It is the second number in vLLM's line "Free
+memory on device (free/total GiB) on startup" (vllm/v1/worker/utils.py:request_memory), or the number in torch's "has
+a total capacity of". Both round to 0.01 GiB. CUDA's total is less than the data sheet's, because the driver reserves
+some memory. The reserve differs between drivers by up to 0.2 GiB. If public logs differ, the row has the number that
+vLLM 0.26 and newer print, since their CUDA needs a 580 driver. The memory of a MIG slice comes from
+`nvidia-smi mig -lgip`. torch prints the same number on a slice (A100 1g.10gb: 9.50 GiB, total_memory=9728MB).
 
 Compute capabilities: NVIDIA, "CUDA GPU Compute Capability". NVLink and form factors: NVIDIA's data sheets.
-Peer access: data-center GPUs have it over PCIe on bare metal, though not in every virtual machine (AWS G6 has none:
-llm-d-incubation/llm-d-infra#181); "GeForce cards do not support P2P" (NVIDIA/nccl-tests#287, an NCCL maintainer).
+Peer access: data-center GPUs have it over PCIe on bare metal, but not in every virtual machine (AWS G6 has none:
+llm-d-incubation/llm-d-infra#181). "GeForce cards do not support P2P" (NVIDIA/nccl-tests#287, an NCCL maintainer).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, cautions
 from vllm_launch.units import GIB
 
-_MOST = 64  # GPUs in one machine; more is a slip of the keyboard
+_MAX_GPUS = 64  # upper limit for the GPUs of one machine; a larger number is a typing error
 
 Link = Literal["nvlink", "pcie", "none"]
-"""How two of a kind reach each other's memory: "pcie" is peer access without NVLink, "none" goes through the host."""
+"""How two GPUs of one model copy data: "nvlink", "pcie" (peer access without NVLink) or "none" (through the host)."""
 
 
 class Entry(NamedTuple):
-    """One row. ``nvml_name`` is what NVML and torch call the GPU."""
+    """One GPU of the catalogue. ``nvml_name`` is its name in NVML and torch."""
 
     nvml_name: str
     memory: float  # GiB
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
     source: str  # of ``memory``
 
 
-_H100_GIB = 85017493504 / GIB  # as floats these are exact
+_H100_GIB = 85017493504 / GIB  # both quotients are exact as floats
 _H200_GIB = 150109880320 / GIB
 _MEASURED = "measured: NVML's total less reserved, and cudaMemGetInfo's total, to the byte, driver 580.159.04"
 _LOGS = "vLLM startup lines in public logs"
@@ -60,7 +61,7 @@ ENTRIES: dict[str, Entry] = {
     "H200": Entry("NVIDIA H200", _H200_GIB, (9, 0), "nvlink", _MEASURED),
     "B200": Entry("NVIDIA B200", 178.35, (10, 0), "nvlink", "torch: total_memory=182631MB"),
 }
-# GiB of each MIG profile, as lgip lists it; where drivers differ (by 1/8 GiB), what the newer one says.
+# GiB of each MIG profile, from lgip. Drivers differ by 1/8 GiB; the number is the newer driver's.
 _SLICES: dict[str, dict[str, float]] = {
     "A100-40GB": {
         "1g.5gb": 4.75,
@@ -88,8 +89,8 @@ _SLICES: dict[str, dict[str, float]] = {
     },
 }
 _DERIVED = {
-    "A100-80GB-1g.20gb": "derived: as large as 2g.20gb, both a quarter of the memory (NVIDIA, MIG User Guide)",
-    "H100-7g.80gb": f"derived: {_LGIP} says 79.25, of a driver that left the whole GPU more than the 79.18 above",
+    "A100-80GB-1g.20gb": "derived: same size as 2g.20gb, each has a quarter of the memory (NVIDIA, MIG User Guide)",
+    "H100-7g.80gb": f"derived: {_LGIP} lists 79.25 with a driver that reserves less (here the whole GPU has 79.18)",
 }
 ENTRIES |= {
     f"{parent}-{profile}": ENTRIES[parent]._replace(
@@ -104,22 +105,24 @@ ENTRIES |= {
 
 
 def parse_hardware_name(text: str) -> Hardware:
-    """``NAME`` or ``NAME:COUNT`` as a machine of idle GPUs: "H100:8", "A100-80GB-3g.40gb", "NVIDIA L4:2".
+    """Return a machine of idle GPUs for ``NAME`` or ``NAME:COUNT``: "H100:8", "A100-80GB-3g.40gb", "NVIDIA L4:2".
 
     Case, spaces, dashes and NVIDIA's brand names do not matter. Raises UsageError.
     """
     name, colon, number = text.partition(":")
-    if colon and not (re.fullmatch(r"[0-9]{1,9}", number.strip()) and 1 <= int(number) <= _MOST):
+    if colon and not (re.fullmatch(r"[0-9]{1,9}", number.strip()) and 1 <= int(number) <= _MAX_GPUS):
         raise UsageError(
-            f"--hardware {text}", f"{number!r} is no number of GPUs in one machine", f"give 1 to {_MOST}, as in H100:8"
+            f"--hardware {text}",
+            f"{number!r} is not a valid number of GPUs in one machine",
+            f"give 1 to {_MAX_GPUS}, for example H100:8",
         )
-    key = _find(text, name)
+    key = _entry_key(text, name)
     entry, count = ENTRIES[key], int(number) if colon else 1
     memory = round(entry.memory * GIB)
     gpus = tuple(
         Gpu(
             index=place,
-            # Valid in form, and all zeros but for the place, so that nobody takes it for a real GPU's.
+            # The format is valid, but all digits except the position are zero, so it cannot be a real GPU's UUID.
             uuid=f"{'MIG' if ' MIG ' in entry.nvml_name else 'GPU'}-00000000-0000-0000-0000-{place:012x}",
             name=entry.nvml_name,
             memory_total=memory,
@@ -130,8 +133,8 @@ def parse_hardware_name(text: str) -> Hardware:
         for place in range(count)
     )
 
-    def between_all(there: bool) -> tuple[tuple[bool, ...], ...]:  # noqa: FBT001  one truth value for a matrix of them
-        return tuple(tuple(there and a != b for b in range(count)) for a in range(count))
+    def between_all(linked: bool) -> tuple[tuple[bool, ...], ...]:  # noqa: FBT001  the value of every pair
+        return tuple(tuple(linked and a != b for b in range(count)) for a in range(count))
 
     return Hardware(
         gpus=gpus,
@@ -142,29 +145,29 @@ def parse_hardware_name(text: str) -> Hardware:
     )
 
 
-def _find(text: str, name: str) -> str:
-    """The key of the entry that a person means."""
-    known = {_plain(key): key for key in ENTRIES}
-    known |= {_plain(entry.nvml_name): key for key, entry in ENTRIES.items()}
-    known |= {_plain(alias): key for alias, key in _ALIASES.items()}
-    wanted = _plain(name)
+def _entry_key(text: str, name: str) -> str:
+    """Return the key in ``ENTRIES`` that ``name`` stands for. Raises UsageError; ``text`` is the whole argument."""
+    known = {_normalized(key): key for key in ENTRIES}
+    known |= {_normalized(entry.nvml_name): key for key, entry in ENTRIES.items()}
+    known |= {_normalized(alias): key for alias, key in _ALIASES.items()}
+    wanted = _normalized(name)
     if wanted in known:
         return known[wanted]
-    # "A100" and "A100-1g.5gb" lack the size that tells two A100s apart.
-    sized = [key for key in ENTRIES if wanted == _plain(re.sub("-[0-9]+GB", "", key))]
-    if len(sized) == 1:
-        return sized[0]
-    near = sized or [known[match] for match in difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)]
+    # "A100" and "A100-1g.5gb" lack the memory size, which distinguishes the two A100s.
+    same_model = [key for key in ENTRIES if wanted == _normalized(re.sub("-[0-9]+GB", "", key))]
+    if len(same_model) == 1:
+        return same_model[0]
+    near = same_model or [known[match] for match in difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)]
     near = list(dict.fromkeys(near)) or [key for key in ENTRIES if "g." not in key]
-    what = f"{name.strip()!r} " + ("may be several GPUs" if sized else "is not in the catalogue")
+    problem = f"{name.strip()!r} " + ("matches several GPUs" if same_model else "is not in the catalogue")
     raise UsageError(
-        f"--hardware {text}", what, f"say {' or '.join(near)}, or give a file from `vllm-launch gpus --format json`"
+        f"--hardware {text}", problem, f"use {' or '.join(near)}, or a file from `vllm-launch gpus --format json`"
     )
 
 
 _ALIASES = {"H100-80GB": "H100", "H100-SXM": "H100", "H100-SXM5": "H100", "4090": "RTX 4090", "5090": "RTX 5090"}
 
 
-def _plain(name: str) -> str:
-    """A name without what people write in different ways."""
+def _normalized(name: str) -> str:
+    """Return ``name`` in lower case, without brand names, spaces and punctuation, to compare spellings."""
     return re.sub(r"nvidia|geforce|tesla|[^a-z0-9.]", "", name.casefold())

@@ -1,4 +1,4 @@
-"""What the CPU engine may use: cores, NUMA nodes, and the memory that the cgroup leaves. Read from /proc and /sys."""
+"""Reads the cores, NUMA nodes and memory that vLLM may use on the CPU, from /proc, /sys and cgroups."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import msgspec
 
 
 class NumaNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One NUMA node. ``cores`` are those of it that we may run on; memory in bytes.
+    """One NUMA node. ``cores`` counts the node's cores that this process may use. Memory is in bytes.
 
-    ``memory_available`` is what vLLM's worker holds the KV cache against (vllm/utils/cpu_resource_utils.py:
-    get_memory_node_info), None where nobody has looked.
+    ``memory_available``: vLLM's worker compares the size of the KV cache with it (vllm/utils/cpu_resource_utils.py:
+    get_memory_node_info). It is None if it is unknown.
     """
 
     index: int
@@ -25,22 +25,22 @@ class NumaNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the CPU engine may use: ``cores`` by affinity and cgroup quota, memory by the cgroup's limit (bytes)."""
+    """The CPU resources that this process may use. Affinity and cgroup quota limit ``cores``. Memory is in bytes."""
 
     cores: int
-    memory_total: int  # the machine's
-    memory_limit: int | None  # the cgroup's (v1 or v2), None where there is none
-    memory_available: int  # the smaller of what the machine and the cgroup have left
+    memory_total: int  # of the machine
+    memory_limit: int | None  # of the cgroup (v1 or v2), None without a limit
+    memory_available: int  # the smaller of the machine's and the cgroup's available memory
     numa_nodes: tuple[NumaNode, ...] = ()
-    amx: bool = False  # Intel's matrix instructions, which vLLM's bfloat16 attention uses where they are
+    amx: bool = False  # the CPU has Intel's matrix instructions (AMX); vLLM's bfloat16 attention then uses them
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu | None:
-    """The CPU facts of the machine whose file system is at ``root``; None without /proc (a laptop that is not Linux).
+    """Return the CPU facts of the machine whose file system is at ``root``, or None without /proc (not Linux).
 
-    A cgroup's limit counts for everything below it, so the smallest on the path from our cgroup to the root of the
-    mount is ours. A limit at or above the machine's own memory is none. Page cache that the kernel gives back under
-    pressure (``inactive_file``) is not counted as used, as the kubelet and `docker stats` do not.
+    A cgroup's limit applies to all cgroups below it. So our limit is the smallest one on the path from our cgroup to
+    the root of the mount. A limit at or above the machine's memory counts as no limit. Page cache that the kernel
+    frees under pressure (``inactive_file``) does not count as used. The kubelet and `docker stats` do the same.
     """
     meminfo = _numbers(root / "proc/meminfo")
     if "MemTotal" not in meminfo:
@@ -52,10 +52,10 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
         if controller == "cpu":
             quota = min(quota, _quota(version, folder))
         else:
-            bound, used = _memory(version, folder)
-            limit, available = min(limit, bound), min(available, max(0, bound - used))
+            cgroup_limit, used = _memory(version, folder)
+            limit, available = min(limit, cgroup_limit), min(available, max(0, cgroup_limit - used))
     return Cpu(
-        cores=max(1, int(min(len(allowed) or 1, quota))),  # half a core still runs one thread
+        cores=max(1, int(min(len(allowed) or 1, quota))),  # one thread also runs with a quota of half a core
         memory_total=total,
         memory_limit=limit if limit < total else None,
         memory_available=available,
@@ -65,92 +65,99 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
 
 
 _Controller = Literal["cpu", "memory"]
-_NO_LIMIT = 1 << 62  # v1 writes PAGE_COUNTER_MAX (9223372036854771712) for "no limit"
+_NO_LIMIT = 1 << 62  # bytes; v1 writes PAGE_COUNTER_MAX (9223372036854771712), which is larger, for "no limit"
 
 
 def read_instruction_sets(root: Path = Path("/")) -> str:
-    """A name for what this CPU can run, such as "cpu-5d2a01ff": code compiled here runs where the name is the same."""
+    """Return a name for this CPU's instruction sets, such as "cpu-5d2a01ff". CPUs that share it run the same code."""
     return f"cpu-{zlib.crc32(_instruction_sets(root).encode()):08x}"
 
 
 def _instruction_sets(root: Path) -> str:
-    """The first core's, as the kernel names them, "" where it names none."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)  # x86, ARM
-    return found[1] if found else ""
+    """Return the kernel's list of the first core's instruction sets, or "" if /proc/cpuinfo has none."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)  # x86, ARM
+    return match[1] if match else ""
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, _Controller, Path]]:
-    """(cgroup version, controller, folder) of our cgroup and of all above it that are mounted here.
+    """Yield (cgroup version, controller, folder) of our cgroup and of its parents, as far as they are mounted.
 
-    Both may be mounted at once (systemd's hybrid layout): v2 then carries no controllers, and its files are not there.
+    Both versions may be mounted at the same time (systemd's hybrid layout). v2 then has no controllers and lacks
+    their files.
     """
-    ours = {}  # a v1 controller's name, or "" for v2 -> path
+    own_paths = {}  # our cgroup's path, by the name of the v1 controller, or by "" for v2
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        ours.update(dict.fromkeys(controllers.split(","), path))
+        own_paths.update(dict.fromkeys(controllers.split(","), path))
     for line in _text(root / "proc/self/mountinfo").splitlines():
         mount, _, source = line.partition(" - ")  # proc(5), /proc/pid/mountinfo
-        fields, kind = mount.split(), source.split()
-        if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):  # noqa: PLR2004  proc(5)
+        fields, source_fields = mount.split(), source.split()
+        # Shorter lines do not follow proc(5).
+        if len(fields) < 5 or len(source_fields) < 3 or source_fields[0] not in ("cgroup", "cgroup2"):  # noqa: PLR2004
             continue
-        version, names = (2, [""]) if kind[0] == "cgroup2" else (1, kind[2].split(","))
+        version, names = (2, [""]) if source_fields[0] == "cgroup2" else (1, source_fields[2].split(","))
         for name in names:
-            if name not in ours or (version == 1 and name not in ("cpu", "memory")):
+            if name not in own_paths or (version == 1 and name not in ("cpu", "memory")):
                 continue
-            for folder in _upwards(root, mounted=fields[3], at=fields[4], path=ours[name]):
+            for folder in _folders_upwards(root, mount_root=fields[3], mount_point=fields[4], path=own_paths[name]):
                 for controller in ("cpu", "memory") if version == 2 else (name,):  # noqa: PLR2004  cgroup v2
                     yield version, "cpu" if controller == "cpu" else "memory", folder
 
 
-def _upwards(root: Path, *, mounted: str, at: str, path: str) -> Iterator[Path]:
-    """The folders from ours up to the mount point ``at``, which shows the part of the hierarchy under ``mounted``.
+def _folders_upwards(root: Path, *, mount_root: str, mount_point: str, path: str) -> Iterator[Path]:
+    """Yield the folders from our cgroup (``path``) up to ``mount_point``.
 
-    In a container the mount is our own cgroup, though /proc may name it from the host's root or, in a cgroup
-    namespace, as "/" or even above ("/../.."); what lies outside the mount cannot be read.
+    The mount shows the part of the hierarchy below ``mount_root``. In a container the mount is our own cgroup, but
+    ``path`` may start at the host's root. In a cgroup namespace, ``path`` may be "/", or even lead above it
+    ("/../.."). Folders outside the mount cannot be read.
     """
-    inside = PurePosixPath(path)
-    if ".." in inside.parts:
-        inside = PurePosixPath("/")
-    elif inside.is_relative_to(mounted):
-        inside = PurePosixPath("/", inside.relative_to(mounted))
-    mount = root / at.lstrip("/")
-    deepest = mount / str(inside).lstrip("/")
+    path_in_mount = PurePosixPath(path)
+    if ".." in path_in_mount.parts:
+        path_in_mount = PurePosixPath("/")
+    elif path_in_mount.is_relative_to(mount_root):
+        path_in_mount = PurePosixPath("/", path_in_mount.relative_to(mount_root))
+    mount = root / mount_point.lstrip("/")
+    folder = mount / str(path_in_mount).lstrip("/")
     while True:
-        yield deepest
-        if deepest == mount:
+        yield folder
+        if folder == mount:
             return
-        deepest = deepest.parent
+        folder = folder.parent
 
 
 def _quota(version: int, folder: Path) -> float:
-    """Cores that the quota allows; infinite without one."""
+    """Return the number of cores that the cgroup's quota allows, infinite without a quota."""
     if version == 1:
         quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
     else:
         quota, _, period = _text(folder / "cpu.max").partition(" ")
     try:
         return int(quota) / int(period) if int(quota) > 0 else float("inf")
-    except (ValueError, ZeroDivisionError):  # no such file, or "max"
+    except (ValueError, ZeroDivisionError):  # the file is missing, or says "max"
         return float("inf")
 
 
 def _memory(version: int, folder: Path) -> tuple[int, int]:
-    """(limit, bytes used that cannot be given back) of one cgroup; a limit of _NO_LIMIT is none."""
+    """Return (limit, used) of one cgroup, bytes. ``used`` excludes memory that the kernel can free under pressure.
+
+    The limit is _NO_LIMIT if there is none.
+    """
     stat = _numbers(folder / "memory.stat")
     if version == 1:
-        # Where the folders above are not mounted, hierarchical_memory_limit still tells their limit.
+        # hierarchical_memory_limit includes the limits of parents that are not mounted here.
         limits = [_number(folder / "memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")]
         used, cache = _number(folder / "memory.usage_in_bytes"), stat.get("total_inactive_file", 0)
     else:
         limits = [_number(folder / "memory.max")]
         used, cache = _number(folder / "memory.current"), stat.get("inactive_file", 0)
-    limit = min([bound for bound in limits if bound is not None], default=_NO_LIMIT)
+    limit = min([limit for limit in limits if limit is not None], default=_NO_LIMIT)
     return min(limit, _NO_LIMIT), max(0, (used or 0) - cache)
 
 
 _NODE_MEMORY = re.compile(r"(\S+):\s+(\d+) kB")
-_FREE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+_AVAILABLE_FIELDS = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+"""The fields of a NUMA node's meminfo whose sum vLLM counts as available memory."""
 
 
 def _numa_nodes(root: Path, allowed: frozenset[int]) -> tuple[NumaNode, ...]:
@@ -158,9 +165,10 @@ def _numa_nodes(root: Path, allowed: frozenset[int]) -> tuple[NumaNode, ...]:
     for folder in root.glob("sys/devices/system/node/node[0-9]*"):
         cores = len(_cpu_set(_text(folder / "cpulist")) & allowed)
         memory = {name: int(kilobytes) << 10 for name, kilobytes in _NODE_MEMORY.findall(_text(folder / "meminfo"))}
-        if cores and "MemTotal" in memory:  # a node without cores is a GPU's or CXL memory
-            index, free = int(folder.name.removeprefix("node")), [memory[name] for name in _FREE if name in memory]
-            available = sum(free) if len(free) == len(_FREE) else None
+        if cores and "MemTotal" in memory:  # a node without cores is a GPU or CXL memory
+            index = int(folder.name.removeprefix("node"))
+            parts = [memory[name] for name in _AVAILABLE_FIELDS if name in memory]
+            available = sum(parts) if len(parts) == len(_AVAILABLE_FIELDS) else None
             nodes.append(
                 NumaNode(index=index, cores=cores, memory_total=memory["MemTotal"], memory_available=available)
             )
@@ -168,18 +176,18 @@ def _numa_nodes(root: Path, allowed: frozenset[int]) -> tuple[NumaNode, ...]:
 
 
 def _cpu_set(text: str) -> frozenset[int]:
-    """The kernel's list format, "0-3,8"."""
+    """Return the cores in a list of the kernel's format, such as "0-3,8"."""
     spans = [span.partition("-") for span in text.strip().split(",") if span.strip()]
     return frozenset(core for first, _, last in spans for core in range(int(first), int(last or first) + 1))
 
 
 def _field(path: Path, name: str) -> str:
-    found = re.search(rf"^{name}:\s*(.*)$", _text(path), re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^{name}:\s*(.*)$", _text(path), re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """``name value`` or ``name: value kB`` lines."""
+    """Return the numbers in a file of ``name value`` or ``name: value kB`` lines, by name."""
     return {name: int(value) for name, value in re.findall(r"^([^\s:]+):?\s+(\d+)", _text(path), re.MULTILINE)}
 
 
@@ -189,7 +197,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The file's text, "" where it is not there or not ours to read: every one of these files is optional."""
+    """Return the file's text without surrounding space, or "" if it cannot be read. All these files are optional."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Generations of NVIDIA GPUs, as far as vLLM and its kernels treat them differently. Pure."""
+"""Generations of NVIDIA GPUs that vLLM and its kernels treat differently. Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from enum import IntEnum
 
 
 class Generation(IntEnum):
-    """Oldest first, so that ``>=`` means "this one or newer".
+    """A generation of NVIDIA GPUs. Members are ordered from old to new, so ``>=`` means "this one or newer".
 
     Source: NVIDIA, "CUDA GPU Compute Capability".
     """
 
-    UNKNOWN = 0  # NVML does not tell the compute capability
+    UNKNOWN = 0  # NVML does not report the compute capability
     BEFORE_TURING = 1
     TURING = 2  # 7.5
     A100 = 3  # 8.0: A100 and A30
@@ -24,7 +24,7 @@ class Generation(IntEnum):
     NEWER = 10
 
 
-_FIRST_OF = (
+_LOWEST_CAPABILITIES = (
     ((13, 0), Generation.NEWER),
     ((12, 0), Generation.BLACKWELL_RTX),
     ((11, 0), Generation.THOR),
@@ -36,9 +36,11 @@ _FIRST_OF = (
     ((7, 5), Generation.TURING),
     ((0, 1), Generation.BEFORE_TURING),
 )
-"""The lowest compute capability of each, newest first."""
+"""The lowest compute capability of each generation, newest first."""
 
 
 def generation_of(compute_capability: tuple[int, int]) -> Generation:
     """Return the generation of GPUs with ``compute_capability``."""
-    return next((found for least, found in _FIRST_OF if compute_capability >= least), Generation.UNKNOWN)
+    return next(
+        (generation for least, generation in _LOWEST_CAPABILITIES if compute_capability >= least), Generation.UNKNOWN
+    )

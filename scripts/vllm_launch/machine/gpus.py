@@ -1,7 +1,7 @@
-"""What the machine has: its GPUs as CUDA will see them, how they are linked, its CPUs.
+"""Describes a machine: its GPUs as CUDA will see them, the links between them, its CPUs.
 
-Reading goes through ``vllm_health.nvml`` (the only importer of NVML) and /sys; everything else here is data.
-A hardware file is this data as JSON, so a plan can be made on a laptop for a machine elsewhere.
+``read_hardware`` reads through ``vllm_health.nvml`` (the only importer of NVML), /proc and /sys. The rest is data.
+A hardware file is this data as JSON, so a laptop can plan for another machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_launch.machine.generation import Generation, generation_of
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process of another user of the GPU. ``memory`` in bytes, None where NVML hides it."""
+    """Another process that uses the GPU. ``memory`` is in bytes, or None if NVML hides it."""
 
     pid: int
     name: str
@@ -30,13 +30,13 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One GPU or one MIG slice, as CUDA would see it.
+    """One GPU or one MIG slice, as CUDA would see it. Memory is in bytes.
 
-    ``memory_total`` is what ``cudaMemGetInfo`` calls total: NVML's v2 ``total - reserved``, checked to the byte on
-    H200. ``memory_free`` is what is left of it now, before a CUDA context of ours. Bytes.
+    ``memory_total`` equals the total of ``cudaMemGetInfo``. It is NVML's v2 ``total - reserved``, compared on an H200
+    and equal to the byte. ``memory_free`` is the free part of it now, before this launcher makes a CUDA context.
     """
 
-    index: int  # nvidia-smi's, of the whole GPU: the slices of one GPU share it
+    index: int  # nvidia-smi's index of the whole GPU; all slices of one GPU share it
     uuid: str
     name: str
     memory_total: int
@@ -46,78 +46,86 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     numa_node: int | None = None
     pci_bus_id: str | None = None
     processes: tuple[GpuProcess, ...] = ()
-    faults: tuple[str, ...] = ()  # sentences: ECC errors, row remapping failed or pending; empty when healthy
+    faults: tuple[str, ...] = ()  # sentences about ECC errors and failed or pending row remapping; empty if healthy
 
     @property
     def generation(self) -> Generation:
-        """The GPU's generation, by its compute capability."""
+        """Return the GPU's generation, which follows from its compute capability."""
         return generation_of(self.compute_capability)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A machine. Matrices are ``len(gpus)`` square, row and column in the order of ``gpus``; the diagonal is False."""
+    """One machine: its GPUs, the links between them, its CPU, and warnings about them.
+
+    The matrices ``nvlink`` and ``p2p`` have one row and one column for each of ``gpus``, in the same order. The
+    diagonal is False. An empty matrix means unknown.
+    """
 
     gpus: tuple[Gpu, ...]
-    nvlink: tuple[tuple[bool, ...], ...] = ()  # NVML says the pair is joined by NVLink
-    p2p: tuple[tuple[bool, ...], ...] = ()  # NVML says the pair can read each other's memory
+    nvlink: tuple[tuple[bool, ...], ...] = ()  # NVML reports NVLink between the two GPUs
+    p2p: tuple[tuple[bool, ...], ...] = ()  # NVML reports that the two GPUs can access each other's memory
     driver: str | None = None
-    cuda: tuple[int, int] | None = None  # the newest CUDA the driver runs, (13, 0)
+    cuda: tuple[int, int] | None = None  # the newest CUDA version that the driver runs, such as (13, 0)
     cpu: Cpu | None = None
-    source: str = "nvml"  # "nvml", "catalogue" or the hardware file's path
+    source: str = "nvml"  # "nvml", "catalogue" or the path of the hardware file
     warnings: tuple[str, ...] = ()
 
 
 def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardware:
-    """This machine: its GPUs from NVML, its CPUs from /proc and /sys under ``root``. Never raises.
+    """Read this machine: its GPUs from NVML, its CPUs from /proc and /sys under ``root``. Never raises.
 
-    All GPUs that NVML shows, whatever CUDA_VISIBLE_DEVICES says (``visible`` applies it). Without a working NVML the
-    machine is a CPU machine, and a warning says why if there are signs of GPUs: device files, or a container
-    runtime's NVIDIA_VISIBLE_DEVICES.
+    The result has all GPUs that NVML shows. CUDA_VISIBLE_DEVICES does not matter here (``visible`` applies it).
+    If NVML does not work, the machine has no GPUs. If there are signs of GPUs, a warning then says why none is used.
+    Signs are device files, or NVIDIA_VISIBLE_DEVICES, which a container runtime sets.
     """
-    cpu, signs = read_cpu(root), _signs_of_gpus(environ, root)
+    cpu, sign = read_cpu(root), _sign_of_gpus(environ, root)
     try:
         with nvml.open_nvml() as opened:
             snapshot = opened.snapshot()
     except nvml.NvmlUnavailable as error:
-        return Hardware(gpus=(), cpu=cpu, warnings=_unused(signs, error.what))
+        return Hardware(gpus=(), cpu=cpu, warnings=_unused_gpu_warnings(sign, error.what))
     hardware = from_snapshot(snapshot, root)
     if not snapshot.devices and not snapshot.lost:
-        warnings = _unused(signs, "NVML shows none: start the container with its GPUs (--gpus all)")
+        warnings = _unused_gpu_warnings(sign, "NVML shows none: start the container with its GPUs (--gpus all)")
         return msgspec.structs.replace(hardware, cpu=cpu, warnings=warnings)
     return msgspec.structs.replace(hardware, cpu=cpu)
 
 
-def _unused(signs: str | None, why: str) -> tuple[str, ...]:
-    return (f"no GPU is used although {signs}: {why}",) if signs else ()
+def _unused_gpu_warnings(sign: str | None, why: str) -> tuple[str, ...]:
+    return (f"no GPU is used, although {sign}: {why}",) if sign else ()
 
 
-def _signs_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
+def _sign_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
+    """Return a sentence that shows that this machine should have GPUs, or None if nothing does."""
     device = next(iter(sorted(root.glob("dev/nvidia[0-9]*"))), None)
     if device is not None:
         return f"/dev/{device.name} exists"
-    wanted = environ.get("NVIDIA_VISIBLE_DEVICES", "")
-    return f"NVIDIA_VISIBLE_DEVICES is {wanted}" if wanted not in ("", "void", "none") else None
+    devices = environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    return f"NVIDIA_VISIBLE_DEVICES is {devices}" if devices not in ("", "void", "none") else None
 
 
 def from_snapshot(snapshot: gpu_facts.Snapshot, root: Path = Path("/")) -> Hardware:
-    """NVML's facts as CUDA would see them: slices in place of GPUs with MIG; ``root`` has /sys for NUMA nodes."""
+    """Return the machine of a snapshot of NVML, as CUDA would see it: MIG slices replace their GPU.
+
+    NUMA nodes come from /sys under ``root``.
+    """
     warnings = [f"GPU {index} is left out: {why}" for index, why in snapshot.lost]
     gpus: list[Gpu] = []
-    rows: list[int] = []  # of each in gpus: its device's place in the snapshot
+    rows: list[int] = []  # for each of gpus, the position of its device in the snapshot
     for place, device in enumerate(snapshot.devices):
-        found = _gpus_of(device, _numa_node(root, device.pci_bus_id))
-        if not found:
+        device_gpus = _gpus_of(device, _numa_node(root, device.pci_bus_id))
+        if not device_gpus:
             warnings.append(
                 f"GPU {device.index} ({device.name}) is left out: "
                 + (
-                    "MIG is enabled but it has no slice that can be read; create slices (nvidia-smi mig -cgi ... -C)"
+                    "MIG is enabled, but no slice can be read: create slices (nvidia-smi mig -cgi ... -C)"
                     " or disable MIG (nvidia-smi -mig 0)"
                     if device.mig_enabled
-                    else "NVML does not tell its memory; describe the machine in a file and give it with --hardware"
+                    else "NVML does not report its memory: describe the machine in a file and use --hardware FILE"
                 )
             )
-        gpus += found
-        rows += [place] * len(found)
+        gpus += device_gpus
+        rows += [place] * len(device_gpus)
 
     def joined(kind: str) -> tuple[tuple[bool, ...], ...]:
         pairs = [[snapshot.p2p[a][b] for b in rows] for a in rows]
@@ -161,7 +169,10 @@ def _gpus_of(device: gpu_facts.Device, numa_node: int | None) -> list[Gpu]:
 
 
 def _numa_node(root: Path, pci_bus_id: str | None) -> int | None:
-    """The node whose memory and cores are near. NVML's own call tells of GPUs that are themselves a node (GH200)."""
+    """Return the NUMA node next to the GPU, or None if it is unknown.
+
+    NVML's call is not used. It reports the node that a GPU itself is (GH200).
+    """
     if pci_bus_id is None:
         return None
     domain, _, rest = pci_bus_id.lower().partition(":")  # NVML writes eight digits, /sys four
@@ -173,58 +184,63 @@ def _numa_node(root: Path, pci_bus_id: str | None) -> int | None:
 
 
 def faults(device: gpu_facts.Device) -> tuple[str, ...]:
-    """Return what is wrong with the memory of a GPU, and what to do, in sentences."""
+    """Return sentences that say what is wrong with the GPU's memory, and what to do."""
     return (*gpu_facts.remap_faults(device.remapped_rows).values(), *gpu_facts.ecc_faults(device.ecc))
 
 
 def visible(hardware: Hardware, cuda_visible_devices: str | None) -> Hardware:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; None (unset) leaves all.
+    """Return ``hardware`` with only the GPUs in CUDA_VISIBLE_DEVICES, in its order. None (unset) keeps all.
 
-    Entries are nvidia-smi's indices, GPU or MIG UUIDs, or beginnings of UUIDs that fit one GPU only. "", "-1" and
-    "NoDevFiles" leave none. CUDA silently hides what follows an entry that it does not know (CUDA C++ Programming
-    Guide, environment variables); we raise UsageError instead, as for duplicates.
+    An entry is an index of nvidia-smi, the UUID of a GPU or MIG slice, or the start of a UUID that matches one GPU
+    only. "", "-1" and "NoDevFiles" keep no GPU. After an entry that it does not know, CUDA silently ignores the rest
+    (CUDA C++ Programming Guide, environment variables). Raises UsageError for such an entry, and for duplicates.
     """
     if cuda_visible_devices is None:
         return hardware
-    wanted = [entry.strip() for entry in cuda_visible_devices.split(",")]
-    chosen = [] if wanted in ([""], ["-1"], ["NoDevFiles"]) else [_chosen(hardware.gpus, entry) for entry in wanted]
-    if twice := [entry for entry, place in zip(wanted, chosen, strict=False) if chosen.count(place) > 1]:
-        raise _not_visible(hardware.gpus, f"{' and '.join(twice)} name the same GPU")
-    gpus = tuple(hardware.gpus[place] for place in chosen)
-    old = cautions(hardware.gpus)
+    entries = [entry.strip() for entry in cuda_visible_devices.split(",")]
+    places = [] if entries in ([""], ["-1"], ["NoDevFiles"]) else [_place_of(hardware.gpus, entry) for entry in entries]
+    if duplicates := [entry for entry, place in zip(entries, places, strict=False) if places.count(place) > 1]:
+        raise _not_visible(hardware.gpus, f"{' and '.join(duplicates)} name the same GPU")
+    gpus = tuple(hardware.gpus[place] for place in places)
+    old_cautions = cautions(hardware.gpus)
     return msgspec.structs.replace(
         hardware,
         gpus=gpus,
-        nvlink=tuple(tuple(hardware.nvlink[a][b] for b in chosen) for a in chosen) if hardware.nvlink else (),
-        p2p=tuple(tuple(hardware.p2p[a][b] for b in chosen) for a in chosen) if hardware.p2p else (),
-        warnings=(*(text for text in hardware.warnings if text not in old), *cautions(gpus)),
+        nvlink=tuple(tuple(hardware.nvlink[a][b] for b in places) for a in places) if hardware.nvlink else (),
+        p2p=tuple(tuple(hardware.p2p[a][b] for b in places) for a in places) if hardware.p2p else (),
+        warnings=(*(text for text in hardware.warnings if text not in old_cautions), *cautions(gpus)),
     )
 
 
-def _chosen(gpus: tuple[Gpu, ...], entry: str) -> int:
-    """The place in ``gpus`` of the one that the entry names."""
+def _place_of(gpus: tuple[Gpu, ...], entry: str) -> int:
+    """Return the position in ``gpus`` of the GPU that ``entry`` names. Raises UsageError if it is not exactly one."""
     if entry.isdecimal() and entry.isascii():
         places = [place for place, gpu in enumerate(gpus) if gpu.index == int(entry)]
         if any(gpus[place].mig_profile for place in places):
-            raise _not_visible(gpus, f"GPU {entry} is split by MIG, and a slice is named by its UUID alone")
+            raise _not_visible(gpus, f"GPU {entry} is split into MIG slices, which have no index")
     else:
-        known = entry.upper().startswith(("GPU-", "MIG-"))
-        places = [place for place, gpu in enumerate(gpus) if known and gpu.uuid.casefold().startswith(entry.casefold())]
-    if len(places) != 1:
-        raise _not_visible(gpus, f"{entry!r} is {'no GPU here' if not places else 'the beginning of several UUIDs'}")
+        is_uuid = entry.upper().startswith(("GPU-", "MIG-"))
+        start = entry.casefold()
+        places = [place for place, gpu in enumerate(gpus) if is_uuid and gpu.uuid.casefold().startswith(start)]
+    if not places:
+        raise _not_visible(gpus, f"{entry!r} names no GPU of this machine")
+    if len(places) > 1:
+        raise _not_visible(gpus, f"{entry!r} matches several UUIDs")
     return places[0]
 
 
-def _not_visible(gpus: tuple[Gpu, ...], what: str) -> UsageError:
-    have = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
-    remedy = (
-        f"the GPUs of this machine are {have}" if have else "unset it: this machine shows no GPU (vllm-launch gpus)"
-    )
-    return UsageError("CUDA_VISIBLE_DEVICES", what, remedy)
+def _not_visible(gpus: tuple[Gpu, ...], problem: str) -> UsageError:
+    """Return the error for a wrong CUDA_VISIBLE_DEVICES. It lists the GPUs that the machine has."""
+    names = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+    remedy = f"use some of {names}" if names else "unset it: this machine shows no GPU (vllm-launch gpus)"
+    return UsageError("CUDA_VISIBLE_DEVICES", problem, remedy)
 
 
 def alike(gpus: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], ...]:
-    """GPUs that may share a replica: the same model, memory and compute capability. In order of first appearance."""
+    """Return ``gpus`` in groups of equal model, memory and compute capability, in order of first appearance.
+
+    GPUs of one group may share a replica.
+    """
     groups: dict[tuple[str, int, tuple[int, int]], list[Gpu]] = {}
     for gpu in gpus:
         groups.setdefault((gpu.name, gpu.memory_total, gpu.compute_capability), []).append(gpu)
@@ -232,27 +248,33 @@ def alike(gpus: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], ...]:
 
 
 def cautions(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
-    """Sentences on GPUs that cannot be used as their number suggests: mixed ones, several MIG slices.
+    """Return warnings about GPUs that cannot all be used together: GPUs of different models, several MIG slices.
 
-    Without CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA numbers mixed GPUs by speed (FASTEST_FIRST) and NVML by bus, so an
-    index would mean two things; vllm/platforms/cuda.py:log_warnings asks for the same setting.
+    Without CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA numbers GPUs of different models by speed (FASTEST_FIRST), but NVML
+    numbers them by PCI bus. An index would then have two meanings. vllm/platforms/cuda.py:log_warnings asks for the
+    same setting.
     """
-    found = []
-    names = Counter(gpu.name.partition(" MIG ")[0] for gpu in gpus)
-    if len(names) > 1:
-        have = ", ".join(f"{count} x {name}" for name, count in names.items())
-        found.append(f"the GPUs differ ({have}): CUDA_DEVICE_ORDER=PCI_BUS_ID is needed for indices to mean one thing")
-    if sum(gpu.mig_profile is not None for gpu in gpus) > 1:
-        found.append(
-            "CUDA gives a process one MIG slice only (NVIDIA, MIG User Guide): a replica runs on one slice, without"
-            " tensor or pipeline parallelism, and each replica is started with its own slice's UUID"
+    warnings = []
+    models = Counter(gpu.name.partition(" MIG ")[0] for gpu in gpus)
+    if len(models) > 1:
+        counts = ", ".join(f"{count} x {model}" for model, count in models.items())
+        warnings.append(
+            f"the GPUs differ ({counts}): CUDA and nvidia-smi give them the same indices only with"
+            " CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
-    return tuple(found)
+    if sum(gpu.mig_profile is not None for gpu in gpus) > 1:
+        warnings.append(
+            "CUDA gives a process only one MIG slice (NVIDIA, MIG User Guide): a replica runs on one slice, without"
+            " tensor or pipeline parallelism; start each replica with the UUID of its own slice"
+        )
+    return tuple(warnings)
 
 
 def gpu_too_old(gpu: Gpu) -> str | None:
-    """Why the pinned engine has no kernels for a GPU; None when it has, or when its capability is unknown."""
+    """Return why the pinned vLLM has no kernels for ``gpu``, or None if it has some or the capability is unknown."""
     if (0, 0) < gpu.compute_capability < MINIMUM_COMPUTE_CAPABILITY:
-        have, need = (".".join(map(str, pair)) for pair in (gpu.compute_capability, MINIMUM_COMPUTE_CAPABILITY))
-        return f"GPU {gpu.index} ({gpu.name}) has compute capability {have}, and vLLM needs {need} (Turing) or newer"
+        actual, minimum = (".".join(map(str, pair)) for pair in (gpu.compute_capability, MINIMUM_COMPUTE_CAPABILITY))
+        return (
+            f"GPU {gpu.index} ({gpu.name}) has compute capability {actual}, but vLLM needs {minimum} (Turing) or newer"
+        )
     return None

@@ -1,4 +1,4 @@
-"""Hardware as a JSON file: written by `vllm-launch gpus --format json`, read by `--hardware FILE`."""
+"""Writes and reads hardware files: JSON from `vllm-launch gpus --format json`, for `--hardware FILE`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from vllm_launch.machine.gpus import Gpu, Hardware, cautions
 from vllm_launch.units import GIB, MIB
 
 _REMEDY = "write the file with `vllm-launch gpus --format json` on the machine that it describes"
-_LARGEST_FILE = 16 * MIB  # bytes; a machine of 64 GPUs needs 40 KB
-_MEMORIES = range(GIB, (1 << 44) + 1)  # bytes on one GPU: outside, a unit was mistaken for another one
+_MAX_FILE_BYTES = 16 * MIB  # a machine of 64 GPUs needs 40 KB
+_GPU_MEMORIES = range(GIB, (1 << 44) + 1)  # valid memory of one GPU, bytes; a number outside has the wrong unit
 
 
 def dump_hardware(hardware: Hardware) -> bytes:
-    """The hardware file: indented JSON with a newline at its end."""
+    """Return the content of a hardware file: indented JSON with a newline at its end."""
     return msgspec.json.format(msgspec.json.encode(hardware), indent=2) + b"\n"
 
 
 def load_hardware(path: str | Path) -> Hardware:
-    """The machine that a hardware file describes; ``source`` becomes the path.
+    """Read the machine that a hardware file describes. Its ``source`` is ``path``.
 
-    Two layouts: ours (``dump_hardware``), and the plain record of NVML's answers that tests/data/hardware holds
-    (``gpus[].mem_v2``, "ERR:..." where NVML gave none). Raises UsageError naming the file, the place and the remedy.
+    There are two layouts: the one of ``dump_hardware``, and the record of NVML's answers in tests/data/hardware
+    (``gpus[].mem_v2``, or "ERR:..." if NVML gave no answer). Raises UsageError with the file, the JSON path and the
+    remedy.
     """
     data = _read(Path(path))
     try:
@@ -41,11 +42,11 @@ def load_hardware(path: str | Path) -> Hardware:
         else:
             hardware = msgspec.convert(layout, Hardware)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        what = what.removeprefix("Object ").replace("Expected ", "expected ")  # msgspec's own begin so
-        raise UsageError(f"{path}: {where.strip('`') or '$'}", what, _REMEDY) from error
-    for where, what in _mistakes(hardware):
-        raise UsageError(f"{path}: {where}", what, _REMEDY)
+        problem, _, where = str(error).partition(" - at ")
+        problem = problem.removeprefix("Object ").replace("Expected ", "expected ")  # the start of msgspec's messages
+        raise UsageError(f"{path}: {where.strip('`') or '$'}", problem, _REMEDY) from error
+    for where, problem in _mistakes(hardware):
+        raise UsageError(f"{path}: {where}", problem, _REMEDY)
     return msgspec.structs.replace(hardware, source=str(path))
 
 
@@ -54,19 +55,21 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             raise UsageError(str(path), "is a directory, not a hardware file", _REMEDY)
         with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(str(path).replace("\0", "?"), f"cannot be read ({why})", _REMEDY) from error
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(str(path).replace("\0", "?"), f"cannot be read ({reason})", _REMEDY) from error
     if not data.strip():
         raise UsageError(str(path), "is empty", _REMEDY)
-    if len(data) > _LARGEST_FILE:
-        raise UsageError(str(path), f"is larger than {_LARGEST_FILE >> 20} MiB, so no hardware file", _REMEDY)
+    if len(data) > _MAX_FILE_BYTES:
+        raise UsageError(
+            str(path), f"is larger than {_MAX_FILE_BYTES >> 20} MiB, so it is not a hardware file", _REMEDY
+        )
     return data
 
 
 def _mistakes(hardware: Hardware) -> Iterator[tuple[str, str]]:
-    """(JSON path, what is wrong) of values that no machine has."""
+    """Yield (JSON path, what is wrong) for each value that no machine can have."""
     for place, gpu in enumerate(hardware.gpus):
         yield from _gpu_mistakes(f"$.gpus[{place}]", gpu, hardware.gpus[:place])
     for name, matrix in (("nvlink", hardware.nvlink), ("p2p", hardware.p2p)):
@@ -79,23 +82,26 @@ def _mistakes(hardware: Hardware) -> Iterator[tuple[str, str]]:
         yield "$.cpu.memory_available", f"{cpu.memory_available} is not between 0 and memory_total ({cpu.memory_total})"
 
 
-def _gpu_mistakes(at: str, gpu: Gpu, earlier: Sequence[Gpu]) -> Iterator[tuple[str, str]]:
-    """The same of one GPU; the slices of one GPU share its index, whole GPUs share nothing."""
-    if gpu.memory_total not in _MEMORIES:
-        yield f"{at}.memory_total", f"{gpu.memory_total} bytes is no GPU's memory"
+def _gpu_mistakes(path: str, gpu: Gpu, earlier: Sequence[Gpu]) -> Iterator[tuple[str, str]]:
+    """Yield the same for ``gpu``, whose JSON path is ``path``.
+
+    Slices of one GPU share its index. Two whole GPUs never share an index, and a UUID is always unique.
+    """
+    if gpu.memory_total not in _GPU_MEMORIES:
+        yield f"{path}.memory_total", f"{gpu.memory_total} bytes cannot be the memory of a GPU"
     if not 0 <= gpu.memory_free <= gpu.memory_total:
-        yield f"{at}.memory_free", f"{gpu.memory_free} is not between 0 and memory_total ({gpu.memory_total})"
+        yield f"{path}.memory_free", f"{gpu.memory_free} is not between 0 and memory_total ({gpu.memory_total})"
     if not gpu.uuid or gpu.uuid in {other.uuid for other in earlier}:
-        yield f"{at}.uuid", f"{gpu.uuid!r} is {'used twice' if gpu.uuid else 'empty'}"
+        yield f"{path}.uuid", f"{gpu.uuid!r} is {'used twice' if gpu.uuid else 'empty'}"
     if min(gpu.compute_capability) < 0 or gpu.index < 0:
-        yield at, "index and compute_capability cannot be negative"
+        yield path, "index and compute_capability cannot be negative"
     if any(other.index == gpu.index and None in {other.mig_profile, gpu.mig_profile} for other in earlier):
-        yield f"{at}.index", f"{gpu.index} is used twice"
+        yield f"{path}.index", f"{gpu.index} is used twice"
     if not gpu.name.strip() or not gpu.name.isprintable():
-        yield f"{at}.name", f"{gpu.name!r} is no GPU's name"
+        yield f"{path}.name", f"{gpu.name!r} cannot be the name of a GPU"
 
 
-# The record's layout. A field that NVML did not answer is the string "ERR:<its error>".
+# The layout of a record of NVML's answers. A field without an answer is the string "ERR:<NVML's error>".
 
 
 class _RecordedMemory(msgspec.Struct, frozen=True):
@@ -131,10 +137,12 @@ def _from_record(record: _Record) -> Hardware:
     gpus = []
     for index, gpu in enumerate(record.gpus):
         if isinstance(gpu.mig, tuple) and gpu.mig[0]:
-            raise msgspec.ValidationError(f"MIG is enabled and the record has no slices - at `$.gpus[{index}].mig`")
+            raise msgspec.ValidationError(f"MIG is enabled, but a record has no slices - at `$.gpus[{index}].mig`")
         memory = gpu.mem if isinstance(gpu.mem_v2, str) else gpu.mem_v2
         if isinstance(memory, str):
-            raise msgspec.ValidationError(f"NVML gave no memory ({gpu.mem_v2}) - at `$.gpus[{index}].mem_v2`")
+            raise msgspec.ValidationError(
+                f"NVML did not report the memory ({gpu.mem_v2}) - at `$.gpus[{index}].mem_v2`"
+            )
         gpus.append(
             Gpu(
                 index=index,
@@ -146,15 +154,15 @@ def _from_record(record: _Record) -> Hardware:
                 pci_bus_id=gpu.pci,
             )
         )
-    # NVML_P2P_STATUS_OK is 0; null on the diagonal.
-    linked, peers = (
+    # NVML_P2P_STATUS_OK is 0. The diagonal is null.
+    nvlink, p2p = (
         tuple(tuple(status == 0 for status in row) for row in matrix)
         for matrix in ([gpu.p2p_nvlink for gpu in record.gpus], [gpu.p2p_read for gpu in record.gpus])
     )
     return Hardware(
         gpus=tuple(gpus),
-        nvlink=linked if any(linked) else (),
-        p2p=peers if any(peers) else (),
+        nvlink=nvlink if any(nvlink) else (),
+        p2p=p2p if any(p2p) else (),
         driver=None if (record.driver or "").startswith("ERR") else record.driver,
         cuda=(record.cuda // 1000, record.cuda % 1000 // 10) if isinstance(record.cuda, int) else None,
         warnings=cautions(tuple(gpus)),

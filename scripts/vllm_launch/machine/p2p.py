@@ -1,8 +1,9 @@
-"""Do copies between the GPUs of a replica arrive? Asked of a child process, once per boot.
+"""Tests copies between the GPUs of a replica in a child process, once per boot.
 
-NVML and CUDA say what should work. With ACS or an IOMMU in the way, or in some virtual machines, a peer copy hangs or
-brings other bytes (vllm-project/vllm#8087, #9920, #51513), and vLLM trusts CUDA: VLLM_SKIP_P2P_CHECK defaults to 1
-(vllm/envs.py). So the copy is tried, and only a failure turns P2P off; what could not be tried stays as it is.
+NVML and CUDA only report what should work. With ACS or an IOMMU enabled, and in some virtual machines, a peer copy
+hangs or delivers wrong data (vllm-project/vllm#8087, #9920, #51513). vLLM trusts CUDA: VLLM_SKIP_P2P_CHECK defaults
+to 1 (vllm/envs.py). So the launcher tries the copies. Only a failed copy turns P2P off. P2P stays on if the copies
+could not be tried.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ import msgspec
 
 PROBE = Path(__file__).with_name("p2p_probe.py")
 _CACHE_FILE = "p2p.json"
-_KILL_GRACE_S = 5.0  # a child in an uninterruptible driver call outlives SIGKILL; it must not hold us up
-_STDERR_TAIL = 300  # characters of the child's last words that a warning quotes
+_KILL_GRACE_S = 5.0  # longest wait after SIGKILL, which cannot end a child in an uninterruptible driver call
+_STDERR_TAIL = 300  # characters of the end of the child's stderr that a warning quotes
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """``ok`` True: every peer copy arrived. False: turn P2P off. None: nobody knows, leave everything as it is.
+    """The result of testing peer copies.
 
-    ``why`` is a sentence for the operator. ``pairs_failed`` holds (from, to) as places in the GPUs that were given.
+    ``ok`` True: every peer copy arrived. False: turn P2P off. None: unknown, change nothing. ``why`` is a sentence
+    for the operator. ``pairs_failed`` has (from, to) of each failed copy, as positions in the tested GPUs.
     """
 
     ok: bool | None
     why: str
     pairs_failed: tuple[tuple[int, int], ...] = ()
-    seconds: float = 0.0  # that the probe took, when it ran
-    cached: bool = False
+    seconds: float = 0.0  # duration of the probe, 0 if it did not run
+    cached: bool = False  # from an earlier run in this boot
 
 
 class _Line(msgspec.Struct):
@@ -50,7 +52,7 @@ class _Cache(msgspec.Struct):
 
 
 def read_boot_id(root: Path = Path("/")) -> str:
-    """The kernel's random name for this boot; "" where there is none, and then nothing is cached."""
+    """Return the kernel's random ID of this boot, or "" if there is none. Without an ID nothing is cached."""
     try:
         return (root / "proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -68,75 +70,77 @@ def check(
     environ: Mapping[str, str] | None = None,
     probe: Path = PROBE,
 ) -> Verdict:
-    """Whether peer copies between ``gpus`` (UUIDs) work, from the cache or by running ``probe`` with ``python``.
+    """Test peer copies between ``gpus`` (UUIDs): take the result from the cache, or run ``probe`` with ``python``.
 
-    ``python`` is the interpreter that has torch. Only what was found out is cached, never None. Never raises: a cache
-    that cannot be read or written is as none, a probe that cannot be started is as one that knows nothing.
+    ``python`` is an interpreter that has torch. The cache only keeps results whose ``ok`` is True or False.
+    Never raises. A cache that cannot be read or written is ignored. If the probe cannot be started, ``ok`` is None.
     """
     if len(gpus) < 2:  # noqa: PLR2004  a pair
         return Verdict(ok=True, why="one GPU needs no peer")
     cache, key = cache_dir / _CACHE_FILE, " ".join([driver or "?", *gpus])
-    known = _read_cache(cache, boot_id)
-    if key in known:
-        return msgspec.structs.replace(known[key], cached=True)
+    verdicts = _read_cache(cache, boot_id)
+    if key in verdicts:
+        return msgspec.structs.replace(verdicts[key], cached=True)
     verdict = _run(
         gpus, python=python, timeout_s=timeout_s, environ=os.environ if environ is None else environ, probe=probe
     )
     if verdict.ok is not None and boot_id:
-        _write_cache(cache, _Cache(boot_id=boot_id, verdicts={**known, key: verdict}))
+        _write_cache(cache, _Cache(boot_id=boot_id, verdicts={**verdicts, key: verdict}))
     return verdict
 
 
 def judge(output: str, *, status: int | None, stderr: str = "") -> Verdict:
-    """What a probe's output means. ``status`` is its exit status, negative for a signal, None when it hung.
+    """Return the verdict for a probe's output. ``status``: its exit status, negative for a signal, None if it hung.
 
-    A hang or crash counts against P2P only while a copy was under way: before that, torch or CUDA failed to start.
+    A hang or crash turns P2P off only if a copy was running. Before the first copy, it means that torch or CUDA did
+    not start.
     """
     copied: dict[tuple[int, int], bool] = {}
     copying: tuple[int, int] | None = None
     unknown, done = "", False
     for line in output.splitlines():
         try:
-            said = msgspec.json.decode(line, type=_Line)
+            message = msgspec.json.decode(line, type=_Line)
         except msgspec.DecodeError:
             continue  # libraries print on stdout too
-        if said.event == "copying":
-            copying = said.pair
-        elif said.event == "copied" and said.pair is not None:
-            copied[said.pair] = said.ok and copied.get(said.pair, True)
+        if message.event == "copying":
+            copying = message.pair
+        elif message.event == "copied" and message.pair is not None:
+            copied[message.pair] = message.ok and copied.get(message.pair, True)
             copying = None
-        elif said.event == "unknown":
-            unknown = said.why
-        done = done or said.event == "done"
+        elif message.event == "unknown":
+            unknown = message.why
+        done = done or message.event == "done"
     end = "did not finish in time" if status is None else f"ended with status {status}"
     if failed := tuple(pair for pair, ok in copied.items() if not ok):
-        return Verdict(ok=False, why=_off(failed, "brought other bytes than were sent"), pairs_failed=failed)
+        return Verdict(ok=False, why=_p2p_off(failed, "delivered wrong data"), pairs_failed=failed)
     if copying is not None:
-        what = "hung" if status is None else f"killed the process that made it (status {status})"
-        return Verdict(ok=False, why=_off((copying,), what), pairs_failed=(copying,))
+        failure = "hung" if status is None else f"killed the process that copied (status {status})"
+        return Verdict(ok=False, why=_p2p_off((copying,), failure), pairs_failed=(copying,))
     if done and status == 0:
-        pairs = f"all {len(copied)} peer copies arrived" if copied else "CUDA calls no two of these GPUs peers"
-        return Verdict(ok=True, why=pairs)
+        why = f"all {len(copied)} peer copies arrived" if copied else "CUDA reports that no two of these GPUs are peers"
+        return Verdict(ok=True, why=why)
     last = " ".join(stderr.split())[-_STDERR_TAIL:]
-    why = unknown or f"the probe {end} before it knew" + (f" ({last})" if last else "")
+    why = unknown or f"the probe {end} before it had a result" + (f" ({last})" if last else "")
     return Verdict(ok=None, why=f"peer copies between GPUs could not be tried: {why}; P2P stays on")
 
 
-def _off(pairs: tuple[tuple[int, int], ...], what: str) -> str:
+def _p2p_off(pairs: tuple[tuple[int, int], ...], failure: str) -> str:
+    """Return the sentence for the operator: which copy failed, how, and what to do."""
     between = ", ".join(f"{source} to {target}" for source, target in pairs)
     return (
-        f"a copy between GPUs ({between}) {what}, so P2P is turned off: switch off ACS on the PCIe switches and the"
-        " IOMMU in the BIOS (NVIDIA NCCL documentation, Troubleshooting, PCI Access Control Services) to have it back"
+        f"a copy between GPUs ({between}) {failure}, so P2P is turned off: to use it again, disable ACS on the PCIe"
+        " switches and the IOMMU in the BIOS (NVIDIA NCCL documentation, Troubleshooting, PCI Access Control Services)"
     )
 
 
 def _run(gpus: Sequence[str], *, python: str, timeout_s: float, environ: Mapping[str, str], probe: Path) -> Verdict:
     started = time.monotonic()
-    # Files, not pipes: what the child wrote is still there when it had to be left behind in a driver call.
+    # Files, not pipes: the output can still be read if the child hangs in a driver call and cannot be killed.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             child = subprocess.Popen(
-                [python, "-P", str(probe)],  # -P: our modules' names must not shadow what torch imports
+                [python, "-P", str(probe)],  # -P: modules in the probe's folder must not shadow those torch imports
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -150,15 +154,15 @@ def _run(gpus: Sequence[str], *, python: str, timeout_s: float, environ: Mapping
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            _end(child)
+            _kill(child)
         out.seek(0)
         err.seek(0)
         verdict = judge(out.read().decode(errors="replace"), status=status, stderr=err.read().decode(errors="replace"))
     return msgspec.structs.replace(verdict, seconds=round(time.monotonic() - started, 3))
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Leaves nothing of the child behind that hangs, or whose wait was interrupted."""
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and its process group if the child is still running."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
@@ -178,4 +182,4 @@ def _write_cache(path: Path, cache: _Cache) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             file.write(msgspec.json.encode(cache))
-        Path(file.name).replace(path)  # readers see the old file or the new one
+        Path(file.name).replace(path)  # atomic: a reader sees either the old file or the new one

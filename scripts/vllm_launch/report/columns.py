@@ -1,4 +1,4 @@
-"""Rows of text in columns."""
+"""Aligns rows of text in columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 
 def columns(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
-    """Rows in columns; the last one is wrapped within ``width``."""
+    """Yield the lines of ``rows`` in aligned columns. The last column is wrapped, so that lines fit in ``width``."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]) - 1)]
     indent = 2 + sum(widths) + 2 * len(widths)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Writes a plan as values of the chart."""
+"""Writes a plan as values of the Helm chart."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vllm_launch.settings.read import PATHS
 from vllm_launch.settings.settings import Settings
 
 HELM: Literal["helm"] = "helm"
-"""One more that a plan can be said in; it needs the settings too."""
+"""Name of this output format. Unlike the formats of ``plan_table``, it also needs the settings."""
 
 
 def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: bool) -> str:
-    """Values of the chart (helm/values.yaml) that give ``plan`` in a cluster of such machines, as YAML.
+    """Return YAML with the chart's values (helm/values.yaml) that lead to ``plan`` in a cluster of such machines.
 
-    What the plan decided is not among them, since each pod plans again for what is free where it lands: only what the
-    person said, how many GPUs a pod has, and how many pods there are. Replicas become pods, which roll and drain one by
-    one, unless they share their experts or the person asked for data parallelism. ``folder``: the model is a folder,
-    which the pods will find below /models.
+    The values have the user's settings, the number of GPUs of a pod, and the number of pods. They do not have the
+    plan's decisions, because each pod plans again for the free memory of its own node. Each replica becomes a pod, so
+    that a rollout replaces and drains one replica at a time. Replicas stay in one pod if they share experts, or if
+    the user set data parallelism. ``folder``: the model is a folder, which the pods will find below /models.
     """
-    import yaml  # noqa: PLC0415 - as above
+    import yaml  # noqa: PLC0415 - only this format needs it
 
     engine = {name: value for name, value in settings.engine.items() if name not in SECRETS}
     config: dict[str, object] = {"model": settings.model}
@@ -34,11 +34,13 @@ def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: b
         config["model"] = f"/models/{PurePath(settings.model).name}"
     config |= {name.replace("_", "-"): value for name, value in engine.items()}
     launch = msgspec.to_builtins(settings.launch)
-    said = {name: value for name, value in launch.items() if f"launch.{name}" in settings.origin and name not in PATHS}
-    config |= {"launch": said} if said else {}
+    user_set = {
+        name: value for name, value in launch.items() if f"launch.{name}" in settings.origin and name not in PATHS
+    }
+    config |= {"launch": user_set} if user_set else {}
     expert_parallel = engine.get("enable_expert_parallel") or plan.options.get("enable_expert_parallel")
-    together = "data_parallel_size" in engine or expert_parallel
-    replicas = 1 if together else plan.data_parallel_size
+    one_pod = "data_parallel_size" in engine or expert_parallel
+    replicas = 1 if one_pod else plan.data_parallel_size
     count = len(plan.gpus) // replicas
     values: dict[str, object] = {"config": config, "gpus": {"count": count}}
     if count:
@@ -47,8 +49,8 @@ def helm_values(plan: Plan, hardware: Hardware, settings: Settings, *, folder: b
         values["resources"] = {"memory": f"{16 + 16 * count}Gi"}
     else:
         memory = plan.memory
-        taken = memory.weights + memory.non_torch + memory.activation_peak + plan.kv_cache.bytes + memory.safety
-        values["resources"] = {"memory": f"{-(-taken >> 30) + 1}Gi"}
+        total = memory.weights + memory.non_torch + memory.activation_peak + plan.kv_cache.bytes + memory.safety
+        values["resources"] = {"memory": f"{-(-total >> 30) + 1}Gi"}
     if folder:
         values["models"] = {"claim": "models"}
     if replicas > 1:

@@ -1,4 +1,4 @@
-"""Writes what a machine has, for people."""
+"""Writes a machine as a table for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_launch.units import gib
 
 
 def hardware_table(hardware: Hardware, width: int = 100) -> str:
-    """What the machine has, for people."""
+    """Return a table of the machine's driver, GPUs, links and CPU, with its warnings. Ends with a newline."""
     lines = []
     if hardware.driver:
         cuda = "" if hardware.cuda is None else ", CUDA up to {}.{}".format(*hardware.cuda)
@@ -22,14 +22,14 @@ def hardware_table(hardware: Hardware, width: int = 100) -> str:
     lines += list(columns(rows, max(width, 140))) if hardware.gpus else ["  no GPU"]
     lines += _links(hardware)
     for gpu in hardware.gpus:
-        held = [f"{one.name} (pid {one.pid}) {gib(one.memory) if one.memory else ''}".rstrip() for one in gpu.processes]
-        lines += [f"  GPU {gpu.index} is used by {', '.join(held)}"] if held else []
+        processes = [f"{p.name} (pid {p.pid}) {gib(p.memory) if p.memory else ''}".rstrip() for p in gpu.processes]
+        lines += [f"  GPU {gpu.index} is used by {', '.join(processes)}"] if processes else []
         lines += [f"  GPU {gpu.index}: {fault}" for fault in gpu.faults]
     if (cpu := hardware.cpu) is not None:
         limit = "no limit" if cpu.memory_limit is None else f"limit {gib(cpu.memory_limit)}"
         nodes = f", {len(cpu.numa_nodes)} NUMA nodes" if len(cpu.numa_nodes) > 1 else ""
-        what = f"{gib(cpu.memory_available)} of {gib(cpu.memory_total)} available, {limit}"
-        lines += ["", f"CPU: {cpu.cores} cores{nodes}; memory: {what}"]
+        memory = f"{gib(cpu.memory_available)} of {gib(cpu.memory_total)} available, {limit}"
+        lines += ["", f"CPU: {cpu.cores} cores{nodes}; memory: {memory}"]
     lines += [f"warning: {warning}" for warning in hardware.warnings]
     return "\n".join(lines) + "\n"
 
@@ -38,13 +38,13 @@ def _links(hardware: Hardware) -> list[str]:
     if len(hardware.gpus) < 2 or not hardware.nvlink:  # noqa: PLR2004 - a pair
         return []
     pairs = [(a, b) for a in range(len(hardware.gpus)) for b in range(a)]
-    joined = sum(hardware.nvlink[a][b] for a, b in pairs)
-    direct = sum(hardware.p2p[a][b] for a, b in pairs) if hardware.p2p else 0
-    return ["", f"  NVLink joins {joined} of {len(pairs)} pairs; {direct} can copy to each other directly"]
+    nvlink = sum(hardware.nvlink[a][b] for a, b in pairs)
+    p2p = sum(hardware.p2p[a][b] for a, b in pairs) if hardware.p2p else 0
+    return ["", f"  NVLink connects {nvlink} of {len(pairs)} GPU pairs; {p2p} pairs can copy directly (P2P)"]
 
 
 def machine_name(hardware: Hardware, gpus: Sequence[Gpu]) -> str:
-    """Return what a plan runs on: ``gpus`` of ``hardware``, or its CPU where there are none."""
+    """Return a name for what a plan runs on: ``gpus`` of ``hardware``, or the CPU if ``gpus`` is empty."""
     if gpus:
         return f"{len(gpus)} of {len(hardware.gpus)} GPUs ({gpus[0].name}, {gib(gpus[0].memory_total)} each)"
     cpu = hardware.cpu

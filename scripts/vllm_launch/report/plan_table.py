@@ -1,4 +1,4 @@
-"""Writes a plan: a table for people, JSON and YAML for programs. Pure."""
+"""Writes a plan as a table for people, or as JSON or YAML for programs. Pure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from vllm_launch.units import gib
 Format = Literal["table", "json", "yaml"]
 FORMATS: tuple[Format, ...] = ("table", "json", "yaml")
 BAR = 72
-"""Columns of the bar that stands for one GPU's memory."""
+"""Width of the bar that shows one GPU's memory, in characters."""
 
 
-def plan_as(plan: PlanWithCommand, hardware: Hardware, how: Format, width: int = 100) -> str:
-    """``plan`` as text with a newline at its end; JSON and YAML are the contract, the table may change."""
-    if how == "json":
+def plan_as(plan: PlanWithCommand, hardware: Hardware, output_format: Format, width: int = 100) -> str:
+    """Return ``plan`` as text with a newline at its end.
+
+    Programs can rely on the layout of JSON and YAML. The layout of the table may change.
+    """
+    if output_format == "json":
         return msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n"
-    if how == "yaml":
-        import yaml  # noqa: PLC0415 - a tenth of the time of a start, which the other formats need not pay
+    if output_format == "yaml":
+        import yaml  # noqa: PLC0415 - takes a tenth of the start-up time, and only this format needs it
 
         return yaml.safe_dump(msgspec.to_builtins(plan), sort_keys=False, allow_unicode=True, width=width)
     return "\n".join(_table(plan, hardware, width)) + "\n"
@@ -37,50 +40,50 @@ def plan_as(plan: PlanWithCommand, hardware: Hardware, how: Format, width: int =
 def _table(plan: PlanWithCommand, hardware: Hardware, width: int) -> Iterator[str]:
     yield f"{plan.model} on {machine_name(hardware, plan.gpus)}, for {plan.objective}"
     yield ""
-    rows = [(reason.field, _shown(reason.value), _source(reason), reason.why) for reason in plan.reasons]
+    rows = [(reason.field, _value_text(reason.value), _source_text(reason), reason.why) for reason in plan.reasons]
     yield from columns(rows, width)
     yield ""
     yield from _bar(plan, hardware)
     if plan.rejected:
         yield ""
-        yield "not taken"
-        yield from columns([(one.plan, one.why) for one in plan.rejected], width)
+        yield "rejected plans"
+        yield from columns([(rejected.plan, rejected.why) for rejected in plan.rejected], width)
     for warning in plan.warnings:
         yield ""
         yield from textwrap.wrap(f"warning: {warning}", width, subsequent_indent="  ", break_on_hyphens=False)
     yield ""
-    words = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()]
-    yield from _command(words + [shlex.quote(word) for word in plan.argv], width)
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()]
+    yield from _command(assignments + [shlex.quote(word) for word in plan.argv], width)
 
 
-def _source(reason: Reason) -> str:
-    """Where a value comes from: "you (flag --max-model-len)", or the source alone."""
+def _source_text(reason: Reason) -> str:
+    """Return the source of a value, such as "hardware", or "you (flag --max-model-len)"."""
     return f"{reason.source} ({reason.origin})" if reason.origin else str(reason.source)
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
-    """One GPU's memory, or the CPU's, to scale; what is there at all gets one column."""
+    """Yield a bar of one GPU's or the CPU's memory, to scale, and its legend. Each part has at least one column."""
     memory, workers = plan.memory, plan.tensor_parallel_size * plan.pipeline_parallel_size
     gpu = tightest(plan.gpus) if plan.gpus else None
     total = gpu.memory_total if gpu else hardware.cpu.memory_available if hardware.cpu else 0
     parts = [
-        ("x", "taken by others", total - gpu.memory_free if gpu else 0),
+        ("x", "other processes", total - gpu.memory_free if gpu else 0),
         ("c", "CUDA context", memory.context),
         ("W", "weights", memory.weights),
         ("n", "non-torch and state" if gpu else "engine", memory.non_torch),
         ("a", "activation peak", memory.activation_peak),
         ("g", "CUDA graphs", memory.cuda_graphs),
         ("K", "KV cache", plan.kv_cache.bytes // workers),
-        ("s", "safety" if gpu else "left to others", memory.safety),
+        ("s", "safety margin" if gpu else "left for others", memory.safety),
     ]
     parts = [part for part in parts if part[2] > 0]
-    rest = total - sum(size for _, _, size in parts)
-    if rest > 0:
-        parts.append((".", "not used", rest))
+    unused = total - sum(size for _, _, size in parts)
+    if unused > 0:
+        parts.append((".", "unused", unused))
     yield f"memory of GPU {gpu.index}, {gib(total)}" if gpu else f"memory, {gib(total)}"
     yield "  [" + "".join(sign * columns for (sign, _, _), columns in zip(parts, _scaled(parts), strict=True)) + "]"
     for sign, name, size in parts:
@@ -88,7 +91,7 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
 
 
 def _scaled(parts: Sequence[tuple[str, str, int]]) -> list[int]:
-    """Columns of each part, ``BAR`` together: rounded, at least one, and the largest part takes what is over."""
+    """Return the columns of each part, at least one. The largest part is adjusted so that the sum is ``BAR``."""
     total = sum(size for _, _, size in parts)
     columns = [max(1, round(BAR * size / total)) for _, _, size in parts]
     columns[columns.index(max(columns))] += BAR - sum(columns)
@@ -96,7 +99,7 @@ def _scaled(parts: Sequence[tuple[str, str, int]]) -> list[int]:
 
 
 def _command(words: Sequence[str], width: int) -> Iterator[str]:
-    """A command line over several lines, as a shell would take it; one that is pasted is one that runs."""
+    """Yield a shell command line, broken over several lines. It runs as it is if a user pastes it."""
     line = ""
     for word in words:
         if line and len(line) + len(word) > width - 5:

@@ -12,7 +12,7 @@ from vllm_launch.machine.gpus import Hardware
 from vllm_launch.machine.hardware_file import dump_hardware, load_hardware
 
 MIB = 1 << 20
-# What nvidia-smi calls total on each (MiB, NVIDIA's data sheets and nvidia-smi): CUDA's total is a little less.
+# Total memory in nvidia-smi, MiB (NVIDIA's data sheets and nvidia-smi). CUDA's total is a little less.
 NVIDIA_SMI_MIB = {
     "T4": 15360,
     "A10G": 23028,
@@ -32,20 +32,20 @@ NVIDIA_SMI_MIB = {
     ("name", "nvml_name", "memory"),
     [("H200", "NVIDIA H200", 150109880320), ("H100", "NVIDIA H100 80GB HBM3", 85017493504)],
 )
-def test_measured_gpus_are_exact_to_the_byte(name: str, nvml_name: str, memory: int) -> None:
+def test_memory_of_measured_gpus_is_exact_to_the_byte(name: str, nvml_name: str, memory: int) -> None:
     gpu = parse_hardware_name(name).gpus[0]
     assert gpu.memory_total == gpu.memory_free == memory
     assert gpu.name == nvml_name
 
 
 @pytest.mark.parametrize("name", NVIDIA_SMI_MIB)
-def test_memory_is_nvidia_smis_less_a_small_reserve(name: str) -> None:
+def test_memory_is_the_total_of_nvidia_smi_less_a_small_reserve(name: str) -> None:
     reserve = NVIDIA_SMI_MIB[name] - parse_hardware_name(name).gpus[0].memory_total / MIB
     assert 100 < reserve < 1000
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if "g." in name])
-def test_a_slice_is_at_most_its_share_of_the_whole_gpu(name: str) -> None:
+def test_a_slice_has_at_most_its_share_of_the_gpus_memory(name: str) -> None:
     parent, profile = name.rsplit("-", 1)
     whole = ENTRIES[parent].memory
     eighths = {"5gb": 1, "10gb": 2, "20gb": 4, "40gb": 8} if parent == "A100-40GB" else {}
@@ -80,7 +80,9 @@ def test_every_row_has_a_source() -> None:
         ("H100-1g.10gb", (9, 0), False, False),
     ],
 )
-def test_capability_and_links_are_the_kinds(name: str, capability: tuple[int, int], *, nvlink: bool, p2p: bool) -> None:
+def test_a_gpu_has_the_capability_and_links_of_its_model(
+    name: str, capability: tuple[int, int], *, nvlink: bool, p2p: bool
+) -> None:
     hardware = parse_hardware_name(f"{name}:2")
     assert hardware.gpus[0].compute_capability == capability
     assert hardware.nvlink == ((False, nvlink), (nvlink, False))
@@ -88,7 +90,7 @@ def test_capability_and_links_are_the_kinds(name: str, capability: tuple[int, in
     assert hardware.source == "catalogue"
 
 
-def test_gpus_have_their_own_index_and_a_well_formed_uuid() -> None:
+def test_each_gpu_has_its_own_index_and_a_well_formed_uuid() -> None:
     gpus = parse_hardware_name("H100:64").gpus
     assert [gpu.index for gpu in gpus] == list(range(64))
     assert len({gpu.uuid for gpu in gpus}) == 64
@@ -116,14 +118,14 @@ def test_gpus_have_their_own_index_and_a_well_formed_uuid() -> None:
         ("H100 : 8", "H100"),
     ],
 )
-def test_a_name_may_be_spelt_in_many_ways(text: str, name: str) -> None:
+def test_a_name_may_have_many_spellings(text: str, name: str) -> None:
     assert parse_hardware_name(text).gpus[0].name == ENTRIES[name].nvml_name
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "expected_parts"),
     [
-        ("A100", ["may be several GPUs", "A100-40GB or A100-80GB"]),
+        ("A100", ["matches several GPUs", "A100-40GB or A100-80GB"]),
         ("A100-1g.10gb", ["A100-40GB-1g.10gb or A100-80GB-1g.10gb"]),
         ("H10:8", ["'H10' is not in the catalogue", "H100"]),
         ("L40", ["L40S"]),
@@ -131,31 +133,31 @@ def test_a_name_may_be_spelt_in_many_ways(text: str, name: str) -> None:
         ("", ["B200"]),
         (":8", ["B200"]),
         ("H100-1g.11gb", ["H100-1g.10gb"]),
-        ("H100:0", ["'0' is no number", "1 to 64"]),
-        ("H100:65", ["'65' is no number", "1 to 64"]),
-        ("H100:", ["'' is no number"]),
-        ("H100:-1", ["'-1' is no number"]),
-        ("H100:8:8", ["'8:8' is no number"]),
-        ("H100:eight", ["'eight' is no number"]),
-        ("H100:٨", ["is no number"]),
-        ("H100:" + "9" * 5000, ["is no number"]),
+        ("H100:0", ["'0' is not a valid number", "1 to 64"]),
+        ("H100:65", ["'65' is not a valid number", "1 to 64"]),
+        ("H100:", ["'' is not a valid number"]),
+        ("H100:-1", ["'-1' is not a valid number"]),
+        ("H100:8:8", ["'8:8' is not a valid number"]),
+        ("H100:eight", ["'eight' is not a valid number"]),
+        ("H100:٨", ["is not a valid number"]),
+        ("H100:" + "9" * 5000, ["is not a valid number"]),
     ],
 )
-def test_an_unknown_name_or_count_is_told_with_the_nearest_right_one(text: str, named: list[str]) -> None:
+def test_the_error_for_an_unknown_name_or_count_lists_valid_ones(text: str, expected_parts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         parse_hardware_name(text)
     assert "\n" not in str(caught.value)
-    for part in named:
+    for part in expected_parts:
         assert part in str(caught.value)
 
 
-def test_several_slices_warn_that_a_replica_gets_one() -> None:
-    assert "one MIG slice only" in parse_hardware_name("H100-1g.10gb:2").warnings[0]
+def test_several_mig_slices_give_a_warning_that_a_replica_gets_one() -> None:
+    assert "only one MIG slice" in parse_hardware_name("H100-1g.10gb:2").warnings[0]
     assert parse_hardware_name("H100:2").warnings == ()
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_row_survives_being_written_to_a_file(name: str, tmp_path) -> None:
+def test_every_entry_is_unchanged_after_writing_and_reading_a_file(name: str, tmp_path) -> None:
     hardware = parse_hardware_name(f"{name}:3")
     (tmp_path / "hardware.json").write_bytes(dump_hardware(hardware))
     read = load_hardware(tmp_path / "hardware.json")
@@ -163,7 +165,7 @@ def test_every_row_survives_being_written_to_a_file(name: str, tmp_path) -> None
 
 
 @given(st.text() | st.from_regex(r"(H100|A100|L4|rtx ?[45]090)[-: 0-9a-z.]*"))
-def test_any_text_is_a_machine_or_one_line(text: str) -> None:
+def test_any_text_gives_a_machine_or_a_one_line_error(text: str) -> None:
     try:
         assert isinstance(parse_hardware_name(text), Hardware)
     except UsageError as error:

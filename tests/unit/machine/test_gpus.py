@@ -43,9 +43,9 @@ def device(index: int, **changes: Any) -> gpu_facts.Device:
 
 
 def part(uuid: str, profile: str, memory: int | None = GIB) -> gpu_facts.MigSlice:
-    told = None if memory is None else gpu_facts.Memory(total=memory, reserved=0, free=memory, used=0)
+    facts = None if memory is None else gpu_facts.Memory(total=memory, reserved=0, free=memory, used=0)
     return gpu_facts.MigSlice(
-        uuid=uuid, name=f"NVIDIA H100 MIG {profile}", profile=profile, memory=told, processes=None
+        uuid=uuid, name=f"NVIDIA H100 MIG {profile}", profile=profile, memory=facts, processes=None
     )
 
 
@@ -60,10 +60,10 @@ def snapshot(*devices: gpu_facts.Device, pair: gpu_facts.P2P | None = ALL, **cha
     return gpu_facts.Snapshot(**{**facts, **changes})
 
 
-def test_a_real_machines_snapshot_is_what_cuda_told_there() -> None:
-    seen = msgspec.json.decode((DATA / "snapshot-h100.json").read_bytes(), type=gpu_facts.Snapshot)
-    hardware = from_snapshot(seen)
-    assert hardware.gpus[0].memory_total == 85017493504  # torch.cuda.mem_get_info()[1] in the same minute
+def test_the_memory_of_a_recorded_machine_is_the_total_of_cuda() -> None:
+    recorded = msgspec.json.decode((DATA / "snapshot-h100.json").read_bytes(), type=gpu_facts.Snapshot)
+    hardware = from_snapshot(recorded)
+    assert hardware.gpus[0].memory_total == 85017493504  # torch.cuda.mem_get_info()[1], recorded in the same minute
     assert hardware.gpus[0].memory_total == parse_hardware_name("H100").gpus[0].memory_total
     assert (hardware.driver, hardware.cuda, hardware.p2p, hardware.warnings) == (
         "580.159.04",
@@ -73,20 +73,20 @@ def test_a_real_machines_snapshot_is_what_cuda_told_there() -> None:
     )
 
 
-def test_total_is_less_the_reserve_and_free_is_nvmls_simulated() -> None:
+def test_total_memory_excludes_the_reserve_and_free_memory_is_nvmls_simulated() -> None:
     gpu = from_snapshot(snapshot(device(0))).gpus[0]
     assert (gpu.memory_total, gpu.memory_free) == (23 * GIB, 20 * GIB)
     old = gpu_facts.Memory(total=24 * GIB, reserved=None, free=20 * GIB, used=4 * GIB)
     assert from_snapshot(snapshot(device(0, memory=old))).gpus[0].memory_total == 24 * GIB
 
 
-def test_others_on_the_gpu_are_named_simulated() -> None:
+def test_other_processes_on_the_gpu_are_listed_simulated() -> None:
     others = (
         gpu_facts.Process(pid=9, name="/usr/bin/python3", memory=3 * GIB),
         gpu_facts.Process(pid=10, name=None, memory=None),
     )
-    seen = from_snapshot(snapshot(device(0, processes=others))).gpus[0].processes
-    assert seen == (
+    processes = from_snapshot(snapshot(device(0, processes=others))).gpus[0].processes
+    assert processes == (
         gpus.GpuProcess(pid=9, name="/usr/bin/python3", memory=3 * GIB),
         gpus.GpuProcess(pid=10, name="unknown", memory=None),
     )
@@ -104,7 +104,7 @@ def test_others_on_the_gpu_are_named_simulated() -> None:
         (None, False, False),
     ],
 )
-def test_a_pair_are_peers_only_if_nvml_says_so_both_ways_simulated(
+def test_a_pair_has_p2p_only_if_nvml_reports_read_and_write_simulated(
     pair: gpu_facts.P2P | None, *, nvlink: bool, p2p: bool
 ) -> None:
     hardware = from_snapshot(snapshot(device(0), device(1), pair=pair))
@@ -112,7 +112,7 @@ def test_a_pair_are_peers_only_if_nvml_says_so_both_ways_simulated(
     assert hardware.p2p == ((False, p2p), (p2p, False))
 
 
-def test_slices_stand_in_for_a_gpu_with_mig_simulated() -> None:
+def test_mig_slices_replace_their_gpu_simulated() -> None:
     split = device(0, memory=None, mig_enabled=True, mig_slices=(part("MIG-a", "1g.10gb"), part("MIG-b", "3g.40gb")))
     hardware = from_snapshot(snapshot(split, device(1)))
     assert [(gpu.index, gpu.uuid, gpu.mig_profile) for gpu in hardware.gpus] == [
@@ -122,13 +122,13 @@ def test_slices_stand_in_for_a_gpu_with_mig_simulated() -> None:
     ]
     assert hardware.gpus[0].compute_capability == (8, 9)
     assert hardware.p2p[0] == (False, False, True)
-    assert any("one MIG slice only" in text for text in hardware.warnings)
+    assert any("only one MIG slice" in text for text in hardware.warnings)
 
 
-def test_gpus_that_cannot_be_used_are_left_out_and_told_of_simulated() -> None:
-    empty = device(0, memory=None, mig_enabled=True, mig_slices=(part("MIG-a", "1g.10gb", None),))
-    mute = device(1, memory=None)
-    hardware = from_snapshot(snapshot(empty, mute, device(2), lost=((3, "GPU is lost"),)))
+def test_unusable_gpus_are_left_out_with_a_warning_simulated() -> None:
+    no_slices = device(0, memory=None, mig_enabled=True, mig_slices=(part("MIG-a", "1g.10gb", None),))
+    no_memory = device(1, memory=None)
+    hardware = from_snapshot(snapshot(no_slices, no_memory, device(2), lost=((3, "GPU is lost"),)))
     assert [gpu.index for gpu in hardware.gpus] == [2]
     assert hardware.p2p == ((False,),)
     assert [text for text in hardware.warnings if "GPU 0 " in text and "nvidia-smi mig" in text]
@@ -136,12 +136,12 @@ def test_gpus_that_cannot_be_used_are_left_out_and_told_of_simulated() -> None:
     assert "GPU 3 is left out: GPU is lost" in hardware.warnings
 
 
-def test_the_numa_node_is_the_kernels_simulated(tmp_path: Path) -> None:
+def test_the_numa_node_comes_from_sys_simulated(tmp_path: Path) -> None:
     for bus, node in [("0000:00:00.0", "1\n"), ("0000:01:00.0", "-1\n"), ("0000:02:00.0", "?")]:
         (tmp_path / "sys/bus/pci/devices" / bus).mkdir(parents=True)
         (tmp_path / "sys/bus/pci/devices" / bus / "numa_node").write_text(node)
-    seen = snapshot(*(device(index) for index in range(4)), device(4, pci_bus_id=None))
-    assert [gpu.numa_node for gpu in from_snapshot(seen, tmp_path).gpus] == [1, None, None, None, None]
+    five_gpus = snapshot(*(device(index) for index in range(4)), device(4, pci_bus_id=None))
+    assert [gpu.numa_node for gpu in from_snapshot(five_gpus, tmp_path).gpus] == [1, None, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -159,24 +159,24 @@ def test_the_numa_node_is_the_kernels_simulated(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_faults_are_sentences_with_a_remedy_simulated(changes: dict[str, Any], words: list[str]) -> None:
+def test_a_fault_is_a_sentence_with_a_remedy_simulated(changes: dict[str, Any], words: list[str]) -> None:
     if rows := changes.pop("remapped_rows", None):
         names = ("correctable", "uncorrectable", "pending", "failure")
         changes = {**changes, "remapped_rows": gpu_facts.RemappedRows(**dict(zip(names, rows, strict=True)))}
-    found = faults(device(0, **changes))
-    assert len(found) == len(words)
-    assert all(word in text for word, text in zip(words, found, strict=True))
-    assert from_snapshot(snapshot(device(0, **changes))).gpus[0].faults == found
+    sentences = faults(device(0, **changes))
+    assert len(sentences) == len(words)
+    assert all(word in text for word, text in zip(words, sentences, strict=True))
+    assert from_snapshot(snapshot(device(0, **changes))).gpus[0].faults == sentences
 
 
-class Unusable:
+class BindingWithoutDriver:
     NVMLError = pynvml.NVMLError
 
     def nvmlInit(self) -> None:  # noqa: N802  the binding's name
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
 
-class Empty:
+class BindingWithoutGpus:
     NVMLError = pynvml.NVMLError
     NVMLLibraryMismatchError = pynvml.NVMLLibraryMismatchError
 
@@ -196,8 +196,11 @@ class Empty:
         ({}, "nvidiactl", None),
     ],
 )
-@pytest.mark.parametrize(("binding", "why"), [(Unusable(), "install the NVIDIA driver"), (Empty(), "NVML shows none")])
-def test_without_gpus_a_machine_warns_only_if_it_looks_like_it_has_some_simulated(
+@pytest.mark.parametrize(
+    ("binding", "why"),
+    [(BindingWithoutDriver(), "install the NVIDIA driver"), (BindingWithoutGpus(), "NVML shows none")],
+)
+def test_without_gpus_there_is_a_warning_only_if_something_shows_gpus_simulated(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     *,
@@ -221,10 +224,10 @@ def test_without_gpus_a_machine_warns_only_if_it_looks_like_it_has_some_simulate
         assert why in hardware.warnings[0]
 
 
-def test_a_machine_with_gpus_has_its_cpu_facts_too_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_with_gpus_also_has_cpu_facts_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\n")
-    binding = Empty()
+    binding = BindingWithoutGpus()
     memory = SimpleNamespace(total=2 * GIB, reserved=GIB, free=GIB, used=0)
     answers = {"DeviceGetCount": 1, "DeviceGetMemoryInfo": memory, "DeviceGetName": "NVIDIA L4"}
     for name, answer in answers.items():
@@ -241,7 +244,7 @@ def test_a_machine_with_gpus_has_its_cpu_facts_too_simulated(monkeypatch: pytest
 
 
 def machine(*uuids: str) -> Hardware:
-    found = tuple(
+    chosen = tuple(
         Gpu(
             index=place,
             uuid=uuid,
@@ -252,10 +255,10 @@ def machine(*uuids: str) -> Hardware:
         )
         for place, uuid in enumerate(uuids)
     )
-    # Each pair is joined or not by a rule of its own, so that a wrong cut shows.
-    linked = tuple(tuple(a != b and (a + b) % 2 == 1 for b in range(len(found))) for a in range(len(found)))
-    peers = tuple(tuple(a < b for b in range(len(found))) for a in range(len(found)))
-    return Hardware(gpus=found, nvlink=linked, p2p=peers, driver="580.1")
+    # The matrices differ from row to row, so that a wrong selection of rows or columns shows.
+    nvlink = tuple(tuple(a != b and (a + b) % 2 == 1 for b in range(len(uuids))) for a in range(len(uuids)))
+    p2p = tuple(tuple(a < b for b in range(len(uuids))) for a in range(len(uuids)))
+    return Hardware(gpus=chosen, nvlink=nvlink, p2p=p2p, driver="580.1")
 
 
 FOUR = machine("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333", "GPU-cccc4444")
@@ -288,58 +291,58 @@ SLICED = msgspec.structs.replace(
         ("02", [2]),
     ],
 )
-def test_cuda_visible_devices_leaves_the_named_gpus_in_its_order(value: str | None, places: list[int]) -> None:
-    seen = visible(FOUR, value)
-    assert seen.gpus == tuple(FOUR.gpus[place] for place in places)
-    assert seen.nvlink == tuple(tuple(FOUR.nvlink[a][b] for b in places) for a in places)
-    assert seen.p2p == tuple(tuple(FOUR.p2p[a][b] for b in places) for a in places)
-    assert seen.driver == "580.1"
+def test_cuda_visible_devices_keeps_the_named_gpus_in_its_order(value: str | None, places: list[int]) -> None:
+    hardware = visible(FOUR, value)
+    assert hardware.gpus == tuple(FOUR.gpus[place] for place in places)
+    assert hardware.nvlink == tuple(tuple(FOUR.nvlink[a][b] for b in places) for a in places)
+    assert hardware.p2p == tuple(tuple(FOUR.p2p[a][b] for b in places) for a in places)
+    assert hardware.driver == "580.1"
 
 
-def test_a_machine_without_matrices_stays_without() -> None:
-    bare = msgspec.structs.replace(FOUR, nvlink=(), p2p=())
-    assert visible(bare, "1").nvlink == visible(bare, "1").p2p == ()
+def test_unknown_links_stay_unknown() -> None:
+    no_links = msgspec.structs.replace(FOUR, nvlink=(), p2p=())
+    assert visible(no_links, "1").nvlink == visible(no_links, "1").p2p == ()
 
 
-def test_a_slice_is_named_by_its_uuid() -> None:
+def test_a_mig_slice_is_selected_by_its_uuid() -> None:
     assert [gpu.uuid for gpu in visible(SLICED, "MIG-bbbb").gpus] == ["MIG-bbbb"]
     assert [gpu.uuid for gpu in visible(SLICED, "1").gpus] == ["GPU-cccc"]
 
 
 @pytest.mark.parametrize(
-    ("hardware", "value", "what"),
+    ("hardware", "value", "problem"),
     [
-        (FOUR, "4", "'4' is no GPU here"),
-        (FOUR, "0,9", "'9' is no GPU here"),
-        (FOUR, "-2", "'-2' is no GPU here"),
-        (FOUR, "0,-1", "'-1' is no GPU here"),
-        (FOUR, "0,", "'' is no GPU here"),
-        (FOUR, "all", "'all' is no GPU here"),
-        (FOUR, "G", "'G' is no GPU here"),
-        (FOUR, "GPU-", "several UUIDs"),
-        (FOUR, "GPU-aaaa", "'GPU-aaaa' is the beginning of several UUIDs"),
-        (FOUR, "GPU-ffff", "'GPU-ffff' is no GPU here"),
+        (FOUR, "4", "'4' names no GPU of this machine"),
+        (FOUR, "0,9", "'9' names no GPU of this machine"),
+        (FOUR, "-2", "'-2' names no GPU of this machine"),
+        (FOUR, "0,-1", "'-1' names no GPU of this machine"),
+        (FOUR, "0,", "'' names no GPU of this machine"),
+        (FOUR, "all", "'all' names no GPU of this machine"),
+        (FOUR, "G", "'G' names no GPU of this machine"),
+        (FOUR, "GPU-", "matches several UUIDs"),
+        (FOUR, "GPU-aaaa", "'GPU-aaaa' matches several UUIDs"),
+        (FOUR, "GPU-ffff", "'GPU-ffff' names no GPU of this machine"),
         (FOUR, "1,1", "1 and 1 name the same GPU"),
         (FOUR, "1,GPU-aaaa2", "1 and GPU-aaaa2 name the same GPU"),
-        (FOUR, "٢", "is no GPU here"),
-        (SLICED, "0", "GPU 0 is split by MIG"),
+        (FOUR, "٢", "names no GPU of this machine"),
+        (SLICED, "0", "GPU 0 is split into MIG slices"),
         (machine(), "0", "this machine shows no GPU"),
     ],
 )
-def test_an_entry_that_cuda_would_silently_drop_is_an_error_naming_what_there_is(
-    hardware: Hardware, value: str, what: str
+def test_an_entry_that_cuda_silently_ignores_is_an_error_that_lists_all_gpus(
+    hardware: Hardware, value: str, problem: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         visible(hardware, value)
     assert str(caught.value).startswith("CUDA_VISIBLE_DEVICES: ")
-    assert what in str(caught.value)
+    assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
     for gpu in hardware.gpus:
         assert gpu.uuid in str(caught.value)
 
 
 @given(st.text(alphabet="0123456789-,GPUMIGabc ") | st.text())
-def test_any_value_is_understood_or_one_line(value: str) -> None:
+def test_any_value_gives_gpus_or_a_one_line_error(value: str) -> None:
     try:
         assert set(visible(FOUR, value).gpus) <= set(FOUR.gpus)
     except UsageError as error:
@@ -347,42 +350,42 @@ def test_any_value_is_understood_or_one_line(value: str) -> None:
 
 
 def mixed() -> Hardware:
-    other = msgspec.structs.replace(FOUR.gpus[1], name="NVIDIA A10G", compute_capability=(8, 6))
-    found = (FOUR.gpus[0], other, *FOUR.gpus[2:])
-    return msgspec.structs.replace(FOUR, gpus=found, warnings=("kept", *gpus.cautions(found)))
+    a10g = msgspec.structs.replace(FOUR.gpus[1], name="NVIDIA A10G", compute_capability=(8, 6))
+    two_models = (FOUR.gpus[0], a10g, *FOUR.gpus[2:])
+    return msgspec.structs.replace(FOUR, gpus=two_models, warnings=("kept", *gpus.cautions(two_models)))
 
 
-def test_gpus_that_differ_are_cautioned_about_until_the_rest_are_alike() -> None:
+def test_the_warning_about_different_gpus_goes_when_the_visible_ones_are_equal() -> None:
     assert "3 x NVIDIA L4, 1 x NVIDIA A10G" in mixed().warnings[1]
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in mixed().warnings[1]
     assert visible(mixed(), "0,2").warnings == ("kept",)
     assert visible(mixed(), "0,1").warnings[1].startswith("the GPUs differ (1 x NVIDIA L4, 1 x NVIDIA A10G)")
 
 
-def test_alike_gpus_are_grouped_in_order() -> None:
-    found = mixed().gpus
-    larger = msgspec.structs.replace(found[3], memory_total=2 * GIB)
-    assert alike((*found[:3], larger)) == ((found[0], found[2]), (found[1],), (larger,))
+def test_equal_gpus_are_grouped_in_order_of_appearance() -> None:
+    two_models = mixed().gpus
+    larger = msgspec.structs.replace(two_models[3], memory_total=2 * GIB)
+    assert alike((*two_models[:3], larger)) == ((two_models[0], two_models[2]), (two_models[1],), (larger,))
     assert alike(()) == ()
 
 
 @pytest.mark.parametrize("driver", ["580.159.04", "580", "595.1", None, "unknown", ""])
-def test_a_driver_that_runs_the_engine_or_is_unknown_is_not_complained_of(driver: str | None) -> None:
+def test_a_new_or_unknown_driver_gives_no_warning(driver: str | None) -> None:
     assert driver_too_old(driver) is None
 
 
 @pytest.mark.parametrize("driver", ["579.99", "535.104.05", "470"])
-def test_a_driver_too_old_is_told_with_both_remedies(driver: str) -> None:
+def test_the_warning_about_an_old_driver_has_both_remedies(driver: str) -> None:
     text = driver_too_old(driver)
     assert text is not None
-    for part_ in (driver, "580", "CUDA 13.0", "cuda-compat-13-0", "VLLM_ENABLE_CUDA_COMPATIBILITY=1"):
-        assert part_ in text
+    for words in (driver, "580", "CUDA 13.0", "cuda-compat-13-0", "VLLM_ENABLE_CUDA_COMPATIBILITY=1"):
+        assert words in text
 
 
 @pytest.mark.parametrize(
     ("capability", "old"), [((7, 0), True), ((6, 1), True), ((7, 5), False), ((12, 0), False), ((0, 0), False)]
 )
-def test_a_gpu_too_old_for_the_engine_is_told(capability: tuple[int, int], *, old: bool) -> None:
+def test_a_gpu_that_is_too_old_gives_a_reason(capability: tuple[int, int], *, old: bool) -> None:
     text = gpu_too_old(msgspec.structs.replace(FOUR.gpus[2], compute_capability=capability))
     assert (text is not None) is old
     if text:
@@ -390,7 +393,7 @@ def test_a_gpu_too_old_for_the_engine_is_told(capability: tuple[int, int], *, ol
         assert "7.5" in text
 
 
-def test_importing_the_room_loads_neither_nvml_nor_torch() -> None:
+def test_importing_this_module_loads_neither_nvml_nor_torch() -> None:
     program = "import sys, vllm_launch.machine.gpus; print([name for name in ('pynvml', 'torch', 'vllm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

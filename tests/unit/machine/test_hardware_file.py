@@ -54,7 +54,7 @@ def write(folder: Path, content: Any) -> Path:
     return path
 
 
-def refused(path: Path) -> str:
+def error_text(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         load_hardware(path)
     text = str(caught.value)
@@ -64,7 +64,7 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize("hardware", [FULL, parse_hardware_name("H100:8"), Hardware(gpus=())])
-def test_a_written_machine_is_read_back_and_knows_its_file(tmp_path: Path, hardware: Hardware) -> None:
+def test_a_written_machine_is_read_back_with_its_path_as_source(tmp_path: Path, hardware: Hardware) -> None:
     path = write(tmp_path, dump_hardware(hardware))
     assert load_hardware(path) == msgspec.structs.replace(hardware, source=str(path))
     assert load_hardware(str(path)).source == str(path)
@@ -97,17 +97,17 @@ def record(**changes: Any) -> dict[str, Any]:
     return layout
 
 
-def test_what_nvml_did_not_answer_is_unknown_in_a_record(tmp_path: Path) -> None:
+def test_fields_that_nvml_does_not_answer_are_unknown(tmp_path: Path) -> None:
     layout = record(mem_v2="ERR:Not Supported", mig="ERR:Not Supported", pci=None)
     layout |= {"driver": "ERR:Unknown Error", "cuda": "ERR:Unknown Error"}
     for name in ("p2p_read", "p2p_nvlink"):
         del layout["gpus"][0][name]
     hardware = load_hardware(write(tmp_path, layout))
     assert (hardware.driver, hardware.cuda, hardware.nvlink, hardware.p2p) == (None, None, (), ())
-    assert hardware.gpus[0].memory_total == 150754820096  # the first version's, which hides the reserve
+    assert hardware.gpus[0].memory_total == 150754820096  # from NVML's v1 call, which does not report the reserve
 
 
-def test_pairs_that_nvml_refuses_are_not_joined(tmp_path: Path) -> None:
+def test_pairs_without_the_status_ok_have_no_link(tmp_path: Path) -> None:
     layout = json.loads((DATA / "nvml-h200-x4.json").read_bytes())
     layout["gpus"][0]["p2p_read"][1] = "ERR:Not Supported"
     layout["gpus"][1]["p2p_nvlink"][0] = 1
@@ -127,30 +127,30 @@ def test_pairs_that_nvml_refuses_are_not_joined(tmp_path: Path) -> None:
         ({"p2p_read": [None, 0]}, "$.p2p"),
     ],
 )
-def test_a_wrong_record_names_its_place(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
-    assert f"hardware.json: {where}" in refused(write(tmp_path, record(**changes)))
+def test_the_error_for_a_wrong_record_has_the_json_path(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    assert f"hardware.json: {where}" in error_text(write(tmp_path, record(**changes)))
 
 
 def changed(*path: Any, to: Any) -> dict[str, Any]:
     layout = json.loads(dump_hardware(FULL))
-    at = layout
+    parent = layout
     for step in path[:-1]:
-        at = at[step]
-    at[path[-1]] = to
+        parent = parent[step]
+    parent[path[-1]] = to
     return layout
 
 
 def without(*path: Any) -> dict[str, Any]:
     layout = json.loads(dump_hardware(FULL))
-    at = layout
+    parent = layout
     for step in path[:-1]:
-        at = at[step]
-    del at[path[-1]]
+        parent = parent[step]
+    del parent[path[-1]]
     return layout
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "expected"),
     [
         (b"", "is empty"),
         (b" \n\t", "is empty"),
@@ -196,26 +196,28 @@ def without(*path: Any) -> dict[str, Any]:
         (changed("cuda", to="13.0"), "$.cuda"),
     ],
 )
-def test_a_wrong_file_names_the_place_and_the_remedy(tmp_path: Path, content: Any, named: str) -> None:
-    text = refused(write(tmp_path, content))
+def test_the_error_for_a_wrong_file_has_the_json_path_and_the_remedy(
+    tmp_path: Path, content: Any, expected: str
+) -> None:
+    text = error_text(write(tmp_path, content))
     assert text.startswith(str(tmp_path / "hardware.json"))
-    assert named in text
+    assert expected in text
 
 
-def test_a_path_that_is_no_readable_file_is_told(tmp_path: Path) -> None:
-    assert "is a directory" in refused(tmp_path)
-    assert "No such file" in refused(tmp_path / "absent.json")
-    assert "cannot be read" in refused(Path("a\0b"))
-    assert "cannot be read" in refused(tmp_path / ("n" * 300))
+def test_a_path_that_is_not_a_readable_file_is_an_error(tmp_path: Path) -> None:
+    assert "is a directory" in error_text(tmp_path)
+    assert "No such file" in error_text(tmp_path / "absent.json")
+    assert "cannot be read" in error_text(Path("a\0b"))
+    assert "cannot be read" in error_text(tmp_path / ("n" * 300))
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    assert "cannot be read" in refused(loop)
-    assert "Not a directory" in refused(write(tmp_path, b"") / "below")
+    assert "cannot be read" in error_text(loop)
+    assert "Not a directory" in error_text(write(tmp_path, b"") / "below")
 
 
-def test_a_file_that_may_not_be_read_is_told() -> None:
-    # Reading another process's memory from address 0 fails for root too, which file modes do not.
-    assert "cannot be read" in refused(Path("/proc/self/mem"))
+def test_a_file_that_cannot_be_read_is_an_error() -> None:
+    # Address 0 of a process's memory cannot be read by root either. File modes would not stop root.
+    assert "cannot be read" in error_text(Path("/proc/self/mem"))
 
 
 JSON = st.recursive(
@@ -223,7 +225,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-PLACES = [
+PATHS = [
     *[(name,) for name in ("gpus", "nvlink", "p2p", "driver", "cuda", "cpu", "warnings")],
     *[("gpus", 0, field) for field in Gpu.__struct_fields__],
     ("gpus", 0),
@@ -233,8 +235,8 @@ PLACES = [
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary() | st.tuples(st.sampled_from(PLACES), JSON).map(lambda one: changed(*one[0], to=one[1])))
-def test_any_file_is_a_machine_or_one_line(tmp_path: Path, content: Any) -> None:
+@given(st.binary() | st.tuples(st.sampled_from(PATHS), JSON).map(lambda change: changed(*change[0], to=change[1])))
+def test_any_file_gives_a_machine_or_a_one_line_error(tmp_path: Path, content: Any) -> None:
     try:
         assert isinstance(load_hardware(write(tmp_path, content)), Hardware)
     except UsageError as error:
@@ -246,7 +248,7 @@ def test_any_file_is_a_machine_or_one_line(tmp_path: Path, content: Any) -> None
     st.sampled_from(["mem", "mem_v2", "mig", "cc", "name", "uuid", "pci", "p2p_read", "p2p_nvlink"]),
     JSON | st.tuples(st.integers(), st.integers()),
 )
-def test_any_record_is_a_machine_or_one_line(tmp_path: Path, field: str, value: Any) -> None:
+def test_any_record_gives_a_machine_or_a_one_line_error(tmp_path: Path, field: str, value: Any) -> None:
     try:
         assert isinstance(load_hardware(write(tmp_path, record(**{field: value}))), Hardware)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""The parent's side with real child processes: small programs that stand for the probe, as no machine here has peers."""
+"""Tests of p2p with real child processes. Small programs simulate the probe, since no test machine has peer GPUs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Probes:
         return len((self.folder / "runs").read_text()) if (self.folder / "runs").exists() else 0
 
 
-def says(*lines: str) -> str:
+def prints(*lines: str) -> str:
     return f"print({chr(10).join(lines)!r}, flush=True)"
 
 
-GOOD = says(COPYING, COPIED, BACK, DONE)
-LYING = says(COPYING, CORRUPT, BACK, DONE)
-MUTE = says('{"event": "unknown", "why": "torch cannot be loaded (No module)"}')
+ALL_COPIED = prints(COPYING, COPIED, BACK, DONE)
+ONE_CORRUPT = prints(COPYING, CORRUPT, BACK, DONE)
+NO_TORCH = prints('{"event": "unknown", "why": "torch cannot be loaded (No module)"}')
 
 
 @pytest.fixture
@@ -57,23 +57,23 @@ def probes(tmp_path: Path) -> Probes:
 
 
 def test_copies_that_arrive_leave_p2p_on(probes: Probes) -> None:
-    verdict = probes.check(GOOD)
+    verdict = probes.check(ALL_COPIED)
     assert (verdict.ok, verdict.why, verdict.cached) == (True, "all 2 peer copies arrived", False)
     assert verdict.seconds > 0
 
 
-def test_a_copy_that_brings_other_bytes_turns_p2p_off(probes: Probes) -> None:
-    verdict = probes.check(LYING)
+def test_a_copy_that_delivers_wrong_data_turns_p2p_off(probes: Probes) -> None:
+    verdict = probes.check(ONE_CORRUPT)
     assert verdict.ok is False
     assert verdict.pairs_failed == ((0, 1),)
     assert "0 to 1" in verdict.why
-    assert "other bytes" in verdict.why
+    assert "wrong data" in verdict.why
 
 
-def test_a_copy_that_hangs_turns_p2p_off_and_the_probe_is_ended_with_its_children(probes: Probes) -> None:
+def test_a_copy_that_hangs_turns_p2p_off_and_the_probes_process_group_is_killed(probes: Probes) -> None:
     pids = probes.folder / "pids"
     program = (
-        f"{says(COPYING)}\nchild = os.fork()\n"
+        f"{prints(COPYING)}\nchild = os.fork()\n"
         f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\ntime.sleep(600) if child else time.sleep(600)"
     )
     verdict = probes.check(program, timeout_s=2.0)
@@ -81,10 +81,10 @@ def test_a_copy_that_hangs_turns_p2p_off_and_the_probe_is_ended_with_its_childre
     assert "hung" in verdict.why
     written = [int(pid) for pid in pids.read_text().split()]
     assert len(written) == 2
-    assert gone(written)
+    assert have_ended(written)
 
 
-def gone(pids: list[int]) -> bool:
+def have_ended(pids: list[int]) -> bool:
     for _ in range(500):
         if all(state(pid) in ("", "Z") for pid in pids):
             return True
@@ -100,73 +100,73 @@ def state(pid: int) -> str:
 
 
 def test_a_crash_during_a_copy_turns_p2p_off(probes: Probes) -> None:
-    verdict = probes.check(f"{says(COPYING)}\nos.abort()")
+    verdict = probes.check(f"{prints(COPYING)}\nos.abort()")
     assert verdict.ok is False
     assert "status -6" in verdict.why
 
 
-def test_a_crash_before_any_copy_is_no_verdict_and_quotes_the_last_words(probes: Probes) -> None:
+def test_after_a_crash_before_any_copy_p2p_is_unknown_and_stderr_is_quoted(probes: Probes) -> None:
     verdict = probes.check("sys.exit('CUDA driver initialization failed')")
     assert verdict.ok is None
     assert "CUDA driver initialization failed" in verdict.why
     assert "status 1" in verdict.why
 
 
-def test_a_hang_before_any_copy_is_no_verdict(probes: Probes) -> None:
+def test_after_a_hang_before_any_copy_p2p_is_unknown(probes: Probes) -> None:
     verdict = probes.check("time.sleep(600)", timeout_s=0.5)
     assert verdict.ok is None
     assert "did not finish in time" in verdict.why
 
 
-def test_missing_torch_is_no_verdict_and_is_asked_again(probes: Probes) -> None:
-    assert "torch cannot be loaded" in probes.check(MUTE).why
-    assert probes.check(GOOD).ok is True
+def test_without_torch_p2p_is_unknown_and_the_probe_runs_again(probes: Probes) -> None:
+    assert "torch cannot be loaded" in probes.check(NO_TORCH).why
+    assert probes.check(ALL_COPIED).ok is True
 
 
-def test_a_missing_interpreter_is_no_verdict(probes: Probes) -> None:
-    verdict = probes.check(GOOD, python="/nonexistent/python")
+def test_without_an_interpreter_p2p_is_unknown(probes: Probes) -> None:
+    verdict = probes.check(ALL_COPIED, python="/nonexistent/python")
     assert verdict.ok is None
     assert "/nonexistent/python" in verdict.why
 
 
 def test_one_gpu_needs_no_probe(probes: Probes) -> None:
-    assert probes.check(LYING, gpus=["GPU-a"]).ok is True
+    assert probes.check(ONE_CORRUPT, gpus=["GPU-a"]).ok is True
     assert probes.runs == 0
 
 
-def test_the_probe_sees_these_gpus_alone_and_not_our_modules(probes: Probes) -> None:
+def test_the_probe_sees_only_these_gpus_and_not_our_modules(probes: Probes) -> None:
     (probes.folder / "memory.py").write_text("raise SystemExit('shadowed')")
     program = (
         "try:\n    import memory\nexcept ImportError:\n    pass\n"
-        "seen = os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HOME']\n"
-        'print(\'{"event": "unknown", "why": "\' + \' \'.join(seen) + \'"}\')'
+        "values = os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HOME']\n"
+        'print(\'{"event": "unknown", "why": "\' + \' \'.join(values) + \'"}\')'
     )
     verdict = probes.check(program, environ={"HOME": "/h", "CUDA_VISIBLE_DEVICES": "7"})
     assert "GPU-a,GPU-b /h" in verdict.why
 
 
-@pytest.mark.parametrize(("program", "ok"), [(GOOD, True), (LYING, False)])
-def test_a_verdict_holds_until_the_next_boot(probes: Probes, program: str, *, ok: bool) -> None:
+@pytest.mark.parametrize(("program", "ok"), [(ALL_COPIED, True), (ONE_CORRUPT, False)])
+def test_a_verdict_is_cached_until_the_next_boot(probes: Probes, program: str, *, ok: bool) -> None:
     first = probes.check(program)
     again = probes.check("sys.exit('must not run')")
     assert probes.runs == 1
     assert again.cached
     assert (again.ok, again.why, again.pairs_failed) == (first.ok, first.why, first.pairs_failed)
     assert again.ok is ok
-    assert probes.check(GOOD, boot_id="boot-2").cached is False
+    assert probes.check(ALL_COPIED, boot_id="boot-2").cached is False
 
 
 @pytest.mark.parametrize("change", [{"driver": "595.1"}, {"driver": None}, {"gpus": ["GPU-a", "GPU-c"]}])
-def test_another_driver_or_other_gpus_are_tried_anew(probes: Probes, change: dict[str, Any]) -> None:
-    probes.check(LYING)
-    assert probes.check(GOOD, **change).ok is True
+def test_the_probe_runs_again_for_another_driver_or_other_gpus(probes: Probes, change: dict[str, Any]) -> None:
+    probes.check(ONE_CORRUPT)
+    assert probes.check(ALL_COPIED, **change).ok is True
     assert probes.check("", **change).cached
     assert probes.check("").ok is False
 
 
 def test_without_a_boot_id_nothing_is_cached(probes: Probes) -> None:
-    probes.check(GOOD, boot_id="")
-    assert probes.check(LYING, boot_id="").ok is False
+    probes.check(ALL_COPIED, boot_id="")
+    assert probes.check(ONE_CORRUPT, boot_id="").ok is False
     assert not probes.cache.exists()
 
 
@@ -174,21 +174,21 @@ def test_without_a_boot_id_nothing_is_cached(probes: Probes) -> None:
     "content",
     [b"", b"{", b"\xff\xfe", b"[]", b'{"boot_id": "boot-1"}', b'{"boot_id": "boot-1", "verdicts": 3}', b"[" * 100_000],
 )
-def test_a_corrupt_cache_is_as_none_and_is_mended(probes: Probes, content: bytes) -> None:
+def test_a_corrupt_cache_is_ignored_and_replaced(probes: Probes, content: bytes) -> None:
     probes.cache.mkdir()
     (probes.cache / "p2p.json").write_bytes(content)
-    assert probes.check(GOOD).cached is False
-    assert probes.check(LYING).cached is True
+    assert probes.check(ALL_COPIED).cached is False
+    assert probes.check(ONE_CORRUPT).cached is True
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(probes: Probes) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(probes: Probes) -> None:
     probes.cache.write_text("a file where the folder should be")
-    assert probes.check(GOOD).ok is True
-    assert probes.check(LYING).ok is False
+    assert probes.check(ALL_COPIED).ok is True
+    assert probes.check(ONE_CORRUPT).ok is False
 
 
 def test_writing_the_cache_leaves_no_other_file(probes: Probes) -> None:
-    probes.check(GOOD)
+    probes.check(ALL_COPIED)
     assert [file.name for file in probes.cache.iterdir()] == ["p2p.json"]
 
 
@@ -197,9 +197,9 @@ def test_writing_the_cache_leaves_no_other_file(probes: Probes) -> None:
     [
         (DONE, 0, True, ()),
         (f"[W] a library's line\n{COPYING}\n{COPIED}\n{DONE}", 0, True, ()),
-        (f"{COPYING}\n{COPIED}", 0, None, ()),  # it ended without having said that it was done
+        (f"{COPYING}\n{COPIED}", 0, None, ()),  # the probe ended without the done event
         (f"{COPYING}\n{COPIED}\n{DONE}", 1, None, ()),
-        (f"{COPYING}\n{COPIED}\n{DONE}", None, None, ()),  # every copy arrived; its own end hung
+        (f"{COPYING}\n{COPIED}\n{DONE}", None, None, ()),  # every copy arrived, but the probe did not exit
         (f"{COPYING}\n{COPIED}", None, None, ()),
         (f"{COPYING}\n{CORRUPT}", None, False, ((0, 1),)),
         (f"{COPYING}\n{CORRUPT}\n{BACK}\n{DONE}", 0, False, ((0, 1),)),
@@ -210,26 +210,26 @@ def test_writing_the_cache_leaves_no_other_file(probes: Probes) -> None:
         ('{"event": "copied"}', 0, None, ()),
     ],
 )
-def test_what_a_probe_said_is_judged(
+def test_the_verdict_follows_from_the_probes_output(
     output: str, status: int | None, *, ok: bool | None, pairs_failed: tuple[tuple[int, int], ...]
 ) -> None:
     verdict = judge(output, status=status)
     assert (verdict.ok, verdict.pairs_failed) == (ok, pairs_failed)
 
 
-def test_gpus_that_are_no_peers_need_no_copy() -> None:
-    assert "no two of these GPUs peers" in judge(DONE, status=0).why
+def test_without_peers_no_copy_is_needed() -> None:
+    assert "no two of these GPUs are peers" in judge(DONE, status=0).why
 
 
 @given(st.text() | st.lists(st.sampled_from([COPYING, COPIED, CORRUPT, BACK, DONE, "noise"])).map("\n".join))
-def test_any_output_gets_a_verdict_of_one_line_and_good_news_needs_the_end(output: str) -> None:
+def test_any_output_gives_a_one_line_verdict_and_ok_needs_the_done_event(output: str) -> None:
     verdict = judge(output, status=0, stderr=output)
     assert len(verdict.why.splitlines()) == 1
     assert verdict.ok is not True or "done" in output
     assert (CORRUPT in output.splitlines()) <= (verdict.ok is False)
 
 
-def test_the_boot_id_is_the_kernels(tmp_path: Path) -> None:
+def test_the_boot_id_comes_from_proc(tmp_path: Path) -> None:
     file = tmp_path / "proc/sys/kernel/random/boot_id"
     file.parent.mkdir(parents=True)
     file.write_text("6b1e\n")

@@ -1,4 +1,4 @@
-"""The probe with torch simulated: GPUs are names, tensors are lists, and a copy does what the test says."""
+"""Tests of the probe with a simulated torch: GPUs are names, tensors are lists, each test decides what a copy does."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class FakeTorch:
     def full_like(self, like: Tensor, value: int) -> Tensor:
         return Tensor(self, like.device, [value] * len(like.values))
 
-    def equal(self, one: Tensor, other: Tensor) -> bool:
-        assert one.device == other.device
-        return one.values == other.values
+    def equal(self, first: Tensor, second: Tensor) -> bool:
+        assert first.device == second.device
+        return first.values == second.values
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def run_probe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     monkeypatch.setattr(p2p_probe, "_WORDS", 4)
 
     def run(torch: FakeTorch | None) -> str:
@@ -66,9 +66,9 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_every_ordered_pair_is_copied_and_told_before_and_after_simulated(said: Any) -> None:
+def test_every_ordered_pair_is_copied_with_an_event_before_and_after_simulated(run_probe: Any) -> None:
     torch = FakeTorch(3)
-    output = said(torch)
+    output = run_probe(torch)
     pairs = [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line.get("pair") for line in lines] == [pair for pair in pairs for _ in "ab"] + [None]
@@ -77,22 +77,22 @@ def test_every_ordered_pair_is_copied_and_told_before_and_after_simulated(said: 
     assert judge(output, status=0).ok is True
 
 
-@pytest.mark.parametrize("lost", [1, 2, 3])
-def test_one_copy_that_does_not_arrive_is_enough_simulated(said: Any, lost: int) -> None:
-    output = said(FakeTorch(2, arrives=lambda count, *_: count != lost))
+@pytest.mark.parametrize("failed_copy", [1, 2, 3])
+def test_one_copy_that_does_not_arrive_fails_the_pair_simulated(run_probe: Any, failed_copy: int) -> None:
+    output = run_probe(FakeTorch(2, arrives=lambda count, *_: count != failed_copy))
     verdict = judge(output, status=0)
     assert (verdict.ok, verdict.pairs_failed) == (False, ((0, 1),))
 
 
-def test_pairs_that_cuda_calls_no_peers_are_not_tried_simulated(said: Any) -> None:
-    # can_device_access_peer(device, peer): may `device` reach the memory of `peer`?
+def test_pairs_that_are_not_peers_for_cuda_are_not_copied_simulated(run_probe: Any) -> None:
+    # can_device_access_peer(device, peer): whether `device` can access the memory of `peer`.
     torch = FakeTorch(2, peers=lambda device, peer: (device, peer) == (1, 0))
-    said(torch)
+    run_probe(torch)
     assert set(torch.copies) == {("cuda:0", "cuda:1")}
 
 
 @pytest.mark.parametrize(("torch", "why"), [(None, "torch cannot be loaded"), (FakeTorch(0), "sees no CUDA device")])
-def test_what_cannot_be_tried_is_told_simulated(said: Any, torch: FakeTorch | None, why: str) -> None:
-    verdict = judge(said(torch), status=0)
+def test_the_probe_reports_why_it_cannot_copy_simulated(run_probe: Any, torch: FakeTorch | None, why: str) -> None:
+    verdict = judge(run_probe(torch), status=0)
     assert verdict.ok is None
     assert why in verdict.why

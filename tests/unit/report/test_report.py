@@ -1,4 +1,4 @@
-"""A plan and a machine on paper: the contract for programs, the picture for people."""
+"""Tests of the reports of a plan and of a machine: JSON and YAML for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CPU = Cpu(
     memory_limit=None,
 )
 MACHINES = {
-    "one": parse_hardware_name("L4"),
-    "eight": parse_hardware_name("H100:8"),
+    "L4": parse_hardware_name("L4"),
+    "H100:8": parse_hardware_name("H100:8"),
     "recorded": load_hardware(DATA / "hardware" / "nvml-h200-x4.json"),
     "cpu": Hardware(gpus=(), cpu=CPU),
 }
 
 
 @functools.cache
-def planned(machine: str = "eight", words: str = "", model: Path = LLAMA, **asked: Any) -> PlanWithCommand:
-    return commanded(plan(PlanRequest(**asked), MACHINES[machine], read_model(str(model))), words)
+def planned(machine: str = "H100:8", words: str = "", model: Path = LLAMA, **request: Any) -> PlanWithCommand:
+    return commanded(plan(PlanRequest(**request), MACHINES[machine], read_model(str(model))), words)
 
 
 def commanded(decided: Plan, words: str = "") -> PlanWithCommand:
@@ -60,18 +60,18 @@ def commanded(decided: Plan, words: str = "") -> PlanWithCommand:
 
 
 def fields(value: Any) -> Any:
-    return {key: fields(one) for key, one in value.items()} if isinstance(value, dict) else type(value).__name__
+    return {key: fields(item) for key, item in value.items()} if isinstance(value, dict) else type(value).__name__
 
 
 # ---- for programs
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_json_has_exactly_the_fields_of_the_contract(machine: str) -> None:
-    found = json.loads(plan_as(planned(machine), MACHINES[machine], "json"))
-    env, options, gpus = found.pop("env"), found.pop("options"), found.pop("gpus")
-    reasons, rejected = found["reasons"], found["rejected"]
-    assert fields(found) == {
+def test_the_json_has_exactly_the_documented_fields(machine: str) -> None:
+    document = json.loads(plan_as(planned(machine), MACHINES[machine], "json"))
+    env, options, gpus = document.pop("env"), document.pop("options"), document.pop("gpus")
+    reasons, rejected_plans = document["reasons"], document["rejected"]
+    assert fields(document) == {
         "model": "str", "objective": "str", "tensor_parallel_size": "int", "pipeline_parallel_size": "int",
         "data_parallel_size": "int", "gpus_per_replica": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
         "max_num_seqs": "int", "max_num_batched_tokens": "int", "watermark": "float",
@@ -80,22 +80,22 @@ def test_the_json_has_exactly_the_fields_of_the_contract(machine: str) -> None:
         "argv": "list", "reasons": "list", "rejected": "list", "warnings": "list",
     }  # fmt: skip
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in env.items())
-    assert all(isinstance(word, str) for word in [*found["argv"], *found["warnings"]])
+    assert all(isinstance(word, str) for word in [*document["argv"], *document["warnings"]])
     assert reasons
     assert all(reason.keys() == {"field", "value", "why", "source", "origin"} for reason in reasons)
     assert options.keys() <= {reason["field"] for reason in reasons}
     assert all(gpu.keys() == {*Gpu.__struct_fields__} for gpu in gpus)
-    assert all(one.keys() == {"plan", "why"} for one in rejected)
+    assert all(rejected.keys() == {"plan", "why"} for rejected in rejected_plans)
 
 
-def test_every_plan_that_was_not_taken_has_its_reason() -> None:
-    found = json.loads(plan_as(planned(model=LARGE), MACHINES["eight"], "json"))
-    assert found["rejected"]
-    assert all(one["plan"] and one["why"] for one in found["rejected"])
+def test_every_rejected_plan_has_a_reason() -> None:
+    rejected_plans = json.loads(plan_as(planned(model=LARGE), MACHINES["H100:8"], "json"))["rejected"]
+    assert rejected_plans
+    assert all(rejected["plan"] and rejected["why"] for rejected in rejected_plans)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_yaml_says_what_the_json_says_in_the_same_order(machine: str) -> None:
+def test_yaml_and_json_have_the_same_fields_in_the_same_order(machine: str) -> None:
     shown = planned(machine)
     from_json = json.loads(plan_as(shown, MACHINES[machine], "json"))
     from_yaml = yaml.safe_load(plan_as(shown, MACHINES[machine], "yaml"))
@@ -103,9 +103,9 @@ def test_the_yaml_says_what_the_json_says_in_the_same_order(machine: str) -> Non
     assert list(from_yaml) == list(from_json) == list(PlanWithCommand.__struct_fields__)
 
 
-@pytest.mark.parametrize("how", ["table", "json", "yaml"])
-def test_every_format_ends_with_one_newline(how: Any) -> None:
-    text = plan_as(planned(), MACHINES["eight"], how)
+@pytest.mark.parametrize("output_format", ["table", "json", "yaml"])
+def test_every_format_ends_with_one_newline(output_format: Any) -> None:
+    text = plan_as(planned(), MACHINES["H100:8"], output_format)
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
 
@@ -114,7 +114,7 @@ def test_every_format_ends_with_one_newline(how: Any) -> None:
 
 
 def bar(text: str) -> tuple[str, dict[str, str]]:
-    """What stands between the brackets, and the legend: size by letter."""
+    """Return the bar between the brackets, and the legend: sizes by letter."""
     drawn = re.search(r"^  \[(.*)\]$", text, re.MULTILINE)
     assert drawn
     legend = re.findall(r"^   (\S) (.*?)  +([\d.]+ [MG]iB)$", text, re.MULTILINE)
@@ -122,24 +122,24 @@ def bar(text: str) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_bar_is_of_one_width_and_has_every_part_of_its_legend_in_order(machine: str) -> None:
+def test_the_bar_has_a_fixed_width_and_every_part_of_its_legend_in_order(machine: str) -> None:
     drawn, legend = bar(plan_as(planned(machine), MACHINES[machine], "table"))
     assert len(drawn) == BAR
     assert list(dict.fromkeys(drawn)) == list(legend)
     assert {"W", "K", "s"} <= set(legend)
-    assert drawn == "".join(sorted(drawn, key=list(legend).index))  # each part is one piece
+    assert drawn == "".join(sorted(drawn, key=list(legend).index))  # the columns of each part are adjacent
 
 
 def test_parts_are_drawn_to_scale() -> None:
-    memory = planned("one").memory
-    drawn, legend = bar(plan_as(planned("one"), MACHINES["one"], "table"))
-    share = memory.weights / MACHINES["one"].gpus[0].memory_total
+    memory = planned("L4").memory
+    drawn, legend = bar(plan_as(planned("L4"), MACHINES["L4"], "table"))
+    share = memory.weights / MACHINES["L4"].gpus[0].memory_total
     assert drawn.count("W") == pytest.approx(BAR * share, abs=1)
     assert legend["W"] == f"{memory.weights / GIB:.2f} GiB"
 
 
-def test_what_others_hold_is_drawn_too() -> None:
-    machine = MACHINES["one"]
+def test_memory_of_other_processes_is_drawn() -> None:
+    machine = MACHINES["L4"]
     shared = msgspec.structs.replace(machine.gpus[0], memory_free=machine.gpus[0].memory_free - 2 * GIB)
     machine = msgspec.structs.replace(machine, gpus=(shared,))
     decided = plan(PlanRequest(), machine, read_model(str(LLAMA)))
@@ -149,14 +149,14 @@ def test_what_others_hold_is_drawn_too() -> None:
 
 
 @given(st.lists(st.integers(1, 1 << 50), min_size=1, max_size=9))
-def test_any_parts_fill_the_bar_and_each_is_seen(sizes: list[int]) -> None:
+def test_any_parts_fill_the_bar_and_each_has_a_column(sizes: list[int]) -> None:
     columns = _scaled([("p", "part", size) for size in sizes])
     assert sum(columns) == BAR
     assert min(columns) >= 1
 
 
 def pasted(table: str) -> list[str]:
-    """The words that a shell makes of the table's last paragraph."""
+    """Return the words that a shell reads from the table's last paragraph, which is the command line."""
     command = table.rstrip("\n").rpartition("\n\n")[2]
     done = subprocess.run(
         ["sh", "-c", f"printf '%s\\0' {command.lstrip()}"], capture_output=True, text=True, check=True
@@ -166,39 +166,39 @@ def pasted(table: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 300])
-def test_the_command_line_that_is_shown_is_the_one_that_runs(width: int) -> None:
-    given = """--chat-template '{% if "a" %}\n{{ x }}' --api-key k --served-model-name "it's" b"""
-    shown = planned(words=given)
-    words = pasted(plan_as(shown, MACHINES["eight"], "table", width))
+def test_the_shown_command_line_is_the_one_that_runs(width: int) -> None:
+    options = """--chat-template '{% if "a" %}\n{{ x }}' --api-key k --served-model-name "it's" b"""
+    shown = planned(words=options)
+    words = pasted(plan_as(shown, MACHINES["H100:8"], "table", width))
     assert words == [*(f"{name}={value}" for name, value in shown.env.items()), *shown.argv]
     assert {"/models/with space", "it's"} <= {*words}
 
 
-def test_the_environment_stands_before_the_command_as_a_shell_takes_it() -> None:
+def test_the_environment_precedes_the_command_in_shell_syntax() -> None:
     shown = msgspec.structs.replace(planned(), env={"NCCL_P2P_DISABLE": "1", "X": "a b"})
-    words = pasted(plan_as(shown, MACHINES["eight"], "table"))
+    words = pasted(plan_as(shown, MACHINES["H100:8"], "table"))
     assert words == ["NCCL_P2P_DISABLE=1", "X=a b", *shown.argv]
 
 
 @pytest.mark.parametrize("width", [60, 100, 160])
-def test_the_table_says_all_that_the_json_says(width: int) -> None:
+def test_the_table_has_all_reasons_rejected_plans_and_warnings(width: int) -> None:
     shown = msgspec.structs.replace(planned(model=LARGE), warnings=["beware of " + "very " * 40 + "much"])
-    text = plan_as(shown, MACHINES["eight"], "table", width)
+    text = plan_as(shown, MACHINES["H100:8"], "table", width)
     unwrapped = " ".join(text.split())
     for reason in shown.reasons:
         assert re.search(rf"^  {reason.field} ", text, re.MULTILINE)
     assert shown.rejected
-    for one in shown.rejected:
-        assert re.search(rf"^  {one.plan} ", text, re.MULTILINE)
+    for rejected in shown.rejected:
+        assert re.search(rf"^  {rejected.plan} ", text, re.MULTILINE)
     assert "warning: " + " ".join(shown.warnings[0].split()) in unwrapped
 
 
-def test_numbers_are_grouped_but_words_and_truths_are_not() -> None:
-    text = plan_as(planned(max_model_len=8192), MACHINES["eight"], "table")
+def test_integers_have_thousands_separators() -> None:
+    text = plan_as(planned(max_model_len=8192), MACHINES["H100:8"], "table")
     assert re.search(r"^  max_model_len +8,192 ", text, re.MULTILINE)
 
 
-def test_a_plan_for_the_cpu_names_the_cpu_and_draws_its_memory() -> None:
+def test_the_table_of_a_plan_for_the_cpu_names_it_and_draws_its_memory() -> None:
     text = plan_as(planned("cpu"), MACHINES["cpu"], "table")
     assert "on the CPU (16 cores, 60.00 GiB of memory available)" in text
     assert "memory, 60.00 GiB" in text
@@ -208,36 +208,36 @@ def test_a_plan_for_the_cpu_names_the_cpu_and_draws_its_memory() -> None:
 # ---- which GPUs
 
 
-def test_a_plan_carries_the_gpus_that_it_uses_in_vllms_order() -> None:
-    machine = MACHINES["eight"]
+def test_a_plan_has_the_gpus_that_it_uses_in_vllms_order() -> None:
+    machine = MACHINES["H100:8"]
     assert planned(tensor_parallel_size=2, data_parallel_size=1).gpus == machine.gpus[:2]
-    full = [msgspec.structs.replace(gpu, memory_free=gpu.memory_free - 40 * GIB) for gpu in machine.gpus[:6]]
-    busy = msgspec.structs.replace(machine, gpus=(*full, *machine.gpus[6:]))
-    found = plan(PlanRequest(tensor_parallel_size=2, data_parallel_size=1), busy, read_model(str(LLAMA)))
-    assert found.gpus == machine.gpus[6:]
-    assert found.env["CUDA_VISIBLE_DEVICES"] == "6,7"
+    busy_gpus = [msgspec.structs.replace(gpu, memory_free=gpu.memory_free - 40 * GIB) for gpu in machine.gpus[:6]]
+    busy_machine = msgspec.structs.replace(machine, gpus=(*busy_gpus, *machine.gpus[6:]))
+    decided = plan(PlanRequest(tensor_parallel_size=2, data_parallel_size=1), busy_machine, read_model(str(LLAMA)))
+    assert decided.gpus == machine.gpus[6:]
+    assert decided.env["CUDA_VISIBLE_DEVICES"] == "6,7"
 
 
-def test_a_slice_is_named_by_its_uuid() -> None:
+def test_cuda_visible_devices_has_the_uuid_of_a_mig_slice() -> None:
     machine = parse_hardware_name("A100-80GB-3g.40gb:2")
-    found = plan(PlanRequest(), machine, read_model(str(LLAMA)))
-    assert found.env["CUDA_VISIBLE_DEVICES"] == found.gpus[0].uuid
+    decided = plan(PlanRequest(), machine, read_model(str(LLAMA)))
+    assert decided.env["CUDA_VISIBLE_DEVICES"] == decided.gpus[0].uuid
 
 
 # ---- a machine
 
 
-def test_the_machines_table_names_gpus_links_driver_and_cpu() -> None:
+def test_the_machine_table_has_gpus_links_driver_and_cpu() -> None:
     text = hardware_table(msgspec.structs.replace(MACHINES["recorded"], cpu=CPU))
     assert text.startswith("driver 580.159.04, CUDA up to 13.0\n")
     assert text.count("NVIDIA H200  139.80 GiB  139.80 GiB  9.0") == 4
-    assert "NVLink joins 6 of 6 pairs; 6 can copy to each other directly" in text
+    assert "NVLink connects 6 of 6 GPU pairs; 6 pairs can copy directly (P2P)" in text
     assert "CPU: 16 cores; memory: 60.00 GiB of 64.00 GiB available, no limit" in text
 
 
-def test_faults_neighbours_and_warnings_are_told_of_the_gpu_that_has_them() -> None:
+def test_the_machine_table_has_faults_other_processes_and_warnings() -> None:
     gpu = msgspec.structs.replace(
-        MACHINES["one"].gpus[0],
+        MACHINES["L4"].gpus[0],
         processes=(GpuProcess(pid=7, name="other", memory=GIB), GpuProcess(pid=8, name="hidden", memory=None)),
         faults=("row remapping failed: replace the GPU",),
     )
@@ -246,10 +246,10 @@ def test_faults_neighbours_and_warnings_are_told_of_the_gpu_that_has_them() -> N
     assert "  GPU 0: row remapping failed: replace the GPU\n" in text
     assert text.endswith("warning: GPU 1 is left out: gone\n")
     assert text.startswith("driver 580.1\n")
-    assert "NVLink" not in text  # one GPU has nobody to be joined to
+    assert "NVLink" not in text  # a single GPU has no links
 
 
-def test_a_machine_without_gpus_and_with_a_limit_says_so() -> None:
+def test_the_machine_table_of_a_cpu_machine_has_numa_nodes_and_the_memory_limit() -> None:
     nodes = (*CPU.numa_nodes, msgspec.structs.replace(CPU.numa_nodes[0], index=1))
     cpu = msgspec.structs.replace(CPU, memory_limit=8 * GIB, numa_nodes=nodes)
     text = hardware_table(Hardware(gpus=(), cpu=cpu))
@@ -257,8 +257,8 @@ def test_a_machine_without_gpus_and_with_a_limit_says_so() -> None:
     assert "16 cores, 2 NUMA nodes; memory: 60.00 GiB of 64.00 GiB available, limit 8.00 GiB" in text
 
 
-def test_links_that_nobody_told_of_are_not_claimed() -> None:
-    unknown = msgspec.structs.replace(MACHINES["eight"], nvlink=(), p2p=())
+def test_unknown_links_are_not_counted() -> None:
+    unknown = msgspec.structs.replace(MACHINES["H100:8"], nvlink=(), p2p=())
     assert "NVLink" not in hardware_table(unknown)
-    half = msgspec.structs.replace(MACHINES["eight"], p2p=())
-    assert "28 of 28 pairs; 0 can copy" in hardware_table(half)
+    unknown_p2p = msgspec.structs.replace(MACHINES["H100:8"], p2p=())
+    assert "28 of 28 GPU pairs; 0 pairs can copy" in hardware_table(unknown_p2p)

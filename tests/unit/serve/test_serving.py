@@ -305,7 +305,7 @@ def test_a_simulated_probe_whose_copies_come_broken_turns_p2p_off_once_per_boot(
     decided, hardware = pair()
     options, env, said = serving.settle_p2p(settled(), decided, hardware, tmp_path / "cache")
     assert (options, env) == OFF
-    assert "0 to 1) brought other bytes" in str(said)
+    assert "0 to 1) delivered wrong data" in str(said)
     assert "(tried in 0 s)" in str(said)
     again = serving.settle_p2p(settled(), decided, hardware, tmp_path / "cache")
     assert again[:2] == OFF
