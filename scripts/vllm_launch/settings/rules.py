@@ -139,7 +139,7 @@ def _multicast(settings: Settings) -> Iterator[Mistake]:
     if not settings.no_multicast:
         return
     forbidden = f"uses NVLink multicast, which {settings.no_multicast} forbids"
-    if multicast.fuses(settings.engine.get("compilation_config")):
+    if multicast.fused_all_reduce(settings.engine.get("compilation_config")):
         remedy = f"leave {multicast.FUSION} out, or allow multicast"
         yield Mistake("compilation_config", f"{multicast.FUSION} {forbidden}", remedy)
     if (backend := settings.engine.get("all2all_backend")) in multicast.ALL2ALL:

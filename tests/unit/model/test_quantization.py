@@ -118,7 +118,7 @@ def test_what_vllms_awq_and_gptq_refuse_is_refused_before_it_starts(section: dic
     """auto_gptq.py and auto_awq.py raise a ValueError while the engine reads its config."""
     with pytest.raises(UsageError) as error:
         read(**section)
-    assert why in error.value.what
+    assert why in error.value.problem
     assert error.value.remedy.startswith("take ")
 
 
