@@ -32,13 +32,13 @@ def test_one_suite_that_fails_fails_the_run_and_stops_no_other(suites, monkeypat
     )
     assert suites.main() == 1
     said = capsys.readouterr().out
-    assert "==== bad: begins here\nbefore\n" in said
+    assert "==== bad: output\nbefore\n" in said
     assert said.count("\nbad: FAILED tests/a.py::test_d - why\n") == 1
     assert re.search(
         r"cores of .*, with(out)? AMX; at least [\d.]+ GiB of memory and [\d.]+ GiB of disk were free", said
     )
     assert "==== bad: failed after 0.0 min" in said
-    assert "==== next: begins here\nafter\n" in said
+    assert "==== next: output\nafter\n" in said
     assert "good             passed after 0.0 min" in said
     assert "   12.5 s  tests/a.py::test_b[x y]" in said
     assert (suites.LOGS / "summary.txt").read_text() in said
