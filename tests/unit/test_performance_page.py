@@ -1,4 +1,4 @@
-"""docs/performance.md says what was measured, and nothing else."""
+"""The tables of docs/performance.md agree with the result files."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ import report  # noqa: E402
 from vllm_launch.plan import fit  # noqa: E402
 
 
-def test_the_tables_are_those_of_the_results():
+def test_the_pages_tables_equal_the_tables_of_the_results():
     assert report.PAGE.read_text() == report.rendered(report.PAGE.read_text()), "make generate"
 
 
-def test_a_result_without_a_place_and_a_place_without_a_result_are_refused():
+def test_a_result_without_a_marker_and_a_marker_without_a_result_are_refused():
     page = report.PAGE.read_text()
     with pytest.raises(SystemExit, match=r"no place for start-h100: <!-- start-h100 -->"):
         report.rendered(page.replace("<!-- start-h100 -->", ""))
@@ -27,26 +27,28 @@ def test_a_result_without_a_place_and_a_place_without_a_result_are_refused():
 
 @pytest.mark.parametrize("workload", ["512/256", "4000/500"])
 @pytest.mark.parametrize(
-    ("result", "without", "load"),
+    ("result", "default_server", "load"),
     [
         ("throughput-h100-whole-gpu", "no-watermark", "all at once"),
         ("throughput-h100-in-turns", "defaults", "all at once, as in turns"),
     ],
 )
-def test_the_simulated_gpu_puts_requests_out_as_often_as_a_real_one_did(result, without, load, workload):
+def test_the_simulated_gpu_preempts_as_often_as_a_real_gpu(result, default_server, load, workload):
     results = ROOT / "benchmarks/gpu/results"
     real, simulated = (json.loads((results / f"{name}.json").read_text())["rows"] for name in (result, "scheduling"))
-    for server, watermark in ((without, 0.0), ("plan", fit.WATERMARK)):
-        seen = next(
+    for server, watermark in ((default_server, 0.0), ("plan", fit.WATERMARK)):
+        real_row = next(
             row for row in real if (row["configuration"], row["workload"], row["rate"]) == (server, workload, None)
         )
-        said = next(row for row in simulated if (row["load"], row["watermark"]) == (f"{workload}, {load}", watermark))
-        assert said["requests"] == seen["completed"]
-        assert said["kv_tokens"] == seen["kv_tokens"][0]
-        assert said["preempted"] == pytest.approx(seen["preemptions"], rel=0.03)
+        simulated_row = next(
+            row for row in simulated if (row["load"], row["watermark"]) == (f"{workload}, {load}", watermark)
+        )
+        assert simulated_row["requests"] == real_row["completed"]
+        assert simulated_row["kv_tokens"] == real_row["kv_tokens"][0]
+        assert simulated_row["preempted"] == pytest.approx(real_row["preemptions"], rel=0.03)
 
 
-def test_ratios_are_to_vllms_own_server_at_the_same_rate():
+def test_ratios_compare_with_vllms_own_server_at_the_same_rate():
     def row(name, rate, tokens):
         times = {"p50": 1.0, "p99": 2.0}
         return {
@@ -63,7 +65,7 @@ def test_ratios_are_to_vllms_own_server_at_the_same_rate():
     ]  # fmt: skip
 
 
-def test_a_workload_that_one_server_alone_came_to_compares_nothing_and_has_no_table():
+def test_a_workload_of_only_one_server_has_no_table():
     times = {"p50": 1.0, "p99": 2.0}
     row = {"configuration": "plan", "flags": [], "rate": None, "requests": 1, "ready_s": 9, "output_tok_s": 100,
            "ttft_ms": times, "itl_ms": times}  # fmt: skip
@@ -72,18 +74,18 @@ def test_a_workload_that_one_server_alone_came_to_compares_nothing_and_has_no_ta
     assert list(report.throughput({"rows": [row | {"workload": "b"}]}))
 
 
-def test_preemptions_have_a_column_where_they_were_counted():
+def test_preemptions_have_a_column_if_a_row_counts_them():
     times = {"p50": 1.0, "p99": 2.0}
     row = {"workload": "w", "configuration": "plan", "flags": [], "rate": 4, "requests": 1, "ready_s": 9,
            "output_tok_s": 100, "ttft_ms": times, "itl_ms": times}  # fmt: skip
-    told = {name: list(report.throughput({"rows": [{**row, **more}]}))
+    tables = {name: list(report.throughput({"rows": [{**row, **more}]}))
             for name, more in (("without", {}), ("with", {"preemptions": 7}))}  # fmt: skip
-    assert "preemptions" not in told["without"][0]
-    assert told["with"][0].endswith("| requests | preemptions | ready after s |")
-    assert told["with"][2].endswith("| 1 | 7 | 9 |")
+    assert "preemptions" not in tables["without"][0]
+    assert tables["with"][0].endswith("| requests | preemptions | ready after s |")
+    assert tables["with"][2].endswith("| 1 | 7 | 9 |")
 
 
-def test_an_error_of_many_lines_stays_one_row():
+def test_an_error_with_several_lines_is_one_row():
     rows = [{"utilization": 0.99, "survived": False, "error": "Traceback\nOutOfMemoryError: 1 | 2\n", "load": {}}]
     lines = list(report.plain({"rows": rows}))
     assert lines[0] == "| utilization | survived | error |"
