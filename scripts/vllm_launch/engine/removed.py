@@ -68,7 +68,10 @@ REMOVED_KEYS = {
 """Removed keys of JSON options, as "dest.key"."""
 
 FOUR_BITS = "take an AWQ, GPTQ or compressed-tensors upload of the model, or quantise it with llm-compressor"
+"""Remedy for a 4-bit method."""
+
 EIGHT_BITS = "take the unquantised model and add --quantization fp8"
+"""Remedy for an 8-bit method."""
 
 REMOVED_METHODS = {
     "squeezellm": FOUR_BITS,
