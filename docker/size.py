@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What weighs what in an image, and whether it is heavier than it may be: ``size.py IMAGE TARGET``.
+"""Print the sizes of an image's layers and folders, and compare the image with its budget: ``size.py IMAGE TARGET``.
 
-The budget is what each target weighed when somebody last looked, in docker/size.json, and 3 %; `--accept` writes down
-what it weighs now. Exit code 1: it has grown beyond that.
+The budget of a target is its last accepted size, from docker/size.json, plus 3 %. `--accept` records the present size.
+Exit code 1: the image is larger than its budget.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MIB = 1 << 20
 
 
 def main(image: str, target: str, *, accept: bool) -> int:
-    """Print the tables; the exit code."""
-    whole = int(_docker("image", "inspect", "--format", "{{.Size}}", image))
-    print(f"{image}: {whole / 1e9:.2f} GB\n\nlayers, MiB")
+    """Print the tables and return the exit code."""
+    image_bytes = int(_docker("image", "inspect", "--format", "{{.Size}}", image))
+    print(f"{image}: {image_bytes / 1e9:.2f} GB\n\nlayers, MiB")
     for line in _docker(
         "history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", image
     ).splitlines():
@@ -29,17 +29,19 @@ def main(image: str, target: str, *, accept: bool) -> int:
         if int(size) >= _MIB:
             print(f"{int(size) / _MIB:8.0f}  {' '.join(made_by.split())[:100]}")
     folders = "/usr /opt/vllm-launch/own $(echo /opt/vllm-launch/engine/lib/python3.*/site-packages/*)"
-    weighed = _docker(
+    folder_sizes = _docker(
         "run", "--rm", "--entrypoint", "sh", image, "-c", f"du -sm {folders} | sort -rn | head -n {SHOWN}"
     )
-    print(f"\nfolders, MiB\n{weighed}")
+    print(f"\nfolders, MiB\n{folder_sizes}")
     budget = json.loads(BUDGET.read_text())
     if accept:
-        BUDGET.write_text(json.dumps(budget | {target: whole}, indent=1, sort_keys=True) + "\n")
+        BUDGET.write_text(json.dumps(budget | {target: image_bytes}, indent=1, sort_keys=True) + "\n")
         return 0
     limit = int(budget[target] * GROWTH)
-    print(f"budget of {target}: {budget[target] / 1e9:.2f} GB and 3 %, {whole / budget[target] - 1:+.1%}")
-    return int(whole > limit)
+    print(
+        f"budget of {target}: {budget[target] / 1e9:.2f} GB + 3 %, the image: {image_bytes / budget[target] - 1:+.1%}"
+    )
+    return int(image_bytes > limit)
 
 
 def _docker(*words: str) -> str:
@@ -47,5 +49,5 @@ def _docker(*words: str) -> str:
 
 
 if __name__ == "__main__":
-    given = [word for word in sys.argv[1:] if word != "--accept"]
-    sys.exit(main(*given, accept="--accept" in sys.argv))
+    arguments = [word for word in sys.argv[1:] if word != "--accept"]
+    sys.exit(main(*arguments, accept="--accept" in sys.argv))

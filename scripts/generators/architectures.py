@@ -1,7 +1,7 @@
-"""Make architectures.json again from the pinned vLLM's own registry: ``generators/architectures.py [OUT]``.
+"""Generate architectures.json from the pinned vLLM's own registry: ``generators/architectures.py [OUT]``.
 
-Light installs have neither vLLM nor transformers, and yet must say before anything is downloaded that vLLM will not run
-a model. Loading every model class takes some minutes.
+An installation without vLLM and transformers uses this file to refuse a model that vLLM cannot run, before it downloads
+anything. This script loads every model class, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KEYS = [
 
 
 def defaults() -> dict[str, dict[str, object]]:
-    """What transformers' config classes fill in for keys that a config.json leaves out, per model type."""
+    """Return, by model type, the values that transformers' config classes fill in for keys missing in a config.json."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
 
     table = {}
@@ -64,14 +64,14 @@ def defaults() -> dict[str, dict[str, object]]:
 
 
 def main(out: Path) -> None:
-    """Write one architecture a line: what it is for, as flags that say something only when true."""
+    """Write architectures.json to ``out``: one architecture per line, with the list of its true flags."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     import transformers  # noqa: PLC0415
-    from vllm import __version__  # noqa: PLC0415, TID251 - a developer's verb: it asks vLLM itself
+    from vllm import __version__  # noqa: PLC0415, TID251 - a development script may import vLLM
     from vllm.config.model import iter_architecture_defaults  # noqa: PLC0415, TID251
     from vllm.model_executor.models import registry  # noqa: PLC0415, TID251
 
-    listed = {
+    fallback = {
         "generate": set(registry._TEXT_GENERATION_MODELS) | set(registry._MULTIMODAL_MODELS),  # noqa: SLF001
         "pooling": set(registry._EMBEDDING_MODELS),  # noqa: SLF001
         "multimodal": set(registry._MULTIMODAL_MODELS),  # noqa: SLF001
@@ -80,9 +80,9 @@ def main(out: Path) -> None:
     for name, lazy in sorted(registry.ModelRegistry.models.items()):
         try:
             info = registry._ModelInfo.from_model_cls(lazy.load_model_cls())  # noqa: SLF001
-        except Exception as error:  # noqa: BLE001 - some need a GPU's libraries only to be imported
-            print(f"{name}: cannot be loaded here ({error}); its flags follow vLLM's own lists", file=sys.stderr)
-            known[name] = [flag for flag, names in listed.items() if name in names]
+        except Exception as error:  # noqa: BLE001 - importing some needs GPU libraries
+            print(f"{name}: cannot be loaded here ({error}). Its flags come from vLLM's lists", file=sys.stderr)
+            known[name] = [flag for flag, names in fallback.items() if name in names]
             continue
         flags = {
             "generate": info.is_text_generation_model,

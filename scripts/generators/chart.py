@@ -1,8 +1,8 @@
-"""Make helm/values.schema.json and the table of values in helm/README.md again: ``generators/chart.py [OUT_FOLDER]``.
+"""Generate helm/values.schema.json and the table of values in helm/README.md: ``generators/chart.py [OUT_FOLDER]``.
 
-Names, defaults and one-line descriptions stand in helm/values.yaml, what a default does not show in helm/schema.yaml,
-Kubernetes' own types in tests/data/schemas, and the keys of ``config`` are those of config.yaml: vLLM's options in
-engine/options.json, the launcher's in settings.LauncherSettings.
+Sources: helm/values.yaml has names, defaults and one-line descriptions. helm/schema.yaml has rules that a default does
+not show. tests/data/schemas has Kubernetes' own types. The keys of ``config`` are those of config.yaml: vLLM's options
+from engine/options.json, and the launcher's settings from settings.LauncherSettings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Schema = dict[str, Any]
 
 TYPES: dict[type, str] = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 KINDS: dict[str, list[str]] = {
-    "int": ["integer", "string"],  # what vLLM reads as a number on its command line, it takes as text too
+    "int": ["integer", "string"],  # vLLM also accepts text for a number
     "human_int": ["integer", "string"],
     "human_int_or_auto": ["integer", "string"],
     "float": ["number", "string"],
@@ -45,26 +45,28 @@ KINDS: dict[str, list[str]] = {
 
 
 def rows(text: str) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(Heading, path of the key, its comment) of each line of values.yaml that has a key, but for items of lists."""
-    title, above = "", []
+    """Yield (heading, path of the key, comment) for each key of values.yaml. Items of lists are left out."""
+    title, parents = "", []
     for line in text.splitlines():
-        if found := HEADING.fullmatch(line):
-            title = found["title"]
-        if found := KEY.fullmatch(line):
-            above = [*above[: len(found["indent"]) // 2], found["key"]]
-            yield title, tuple(above), found["comment"] or ""
+        if match := HEADING.fullmatch(line):
+            title = match["title"]
+        if match := KEY.fullmatch(line):
+            parents = [*parents[: len(match["indent"]) // 2], match["key"]]
+            yield title, tuple(parents), match["comment"] or ""
 
 
 def schema() -> Schema:
-    """The whole of values.schema.json."""
+    """Return the contents of values.schema.json."""
     text = (CHART / "values.yaml").read_text()
     values, limits = yaml.safe_load(text), yaml.safe_load((CHART / "schema.yaml").read_text())
     comments = {".".join(path): comment for _, path, comment in rows(text)}
     unknown = sorted(set(limits) - set(comments))
     if unknown:
-        raise SystemExit(f"helm/schema.yaml: {unknown[0]} is no key of values.yaml; delete it, or spell it as there")
+        raise SystemExit(
+            f"helm/schema.yaml: {unknown[0]} is not a key of values.yaml. Delete it, or use the spelling of values.yaml"
+        )
     built = _section("", values, limits, comments)
-    # Helm adds global where the chart is a part of another.
+    # Helm adds global if the chart is a dependency of another chart.
     built["properties"] |= {"config": _config(), "global": {"type": "object"}}
     definitions: Schema = {}
     _publish(built, json.loads(PUBLISHED.read_text())["definitions"], definitions)
@@ -75,24 +77,24 @@ def schema() -> Schema:
 def _section(path: str, values: dict[str, Any], limits: dict[str, Schema], comments: dict[str, str]) -> Schema:
     properties = {}
     for key, value in values.items():
-        here = f"{path}.{key}".lstrip(".")
-        if isinstance(value, dict) and value and here != "config":
-            properties[key] = _named(_section(here, value, limits, comments))
+        key_path = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value and key_path != "config":
+            properties[key] = _named(_section(key_path, value, limits, comments))
         else:
-            properties[key] = {"type": TYPES[type(value)]} | limits.get(here, {})
-        if comments.get(here):
-            properties[key]["description"] = comments[here]
+            properties[key] = {"type": TYPES[type(value)]} | limits.get(key_path, {})
+        if comments.get(key_path):
+            properties[key]["description"] = comments[key_path]
     return {"type": "object", "properties": properties}
 
 
 def _named(section: Schema) -> Schema:
-    """No other keys. As a value that nobody writes, because Helm's error then has the place and the right names."""
+    """Return ``section`` without other keys. An impossible constant lets Helm's error show the valid keys."""
     names = ", ".join(section["properties"])
     return section | {"additionalProperties": {"const": f"(no such key; there are {names})"}}
 
 
 def _config() -> Schema:
-    """Of config.yaml, with names spelt with dashes or underscores; values are checked to the end by the launcher."""
+    """Return the schema of config.yaml. Names have dashes or underscores. The launcher checks the values in full."""
     properties: Schema = {"model": {"type": "string"}}
     for option in options().values():
         kind: Schema = {"type": KINDS.get(option.kind, ["string", "integer", "number"])}
@@ -116,7 +118,7 @@ def _config() -> Schema:
 
 
 def _launch_kinds() -> list[Schema]:
-    """Of each of the launcher's settings, from its annotation."""
+    """Return the schema of each launcher setting, from its annotation."""
     described = msgspec.json.schema(LauncherSettings)["$defs"]["LauncherSettings"]["properties"]
     return [
         {k: v for k, v in described[field].items() if k != "default"} for field in LauncherSettings.__struct_fields__
@@ -124,7 +126,7 @@ def _launch_kinds() -> list[Schema]:
 
 
 def _publish(node: object, published: Schema, definitions: Schema) -> None:
-    """Put Kubernetes' ``published`` types where ``of`` names them, and what those need into ``definitions``."""
+    """Replace each ``of`` in ``node`` by a reference to a ``published`` Kubernetes type in ``definitions``."""
     if isinstance(node, list):
         for item in node:
             _publish(item, published, definitions)
@@ -141,34 +143,34 @@ def _publish(node: object, published: Schema, definitions: Schema) -> None:
 def _reference(name: str, published: Schema, definitions: Schema) -> Schema:
     full = next(key for key in published if key.rsplit(".", 1)[-1] == name)
 
-    def take(key: str) -> None:
+    def add(key: str) -> None:
         short = key.rsplit(".", 1)[-1]
         if short in definitions:
             return
         text = json.dumps(published[key])
-        needed = re.findall(r'"kubernetes\.json#/definitions/([^"]+)"', text)
+        dependencies = re.findall(r'"kubernetes\.json#/definitions/([^"]+)"', text)
         definitions[short] = json.loads(
             re.sub(r'"kubernetes\.json#/definitions/[^"]+\.([A-Za-z0-9]+)"', r'"#/$defs/\1"', text)
         )
-        for other in needed:
-            take(other)
+        for dependency in dependencies:
+            add(dependency)
 
-    take(full)
+    add(full)
     return {"$ref": f"#/$defs/{name}"}
 
 
 def table() -> str:
-    """Every value with its default and its comment, as Markdown below the headings of values.yaml."""
+    """Return every value with its default and comment as Markdown tables, under the headings of values.yaml."""
     text = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(text)
-    lines, last = [], ""
+    lines, last_title = [], ""
     for title, path, comment in rows(text):
         value = values
         for key in path:
             value = value[key]
-        if title != last:
+        if title != last_title:
             lines += ["", f"### {title}", "", "| value | default | |", "|---|---|---|"]
-            last = title
+            last_title = title
         if isinstance(value, dict) and value:
             lines += [f"| `{'.'.join(path)}` | | {comment} |"] if comment else []
         else:
@@ -177,7 +179,7 @@ def table() -> str:
 
 
 def main(out: Path) -> None:
-    """Write both below ``out``."""
+    """Write values.schema.json and README.md into ``out``."""
     head = (CHART / "README.md").read_text().partition(TABLE)[0]
     (out / "values.schema.json").write_text(json.dumps(schema(), separators=(",", ":"), ensure_ascii=False) + "\n")
     (out / "README.md").write_text(f"{head}{TABLE}\n{table()}")

@@ -1,7 +1,7 @@
-"""Make scripts/vllm_launch/engine/options.json again from the pinned vLLM's own parser: ``engine_options.py [OUT]``.
+"""Generate scripts/vllm_launch/engine/options.json from the pinned vLLM's own parser: ``engine_options.py [OUT]``.
 
-What is taken of an option is what parsing, checking and spelling need; the type is recognised by the names of the
-functions that vLLM converts with (vllm/engine/arg_utils.py:_compute_kwargs), and an unknown one stops the making.
+The table has the properties of an option that parsing, checking and writing it need. The names of vLLM's conversion
+functions (vllm/engine/arg_utils.py:_compute_kwargs) tell the type. An unknown type stops the script.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ KINDS = {
     "str": "str",
 }
 LAMBDAS = {"device_ids": "device_ids"}
-"""Options whose type has no name; the other lambdas all say ``s.lower().replace("-", "_")``."""
+"""Kinds of options whose type is a lambda. All other lambdas are ``s.lower().replace("-", "_")``."""
 
 
 def names_in(function: Any) -> set[str]:
-    """Names of a type and of what it wraps: vLLM nests them in closures, ``optional_type(parse_type(json.loads))``."""
-    found = {getattr(function, "__name__", "str")}
+    """Return the names of a type and of the functions in its closures: ``optional_type(parse_type(json.loads))``."""
+    names = {getattr(function, "__name__", "str")}
     cells = getattr(function, "__closure__", None) or ()
-    return found.union(*(names_in(cell.cell_contents) for cell in cells if callable(cell.cell_contents)))
+    return names.union(*(names_in(cell.cell_contents) for cell in cells if callable(cell.cell_contents)))
 
 
 def keys_in(function: Any) -> list[str]:
-    """Keys of the JSON object that a type reads: vLLM binds the dataclass as a default, and lets no other key pass."""
+    """Return the keys of the JSON object that a type reads. vLLM binds its dataclass as a default argument."""
     for value in getattr(function, "__defaults__", None) or ():
         if dataclasses.is_dataclass(value):
             return [field.name for field in dataclasses.fields(value) if field.init]
@@ -46,7 +46,7 @@ def keys_in(function: Any) -> list[str]:
 
 
 def kind(action: argparse.Action, names: set[str]) -> str:
-    """The word for how a value of this option is read."""
+    """Return the kind of this option: how vLLM reads its value."""
     if isinstance(action, argparse.BooleanOptionalAction):
         return "switch"
     if action.nargs == 0:
@@ -61,7 +61,7 @@ def kind(action: argparse.Action, names: set[str]) -> str:
 
 
 def option(action: argparse.Action) -> dict[str, Any]:
-    """One row of the table; keys that say nothing are left out."""
+    """Return one row of the table, without keys that have their default."""
     names = names_in(action.type)
     row: dict[str, Any] = {"dest": action.dest, "flags": list(action.option_strings), "kind": kind(action, names)}
     if "_optional_type" in names:
@@ -80,16 +80,16 @@ def option(action: argparse.Action) -> dict[str, Any]:
 
 
 def main(out: Path) -> None:
-    """Write the table, one option a line, in the parser's own order."""
+    """Write the table to ``out``: one option per line, in the parser's order."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
-    from vllm import __version__  # noqa: PLC0415, TID251 - the importing takes 15 s, and this is the one who may ask
+    from vllm import __version__  # noqa: PLC0415, TID251 - a development script; the import takes 15 s
     from vllm.config import SpeculativeConfig  # noqa: PLC0415, TID251
     from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: PLC0415, TID251
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251
 
     parser = make_arg_parser(FlexibleArgumentParser())
     rows = [option(action) for action in parser._actions if action.option_strings and action.dest != "help"]  # noqa: SLF001
-    speculative = next(row for row in rows if row["dest"] == "speculative_config")  # a dict until the engine starts
+    speculative = next(row for row in rows if row["dest"] == "speculative_config")  # vLLM types it as a dict
     speculative["keys"] = [field.name for field in dataclasses.fields(SpeculativeConfig) if field.init]
     lines = ",\n".join(json.dumps(row) for row in rows)
     version = __version__.partition("+")[0]

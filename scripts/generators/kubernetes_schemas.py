@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Make tests/data/schemas again, which kubeconform tries the chart with: ``kubernetes_schemas.py [--check]``.
+"""Generate tests/data/schemas, with which kubeconform checks the chart: ``kubernetes_schemas.py [--check]``.
 
-The schemas are the ones that Kubernetes and the operators publish, fetched as Go modules, so that Go's checksums vouch
-for them. What is changed makes them as strict as an API server that is asked for strict field validation:
+The schemas are those that Kubernetes and the operators publish. They are downloaded as Go modules, so Go verifies their
+checksums. The changes make them as strict as an API server with strict field validation:
 
-* an object whose properties are listed takes no other, unless it says x-kubernetes-preserve-unknown-fields;
-* a kind takes its own apiVersion and spelling alone, and a custom resource the metadata of every Kubernetes object;
-* what kubeconform does not know is said in words that it knows: int-or-string, int32, int64, base64, quantities;
-* null is refused, although the API server takes it for "not set": a template that leaves a value empty is a mistake.
+* An object with listed properties accepts no others, unless it has x-kubernetes-preserve-unknown-fields.
+* A kind accepts only its own apiVersion and spelling. A custom resource has the metadata of every Kubernetes object.
+* Formats that kubeconform does not know become JSON schema: int-or-string, int32, int64, base64, quantities.
+* null is refused, although the API server treats it as "not set", because an empty value is a mistake of a template.
 
-What no schema can say is not checked: CEL rules (x-kubernetes-validations), keys that are unique in a list, references
-between objects, and what Kubernetes checks in code alone for its own kinds: names, ranges, enumerations.
+A schema cannot express these rules, so they are not checked: CEL rules (x-kubernetes-validations), unique keys of a
+list, references between objects, and rules that Kubernetes has only in code: names, ranges and enumerations of its own
+kinds.
 
---check writes nothing; exit code 1: what is there is not what these versions publish.
+--check writes nothing. Exit code 1: the files differ from the published schemas of these versions.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 QUANTITIES = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
-"""What CRDs that contain a quantity publish for it; Kubernetes itself publishes that it is a string or a number."""
+"""Pattern of a quantity, as CRDs publish it. Kubernetes itself publishes only that it is a string or a number."""
 BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
-KEPT = {
+UNCHANGED = {
     "enum", "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength", "maxProperties", "maximum", "minItems",
     "minLength", "minProperties", "minimum", "multipleOf", "pattern", "required", "type", "uniqueItems",
 }  # fmt: skip
-PARTS = {"allOf", "anyOf", "not", "oneOf"}
+SUBSCHEMAS = {"allOf", "anyOf", "not", "oneOf"}
 DROPPED = {
     "default", "description", "format", "x-kubernetes-group-version-kind", "x-kubernetes-list-map-keys",
     "x-kubernetes-list-type", "x-kubernetes-map-type", "x-kubernetes-patch-merge-key", "x-kubernetes-patch-strategy",
@@ -85,7 +86,7 @@ FORMATS: dict[str, Schema] = {
     "byte": {"pattern": BASE64},
     "date-time": {"format": "date-time"},
     "double": {},
-    "int-or-string": {},  # beside it stands oneOf
+    "int-or-string": {},  # the schema also has oneOf
     "int32": {"minimum": -(1 << 31), "maximum": (1 << 31) - 1},
     "int64": {"minimum": -(1 << 63), "maximum": (1 << 63) - 1},
     "ipv4": {"format": "ipv4"},
@@ -94,50 +95,52 @@ FORMATS: dict[str, Schema] = {
 
 
 def strict(published: Schema, *, crd: bool, whole: bool = True) -> Schema:
-    """``published`` in the words of JSON schema, draft 4; a word that is not known here stops the making.
+    """Return ``published`` as JSON schema, draft 4. An unknown keyword stops the script.
 
-    Below PARTS an object is not ``whole``: only the properties that matter there are listed.
+    Below SUBSCHEMAS an object is not ``whole``: it lists only some of its properties, so others stay allowed.
     """
-    made = dict(FORMATS[published["format"]]) if "format" in published else {}
+    converted = dict(FORMATS[published["format"]]) if "format" in published else {}
     for word, value in published.items():
-        made |= spelt(word, value, crd=crd, whole=whole)
-    if whole and "properties" in made and not published.get("x-kubernetes-preserve-unknown-fields"):
-        made["additionalProperties"] = False
-    if crd:  # defaults are filled in first; in Kubernetes' own kinds they are zero values, which are not
+        converted |= converted_keyword(word, value, crd=crd, whole=whole)
+    if whole and "properties" in converted and not published.get("x-kubernetes-preserve-unknown-fields"):
+        converted["additionalProperties"] = False
+    if crd:  # the API server fills in a CRD's defaults before it validates, but not those of Kubernetes' own kinds
         properties = published.get("properties", {})
-        required = [name for name in made.pop("required", []) if "default" not in properties.get(name, {})]
-        made |= {"required": required} if required else {}  # in draft 4 the list must not be empty
-    if list(made) == ["allOf"] and len(made["allOf"]) == 1:  # a $ref that had a description beside it
-        return dict(made["allOf"][0])
-    return made
+        required = [name for name in converted.pop("required", []) if "default" not in properties.get(name, {})]
+        converted |= {"required": required} if required else {}  # draft 4 does not allow an empty list
+    if list(converted) == ["allOf"] and len(converted["allOf"]) == 1:  # a $ref with a description
+        return dict(converted["allOf"][0])
+    return converted
 
 
-def spelt(word: str, value: Any, *, crd: bool, whole: bool) -> Schema:
-    """What ``word: value`` of a published schema is in JSON schema."""
-    below = partial(strict, crd=crd, whole=whole and word not in PARTS)
+def converted_keyword(word: str, value: Any, *, crd: bool, whole: bool) -> Schema:
+    """Return ``word: value`` of a published schema as JSON schema."""
+    nested = partial(strict, crd=crd, whole=whole and word not in SUBSCHEMAS)
     if word in DROPPED:
         return {}
     if word == "$ref":
         return {word: reference(value.rpartition("/")[2])}
     if word == "properties":
-        return {word: {name: below(schema) for name, schema in value.items()}}
-    if word in PARTS | {"items", "additionalProperties"}:
-        return {word: [below(schema) for schema in value] if isinstance(value, list) else below(value)}
+        return {word: {name: nested(schema) for name, schema in value.items()}}
+    if word in SUBSCHEMAS | {"items", "additionalProperties"}:
+        return {word: [nested(schema) for schema in value] if isinstance(value, list) else nested(value)}
     if word == "x-kubernetes-int-or-string":
         return {"type": ["integer", "string"]}
-    if word not in KEPT:
-        raise SystemExit(f"kubernetes_schemas: {word}: {value} is new; what does it ask of a manifest?")
+    if word not in UNCHANGED:
+        raise SystemExit(
+            f"kubernetes_schemas: keyword {word}: {value} is unknown. Add it to UNCHANGED, DROPPED or FORMATS"
+        )
     return {word: value}
 
 
 def reference(name: str) -> str:
-    """Where the definition ``name`` is."""
+    """Return the reference to the definition ``name``."""
     return f"{SHARED}#/definitions/{name}"
 
 
 def kubernetes(folder: Path) -> tuple[dict[str, Schema], dict[str, str], dict[str, Schema]]:
-    """The schema of each kind by its file's name, what it was made from, and the definitions that schemas refer to."""
-    made: dict[str, Schema] = {}
+    """Return schemas by file name, their source paths by file name, and the definitions that schemas refer to."""
+    by_file: dict[str, Schema] = {}
     origin: dict[str, str] = {}
     definitions: dict[str, Schema] = {}
     for api_version, kinds in KINDS.items():
@@ -149,50 +152,50 @@ def kubernetes(folder: Path) -> tuple[dict[str, Schema], dict[str, str], dict[st
             own = [{"group": group, "kind": kind, "version": version}]
             root = next(s for s in schemas.values() if s.get("x-kubernetes-group-version-kind") == own)
             name = file_name(kind, api_version)
-            made[name], origin[name] = of_kind(strict(root, crd=False), kind, api_version), path
+            by_file[name], origin[name] = of_kind(strict(root, crd=False), kind, api_version), path
     definitions[QUANTITY]["pattern"] = QUANTITIES
-    return made, origin, definitions
+    return by_file, origin, definitions
 
 
 def custom(text: str) -> tuple[str, Schema]:
-    """File name and schema of the version that a CRD stores."""
+    """Return the file name and the schema of the version that a CRD stores."""
     crd = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]
     version = next(version for version in crd["versions"] if version["storage"])
     kind, api_version = crd["names"]["kind"], f"{crd['group']}/{version['name']}"
     schema = strict(version["schema"]["openAPIV3Schema"], crd=True)
     if schema["properties"]["metadata"] != {"type": "object"}:
-        raise SystemExit(f"kubernetes_schemas: {kind}: its metadata is more than an object's")
+        raise SystemExit(f"kubernetes_schemas: {kind}: its metadata has rules of its own. Keep them in custom()")
     schema["properties"]["metadata"] = {"$ref": reference(METADATA)}
     return file_name(kind, api_version), of_kind(schema, kind, api_version)
 
 
 def file_name(kind: str, api_version: str) -> str:
-    """``{{.ResourceKind}}{{.KindSuffix}}.json`` of kubeconform, which takes only a group's first word."""
+    """Return kubeconform's ``{{.ResourceKind}}{{.KindSuffix}}.json``, which has only the first word of the group."""
     group, _, version = api_version.rpartition("/")
     return "-".join(word.lower() for word in (kind, group.partition(".")[0], version) if word) + ".json"
 
 
 def of_kind(schema: Schema, kind: str, api_version: str) -> Schema:
-    """``schema`` for this kind alone: a file's name says neither the case of a kind nor the rest of a group."""
+    """Return ``schema`` with this exact kind and apiVersion, which the file name does not show in full."""
     words = {"apiVersion": {"enum": [api_version]}, "kind": {"enum": [kind]}}
     required = sorted({*schema.get("required", []), *words})
     return schema | {"properties": schema["properties"] | words, "required": required}
 
 
 def used(schemas: dict[str, Schema], definitions: dict[str, Schema]) -> dict[str, Schema]:
-    """Those ``definitions`` that ``schemas`` lead to."""
-    found: dict[str, Schema] = {}
+    """Return the ``definitions`` that ``schemas`` refer to, directly or through others."""
+    needed: dict[str, Schema] = {}
     todo = list(schemas.values())
     while todo:
         for name in references(todo.pop()):
-            if name not in found:
-                found[name] = definitions[name]
+            if name not in needed:
+                needed[name] = definitions[name]
                 todo.append(definitions[name])
-    return found
+    return needed
 
 
 def references(schema: Any) -> Iterator[str]:
-    """Names of the definitions that stand in ``schema``."""
+    """Yield the names of the definitions that ``schema`` refers to."""
     if isinstance(schema, dict):
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"].rpartition("/")[2]
@@ -204,22 +207,24 @@ def references(schema: Any) -> Iterator[str]:
 
 
 def module(name: str, version: str) -> Path:
-    """The folder of a Go module."""
+    """Download a Go module and return its folder."""
     words = ["go", "mod", "download", "-json", f"{name}@{version}"]
     try:
         done = subprocess.run(words, check=False, capture_output=True, text=True)
     except FileNotFoundError:
-        raise SystemExit("kubernetes_schemas: go is not here: https://go.dev/dl") from None
+        raise SystemExit("kubernetes_schemas: go is not installed: https://go.dev/dl") from None
     if done.returncode:
         raise SystemExit(f"kubernetes_schemas: {' '.join(words)}: {done.stdout}{done.stderr}")
     folder = Path(json.loads(done.stdout)["Dir"])
     if "Apache License" not in (folder / "LICENSE").read_text():
-        raise SystemExit(f"kubernetes_schemas: {name}: its licence is another, may it be passed on?")
+        raise SystemExit(
+            f"kubernetes_schemas: {name}: its licence is not Apache-2.0. Check whether we may redistribute it"
+        )
     return folder
 
 
 def files() -> dict[str, str]:
-    """What is in each file. Definitions and sources stand one a line, so that a diff shows which of them moved."""
+    """Return the text of each file by name. Each definition and source has its own line, for readable diffs."""
     schemas, origin, definitions = kubernetes(module(*KUBERNETES))
     sources = {name: (*KUBERNETES, path) for name, path in origin.items()}
     for source, paths in CRDS.items():
@@ -240,28 +245,28 @@ def files() -> dict[str, str]:
 
 
 def lines(table: dict[str, Schema]) -> str:
-    """The entries of a JSON object, one a line."""
+    """Return the entries of a JSON object, one per line."""
     return ",\n".join(f"{json.dumps(name)}:{compact(table[name])}" for name in sorted(table))
 
 
 def compact(value: Any) -> str:
-    """JSON without a space."""
+    """Return ``value`` as JSON without spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def main(*, check: bool) -> int:
-    """Write the files, or say which of them are not as they would be written; the exit code."""
-    made = files()
-    there = {path.name: path.read_text() for path in OUT.glob("*")}
-    moved = sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))
+    """Write the files, or with ``check`` print which files differ. Return the exit code."""
+    generated = files()
+    current = {path.name: path.read_text() for path in OUT.glob("*")}
+    changed = sorted(name for name in generated.keys() | current.keys() if generated.get(name) != current.get(name))
     if check:
-        for name in moved:
-            print(f"{OUT.name}/{name}: not what `make generate` makes")
-        return int(bool(moved))
+        for name in changed:
+            print(f"{OUT.name}/{name}: differs from the generated file. Run `make schemas`")
+        return int(bool(changed))
     OUT.mkdir(exist_ok=True)
-    for name in moved:
-        if name in made:
-            (OUT / name).write_text(made[name])
+    for name in changed:
+        if name in generated:
+            (OUT / name).write_text(generated[name])
         else:
             (OUT / name).unlink()
     return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/plan.svg, the README's picture: what `vllm-launch plan` prints for a public model on a public machine."""
+"""Draw docs/plan.svg, the README's picture: the output of `vllm-launch plan` for a public model on a known machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text() -> str:
 
 
 def coloured(line: str) -> str:
-    """``line`` as SVG text; the bar and its legend in the colours of their parts."""
+    """Return ``line`` as SVG text, with colours for the bar and its legend."""
     if bar := re.fullmatch(r"  \[([a-zA-Z.]+)\]", line):
         runs = re.findall(r"((.)\2*)", bar[1])
         spans = "".join(f'<tspan fill="{COLOURS.get(sign, "#30363d")}">{run}</tspan>' for run, sign in runs)
@@ -50,7 +50,7 @@ def coloured(line: str) -> str:
 
 
 def picture(shown: str) -> str:
-    """The SVG."""
+    """Return the SVG of the output ``shown``."""
     lines = shown.rstrip("\n").split("\n")
     width, height = round(COLUMNS * CHARACTER + 40), len(lines) * LINE + 40
     rows = "\n".join(

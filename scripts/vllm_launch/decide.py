@@ -1,4 +1,4 @@
-"""From settings and hardware to a plan: what the settings ask of it, and where the user's own values came from."""
+"""Makes a plan from settings and hardware, and records where each of the user's own values came from."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from vllm_launch.settings.settings import Settings
 
 
 def plan_request(settings: Settings) -> PlanRequest:
-    """User settings that the plan must not change."""
+    """Return the user settings that the plan must not change."""
     engine = settings.engine
-    known = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
-    if known.get("dtype") == "auto":
-        del known["dtype"]  # vLLM's word for "as the plan likes"
-    known["objective"] = settings.launch.objective
-    known["fp8_kv"] = settings.launch.quality == "fp8-kv"
-    fused = multicast.fuses(engine.get("compilation_config"))
-    known["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
-    known["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
-    known["estimate_cudagraphs"] = settings.estimate_cudagraphs
-    known["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
-    return msgspec.convert(known, PlanRequest)
+    fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
+    if fields.get("dtype") == "auto":
+        del fields["dtype"]  # "auto" leaves the choice to the plan
+    fields["objective"] = settings.launch.objective
+    fields["fp8_kv"] = settings.launch.quality == "fp8-kv"
+    fused = multicast.fused_all_reduce(engine.get("compilation_config"))
+    fields["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
+    fields["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
+    fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
+    fields["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
+    return msgspec.convert(fields, PlanRequest)
 
 
-def credited(plan: Plan, settings: Settings) -> Plan:
-    """Return ``plan`` whose reasons say where the user's own values came from."""
+def with_origins(plan: Plan, settings: Settings) -> Plan:
+    """Return ``plan`` with reasons that name the origin of each value that the user set."""
     reasons = [
         msgspec.structs.replace(reason, origin=settings.origin.get(reason.field))
         if reason.source is Source.YOU
@@ -41,10 +41,10 @@ def credited(plan: Plan, settings: Settings) -> Plan:
 
 
 def decide(settings: Settings, hardware: Hardware) -> Plan:
-    """Return the plan, with the flag, variable or line that each of the user's own values came from.
+    """Return the plan. Its reasons name the flag, variable or line of each value that the user set.
 
     Raises:
-        UsageError: the model cannot be read, or nothing fits.
+        UsageError: the model cannot be read, or no plan fits the hardware.
     """
     engine = settings.engine
     model = read_model(
@@ -54,9 +54,9 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
     )
     decided = plan(plan_request(settings), hardware, model)
-    return credited(decided, settings)
+    return with_origins(decided, settings)
 
 
 def text_option(value: object) -> str | None:
-    """Return ``value`` where it is text: an option that is not set is None."""
+    """Return ``value`` if it is text, else None (the option is not set)."""
     return value if isinstance(value, str) else None

@@ -1,16 +1,17 @@
-"""The one error of the launcher: a sentence for the person, exit code 2."""
+"""The launcher's only error class: one sentence for the user, exit code 2."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
-    """Something the person gave cannot be used.
+    """The user's input cannot be used.
 
-    Its text is one line: where, what is wrong, and what to do. ``__main__`` prints it and exits with 2;
-    nothing has been started or written when it is raised.
+    Its text is one line: where the problem is, what is wrong, and what to do. ``__main__`` prints the line and exits
+    with 2. When it is raised, nothing has been started or written.
     """
 
-    def __init__(self, where: str, what: str, remedy: str) -> None:
-        self.where, self.what, self.remedy = where, what, remedy
-        text = " ".join(f"{where}: {what}; {remedy}".split())  # and no codes that move a terminal's cursor:
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        self.where, self.problem, self.remedy = where, problem, remedy
+        text = " ".join(f"{where}: {problem}; {remedy}".split())
+        # Escape control characters, which could move the terminal's cursor.
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))

@@ -1,4 +1,4 @@
-"""Bytes in binary units, as numbers and for people."""
+"""Binary units of bytes, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ GIB = 1 << 30
 
 
 def gib(size: int) -> str:
-    """Bytes for people: "14.96 GiB"; below a tenth of one, "96 MiB"."""
+    """Return ``size`` bytes as text: "14.96 GiB", or "96 MiB" below a tenth of a GiB."""
     return f"{size / MIB:.0f} MiB" if 0 < abs(size) < GIB / 10 else f"{size / GIB:.2f} GiB"
 
 
 def size(count: float) -> str:
-    """Bytes for people, in the unit that suits: "5 MiB", "1.2 GiB"; with less precision than ``gib``."""
+    """Return ``count`` bytes as text in a fitting unit: "5 MiB", "1.2 GiB". Less precise than ``gib``."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:  # noqa: PLR2004
             return f"{count:.0f} {unit}"

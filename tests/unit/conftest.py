@@ -1,4 +1,4 @@
-"""Puts this folder on the path, so that tests can import the builders they share."""
+"""Adds this folder to the path, so that tests can import the shared builders, and sets up Hypothesis."""
 
 import os
 import sys
@@ -11,8 +11,8 @@ sys.path.append(str(Path(__file__).parent))
 
 from simulated_nvml import FakePynvml
 
-# A busy machine is no failure, so no example has a deadline. Every mutant runs every test that reaches it; what a hundred
-# examples find in it, twenty do.
+# Examples have no deadline, because a busy machine must not fail a test. Each mutant runs all tests that reach it. Twenty
+# examples kill the same mutants as a hundred.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.register_profile("mutants", max_examples=20, deadline=None)
 hypothesis.settings.load_profile("mutants" if "MUTANT_UNDER_TEST" in os.environ else "tests")
@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("mutants" if "MUTANT_UNDER_TEST" in os.environ 
 
 @pytest.fixture
 def fake(monkeypatch):
-    """NVML of a machine of four H200s, simulated; break what you like of it."""
+    """Return a simulated NVML with four H200s. Tests can break any part of it."""
     binding = FakePynvml()
     monkeypatch.setitem(sys.modules, "pynvml", binding)
     return binding

@@ -1,6 +1,6 @@
-"""NVML simulated at the functions of its Python binding, answering from captures; error classes are the binding's own."""
+"""Simulates the functions of NVML's Python binding with captured values. Error classes are the binding's own."""
 
-# ruff: noqa: N802  the fake bears the binding's names
+# ruff: noqa: N802  the fake has the binding's names
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, TIMEOUT, LOST = 3, 4, 6, 10, 15
 
 
 class FakePynvml(ModuleType):
-    """The binding, answering from a capture of a real machine; ``broken`` maps (function, index) to an error code."""
+    """Fake binding with values captured on a real machine. ``broken`` maps (function, GPU index) to an error code."""
 
     def __init__(self, capture="nvml-h200-x4.json"):
         super().__init__("pynvml")
@@ -25,12 +25,12 @@ class FakePynvml(ModuleType):
         self.ecc = {}  # (GPU index, counter) -> errors
         self.rows = {}  # GPU index -> (correctable, uncorrectable, pending, failure)
         self.slow = {}  # GPU index -> mask of nvmlClocksEventReasons
-        self.xids = []  # (GPU index, Xid) that the driver will tell of
+        self.xids = []  # (GPU index, Xid) events that the driver will report
         self.init_error = self.shutdown_error = None
         self.opened = 0
 
     def __getattr__(self, name):
-        # Constants and error classes come from the binding; a function that is not simulated is a hole in the fake.
+        # Constants and error classes come from the binding. A function that is not simulated must raise.
         value = getattr(pynvml, name)
         if name in ("__file__", "__path__") or (name.startswith("nvml") and callable(value)):
             raise AttributeError(name)
@@ -106,11 +106,11 @@ class FakePynvml(ModuleType):
     def nvmlDeviceGetMaxMigDeviceCount(self, handle):
         return len(self.slices.get(handle, []))
 
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, place):
-        found = self.slices[handle][place]
-        if found is None:
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):
+        mig_slice = self.slices[handle][index]
+        if mig_slice is None:
             raise pynvml.NVMLError(NOT_FOUND)
-        return found
+        return mig_slice
 
     def _running(self, handle, kind):
         key = handle.uuid if isinstance(handle, SimpleNamespace) else handle
@@ -142,7 +142,7 @@ class FakePynvml(ModuleType):
         return self._answer("nvlink", handle, links[link]["state"] if link < len(links) else "ERR:Invalid Argument")
 
     def nvmlDeviceGetP2PStatus(self, handle, peer, capability):
-        assert type(capability) is int, "ctypes takes no tuple"
+        assert type(capability) is int, "ctypes does not accept a tuple"
         rows = {0: "p2p_read", 1: "p2p_read", 2: "p2p_nvlink"}
         return self._answer("p2p", handle, self._gpu(handle)[rows[capability]][peer])
 
@@ -159,8 +159,8 @@ class FakePynvml(ModuleType):
 
     def nvmlEventSetWait_v2(self, events, milliseconds):
         assert milliseconds == 0
-        for place, (index, xid) in enumerate(self.xids):
+        for position, (index, xid) in enumerate(self.xids):
             if index in events:
-                del self.xids[place]
+                del self.xids[position]
                 return SimpleNamespace(device=index, eventType=pynvml.nvmlEventTypeXidCriticalError, eventData=xid)
         raise pynvml.NVMLError(TIMEOUT)

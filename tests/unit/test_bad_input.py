@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong is one line on stderr that names it and says what to do, exit code 2, and nothing done."""
+"""Every invalid input gives one line on stderr with the problem and the remedy, and exit code 2. Nothing is started."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ RECORD: dict[str, Any] = {
 }  # fmt: skip
 
 Content = bytes | str | dict[str, Any] | list[Any]
-"""Of a file; objects and lists are written as JSON."""
+"""Content of a file. Objects and lists are written as JSON."""
 
 
 class Row(NamedTuple):
-    """``words`` are the command line; ``names`` and ``remedy`` must stand in the one line, the first before the other."""
+    """One invalid input. ``words``: the command line. The error line must contain ``names`` and, after it, ``remedy``."""
 
     id: str
     words: str
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def model(label: str, names: str, remedy: str, config: Content | None = None, /, **keys: Any) -> Row:
-    """A model folder whose config.json has ``keys`` changed (None: left out), or is ``config``."""
+    """Return a row with a model folder, whose config.json has ``keys`` changed (None: removed), or is ``config``."""
     changed = {key: value for key, value in {**CONFIG, **keys}.items() if value is not None}
     files = {"m/config.json": changed if config is None else config}
     return Row(f"config.json {label}", "plan m --hardware H100:8", names, remedy, files)
@@ -67,7 +67,7 @@ def safetensors(entries: Any, data: int = 0, *, length: int | None = None) -> by
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """An entry of 2 x 3 elements of two bytes; None leaves a key out."""
+    """Return an entry of 2 x 3 elements of two bytes. None removes a key."""
     entry = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12], **changes}
     return {key: value for key, value in entry.items() if value is not None}
 
@@ -159,7 +159,7 @@ FLAGS = [
     flags("--drain-seconds 30", "--drain-seconds", "write --launch-drain-seconds"),
     flags("--max 5", "--max", "in full"),
     flags("--swap-space 4", "--swap-space", "--kv-offloading-size"),
-    flags("--device cuda", "--device", "drop it"),
+    flags("--device cuda", "--device", "remove it"),
     flags("--num-scheduler-steps 8", "--num-scheduler-steps", "--async-scheduling"),
     flags("--speculative-model other", "--speculative-model", "--speculative-config.model"),
     flags("--disable-log-requests", "--disable-log-requests", "--enable-log-requests"),
@@ -200,8 +200,8 @@ FLAGS = [
     flags("--compilation-config.cudagraf_mode FULL", "'cudagraf_mode'", "did you mean cudagraph_mode?"),
     flags("--compilation-config '{\"level\": 3}'", "'level'", "use mode"),
     flags('--speculative-config \'{"metod": "mtp"}\'', "'metod'", "did you mean method?"),
-    flags("--structured-outputs-config.colour red", "'colour'", "known are backend,"),
-    Row("flags behind two dashes", "plan -- m --port 80", "--port: stands behind a --", "leave the -- out"),
+    flags("--structured-outputs-config.colour red", "'colour'", "known keys are backend,"),
+    Row("flags behind two dashes", "plan -- m --port 80", "--port: comes after --", "remove the --"),
     flags("--lora-modules sql", "'sql'", "NAME=PATH"),
     flags("--api-key=", "a key is empty", "give a key"),
     flags("--shutdown-timeout=-1", "shutdown_timeout is -1", "0 or more seconds"),
@@ -518,16 +518,16 @@ PLANS = [
 
 ROWS = [*COMMANDS, *FLAGS, *YAML, *ENVIRONMENT, *HARDWARE, *MODELS, *HEADERS, *SERVING, *PLANS]
 
-UNWELCOME = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "socket.connect", "socket.getaddrinfo"}
-"""Audit events of starting a process and of asking a network."""
+FORBIDDEN_EVENTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "socket.connect", "socket.getaddrinfo"}
+"""Audit events of a process start or a network access."""
 
-seen: list[str] | None = None
-"""Where the audit hook, which can never be taken off again, writes events down while a test wants them."""
+recorded: list[str] | None = None
+"""Events that the audit hook has recorded, or None outside of a test. An audit hook cannot be removed."""
 
 
 def audit(event: str, _: object) -> None:
-    if seen is not None and event in UNWELCOME:
-        seen.append(event)
+    if recorded is not None and event in FORBIDDEN_EVENTS:
+        recorded.append(event)
         raise PermissionError(event)
 
 
@@ -536,24 +536,24 @@ sys.addaudithook(audit)
 
 @pytest.fixture
 def events() -> Iterator[list[str]]:
-    """Processes that were to be started and connections that were tried; neither comes to be."""
-    global seen  # noqa: PLW0603 - the hook outlives the test
-    seen = []
-    yield seen
-    seen = None
+    """Yield the list of attempted process starts and network accesses. The hook blocks them."""
+    global recorded  # noqa: PLW0603 - the hook outlives the test
+    recorded = []
+    yield recorded
+    recorded = None
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder as working directory and HOME, an offline hub, and an environment of no LAUNCH_* or VLLM_*."""
-    handler = signal.getsignal(signal.SIGTERM)  # `serve` has its own
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield an empty folder: working directory and HOME. The hub is offline, LAUNCH_* and VLLM_* are not set."""
+    handler = signal.getsignal(signal.SIGTERM)  # `serve` replaces it
     for name in ("CUDA_VISIBLE_DEVICES", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     for name in list(os.environ):
         if name.startswith(("LAUNCH_", "VLLM_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))  # `serve` sets it where it is not
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))  # otherwise `serve` sets it
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
@@ -574,13 +574,13 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
-def test_bad_input_is_one_line_and_nothing_is_done(
-    row: Row, place: Path, events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_bad_input_gives_one_line_and_changes_nothing(
+    row: Row, workdir: Path, events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(place, {"m/config.json": CONFIG, **row.files})
+    write(workdir, {"m/config.json": CONFIG, **row.files})
     for name, value in row.environ.items():
         monkeypatch.setenv(name, value)
-    before = contents(place)
+    before = contents(workdir)
     code = main(shlex.split(row.words))
     out, err = capsys.readouterr()
     assert (code, out, events) == (2, "", [])
@@ -588,14 +588,14 @@ def test_bad_input_is_one_line_and_nothing_is_done(
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert "Traceback" not in err
-    _, named, rest = err.partition(row.names)
-    assert named, err
+    _, name, rest = err.partition(row.names)
+    assert name, err
     assert row.remedy in rest, err
-    assert contents(place) == before
+    assert contents(workdir) == before
 
 
-GOOD = [
-    # Lines as people give them to `vllm serve`, but for the hardware.
+VALID_COMMANDS = [
+    # Typical arguments of `vllm serve`, plus --hardware.
     "meta-llama--Meta-Llama-3-8B --tensor-parallel-size 2 --gpu-memory-utilization 0.90 --max-model-len 8192 --hardware H100:8",
     "meta-llama--Meta-Llama-3-70B -tp 4 --max_num_seqs=256 --port=9000 --host 0.0.0.0 --api-key one two --hardware H100:8",
     "Qwen--Qwen2.5-7B-Instruct --max-model-len 32k --dtype half --enforce-eager --trust-remote-code --hardware T4:4",
@@ -615,13 +615,13 @@ GOOD = [
 MODEL_FOLDERS = Path(__file__).parents[1] / "data" / "models"
 
 
-@pytest.mark.parametrize("words", GOOD)
-def test_a_users_own_line_is_planned(
-    words: str, place: Path, events: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", VALID_COMMANDS)
+def test_typical_vllm_serve_arguments_give_a_plan(
+    words: str, workdir: Path, events: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(place, {"h.json": {"gpus": [GPU]}})
-    name, *given = shlex.split(words)
-    code = main(["plan", str(MODEL_FOLDERS / name), *given, "--format", "json"])
+    write(workdir, {"h.json": {"gpus": [GPU]}})
+    name, *flag_words = shlex.split(words)
+    code = main(["plan", str(MODEL_FOLDERS / name), *flag_words, "--format", "json"])
     out, err = capsys.readouterr()
     assert (code, err, events) == (0, "", [])
     assert json.loads(out)["argv"]
@@ -640,14 +640,16 @@ def test_a_users_own_line_is_planned(
         ("# only words\n", "m"),
     ],
 )
-def test_a_right_config_file_is_right(file: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(place, {"config.yaml": file})
+def test_a_valid_config_file_is_accepted(
+    file: str, words: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(workdir, {"config.yaml": file})
     assert main(["check", "config.yaml", *shlex.split(words)]) == 0
-    assert capsys.readouterr().out.startswith("config.yaml is right: it serves m")
+    assert capsys.readouterr().out.startswith("config.yaml is valid: it serves m")
 
 
-def one_line_or_a_result(words: list[str]) -> None:
-    """Runs ``words``, which may be anything: they are understood, or refused in one line."""
+def assert_result_or_one_line(words: list[str]) -> None:
+    """Run arbitrary ``words``, and check that they give a result or are refused in one line."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(words)
@@ -673,9 +675,9 @@ FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scope
         max_size=4,
     )
 )
-def test_any_words_are_planned_or_refused_in_one_line(place: Path, words: list[tuple[str, str]]) -> None:
-    write(place, {"m/config.json": CONFIG})
-    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", *(f"{flag}={value}" for flag, value in words)])
+def test_any_words_are_planned_or_refused_in_one_line(workdir: Path, words: list[tuple[str, str]]) -> None:
+    write(workdir, {"m/config.json": CONFIG})
+    assert_result_or_one_line(["plan", "m", "--hardware", "H100:2", *(f"{flag}={value}" for flag, value in words)])
 
 
 @FUZZ
@@ -683,10 +685,10 @@ def test_any_words_are_planned_or_refused_in_one_line(place: Path, words: list[t
     st.dictionaries(st.sampled_from(list(options())), ANYTHING, max_size=4),
     st.dictionaries(st.sampled_from(LauncherSettings.__struct_fields__), ANYTHING, max_size=2) | ANYTHING,
 )
-def test_any_config_file_is_checked_or_refused_in_one_line(place: Path, engine: dict[str, Any], launch: Any) -> None:
-    write(place, {"config.yaml": json.dumps({**engine, "launch": launch})})
-    one_line_or_a_result(["check", "config.yaml"])
-    one_line_or_a_result(["check", "config.yaml", "m"])
+def test_any_config_file_is_checked_or_refused_in_one_line(workdir: Path, engine: dict[str, Any], launch: Any) -> None:
+    write(workdir, {"config.yaml": json.dumps({**engine, "launch": launch})})
+    assert_result_or_one_line(["check", "config.yaml"])
+    assert_result_or_one_line(["check", "config.yaml", "m"])
 
 
 SECTIONS = ("quantization_config", "rope_scaling", "text_config", "vision_config", "auto_map")
@@ -695,9 +697,9 @@ KEYS = (*CONFIG, *SECTIONS, "head_dim", "sliding_window", "layer_types", "num_ex
 
 @FUZZ
 @given(st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=2))
-def test_any_config_json_is_planned_or_refused_in_one_line(place: Path, keys: dict[str, Any]) -> None:
-    write(place, {"m/config.json": CONFIG | keys})
-    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", "--format", "json"])
+def test_any_config_json_is_planned_or_refused_in_one_line(workdir: Path, keys: dict[str, Any]) -> None:
+    write(workdir, {"m/config.json": CONFIG | keys})
+    assert_result_or_one_line(["plan", "m", "--hardware", "H100:2", "--format", "json"])
 
 
 @FUZZ
@@ -710,13 +712,13 @@ def test_any_config_json_is_planned_or_refused_in_one_line(place: Path, keys: di
             ANYTHING
             | st.builds(tensor)
             | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), ANYTHING).map(
-                lambda one: tensor(**one)
+                lambda keys: tensor(**keys)
             ),
             max_size=2,
         ),
         st.sampled_from([0, 12]) | st.integers(0, 30),
     )
 )
-def test_any_safetensors_file_is_planned_or_refused_in_one_line(place: Path, content: bytes) -> None:
-    write(place, {"m/config.json": CONFIG, "m/model.safetensors": content})
-    one_line_or_a_result(["plan", "m", "--hardware", "H100:2", "--format", "yaml"])
+def test_any_safetensors_file_is_planned_or_refused_in_one_line(workdir: Path, content: bytes) -> None:
+    write(workdir, {"m/config.json": CONFIG, "m/model.safetensors": content})
+    assert_result_or_one_line(["plan", "m", "--hardware", "H100:2", "--format", "yaml"])

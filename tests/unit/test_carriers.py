@@ -1,4 +1,4 @@
-"""Ports and times that a shell script, Compose and Helm must spell again are those that the launcher has."""
+"""Ports and drain times in Dockerfile, shell scripts, Compose, Helm and Prometheus equal the launcher's defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 API, HEALTH, DRAIN = options()["port"].default, LauncherSettings().health_port, LauncherSettings().drain_seconds
 
 
-def test_vllms_port_is_the_pinned_vllms():
+def test_our_api_port_is_the_default_of_the_pinned_vllm():
     assert addresses.API_PORT == API
 
 
@@ -33,6 +33,6 @@ def test_vllms_port_is_the_pinned_vllms():
         ("monitoring/prometheus/prometheus.yml", r'"vllm:(\d+)"', {API, HEALTH}),
     ],
 )
-def test_a_carrier_has_the_launchers_port_or_time(file, pattern, expected):
-    found = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
-    assert {tuple(map(int, one)) if isinstance(one, tuple) else int(one) for one in found} == expected
+def test_a_file_has_the_launchers_port_or_drain_time(file, pattern, expected):
+    matches = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+    assert {tuple(map(int, match)) if isinstance(match, tuple) else int(match) for match in matches} == expected

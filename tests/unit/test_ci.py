@@ -1,4 +1,4 @@
-"""The runner of CI's suites, with suites of one line."""
+"""CI's suite runner (.ci/suites.py), with one-line suites."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def suites(tmp_path, monkeypatch):
     return module
 
 
-def test_one_suite_that_fails_fails_the_run_and_stops_no_other(suites, monkeypatch, capsys):
+def test_a_failed_suite_fails_the_run_and_the_others_still_run(suites, monkeypatch, capsys):
     monkeypatch.setattr(
         suites,
         "LANES",
@@ -31,26 +31,26 @@ def test_one_suite_that_fails_fails_the_run_and_stops_no_other(suites, monkeypat
         ),
     )
     assert suites.main() == 1
-    said = capsys.readouterr().out
-    assert "==== bad: begins here\nbefore\n" in said
-    assert said.count("\nbad: FAILED tests/a.py::test_d - why\n") == 1
+    output = capsys.readouterr().out
+    assert "==== bad: output\nbefore\n" in output
+    assert output.count("\nbad: FAILED tests/a.py::test_d - why\n") == 1
     assert re.search(
-        r"cores of .*, with(out)? AMX; at least [\d.]+ GiB of memory and [\d.]+ GiB of disk were free", said
+        r"cores of .*, with(out)? AMX; at least [\d.]+ GiB of memory and [\d.]+ GiB of disk were free", output
     )
-    assert "==== bad: failed after 0.0 min" in said
-    assert "==== next: begins here\nafter\n" in said
-    assert "good             passed after 0.0 min" in said
-    assert "   12.5 s  tests/a.py::test_b[x y]" in said
-    assert (suites.LOGS / "summary.txt").read_text() in said
+    assert "==== bad: failed after 0.0 min" in output
+    assert "==== next: output\nafter\n" in output
+    assert "good             passed after 0.0 min" in output
+    assert "   12.5 s  tests/a.py::test_b[x y]" in output
+    assert (suites.LOGS / "summary.txt").read_text() in output
 
 
-def test_suites_that_all_pass_are_a_run_that_passes(suites, monkeypatch):
+def test_the_run_passes_if_all_suites_pass(suites, monkeypatch):
     monkeypatch.setattr(suites, "LANES", ((("one", "true"),), (("two", "true"),)))
     assert suites.main() == 0
 
 
-def test_lanes_run_side_by_side(suites, monkeypatch, tmp_path):
-    """Each waits for a file that the other makes."""
+def test_lanes_run_in_parallel(suites, monkeypatch, tmp_path):
+    """Each lane waits for a file that the other lane creates."""
     wait = "until [ -e {theirs} ]; do sleep 0.05; done"
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setattr(
@@ -64,7 +64,7 @@ def test_lanes_run_side_by_side(suites, monkeypatch, tmp_path):
     assert suites.main() == 0
 
 
-def test_every_suite_of_the_lanes_is_a_target_or_a_kit(suites):
+def test_every_suite_is_a_make_target_or_the_cluster_kit(suites):
     makefile = (SCRIPT.parents[1] / "Makefile").read_text()
     names = [name for lane in suites.LANES for name, _ in lane]
     assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""What programs load when they run, and what no source may do; who may import whom is in pyproject.toml (importlinter)."""
+"""Modules that programs load at run time, and rules for all sources. pyproject.toml has the import contracts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def modules() -> dict[str, ast.Module]:
 SOURCES = modules()
 
 
-def test_each_library_is_kept_to_its_owners_by_a_contract() -> None:
+def test_a_contract_limits_each_library_to_its_owners() -> None:
     graph = grimp.build_graph("vllm_launch", "vllm_health", include_external_packages=True, cache_dir=None)
     external = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -38,24 +38,24 @@ def test_each_library_is_kept_to_its_owners_by_a_contract() -> None:
     assert external - {"msgspec"} == {name for name in protected if not name.startswith("vllm_")}
 
 
-def test_what_vllm_loads_loads_the_standard_library_alone() -> None:
+def test_the_guard_loads_only_the_standard_library() -> None:
     loaded = {name.partition(".")[0] for name in loaded_by("import vllm_launch.inside_vllm.guard")}
-    before = {name.partition(".")[0] for name in loaded_by("")}  # the environment's own .pth files
+    before = {name.partition(".")[0] for name in loaded_by("")}  # loaded by the environment's .pth files
     assert loaded - before <= sys.stdlib_module_names | {"vllm_launch"}
 
 
-def test_architecture_names_each_folder_of_the_launcher_and_each_file_of_the_prober() -> None:
+def test_architecture_md_names_each_folder_of_the_launcher_and_each_file_of_the_prober() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     folders = {path.parent.name for path in LAUNCH.glob("*/__init__.py")}
     assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) & folders == folders
-    listed = text.partition("The prober, ")[2].partition("The rest:")[0]
-    rows = re.findall(r"^\| ((?:`\w+` )+)\|", listed, re.MULTILINE)
+    prober_table = text.partition("The prober, ")[2].partition("The rest:")[0]
+    rows = re.findall(r"^\| ((?:`\w+` )+)\|", prober_table, re.MULTILINE)
     files = {path.stem for path in HEALTH.glob("*.py")} - {"__init__"}
     assert {name for row in rows for name in re.findall(r"\w+", row)} == files
 
 
 def loaded_by(program: str) -> set[str]:
-    """The modules that a fresh interpreter has after ``program``."""
+    """Return the modules that a new interpreter has loaded after ``program``."""
     after = f"{program}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stderr.split())
@@ -73,7 +73,7 @@ HEAVY = {"aiohttp", "openai", "torch", "vllm", "transformers", "huggingface_hub"
         f"{MAIN}; assert main(['check', 'docs/config.example.yaml', 'm']) == 0",
     ],
 )
-def test_planning_loads_neither_an_engine_nor_a_client_nor_the_hub(program: str) -> None:
+def test_planning_loads_no_engine_no_client_and_no_hub_library(program: str) -> None:
     loaded = loaded_by(program)
     assert "vllm_launch.plan.plan" in loaded
     assert not HEAVY & loaded
@@ -85,24 +85,24 @@ def test_planning_loads_neither_an_engine_nor_a_client_nor_the_hub(program: str)
 def pinned() -> str:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     versions = {
-        found[1] for extra in extras.values() for line in extra if (found := re.match(r"vllm(?:-cpu)?==(.+)", line))
+        match[1] for extra in extras.values() for line in extra if (match := re.match(r"vllm(?:-cpu)?==(.+)", line))
     }
     (version,) = versions
     return version
 
 
-MADE_FROM_IT = (
+GENERATED = (
     "pyproject.toml",
     "requirements/",
     "scripts/vllm_launch/engine/options.json",
     "scripts/vllm_launch/engine/architectures.json",
 )
 RECORDS = ("tests/data/", "benchmarks/gpu/", "docs/performance.md", "CHANGELOG.md")
-"""What was captured or written of one version, and stays true of it."""
+"""Files that record facts of one version and keep its number."""
 
 
-def spoken(source: str) -> set[int]:
-    """The lines of a Python source that are comments or docstrings: there a version says what a fact was taken from."""
+def comment_lines(source: str) -> set[int]:
+    """Return the lines of a Python source with comments or docstrings, which may name the version of a fact's source."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -113,24 +113,24 @@ def spoken(source: str) -> set[int]:
     return lines
 
 
-def test_vllms_version_is_chosen_in_one_place() -> None:
+def test_vllms_version_is_only_in_pyproject_and_generated_files() -> None:
     version = pinned()
-    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split(
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split(
         "\n"
     )
-    found = []
-    for name in listed:
+    misplaced = []
+    for name in tracked:
         path = ROOT / name
-        if not name or name.startswith((*MADE_FROM_IT, *RECORDS)) or not path.is_file():
+        if not name or name.startswith((*GENERATED, *RECORDS)) or not path.is_file():
             continue
         text = path.read_bytes().decode(errors="replace")
         lines = [number for number, line in enumerate(text.splitlines(), 1) if version in line]
-        said = spoken(text) if lines and path.suffix == ".py" else set()
-        found += [f"{name}:{number}" for number in lines if number not in said]
-    assert not found
+        allowed = comment_lines(text) if lines and path.suffix == ".py" else set()
+        misplaced += [f"{name}:{number}" for number in lines if number not in allowed]
+    assert not misplaced
 
 
-def test_what_is_generated_is_of_the_version_that_is_chosen() -> None:
+def test_generated_files_are_of_the_pinned_version() -> None:
     for name in ("options", "architectures"):
         assert f'"vllm": "{pinned()}"' in (LAUNCH / "engine" / f"{name}.json").read_text()
     for name in ("cpu", "cuda"):
@@ -138,7 +138,7 @@ def test_what_is_generated_is_of_the_version_that_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_nobody_reads_the_wall_clock(name: str) -> None:
-    """It is set back and forth; whoever needs a time takes a monotonic clock's."""
+def test_no_source_reads_the_wall_clock(name: str) -> None:
+    """The wall clock can be set back. Durations need a monotonic clock."""
     called = {ast.unparse(node.func) for node in ast.walk(SOURCES[name]) if isinstance(node, ast.Call)}
     assert not called & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}

@@ -1,4 +1,4 @@
-"""What Grafana is given: keys and values that it reads (data/grafana/provisioning.json), and what compose.yaml has."""
+"""Grafana's provisioning files agree with its schemas (data/grafana/provisioning.json) and with compose.yaml."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def read(name):
 
 
 def faults(name, content):
-    """Grafana tells by the folder what a file is."""
+    """Return the errors of ``content``. Its folder selects the schema, as in Grafana."""
     schema = SCHEMAS[Path(name).parent.as_posix()]
     Draft202012Validator.check_schema(schema)
     return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(content)]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_grafana_knows_every_key_and_reads_every_value(name):
-    assert name.endswith((".yaml", ".yml"))  # it reads no others
+def test_each_provisioning_file_fits_grafanas_schema(name):
+    assert name.endswith((".yaml", ".yml"))  # Grafana ignores other names
     assert faults(name, read(name)) == []
 
 
@@ -55,42 +55,42 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_seen(mistake):
+def test_the_schema_finds_each_mistake(mistake):
     name, where, value = MISTAKES[mistake]
     content = copy.deepcopy(read(name))
-    *above, key = where.split(".")
-    at = content
-    for step in above:
-        at = at[int(step) if step.isdigit() else step]
+    *parents, key = where.split(".")
+    node = content
+    for step in parents:
+        node = node[int(step) if step.isdigit() else step]
     if value is None:
-        del at[key]
+        del node[key]
     else:
-        at[key] = value
+        node[key] = value
     (fault,) = faults(name, content)
     assert key in fault
 
 
 def mounted():
-    """Where in Grafana's container each folder of ours is."""
+    """Return our folders by their paths in Grafana's container."""
     pairs = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"] if volume.startswith(".")]
     return {inside: (ROOT / "compose" / outside).resolve() for outside, inside in pairs}
 
 
-def test_grafana_is_told_where_these_files_are():
+def test_compose_mounts_the_provisioning_folder_where_grafana_reads_it():
     assert mounted()[SERVICES["grafana"]["environment"]["GF_PATHS_PROVISIONING"]] == PROVISIONING
 
 
-def test_dashboards_are_looked_for_where_they_are_mounted():
+def test_compose_mounts_the_dashboards_where_the_providers_read_them():
     for provider in read(PROVIDERS)["providers"]:
         assert mounted()[provider["options"]["path"]] == ROOT / "monitoring/grafana/dashboards"
 
 
-def test_every_source_is_a_service_at_the_port_where_it_listens():
+def test_every_data_source_is_a_compose_service_with_its_port():
     for source in read(SOURCES)["datasources"]:
         address = urlsplit(source["url"])
         inside = [int(port.rpartition(":")[2]) for port in SERVICES[address.hostname]["ports"]]
         assert address.port in inside
 
 
-def test_one_source_is_the_default():
+def test_exactly_one_data_source_is_the_default():
     assert [source["isDefault"] for source in read(SOURCES)["datasources"]].count(True) == 1

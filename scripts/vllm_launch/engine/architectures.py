@@ -1,4 +1,4 @@
-"""What the pinned vLLM can run, from architectures.json, which is made from its own registry."""
+"""Model architectures that the pinned vLLM can run. architectures.json is generated from vLLM's own registry."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from vllm_launch.errors import UsageError
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture and what vLLM does with it; ``flags`` are generators/architectures.py's."""
+    """One model architecture and what vLLM can do with it. generators/architectures.py defines the ``flags``."""
 
     name: str
     flags: tuple[str, ...]
     task: Literal["generate", "pooling"]
-    native: bool  # False: through the Transformers backend
+    native: bool  # False: vLLM runs it through the Transformers backend
 
 
 @cache
-def _known() -> dict[str, Any]:
+def _table() -> dict[str, Any]:
     document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("architectures.json").read_bytes())
     return document
 
 
 def config_defaults(model_type: str) -> dict[str, Any]:
-    """What transformers' config class for ``model_type`` fills in; {} for a type it does not know."""
-    found: dict[str, Any] = _known()["defaults"].get(model_type, {})
-    return found
+    """Return the values that transformers' config class for ``model_type`` fills in, or {} for an unknown type."""
+    values: dict[str, Any] = _table()["defaults"].get(model_type, {})
+    return values
 
 
 def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:  # noqa: C901 - vLLM's own order of fallbacks
-    """The first of ``architectures`` that vLLM runs, and warnings.
+    """Return the first of ``architectures`` that vLLM runs, and warnings.
 
-    ``custom_code``: config.json has an ``auto_map`` with a model, so the Transformers backend may run what the
-    repository brings itself. Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
+    ``custom_code``: whether config.json has an ``auto_map`` with a model. The Transformers backend can then run the
+    code in the model's repository. Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
 
     Raises:
-        UsageError: none of them; it says since when, or which known names are near.
+        UsageError: vLLM runs none of them. The text names the last release that did, or the closest known names.
     """
-    known = _known()
+    known = _table()
     if not architectures:
         raise UsageError(
             f"{where} key 'architectures'", "is missing, so vLLM cannot tell which model this is", "add it"
@@ -55,7 +55,7 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
         for suffix, (task, convert) in known["suffixes"]:
             if not name.endswith(suffix) or convert == "none":
                 continue
-            for other, _ in known["suffixes"]:  # an adapter makes the base model one for pooling
+            for other, _ in known["suffixes"]:  # vLLM converts a base model into a pooling model
                 base = name.removesuffix(suffix) + other
                 if base in known["architectures"]:
                     return Architecture(
@@ -63,27 +63,28 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
                     ), ()
     name = architectures[0]
     if name in known["transformers_backend"] or custom_code:
-        how = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers"
-        warning = (
-            f"vLLM {known['vllm']} has no own {name}: it runs {how} through the Transformers backend, which is slower"
-        )
+        code = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers' code"
+        warning = f"vLLM {known['vllm']} has no native {name}: it runs {code} through the slower Transformers backend"
         return Architecture(name=name, flags=("generate",), task=_task(name, ("generate",)), native=False), (warning,)
     if name in known["removed"]:
-        what = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"
-        raise UsageError(f"{where} architecture {name}", what, "take another model, or that release of vLLM")
+        problem = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"
+        raise UsageError(f"{where} architecture {name}", problem, "use another model, or that release of vLLM")
     if name in known["plugins"]:
-        what = f"vLLM {known['vllm']} runs it only with a plugin"
-        raise UsageError(f"{where} architecture {name}", what, f"install {known['plugins'][name]}")
+        problem = f"vLLM {known['vllm']} runs it only with a plugin"
+        raise UsageError(f"{where} architecture {name}", problem, f"install {known['plugins'][name]}")
     near = difflib.get_close_matches(name, known["architectures"], n=3)
     hint = f"nearest known: {', '.join(near)}" if near else "see the list of supported models in vLLM's documentation"
     raise UsageError(f"{where} architecture {name[:80]!r}", f"vLLM {known['vllm']} does not know it", hint)
 
 
 def _task(name: str, flags: Sequence[str]) -> Literal["generate", "pooling"]:
-    """vllm/config/model.py:_get_default_runner_type: the name's suffix decides where the class can do both."""
+    """Return the task as vLLM chooses it. If the class supports both, the suffix of the name decides.
+
+    Source: vllm/config/model.py:_get_default_runner_type.
+    """
     if "pooling" in flags and "generate" not in flags:
         return "pooling"
-    for suffix, (task, _) in _known()["suffixes"]:
+    for suffix, (task, _) in _table()["suffixes"]:
         if name.endswith(suffix):
             return "pooling" if task == "pooling" else "generate"
     return "generate" if "generate" in flags else "pooling"

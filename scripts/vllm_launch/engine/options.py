@@ -1,7 +1,7 @@
 """The options of the pinned ``vllm serve``, as data.
 
-``options.json`` is generated from vLLM's own parser (scripts/generators/engine_options.py), so that a light install,
-which has no vLLM to ask, still refuses a misspelt flag and names the right one.
+scripts/generators/engine_options.py generates ``options.json`` from vLLM's own parser. With it, an installation without
+vLLM can also refuse a misspelt flag and name the right one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 HELP = "see docs/config.example.yaml, or `vllm serve --help=all`"
 
 SECRETS = frozenset({"api_key", "hf_token", "watermark_config"})
-"""Options whose values are never shown (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
+"""Options whose values are never printed (vllm/entrypoints/serve/utils/api_utils.py:_SENSITIVE_ARG_FIELDS)."""
 
 Kind = Literal[
     "flag", "switch", "int", "float", "human_int", "human_int_or_auto", "str", "backend", "device_ids",
@@ -26,11 +26,12 @@ Kind = Literal[
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One option of ``vllm serve``, under its argparse ``dest``.
+    """One option of ``vllm serve``, named by its argparse ``dest``.
 
-    ``kind``: a flag can only be said, a switch also denied (``--no-…``); ``config`` is a JSON object; ``backend`` is
-    lower-cased with underscores; an ``optional`` one takes the words "" and "None" for None. ``keys`` are those of its
-    JSON object, where vLLM takes no others.
+    ``kind``: how vLLM reads the value. A flag can only be set. A switch can also be negated (``--no-…``). ``config`` is
+    a JSON object. ``backend`` is converted to lower case with underscores.
+    ``optional``: the words "" and "None" mean None.
+    ``keys``: keys of the JSON object, if vLLM accepts no others.
     """
 
     dest: str
@@ -41,7 +42,7 @@ class Option(msgspec.Struct, frozen=True):
     append: bool = False
     choices: tuple[str | int, ...] = ()
     keys: tuple[str, ...] = ()
-    default: bool | int | float | str | None = None  # None too where the default is no plain value
+    default: bool | int | float | str | None = None  # None also if the default is not a plain value
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -55,28 +56,28 @@ def _table() -> _Table:
 
 
 def pinned_vllm() -> str:
-    """The version of vLLM that the flags here were read from."""
+    """Return the version of vLLM that ``options.json`` was generated from."""
     return _table().vllm
 
 
 @functools.cache
 def options() -> dict[str, Option]:
-    """Every option of the pinned ``vllm serve`` by its dest, in vLLM's order."""
+    """Return every option of the pinned ``vllm serve`` by its dest, in vLLM's order."""
     return {option.dest: option for option in _table().options}
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:
-    """A remedy for a name that does not exist: "did you mean X?", or ``otherwise`` where nothing is near."""
-    plain = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), plain, 1, 0.6)
-    return f"did you mean {plain[close[0]]}?" if close else otherwise
+    """Return a remedy for an unknown name: "did you mean X?", or ``otherwise`` if no known name is close."""
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), names, 1, 0.6)
+    return f"did you mean {names[close[0]]}?" if close else otherwise
 
 
 def flags() -> list[str]:
-    """Every spelling of every option, negations aside."""
+    """Return every spelling of every option, without the ``--no-…`` forms."""
     return [flag for option in options().values() for flag in option.flags]
 
 
 def redacted_values(values: Mapping[str, object]) -> dict[str, object]:
-    """``values`` with those of ``SECRETS`` as "***", for logs and reports."""
+    """Return ``values`` with the values of ``SECRETS`` replaced by "***", for logs and reports."""
     return {dest: "***" if dest in SECRETS and value else value for dest, value in values.items()}

@@ -1,6 +1,6 @@
-"""Reads the words after ``vllm serve`` as vLLM does (vllm/utils/argparse_utils.py:FlexibleArgumentParser).
+"""Parses the words after ``vllm serve`` as vLLM does (vllm/utils/argparse_utils.py:FlexibleArgumentParser).
 
-One difference: a flag that is given twice is refused. vLLM would take the last one without a word.
+One difference: it refuses a flag that is given twice. vLLM uses the last value without a warning.
 """
 
 from __future__ import annotations
@@ -14,42 +14,41 @@ from typing import NoReturn
 
 from vllm_launch.engine.options import SECRETS, Option, flags, nearest, options
 from vllm_launch.engine.removed import REMOVED_FLAGS
-from vllm_launch.engine.values import NotAllowedError, few, guess, read_text, shortened
+from vllm_launch.engine.values import NotAllowedError, first_four, parse_dotted_value, read_text, shortened
 from vllm_launch.errors import UsageError
 
 
 def parse(argv: Sequence[str]) -> dict[str, object]:
-    """What the words after ``vllm serve`` set, by dest; the model, positional or ``--model``, as "model".
+    """Return the values that the words after ``vllm serve`` set, by dest.
 
-    Unlike vLLM, the model may stand anywhere.
+    The model, positional or ``--model``, is "model". Unlike in vLLM, it may stand at any position.
 
     Raises:
-        UsageError: a flag that vLLM does not have (the nearest is named), a value that it cannot take, a flag or a
-            model given twice, a word that belongs to nothing. Values of ``SECRETS`` are not in the text.
+        UsageError: a flag that vLLM does not have (the text names the closest flag), a value that vLLM does not accept,
+            a flag or a model that is given twice, a word that is not part of any option. The text contains no values
+            of ``SECRETS``.
     """
-    found, rest = _parser().parse_known_args(_plain(argv), argparse.Namespace(said=[]))
+    namespace, rest = _parser().parse_known_args(_normalized(argv), argparse.Namespace(occurrences=[]))
     values: dict[str, object] = {}
-    for option, flag, given in found.said:
+    for option, flag, value in namespace.occurrences:
         if option.append:
             earlier = values.get(option.dest, [])
-            assert isinstance(earlier, list)  # noqa: S101 - by the line below
-            values[option.dest] = [*earlier, given]
+            assert isinstance(earlier, list)  # noqa: S101 - the next line makes it a list
+            values[option.dest] = [*earlier, value]
             continue
         if option.dest in values:
-            raise UsageError(
-                flag, "is given twice (with its other spellings), and vLLM would take the last", "keep one"
-            )
-        values[option.dest] = _value(option, flag, given)
+            raise UsageError(flag, "is given twice (all its spellings count), and vLLM would use the last", "keep one")
+        values[option.dest] = _typed(option, flag, value)
     _take_model(values, rest)
     return values
 
 
 def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
-    """The words that belong to no flag: at most the model."""
+    """Take the model from ``rest``, the words that belong to no flag. Refuse all others."""
     for word in rest:
         flag = word.partition("=")[0]
         if flag in flags():
-            raise UsageError(flag, "stands behind a --, after which nothing is a flag", "leave the -- out")
+            raise UsageError(flag, "comes after --, where vLLM reads no flags", "remove the --")
         if word.startswith("-") and word != "--":
             raise UsageError(flag, "vLLM has no such flag", nearest(flag, flags()))
     words = [word for word in rest if word != "--"]
@@ -62,25 +61,25 @@ def _take_model(values: dict[str, object], rest: Sequence[str]) -> None:
             values["model"] = words[0]
     if extra:
         shown = "a word" if SECRETS & values.keys() else repr(extra[0])
-        what = f"{shown} belongs to no flag and is not the model"
-        raise UsageError("command line", what, "leave it out, or put quotes around a value with spaces")
+        problem = f"{shown} is neither the value of a flag nor the model"
+        raise UsageError("command line", problem, "remove it, or put quotes around a value with spaces")
     if values.get("model") == "":
         raise UsageError("command line", "the model's name is empty", "give a folder or a name on the hub")
 
 
-class _Say(argparse.Action):
-    """Keeps every option as it was said; what it means is decided afterwards."""
+class _Record(argparse.Action):
+    """Records each occurrence of an option. ``parse`` interprets them afterwards."""
 
     option: Option
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, flag: str | None = None
     ) -> None:
-        """Append (option, flag, value) to ``said``; for flags and switches the value is a bool."""
+        """Append (option, flag, value) to ``occurrences``. For flags and switches the value is a bool."""
         del parser
         if self.nargs == 0:
             values = not (flag or "").startswith("--no-")
-        namespace.said.append((self.option, flag, values))
+        namespace.occurrences.append((self.option, flag, values))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,59 +87,64 @@ class _Parser(argparse.ArgumentParser):
         argument = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
         if argument is None:
             ambiguous = re.match(r"ambiguous option: (\S+?)(?:=.*)? could match (.*)", message, re.DOTALL)
-            what = f"is short for several flags: {few(ambiguous[2].split(', '))}" if ambiguous else "cannot be read"
-            raise UsageError(ambiguous[1] if ambiguous else "command line", what, "write the flag in full")
+            problem = (
+                f"is short for several flags: {first_four(ambiguous[2].split(', '))}" if ambiguous else "cannot be read"
+            )
+            raise UsageError(ambiguous[1] if ambiguous else "command line", problem, "write the flag in full")
         flag = argument[1].split("/")[-1]
         if "ignored explicit" in argument[2]:
             flag = argument[1].split("/")[0]
-            raise UsageError(flag, "takes no value", f"write {flag} alone, or leave it out")
+            raise UsageError(flag, "takes no value", f"write {flag} alone, or remove it")
         raise UsageError(
-            flag, "its value is missing", f"write {flag}=VALUE (a value may not begin with a dash otherwise)"
+            flag, "its value is missing", f"write {flag}=VALUE (a value that begins with a dash needs the =)"
         )
 
 
 @functools.cache
 def _parser() -> _Parser:
-    """As vLLM builds its own, abbreviations included; without its positional, which must come first in Python 3.11."""
+    """Return a parser built like vLLM's, with abbreviations but without the positional model.
+
+    In Python 3.11 a positional argument would have to come first.
+    """
     parser = _Parser(add_help=False, prog="vllm-launch serve")
     for option in options().values():
         nargs = 0 if option.kind in {"flag", "switch"} else option.nargs
         const = True if nargs == "?" else None
-        action = parser.add_argument(*option.flags, dest=option.dest, action=_Say, nargs=nargs, const=const)
-        assert isinstance(action, _Say)  # noqa: S101 - what add_argument was told to make
+        action = parser.add_argument(*option.flags, dest=option.dest, action=_Record, nargs=nargs, const=const)
+        assert isinstance(action, _Record)  # noqa: S101 - add_argument returns an instance of action=
         action.option = option
     return parser
 
 
-def _plain(argv: Sequence[str]) -> list[str]:
-    """Words for argparse: dashes for underscores, -O3 as --optimization-level, dotted keys gathered into JSON."""
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """Return the words for argparse: dashes for underscores, -O3 as --optimization-level, dotted keys as JSON."""
     dashed = list(_dashed(argv))
-    plain: list[str] = []
+    normalized: list[str] = []
     dotted: dict[str, dict[str, object]] = {}
     words = iter(dashed)
     for word in words:
         flag, equals, text = word.partition("=")
         if word.startswith("--") and flag in REMOVED_FLAGS:
-            raise UsageError(flag, "this vLLM does not have it any more", REMOVED_FLAGS[flag])
+            raise UsageError(flag, "this version of vLLM no longer has it", REMOVED_FLAGS[flag])
         if not flag.startswith("-") or "." not in flag:
-            plain.append(word)
+            normalized.append(word)
             continue
         if re.fullmatch(r"-\d*\.\d+", word):
-            raise UsageError(f"the value {word}", "vLLM would take it for a key of a JSON flag", "write --flag=VALUE")
+            raise UsageError(f"the value {word}", "vLLM would read it as a key of a JSON flag", "write --flag=VALUE")
         if not equals:
             text = next(words, "")
         if not equals and not text:
             raise UsageError(flag, "its value is missing", f"write {flag}=VALUE")
         head, *keys = flag.removesuffix("+").split(".")
-        value = text.split(",") if flag.endswith("+") else guess(text)
+        value = text.split(",") if flag.endswith("+") else parse_dotted_value(text)
         _merge(dotted.setdefault(head, {}), keys, value, flag)
     for head, value in dotted.items():
-        plain += [head, json.dumps(value)]
-    return plain
+        normalized += [head, json.dumps(value)]
+    return normalized
 
 
 def _dashed(argv: Sequence[str]) -> Iterable[str]:
-    for place, word in enumerate(argv):
+    for index, word in enumerate(argv):
         if word.startswith("--"):
             flag, equals, text = word.partition("=")
             name, dot, keys = flag.partition(".")
@@ -148,38 +152,42 @@ def _dashed(argv: Sequence[str]) -> Iterable[str]:
         elif word.startswith("-O") and word != "-O":
             yield "--optimization-level"
             yield word[3:] if word[2] == "=" else word[2:]
-        elif word == "-O" and argv[place + 1 : place + 2] and argv[place + 1] in {"0", "1", "2", "3"}:
+        elif word == "-O" and argv[index + 1 : index + 2] and argv[index + 1] in {"0", "1", "2", "3"}:
             yield "--optimization-level"
         else:
             yield word
 
 
-def _merge(into: dict[str, object], keys: Sequence[str], value: object, flag: str) -> None:
+def _merge(target: dict[str, object], keys: Sequence[str], value: object, flag: str) -> None:
     *path, last = keys
     for key in path:
-        below = into.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise UsageError(flag, f"{key} is given a value and keys below it", "keep one of them")
-        into = below
-    earlier = into.get(last)
+        nested = target.setdefault(key, {})
+        if not isinstance(nested, dict):
+            raise UsageError(flag, f"{key} has both a value and nested keys", "keep one of them")
+        target = nested
+    earlier = target.get(last)
     if isinstance(earlier, list) and isinstance(value, list):
         earlier += value
-    elif last in into:
-        raise UsageError(flag, "is given twice, and vLLM would take the last", "keep one")
+    elif last in target:
+        raise UsageError(flag, "is given twice, and vLLM would use the last", "keep one")
     else:
-        into[last] = value
+        target[last] = value
 
 
-def _value(option: Option, where: str, given: object) -> object:
-    """What argparse found, as vLLM's types read it."""
-    if isinstance(given, bool):
-        return given
+def _typed(option: Option, where: str, value: object) -> object:
+    """Return ``value``, which argparse read, converted to vLLM's type for ``option``.
+
+    Raises:
+        UsageError: vLLM does not accept the value.
+    """
+    if isinstance(value, bool):
+        return value
     try:
-        if isinstance(given, list):
-            return [read_text(option, text) for text in given]
-        return read_text(option, str(given))
+        if isinstance(value, list):
+            return [read_text(option, text) for text in value]
+        return read_text(option, str(value))
     except (ValueError, RecursionError) as error:
-        words = " ".join(given) if isinstance(given, list) else str(given)
+        words = " ".join(value) if isinstance(value, list) else str(value)
         shown = "the value" if option.dest in SECRETS else repr(shortened(words))
-        reason = error if isinstance(error, NotAllowedError) else NotAllowedError("is nested too deep", "flatten it")
+        reason = error if isinstance(error, NotAllowedError) else NotAllowedError("is nested too deeply", "flatten it")
         raise UsageError(where, f"{shown} {reason}", reason.remedy) from None

@@ -42,7 +42,7 @@ class StartFollower:
         for line in lines:
             self._lines += progress.tells_progress(line)
             self.phase = progress.phase_after(self.phase, line)
-            if self._no_multicast and (ways := multicast.all_reduces(line)):
+            if self._no_multicast and (ways := multicast.all_reduce_backends(line)):
                 said.append(all_reduce_sentence(ways))
         self._move(alive, gpu_bytes)
         if self.phase != before or now - self._spoken >= SPEAK_SECONDS:
@@ -89,6 +89,6 @@ class StartFollower:
 
 def all_reduce_sentence(ways: Sequence[str]) -> str:
     """Return whether vLLM leaves NVLink multicast alone. ``ways``: its all-reduce backends, as its log names them."""
-    if users := multicast.users(ways):
+    if users := multicast.multicast_users(ways):
         return f"warning: all-reduce uses NVLink multicast: {', '.join(users)}"
     return f"all-reduce leaves NVLink multicast alone: {', '.join(ways)}"

@@ -13,7 +13,7 @@ import msgspec
 from vllm_launch.engine import multicast
 from vllm_launch.engine.options import options
 from vllm_launch.engine.parse import parse
-from vllm_launch.engine.values import option_of, validate_value
+from vllm_launch.engine.values import find_option, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
 from vllm_launch.settings.flags import Flags, field_of
@@ -129,7 +129,7 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in LauncherSettings.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
-        option = option_of("model" if key in {"model-tag", "model_tag"} else key, where)
+        option = find_option("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another", "write it all in one")
         if option.dest in origin:

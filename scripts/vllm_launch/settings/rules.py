@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllm_launch.engine import multicast
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import REMOVED_METHODS
-from vllm_launch.engine.values import OBJECT
+from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
 from vllm_launch.settings.settings import Settings
 
@@ -105,7 +105,7 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
     for dest in ("hf_overrides", "speculative_config"):
         value = settings.engine.get(dest)
         if value is not None and not isinstance(value, dict):
-            yield Mistake(dest, f"{dest} is not a JSON object", OBJECT)
+            yield Mistake(dest, f"{dest} is not a JSON object", OBJECT_REMEDY)
 
 
 def _quantization(settings: Settings) -> Iterator[Mistake]:
@@ -139,7 +139,7 @@ def _multicast(settings: Settings) -> Iterator[Mistake]:
     if not settings.no_multicast:
         return
     forbidden = f"uses NVLink multicast, which {settings.no_multicast} forbids"
-    if multicast.fuses(settings.engine.get("compilation_config")):
+    if multicast.fused_all_reduce(settings.engine.get("compilation_config")):
         remedy = f"leave {multicast.FUSION} out, or allow multicast"
         yield Mistake("compilation_config", f"{multicast.FUSION} {forbidden}", remedy)
     if (backend := settings.engine.get("all2all_backend")) in multicast.ALL2ALL:

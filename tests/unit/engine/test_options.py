@@ -8,7 +8,7 @@ from vllm_launch.engine.options import options, redacted_values
 from vllm_launch.engine.parse import parse
 from vllm_launch.engine.removed import REMOVED_FLAGS, REMOVED_KEYS
 from vllm_launch.engine.spell import spell
-from vllm_launch.engine.values import option_of, validate_value
+from vllm_launch.engine.values import find_option, validate_value
 from vllm_launch.errors import UsageError
 
 FLAGS = [flag for option in options().values() for flag in option.flags]
@@ -48,7 +48,7 @@ def test_words_become_values(words, expected):
 
 
 @pytest.mark.parametrize(
-    ("words", "where", "said"),
+    ("words", "where", "message"),
     [
         ("m --tensor-paralel-size 2", "--tensor-paralel-size", "did you mean --tensor-parallel-size?"),
         ("m --prot=1", "--prot", "did you mean --port?"),
@@ -70,7 +70,7 @@ def test_words_become_values(words, expected):
         ('m --hf-overrides {"a":1} --hf-overrides.b 2', "--hf-overrides", "given twice"),
         ("m --compilation-config.mode 3 -cc.mode 2", "-cc", "given twice"),
         ("m --hf-overrides.a 1 --hf-overrides.a 2", "--hf-overrides.a", "given twice"),
-        ("m --hf-overrides.a 1 --hf-overrides.a.b 2", "--hf-overrides.a.b", "a value and keys below it"),
+        ("m --hf-overrides.a 1 --hf-overrides.a.b 2", "--hf-overrides.a.b", "both a value and nested keys"),
         ("m --hf-overrides.a", "--hf-overrides.a", "its value is missing"),
         ("m --port.x 3", "--port", "is not a whole number"),
         ("m --nope.x 3", "--nope", "vLLM has no such flag"),
@@ -82,22 +82,22 @@ def test_words_become_values(words, expected):
         ("m --watermark -0.5", "the value -0.5", "write --flag=VALUE"),
         ("m -O", "-O", "no such flag"),
         ("m -z", "-z", "no such flag"),
-        ("m n", "command line", "'n' belongs to no flag"),
-        ("m --model n", "command line", "'m' belongs to no flag"),
-        ("m -- --port", "--port", "behind a --"),
+        ("m n", "command line", "'n' is neither the value of a flag nor the model"),
+        ("m --model n", "command line", "'m' is neither the value of a flag nor the model"),
+        ("m -- --port", "--port", "comes after --"),
         ("m -- --prot", "--prot", "no such flag"),
     ],
 )
-def test_words_that_vllm_would_not_take_are_refused_with_a_remedy(words, where, said):
+def test_words_that_vllm_refuses_are_refused_with_a_remedy(words, where, message):
     with pytest.raises(UsageError) as error:
         parse(words.split())
     assert error.value.where == where
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("flag", REMOVED_FLAGS)
-def test_a_flag_that_vllm_lost_is_named_with_what_replaces_it(flag):
+def test_a_removed_flag_is_refused_with_its_replacement(flag):
     assert flag not in FLAGS
     for words in ([flag, "1"], [f"{flag}=1"], [flag.replace("-", "_").replace("__", "--", 1)]):
         with pytest.raises(UsageError) as error:
@@ -108,26 +108,26 @@ def test_a_flag_that_vllm_lost_is_named_with_what_replaces_it(flag):
 @pytest.mark.parametrize(
     "flag", [word for remedy in REMOVED_FLAGS.values() for word in remedy.split() if word.startswith("--")]
 )
-def test_what_replaces_a_lost_flag_exists(flag):
+def test_the_replacement_of_a_removed_flag_exists(flag):
     name, _, key = flag.strip(",").partition(".")
     assert name in FLAGS
     assert not key or key in options()[name.removeprefix("--").replace("-", "_")].keys
 
 
-@pytest.mark.parametrize("place", REMOVED_KEYS)
-def test_a_key_that_vllm_lost_is_named_with_what_replaces_it(place):
-    dest, _, key = place.partition(".")
+@pytest.mark.parametrize("dotted_key", REMOVED_KEYS)
+def test_a_removed_key_is_refused_with_its_replacement(dotted_key):
+    dest, _, key = dotted_key.partition(".")
     assert key not in options()[dest].keys
     with pytest.raises(UsageError) as error:
         parse(["m", f"--{dest.replace('_', '-')}.{key}=1"])
-    assert error.value.remedy == REMOVED_KEYS[place]
+    assert error.value.remedy == REMOVED_KEYS[dotted_key]
     assert error.value.remedy.split()[1].strip(":") in options()[dest].keys
 
 
 @pytest.mark.parametrize(
     "words", [["--api-key", "s3cret", "-z"], ["--hf-token=s3cret", "m", "stray"], ["--api-key=s3cret", "m", "s3cret"]]
 )
-def test_secrets_are_in_no_error(words):
+def test_an_error_never_contains_a_secret(words):
     with pytest.raises(UsageError) as error:
         parse(words)
     assert "s3cret" not in str(error.value)
@@ -163,14 +163,14 @@ def test_an_empty_model_is_refused():
         ("cudagraph_capture_sizes", [1, 2], [1, 2]),
     ],
 )
-def test_a_config_files_value_is_typed_as_on_the_command_line(dest, value, expected):
+def test_a_value_of_a_config_file_gets_the_same_type_as_on_the_command_line(dest, value, expected):
     typed = validate_value(options()[dest], value, "c.yaml line 1")
     assert typed == expected
     assert type(typed) is type(expected)
 
 
 @pytest.mark.parametrize(
-    ("dest", "value", "said"),
+    ("dest", "value", "message"),
     [
         ("port", True, "not a whole number"),
         ("port", 1.0, "not a whole number"),
@@ -183,30 +183,30 @@ def test_a_config_files_value_is_typed_as_on_the_command_line(dest, value, expec
         ("revision", True, "in quotes"),
         ("compilation_config", [1], "not a JSON object"),
         ("compilation_config", 3, "not a JSON object"),
-        ("hf_overrides", {"a": object()}, "JSON cannot say"),
+        ("hf_overrides", {"a": object()}, "JSON does not have"),
         ("served_model_name", [{}], "give one word"),
         ("dtype", "f4", "give auto, bfloat16"),
     ],
 )
-def test_a_config_files_value_of_the_wrong_kind_is_refused(dest, value, said):
-    with pytest.raises(UsageError, match=said) as error:
+def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(dest, value, message):
+    with pytest.raises(UsageError, match=message) as error:
         validate_value(options()[dest], value, "c.yaml line 1")
     assert error.value.where == "c.yaml line 1"
 
 
-def test_a_secret_of_the_wrong_kind_is_not_shown():
+def test_a_secret_of_the_wrong_type_is_not_printed():
     with pytest.raises(UsageError) as error:
         validate_value(options()["api_key"], {"s3cret": 1}, "c.yaml line 1")
     assert "s3cret" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("prot", "did you mean port"), ("swap-space", "kv-offloading-size")])
-def test_a_config_files_unknown_key_is_refused(name, said):
-    with pytest.raises(UsageError, match=said):
-        option_of(name, "c.yaml line 1")
+@pytest.mark.parametrize(("name", "message"), [("prot", "did you mean port"), ("swap-space", "kv-offloading-size")])
+def test_an_unknown_key_of_a_config_file_is_refused(name, message):
+    with pytest.raises(UsageError, match=message):
+        find_option(name, "c.yaml line 1")
 
 
-def test_spelling_is_one_word_an_option_in_vllms_order():
+def test_spell_gives_one_word_for_each_option_in_vllms_order():
     values = {
         "tensor_parallel_size": 2,
         "port": 1,
@@ -219,7 +219,7 @@ def test_spelling_is_one_word_an_option_in_vllms_order():
     ]  # fmt: skip
 
 
-def test_a_list_item_that_vllm_would_take_for_a_flag_is_refused():
+def test_a_list_item_that_vllm_would_read_as_a_flag_is_refused():
     assert spell({"served_model_name": ["-x"]}) == ["--served-model-name=-x"]
     with pytest.raises(UsageError, match="-x"):
         spell({"served_model_name": ["a", "-x"]})
@@ -228,7 +228,7 @@ def test_a_list_item_that_vllm_would_take_for_a_flag_is_refused():
     assert "s3cret" not in str(error.value)
 
 
-def test_a_denied_flag_that_cannot_be_denied_is_left_out():
+def test_a_false_flag_without_a_negated_form_is_left_out():
     assert spell({"headless": False, "enforce_eager": False, "middleware": []}) == ["--no-enforce-eager"]
 
 
@@ -254,14 +254,14 @@ def test_any_words_give_values_or_a_usage_error(words):
     try:
         values = parse(words)
     except UsageError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - it may also not be raised
+        assert "\n" not in str(error)  # noqa: PT017 - parse need not raise
         return
     try:
-        spelt = spell(values)
+        spelt_words = spell(values)
     except UsageError:
         return
-    again = parse(spelt)
-    assert json.dumps(again) == json.dumps(
+    parsed_again = parse(spelt_words)
+    assert json.dumps(parsed_again) == json.dumps(
         {dest: values[dest] for dest in options() if dest in values and dest != "model"}
     )
 
@@ -273,7 +273,7 @@ def test_any_words_give_values_or_a_usage_error(words):
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     ),
 )
-def test_any_value_of_a_config_file_is_typed_or_a_usage_error(dest, value):
+def test_any_value_of_a_config_file_gives_a_typed_value_or_a_usage_error(dest, value):
     try:
         validate_value(options()[dest], value, "c.yaml line 1")
     except UsageError as error:

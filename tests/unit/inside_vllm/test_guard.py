@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE, Guard, Rules, plain_path
 
 
-class Door:
-    """A guard before an application that says 200 to everything."""
+class GuardedApp:
+    """A guard in front of an application that answers 200 to every request."""
 
     def __init__(self, monkeypatch, tmp_path, **rules):
-        self.draining, self.flag = tmp_path / "draining", tmp_path / "refusing"
+        self.drain_flag, self.refuse_flag = tmp_path / "draining", tmp_path / "refusing"
         file = tmp_path / "guard.json"
         file.write_text(
-            Rules(drain_flag=str(self.draining), refuse_flag=str(self.flag), retry_after=7, **rules).as_json()
+            Rules(drain_flag=str(self.drain_flag), refuse_flag=str(self.refuse_flag), retry_after=7, **rules).as_json()
         )
         monkeypatch.setenv(FILE_VARIABLE, str(file))
         self.reached = []
@@ -38,8 +38,8 @@ class Door:
 
 
 @pytest.fixture
-def door(monkeypatch, tmp_path):
-    return lambda **rules: Door(monkeypatch, tmp_path, **rules)
+def guarded_app(monkeypatch, tmp_path):
+    return lambda **rules: GuardedApp(monkeypatch, tmp_path, **rules)
 
 
 def status(sent):
@@ -47,45 +47,45 @@ def status(sent):
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/tokenize", "/invocations", "/score", "/version", "/docs", "/", ""])
-def test_every_route_but_health_asks_for_a_key(door, path):
-    sent = door(keys=["right"]).ask(path)
+def test_every_route_except_health_and_metrics_needs_a_key(guarded_app, path):
+    sent = guarded_app(keys=["right"]).ask(path)
     assert status(sent) == 401
     assert dict(sent[0]["headers"])[b"www-authenticate"] == b"Bearer"
     assert json.loads(sent[1]["body"])["error"]["code"] == 401
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping", "/metrics"])
-def test_probes_and_prometheus_need_no_key_and_are_never_turned_away(door, path):
-    d = door(keys=["right"], routes=["/v1/chat/completions"])
-    d.flag.touch()
-    assert status(d.ask(path)) == 200
+def test_health_and_metrics_need_no_key_and_are_never_refused(guarded_app, path):
+    guarded = guarded_app(keys=["right"], routes=["/v1/chat/completions"])
+    guarded.refuse_flag.touch()
+    assert status(guarded.ask(path)) == 200
 
 
 @pytest.mark.parametrize("key", ["one", "two"])
-def test_any_of_several_keys_opens(door, key):
-    assert status(door(keys=["one", "two"]).ask("/v1/models", key)) == 200
+def test_each_of_several_keys_is_accepted(guarded_app, key):
+    assert status(guarded_app(keys=["one", "two"]).ask("/v1/models", key)) == 200
 
 
 @pytest.mark.parametrize(
     ("key", "scheme"), [("three", "Bearer"), ("", "Bearer"), ("one", "Basic"), ("onetwo", "Bearer")]
 )
-def test_a_wrong_key_or_scheme_does_not_open(door, key, scheme):
-    assert status(door(keys=["one", "two"]).ask("/v1/models", key, scheme=scheme)) == 401
+def test_a_wrong_key_or_scheme_is_refused(guarded_app, key, scheme):
+    assert status(guarded_app(keys=["one", "two"]).ask("/v1/models", key, scheme=scheme)) == 401
 
 
-def test_a_key_may_hold_letters_beyond_ascii(door):
-    assert status(door(keys=["schlüssel"]).ask("/v1/models", "schlüssel")) == 200
+def test_a_key_may_contain_non_ascii_letters(guarded_app):
+    assert status(guarded_app(keys=["schlüssel"]).ask("/v1/models", "schlüssel")) == 200
 
 
-def test_without_keys_nobody_is_asked(door):
-    assert status(door().ask("/v1/models")) == 200
+def test_without_keys_no_key_is_needed(guarded_app):
+    assert status(guarded_app().ask("/v1/models")) == 200
 
 
-def test_without_a_rules_file_everything_passes(monkeypatch, tmp_path):
+def test_without_a_rules_file_every_request_passes(monkeypatch, tmp_path):
     monkeypatch.delenv(FILE_VARIABLE, raising=False)
     monkeypatch.setattr("vllm_launch.inside_vllm.guard.FILE_VARIABLE", "LAUNCH_GUARD_FILE_THAT_NOBODY_SET")
-    d = Door(monkeypatch, tmp_path, keys=["right"])
-    assert status(d.ask("/v1/models")) == 200
+    guarded = GuardedApp(monkeypatch, tmp_path, keys=["right"])
+    assert status(guarded.ask("/v1/models")) == 200
 
 
 @pytest.mark.parametrize(
@@ -105,68 +105,68 @@ def test_without_a_rules_file_everything_passes(monkeypatch, tmp_path):
         ("/v1/chat/completions\\..\\tokenize", 404),
     ],
 )
-def test_only_allowed_routes_and_what_lies_below_are_served(door, path, expected):
-    assert status(door(routes=["/v1/chat/completions/"]).ask(path)) == expected
+def test_only_allowed_routes_and_routes_below_them_are_served(guarded_app, path, expected):
+    assert status(guarded_app(routes=["/v1/chat/completions/"]).ask(path)) == expected
 
 
-def test_allowing_the_root_allows_everything(door):
-    assert status(door(routes=["/"]).ask("/tokenize")) == 200
+def test_allowing_the_root_allows_everything(guarded_app):
+    assert status(guarded_app(routes=["/"]).ask("/tokenize")) == 200
 
 
-def test_a_root_path_is_taken_off_as_the_router_does(door):
-    d = door(keys=["right"], routes=["/v1"])
-    assert status(d.ask("/llm/health", root_path="/llm")) == 200
-    assert status(d.ask("/llm/v1/models", "right", root_path="/llm")) == 200
-    assert status(d.ask("/llm/tokenize", "right", root_path="/llm")) == 404
-    assert status(d.ask("/llmhealth", root_path="/llm")) == 404
+def test_the_root_path_is_removed_as_the_router_does(guarded_app):
+    guarded = guarded_app(keys=["right"], routes=["/v1"])
+    assert status(guarded.ask("/llm/health", root_path="/llm")) == 200
+    assert status(guarded.ask("/llm/v1/models", "right", root_path="/llm")) == 200
+    assert status(guarded.ask("/llm/tokenize", "right", root_path="/llm")) == 404
+    assert status(guarded.ask("/llmhealth", root_path="/llm")) == 404
 
 
-def test_a_draining_server_turns_new_requests_away_and_says_when_to_come_back(door):
-    d = door(keys=["right"])
-    assert status(d.ask("/v1/models", "right")) == 200
-    d.flag.touch()
-    sent = d.ask("/v1/models", "right")
+def test_a_draining_server_refuses_new_requests_and_sends_retry_after(guarded_app):
+    guarded = guarded_app(keys=["right"])
+    assert status(guarded.ask("/v1/models", "right")) == 200
+    guarded.refuse_flag.touch()
+    sent = guarded.ask("/v1/models", "right")
     assert status(sent) == 503
     assert dict(sent[0]["headers"])[b"retry-after"] == b"7"
-    assert len(d.reached) == 1
+    assert len(guarded.reached) == 1
 
 
-def test_while_draining_an_answer_is_the_last_of_its_connection(door):
-    d = door(keys=["right"])
-    assert (b"connection", b"close") not in d.ask("/v1/models", "right")[0]["headers"]
-    d.draining.touch()
-    sent = d.ask("/v1/models", "right")
+def test_while_draining_each_response_closes_its_connection(guarded_app):
+    guarded = guarded_app(keys=["right"])
+    assert (b"connection", b"close") not in guarded.ask("/v1/models", "right")[0]["headers"]
+    guarded.drain_flag.touch()
+    sent = guarded.ask("/v1/models", "right")
     assert status(sent) == 200
     assert (b"connection", b"close") in sent[0]["headers"]
-    d.flag.touch()
-    sent = d.ask("/v1/models", "right")
+    guarded.refuse_flag.touch()
+    sent = guarded.ask("/v1/models", "right")
     assert (status(sent), dict(sent[0]["headers"])[b"connection"]) == (503, b"close")
 
 
-def test_a_browser_may_ask_before_it_brings_its_key(door):
-    assert status(door(keys=["right"]).ask("/v1/models", method="OPTIONS")) == 200
+def test_a_cors_preflight_needs_no_key(guarded_app):
+    assert status(guarded_app(keys=["right"]).ask("/v1/models", method="OPTIONS")) == 200
 
 
-def test_websockets_are_closed_without_a_key_and_while_draining(door):
-    d = door(keys=["right"])
-    assert d.ask("/v1/realtime", kind="websocket")[0] == {
+def test_websockets_are_closed_without_a_key_and_while_draining(guarded_app):
+    guarded = guarded_app(keys=["right"])
+    assert guarded.ask("/v1/realtime", kind="websocket")[0] == {
         "type": "websocket.close",
         "code": 1008,
         "reason": "A valid API key is needed.",
     }
-    assert status(d.ask("/v1/realtime", "right", kind="websocket")) == 200
-    d.flag.touch()
-    assert d.ask("/v1/realtime", "right", kind="websocket")[0]["code"] == 1013
+    assert status(guarded.ask("/v1/realtime", "right", kind="websocket")) == 200
+    guarded.refuse_flag.touch()
+    assert guarded.ask("/v1/realtime", "right", kind="websocket")[0]["code"] == 1013
 
 
-def test_the_lifespan_is_not_the_guards_business(door):
-    d = door(keys=["right"])
-    d.ask("", kind="lifespan")
-    assert d.reached[0]["type"] == "lifespan"
+def test_lifespan_messages_pass_through(guarded_app):
+    guarded = guarded_app(keys=["right"])
+    guarded.ask("", kind="lifespan")
+    assert guarded.reached[0]["type"] == "lifespan"
 
 
 @given(st.text())
-def test_a_plain_path_has_no_disguise_left(path):
+def test_a_plain_path_has_no_escapes_and_no_dot_segments(path):
     plain = plain_path(path)
     if plain is not None:
         assert "//" not in plain
@@ -176,22 +176,22 @@ def test_a_plain_path_has_no_disguise_left(path):
 
 
 @given(st.sampled_from(["/tokenize", "/v1/models"]), st.data())
-def test_no_percent_encoding_makes_another_route_of_a_route(route, data):
-    hidden = "".join(
+def test_a_percent_encoded_route_is_still_the_same_route(route, data):
+    encoded = "".join(
         f"%{ord(letter):02x}" if letter != "/" and data.draw(st.booleans()) else letter for letter in route
     )
-    assert plain_path(hidden) == route
+    assert plain_path(encoded) == route
 
 
-def test_the_launchers_own_key_opens_every_route_and_no_other_does(door):
-    d = door(keys=["right"], routes=["/v1/chat/completions"], probe_key="secret")
-    d.flag.touch()
-    assert status(d.ask("/v1/completions", "secret")) == 200
-    assert status(d.ask("/v1/completions", "secret", scheme="Basic")) == 404
-    assert status(d.ask("/v1/completions", "right")) == 404
+def test_only_the_launchers_own_key_opens_every_route(guarded_app):
+    guarded = guarded_app(keys=["right"], routes=["/v1/chat/completions"], probe_key="secret")
+    guarded.refuse_flag.touch()
+    assert status(guarded.ask("/v1/completions", "secret")) == 200
+    assert status(guarded.ask("/v1/completions", "secret", scheme="Basic")) == 404
+    assert status(guarded.ask("/v1/completions", "right")) == 404
 
 
-@pytest.mark.parametrize("nothing", ["", None])
-def test_without_a_key_of_its_own_the_launcher_is_nobody(door, nothing):
-    assert status(door(keys=["right"], probe_key=nothing).ask("/v1/completions")) == 401
-    assert status(door(keys=["right"], probe_key=nothing).ask("/v1/completions", "None")) == 401
+@pytest.mark.parametrize("probe_key", ["", None])
+def test_without_a_probe_key_the_launcher_has_no_access(guarded_app, probe_key):
+    assert status(guarded_app(keys=["right"], probe_key=probe_key).ask("/v1/completions")) == 401
+    assert status(guarded_app(keys=["right"], probe_key=probe_key).ask("/v1/completions", "None")) == 401

@@ -1,4 +1,4 @@
-"""What the launcher starts on GPUs: vLLM's command, whose calls never map a chunk of Python's stack again and again."""
+"""The vLLM command that the launcher starts on GPUs: its calls never map and unmap a stack chunk repeatedly."""
 
 import json
 import subprocess
@@ -27,13 +27,13 @@ def main():
     sys.setrecursionlimit(3000)
     if sys.argv[1:] == ["forked"] and (child := os.fork()):
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    found = [depth for depth in range(1500) if at(depth) >= {CALLS}]
-    print(json.dumps([sys.argv[1:], found]), flush=True)
+    edges = [depth for depth in range(1500) if at(depth) >= {CALLS}]
+    print(json.dumps([sys.argv[1:], edges]), flush=True)
 
 if __name__ == "__main__":
     main()
 """
-"""Stands in for vLLM: says at which depths every call costs a page."""
+"""Stand-in for vLLM. It prints its arguments and the stack depths at which every call causes a page fault."""
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def edges(tmp_path):
     def run(module, *words):
         argv = [sys.executable, "-m", module, *words]
         done = subprocess.run(argv, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, check=True, timeout=60)
-        told, found = json.loads(done.stdout)
-        assert told == [*words]  # what is said to vLLM's command reaches it
-        return found
+        arguments, depths = json.loads(done.stdout)
+        assert arguments == [*words]  # vLLM's command receives all arguments
+        return depths
 
     return run
 
 
 @pytest.mark.parametrize("words", [(), ("forked",)], ids=["itself", "forked"])
-def test_no_call_of_vllms_maps_memory_at_any_depth(edges, words):
-    if sys.version_info < (3, 13):  # newer ones may keep a chunk
-        assert edges("vllm.entrypoints.cli.main", *words)  # so this would be seen
+def test_no_depth_of_vllms_stack_has_a_page_fault_for_every_call(edges, words):
+    if sys.version_info < (3, 13):  # newer versions may keep a chunk
+        assert edges("vllm.entrypoints.cli.main", *words)  # the fault exists without vllm_cli
     assert edges("vllm_launch.inside_vllm.vllm_cli", *words) == []

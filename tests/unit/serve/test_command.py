@@ -215,5 +215,5 @@ def test_without_multicast_tensor_parallelism_does_not_fuse_its_all_reduce_and_k
     ],
 )  # fmt: skip
 def test_vllms_log_shows_which_all_reduce_there_is(line, ways, users):
-    assert multicast.all_reduces(line) == ways
-    assert multicast.users(ways or []) == users
+    assert multicast.all_reduce_backends(line) == ways
+    assert multicast.multicast_users(ways or []) == users

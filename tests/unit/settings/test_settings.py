@@ -471,4 +471,4 @@ def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_set
     assert not [field for field in LauncherSettings.__struct_fields__ if f"{field}:" not in text]
     commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
     assert commented
-    assert all(values.option_of(name, "example") for name in commented)
+    assert all(values.find_option(name, "example") for name in commented)
