@@ -1,4 +1,4 @@
-"""vLLM's log on its way through us: bytes unchanged, its last lines kept. Touches pipes, each in its own thread."""
+"""Copies vLLM's log to the launcher's, byte for byte, and keeps its last lines. Touches pipes, each in a thread."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ KEPT_LINE_BYTES = 4096
 
 
 class Log:
-    """Copies the child's streams to ours and remembers the end of them.
+    """Copies the child's stdout and stderr to the launcher's and keeps their last lines in ``last``.
 
-    A slow reader of ours slows the child down, as it would without us: nothing is lost and nothing piles up. A reader
-    that has gone away is not the child's trouble: its log is then read and dropped.
+    A slow reader of the log slows the child down, as without the launcher, so no byte is lost or buffered. If the
+    reader has gone away, the child's log is read and dropped, and the child continues.
     """
 
     def __init__(self) -> None:
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
-        self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # not taken yet
+        self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # lines for the next take()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # of stderr, where our lines and the child's meet
+        self._lock = threading.Lock()  # for stderr, to which both the launcher and the child write
         self._mid_line = False
         self._own: queue.Queue[str | None] = queue.Queue(maxsize=1000)
         self._speaker = threading.Thread(target=self._speak, name="own lines", daemon=True)
@@ -41,22 +41,22 @@ class Log:
         return [self._fresh.popleft() for _ in range(len(self._fresh))]
 
     def say(self, line: str) -> None:
-        """A line of our own on stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
+        """Write a line of the launcher to stderr. Never wait: drop the line if 1,000 others are unwritten."""
         with contextlib.suppress(queue.Full):
             self._own.put_nowait(f"\n{line}\n")
 
     def say_part(self, text: str) -> None:
-        """A piece of a line that is still growing."""
+        """Write a part of a line to stderr, without a line end."""
         with contextlib.suppress(queue.Full):
             self._own.put_nowait(text)
 
     def close_streams(self, timeout: float) -> None:
-        """Wait, at most ``timeout`` seconds each, for what the child has written."""
+        """Wait for the end of the child's streams, at most ``timeout`` seconds for each."""
         for thread in self._threads:
             thread.join(timeout)
 
     def close(self, timeout: float) -> None:
-        """Wait, at most ``timeout`` seconds, for our own lines."""
+        """Wait at most ``timeout`` seconds until the launcher's lines are written."""
         with contextlib.suppress(queue.Full):
             self._own.put(None, timeout=timeout)
         self._speaker.join(timeout)
@@ -94,7 +94,7 @@ class Log:
 
 
 def _write(target: int, data: bytes) -> bool:
-    """All of ``data``; whether anybody still reads."""
+    """Write all of ``data``. Return whether the reader still exists."""
     view = memoryview(data)
     try:
         while view:

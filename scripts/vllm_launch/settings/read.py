@@ -1,4 +1,4 @@
-"""Reads settings: flags over ``LAUNCH_*`` over config.yaml over defaults."""
+"""Reads the settings. Flags override ``LAUNCH_*`` variables, which override config.yaml, which overrides defaults."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
 
 PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
-"""Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
+"""Settings in which the launcher expands ~ to HOME. No shell does so for a file or for Compose's variables."""
 
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
-"""``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
+"""``LAUNCH_*`` variables that are not settings: the config file's path, and the path of the guard's rules."""
 
 
 def read_settings(
     argv: Sequence[str], environ: Mapping[str, str], *, read_file: Callable[[Path], str] | None = None
 ) -> Settings:
-    """Settings from the words after ``serve`` or ``plan``, the environment, and the file one of them names.
+    """Return the settings from ``argv`` after ``serve`` or ``plan``, the environment, and the config file.
 
     Raises:
-        UsageError: an unknown name at any level, a value of the wrong kind, values that cannot go together, a file that
-            cannot be read or is not YAML, no model.
+        UsageError: a name is unknown at any level, a value has the wrong type, two values contradict each other, the
+            file cannot be read or is not YAML, or no model is set.
     """
-    ours, words, path = _split(argv)
+    launcher_flags, vllm_argv, path = _split(argv)
     path = path or environ.get(CONFIG_VARIABLE) or None
     launch: dict[str, object] = {}
     engine: dict[str, object] = {}
@@ -49,27 +49,27 @@ def read_settings(
     if path is not None:
         from vllm_launch.settings import config_file  # noqa: PLC0415 - PyYAML, which a start without a file does not need
 
-        _take_file(config_file.read(path, read_file), launch, engine, origin)
-    overridden = []
+        _apply_file(config_file.read(path, read_file), launch, engine, origin)
+    override_warnings = []
     for name in sorted(name for name in environ if name.startswith("LAUNCH_") and name not in INTERNAL_VARIABLES):
         field = _field_of_variable(name, environ[name])
         if (place := origin.get(f"launch.{field}")) is not None:
-            overridden.append(f"environment {name}: {environ[name]} counts, and not what {place} says")
+            override_warnings.append(f"environment {name}: {environ[name]} overrides {place}")
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
-    for field, (flag, value) in ours.items():
+    for field, (flag, value) in launcher_flags.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    said = parse(words)
-    engine |= said
-    origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
-    if "config" in said:
-        raise UsageError("--config", "is shortened or spelt oddly", "write --config FILE")
+    vllm_flags = parse(vllm_argv)
+    engine |= vllm_flags
+    origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in vllm_flags}
+    if "config" in vllm_flags:
+        raise UsageError("--config", "is abbreviated or misspelt", "write --config FILE")
     model = engine.pop("model", None)
     if not isinstance(model, str) or not model:
         raise UsageError(
-            "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
+            "command line", "no model is named", "give a folder or a name on the hub, or set model: in config.yaml"
         )
     settings = Settings(
-        model=os.path.expanduser(model),  # noqa: PTH111 - in a file no shell does it, and vLLM does not
+        model=os.path.expanduser(model),  # noqa: PTH111 - for a file neither a shell nor vLLM does so
         launch=_launch(launch, origin),
         engine=engine,
         origin=origin,
@@ -81,73 +81,81 @@ def read_settings(
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
     check(settings, environ)
-    return msgspec.structs.replace(settings, warnings=(*overridden, *warnings(settings)))
+    return msgspec.structs.replace(settings, warnings=(*override_warnings, *warnings(settings)))
 
 
-def _no_multicast(said: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
-    if said == "off":
+def _no_multicast(setting: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    """Return the flag, line or variable that forbids NVLink multicast, or None."""
+    if setting == "off":
         return origin["launch.nvlink_multicast"]
     name = multicast.forbidden_by(environ)
     return name and f"environment {name}={environ[name]}"
 
 
 def _cpu_kv_cache(gib: str) -> int | None:
-    """As vllm/platforms/cpu.py reads it; 0 leaves it to the plan."""
+    """Return the bytes of VLLM_CPU_KVCACHE_SPACE, read as in vllm/platforms/cpu.py. None: the plan decides."""
     if gib and not (gib.isascii() and gib.isdecimal()):
-        where, what = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
-        raise UsageError(where, what, "write 4 for 4 GiB, or leave it out")
+        where, problem = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
+        raise UsageError(where, problem, "write 4 for 4 GiB, or unset it")
     return int(gib or 0) * GIB or None
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str], str | None]:
-    """Our own flags as {field: (flag, text)}, the words for vLLM, and the file of --config."""
-    ours: dict[str, tuple[str, str]] = {}
-    words: list[str] = []
+    """Return the launcher's flags as {field: (flag, text)}, the arguments for vLLM, and the file of --config."""
+    launcher_flags: dict[str, tuple[str, str]] = {}
+    vllm_argv: list[str] = []
     path: str | None = None
     rest = iter(argv)
     for word in rest:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if flag.startswith("--") else flag
-        denied = flag.startswith("--no-launch-")
-        if flag != "--config" and not flag.startswith("--launch-") and not denied:
-            words.append(_for_vllm(word, flag))
+        negated = flag.startswith("--no-launch-")
+        if flag != "--config" and not flag.startswith("--launch-") and not negated:
+            _check_vllm_flag(flag)
+            vllm_argv.append(word)
             continue
         field = None
         if flag != "--config":
-            field = _field(flag.removeprefix("--no" if denied else "-").lstrip("-").removeprefix("launch-"), flag)
+            field = _field(flag.removeprefix("--no" if negated else "-").lstrip("-").removeprefix("launch-"), flag)
         if field and LauncherSettings.__annotations__[field] == "bool" and not equals:
-            value = "false" if denied else "true"
-        elif denied:
-            raise UsageError(flag, "cannot be denied", f"write --{flag.removeprefix('--no-')} VALUE, or leave it out")
+            value = "false" if negated else "true"
+        elif negated:
+            problem = "has no --no- form, because its setting takes a value"
+            raise UsageError(flag, problem, f"write --{flag.removeprefix('--no-')} VALUE, or leave it out")
         elif not equals:
             value = next(rest, "")
         if not value:
             raise UsageError(flag, "its value is missing", f"write {flag} VALUE")
-        if path is not None if field is None else field in ours:
+        if path is not None if field is None else field in launcher_flags:
             raise UsageError(flag, "is given twice", "keep one")
         if field is None:
             path = value
         else:
-            ours[field] = (flag, value)
-    return ours, words, path
+            launcher_flags[field] = (flag, value)
+    return launcher_flags, vllm_argv, path
 
 
-def _for_vllm(word: str, flag: str) -> str:
+def _check_vllm_flag(flag: str) -> None:
+    """Refuse a setting of the launcher without its ``--launch-`` prefix."""
     if flag.startswith("--") and flag[2:].replace("-", "_") in LauncherSettings.__struct_fields__:
         raise UsageError(flag, "is a setting of the launcher, not of vLLM", f"write --launch-{flag[2:]}")
-    return word
 
 
-def _field(name: str, where: str, known: Callable[[str], str] | None = None) -> str:
+def _field(name: str, where: str, spelling: Callable[[str], str] | None = None) -> str:
+    """Return the launcher's setting called ``name``. ``spelling`` writes a setting as the user would, for the hint.
+
+    Raises:
+        UsageError: the launcher has no such setting.
+    """
     field = name.replace("-", "_")
     if field not in LauncherSettings.__struct_fields__:
         if field in options() and f"{field}_file" not in LauncherSettings.__struct_fields__:
             flag = options()[field].flags[0]
-            remedy = f"write {flag}, or {field} in the config file without launch:"
-            raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
-        spelt = known or (lambda field: f"--launch-{field.replace('_', '-')}")
-        close = nearest(spelt(field), [spelt(field) for field in LauncherSettings.__struct_fields__])
-        raise UsageError(where, f"the launcher has no setting {name}", close)
+            remedy = f"write {flag}, or {field} in the config file outside launch:"
+            raise UsageError(where, f"{name} is an option of vLLM, not a setting of the launcher", remedy)
+        spell = spelling or (lambda field: f"--launch-{field.replace('_', '-')}")
+        hint = nearest(spell(field), [spell(field) for field in LauncherSettings.__struct_fields__])
+        raise UsageError(where, f"the launcher has no setting {name}", hint)
     return field
 
 
@@ -158,14 +166,15 @@ def _field_of_variable(name: str, value: str) -> str:
     if SERVICE_LINK.fullmatch(name) or re.match(r"(tcp|udp|sctp)://", value):
         raise UsageError(
             f"environment {name}",
-            "comes from Kubernetes (a link to a Service called launch…) and is no setting",
+            "is not a setting but a variable that Kubernetes sets for a Service named launch…",
             "set enableServiceLinks: false in the pod, or give the Service another name",
         )
     return _field(name.removeprefix("LAUNCH_").lower(), f"environment {name}", lambda field: f"LAUNCH_{field.upper()}")
 
 
-def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
-    kinds = get_type_hints(LauncherSettings)
+def _apply_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
+    """Add the file's values to ``launch`` and ``engine``, and their lines to ``origin``."""
+    types = get_type_hints(LauncherSettings)
     for key, value in file.values.items():
         where = file.where((key,))
         if key == "launch":
@@ -173,59 +182,60 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
                 place = file.where((key, name))
                 field = _field(name, place, lambda field: field)
                 if setting is None:
-                    raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
+                    raise UsageError(place, f"{name} has no value", "give a value, or leave the key out")
                 if (first := origin.get(f"launch.{field}")) is not None:
                     raise UsageError(place, f"{name} is set twice (first: {first})", "keep one of them")
-                off = setting is False and "off" in get_args(kinds[field])  # YAML 1.1 reads a bare off as false
+                off = setting is False and "off" in get_args(types[field])  # YAML 1.1 reads off without quotes as false
                 launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in LauncherSettings.__struct_fields__:
-            raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
+            raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, indented")
         option = option_of("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
-            raise UsageError(where, "a config file cannot name another", "write it all in one")
+            raise UsageError(where, "a config file cannot name another config file", "write all options in one file")
         if option.dest in origin:
             raise UsageError(where, f"{key} is set twice (first: {origin[option.dest]})", "keep one of them")
         origin[option.dest] = where
-        if value != []:  # vLLM's own --config passes an empty list over
+        if value != []:  # vLLM's own --config ignores an empty list
             engine[option.dest] = validate_value(option, value, where)
 
 
 def _section(value: object, where: str) -> dict[str, object]:
+    """Return the mapping below launch:."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` a line below it")
+        raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` per line below it")
     for name in value:
         if not isinstance(name, str):
-            raise UsageError(where, f"launch holds {name!r}, which is no name of a setting", "write `setting: value`")
+            raise UsageError(where, f"launch has the key {name!r}, which is not a setting", "write `setting: value`")
     return value
 
 
 def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> LauncherSettings:
-    """Typed settings; text, as the environment and flags give it, is read leniently ("8001", "true", "/a,/b")."""
-    found: dict[str, object] = {}
-    kinds = get_type_hints(LauncherSettings, include_extras=True)
+    """Return the launcher's settings, typed. Convert text from the environment and from flags ("8001", "/a,/b")."""
+    typed: dict[str, object] = {}
+    types = get_type_hints(LauncherSettings, include_extras=True)
     for field, value in values.items():
-        given = value
+        untyped = value
         if field == "allowed_routes" and isinstance(value, str):
-            given = [route for route in value.replace(",", " ").split() if route]
+            untyped = [route for route in value.replace(",", " ").split() if route]
         elif field in PATHS and isinstance(value, str):
-            given = os.path.expanduser(value)  # noqa: PTH111 - as for the model
+            untyped = os.path.expanduser(value)  # noqa: PTH111 - as for the model
         try:
-            found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
+            typed[field] = msgspec.convert(untyped, types[field], strict=not isinstance(untyped, str))
         except msgspec.ValidationError:
-            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _wanted(kinds[field])) from None
-    return msgspec.convert(found, LauncherSettings)
+            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _remedy(types[field])) from None
+    return msgspec.convert(typed, LauncherSettings)
 
 
-def _wanted(kind: Any) -> str:
-    """What a setting of this type takes, as a remedy."""
-    if get_origin(kind) is Literal:
-        return f"give {' or '.join(get_args(kind))}"
-    if kind is bool:
+def _remedy(setting_type: Any) -> str:
+    """Return the remedy for a value of the wrong type."""
+    if get_origin(setting_type) is Literal:
+        return f"give {' or '.join(get_args(setting_type))}"
+    if setting_type is bool:
         return "give true or false"
-    if get_origin(kind) is tuple:
-        return "give routes such as /v1/chat, with commas between them"
-    bounds = next((part for part in getattr(kind, "__metadata__", ()) if part.ge is not None), None)
-    return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text, and not nothing"
+    if get_origin(setting_type) is tuple:
+        return "give routes such as /v1/chat, separated by commas"
+    bounds = next((part for part in getattr(setting_type, "__metadata__", ()) if part.ge is not None), None)
+    return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text that is not empty"
