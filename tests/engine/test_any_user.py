@@ -74,7 +74,7 @@ def test_a_drain_of_a_hundred_streams_cuts_none_and_turns_newcomers_away(nobody)
         nobody.process.send_signal(signal.SIGTERM)
         nobody.wait_for("not ready any more")
         assert nobody.health("/readyz")[0] == 503
-        nobody.wait_for("vLLM finishes what it has begun")
+        nobody.wait_for("vLLM finishes accepted requests")
         status, headers, _ = nobody.ask("/v1/models")
         assert (status, headers["Retry-After"]) == (503, "5")
         answers = [stream.result(180) for stream in streams]

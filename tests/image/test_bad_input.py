@@ -51,8 +51,8 @@ def test_one_thing_said_by_the_environment_and_the_file_is_told(tiny_model, tmp_
     ]  # fmt: skip
     code, out, err = run_once("check", "/config.yaml", flags=flags)
     assert code == 0, err
-    (line,) = [line for line in (out + err).splitlines() if " counts, and not what " in line]
-    assert line.endswith("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what /config.yaml line 3 says")
+    (line,) = [line for line in (out + err).splitlines() if " overrides /config.yaml " in line]
+    assert line.endswith("environment LAUNCH_DRAIN_SECONDS: 30 overrides /config.yaml line 3")
 
 
 def test_gpus_where_docker_has_no_runtime_for_them_are_refused_by_docker():

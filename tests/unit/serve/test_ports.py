@@ -1,4 +1,4 @@
-"""Ports before vLLM starts, on real sockets."""
+"""The port checks before vLLM starts, with real sockets."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vllm_launch.serve import ports
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
-def test_a_port_that_somebody_listens_on_is_refused(host):
-    with socket.socket() as taken:
-        taken.bind((host, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_a_busy_port_is_refused(host):
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port}: the port is in use; end what listens there"):
             ports.check(host, port, "--port")
     ports.check(host, port, "--port")
 
 
-def test_an_address_of_another_machine_is_refused_in_the_systems_words():
+def test_an_address_of_another_machine_is_refused_with_the_systems_error():
     with pytest.raises(UsageError, match="cannot listen: Cannot assign requested address; give another --port"):
         ports.check("192.0.2.1", free_port(), "--port")
