@@ -79,9 +79,7 @@ def read_process(pid: int) -> Process | None:
         state=fields[0],
         title=title,
         resident=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        read=max(
-            int(io.get("rchar", 0)), int(io.get("read_bytes", 0))
-        ),  # reads of mapped files count only in read_bytes
+        read=max(int(io.get("rchar", 0)), int(io.get("read_bytes", 0))),  # mapped files count only in read_bytes
         written=int(io.get("wchar", 0)),
     )
 

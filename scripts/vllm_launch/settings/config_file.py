@@ -113,13 +113,13 @@ def _record_lines(node: yaml.Node, parents: tuple[str, ...], lines: dict[tuple[s
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
             raise _error_at(key, "a key is not plain text", "write `option: value`")
-        name = (*parents, key.value)
-        if name in lines:
-            problem = f"{key.value} is set a second time (first on line {lines[name]})"
+        key_path = (*parents, key.value)
+        if key_path in lines:
+            problem = f"{key.value} is set a second time (first on line {lines[key_path]})"
             raise _error_at(key, problem, "keep one")
-        lines[name] = key.start_mark.line + 1
-        _record_lines(key, name, lines)
-        _record_lines(value, name, lines)
+        lines[key_path] = key.start_mark.line + 1
+        _record_lines(key, key_path, lines)
+        _record_lines(value, key_path, lines)
 
 
 def _error_at(place: yaml.Node | yaml.Event, problem: str, remedy: str) -> yaml.MarkedYAMLError:
