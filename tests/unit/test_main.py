@@ -180,7 +180,7 @@ def test_a_checked_file_is_shown_with_the_place_of_each_value_and_without_secret
         "hf_token = ***  (flag --hf-token)",
     }
     assert "s3cret" not in out
-    assert re.search(r"^warning: .*streams will be cut", out, re.MULTILINE)
+    assert re.search(r"^warning: .*streams that are open after drain_seconds are cut", out, re.MULTILINE)
 
 
 # ---- what serve makes sure of before it starts anything
