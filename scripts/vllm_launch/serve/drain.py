@@ -1,4 +1,4 @@
-"""The drain of vLLM: first unready, then closed to new requests, then SIGTERM until it has ended.
+"""Drains vLLM: it becomes unready, then refuses new requests, then gets SIGTERM and finishes its requests.
 
 Touches files, signals and processes.
 """
@@ -15,12 +15,13 @@ from pathlib import Path
 from vllm_launch.serve import process, progress
 
 POLL_SECONDS = 0.5
+"""Seconds between two checks whether all API servers have exited."""
 
 
 class Drain:
-    """One drain; it has begun once ``sentence``, which says so to probes, is not None.
+    """One drain of vLLM. ``sentence`` is the text that the probes show, and None before the drain begins.
 
-    ``asked_to_end`` is True from vLLM's SIGTERM on: from then on its processes are expected to go.
+    ``asked_to_end`` is True once vLLM got SIGTERM. From then on its processes may exit.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Drain:
         refuse_flag: Path,
         say: Callable[[str], None],
     ) -> None:
-        """Seconds: ``delay`` until new requests are refused, ``shutdown_timeout`` for vLLM, ``margin`` on top of it.
+        """Store the times, in seconds, and the two flag files.
 
-        The presence of ``drain_flag`` tells the guard inside vLLM that connections end with their next answer, that of
-        ``refuse_flag`` that new requests are turned away.
+        ``delay``: until vLLM refuses new requests. ``shutdown_timeout``: for vLLM to finish its requests. ``margin``:
+        for its processes to exit after that. While the file ``drain_flag`` exists, the guard inside vLLM closes each
+        connection after its next response. While ``refuse_flag`` exists, it refuses new requests. ``say`` prints a
+        line.
         """
         self.sentence: str | None = None
         self.asked_to_end = False
@@ -44,47 +47,49 @@ class Drain:
         self._drain_flag, self._refuse_flag, self._say = drain_flag, refuse_flag, say
 
     def begin(self, number: signal.Signals) -> None:
-        """Say that vLLM is not ready any more. ``run`` does the rest."""
-        self.sentence = f"{number.name} came: vLLM drains for at most {self._delay + self._limit:.0f} s."
-        self._say(f"{number.name}: not ready any more, still serving for {self._delay:g} s")
+        """Mark vLLM as not ready. ``run`` does the rest of the drain."""
+        self.sentence = f"{number.name} received: vLLM drains for at most {self._delay + self._limit:.0f} s."
+        self._say(f"{number.name}: not ready any more, still accepting new requests for {self._delay:g} s")
 
-    async def run(self, pid: int, exited: asyncio.Future[int], vital: Mapping[int, str]) -> tuple[int, str | None]:
-        """Drain vLLM and return the launcher's exit code, and why in one sentence, None if all went well.
+    async def run(self, pid: int, exited: asyncio.Future[int], titles: Mapping[int, str]) -> tuple[int, str | None]:
+        """Drain vLLM. Return the launcher's exit code and one sentence that says what failed, or None.
 
-        ``pid`` is vLLM's and ``exited`` its exit status. ``vital``: titles of its processes by pid.
+        ``pid``: vLLM's. ``exited``: its exit status. ``titles``: the titles of vLLM's processes by pid.
         """
         _touch(self._drain_flag)
         await asyncio.sleep(self._delay)
         _touch(self._refuse_flag)
         limit = f"{self._shutdown_timeout:g} s"
-        self._say(f"vLLM finishes what it has begun, for at most {limit}; once more ends it at once")
+        self._say(
+            f"vLLM finishes accepted requests for at most {limit} and refuses new ones; a second signal ends it now"
+        )
         self.asked_to_end = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        servers = [one for one, title in vital.items() if "::APIServer" in title]
+        servers = [server for server, title in titles.items() if "::APIServer" in title]
         try:
             async with asyncio.timeout(self._limit):
                 status = await self._end_or_idle(exited, servers)
         except TimeoutError:
-            return 1, f"vLLM did not end within {self._limit:.0f} s of its drain, so all was ended"
+            return 1, f"vLLM did not exit within {self._limit:.0f} s of SIGTERM, so the launcher ended all processes"
         if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM, None}:
             return 0, None
-        return progress.exit_code(status), f"vLLM ended its drain with {status}"
+        return progress.exit_code(status), f"vLLM exited with {status} at the end of its drain"
 
     async def _end_or_idle(self, exited: asyncio.Future[int], servers: Sequence[int]) -> int | None:
-        """Return vLLM's exit status, or None as soon as all ``servers`` are gone, and with them the last stream.
+        """Return vLLM's exit status, or None as soon as all ``servers`` have exited, because then no stream is open.
 
-        With several API servers vLLM then gives each engine the whole shutdown timeout once more, and data-parallel
-        engines use it up (v1/utils.py:shutdown; seen with vLLM 0.32.0, DP=2).
+        With several API servers, vLLM then gives each engine the whole shutdown timeout again. Data-parallel engines
+        use all of it (v1/utils.py:shutdown; measured with vLLM 0.32.0, DP=2).
         """
         while not exited.done():
             if servers and not any(map(process.is_alive, servers)):
-                self._say("every stream has ended, and so do the engines")
+                self._say("every stream has ended, so the launcher ends the engines")
                 return None
             await asyncio.wait([exited], timeout=POLL_SECONDS)
         return exited.result()
 
 
 def _touch(flag: Path) -> None:
-    with contextlib.suppress(OSError):  # a full disk must not keep us from draining
+    with contextlib.suppress(OSError):  # a full disk must not prevent the drain
         flag.touch()

@@ -49,14 +49,14 @@ def send_to(handler: logging.Handler, log_format: str) -> None:
 class Log(logging.Handler):
     """Copies the child's streams to ours and remembers the end of them.
 
-    A slow reader of ours slows the child down, as it would without us: nothing is lost and nothing piles up. A reader
-    that has gone away is not the child's trouble: its log is then read and dropped.
+    A slow reader of the log slows the child down, as without the launcher, so no byte is lost or buffered. If the
+    reader has gone away, the child's log is read and dropped, and the child continues.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
-        self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # not taken yet
+        self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # lines for the next take()
         self._threads: list[threading.Thread] = []
         self._stderr = threading.Lock()  # of stderr, where our lines and the child's meet
         self._mid_line = False
@@ -84,12 +84,12 @@ class Log(logging.Handler):
             self._own.put_nowait(f"\n{line}\n")
 
     def say_part(self, text: str) -> None:
-        """A piece of a line that is still growing."""
+        """Write a part of a line to stderr, without a line end."""
         with contextlib.suppress(queue.Full):
             self._own.put_nowait(text)
 
     def close_streams(self, timeout: float) -> None:
-        """Wait, at most ``timeout`` seconds each, for what the child has written."""
+        """Wait for the end of the child's streams, at most ``timeout`` seconds for each."""
         for thread in self._threads:
             thread.join(timeout)
 
@@ -132,7 +132,7 @@ class Log(logging.Handler):
 
 
 def _write(target: int, data: bytes) -> bool:
-    """All of ``data``; whether anybody still reads."""
+    """Write all of ``data``. Return whether the reader still exists."""
     view = memoryview(data)
     try:
         while view:

@@ -1,4 +1,4 @@
-"""Ports that are to be listened on: refused in one line before vLLM loads for minutes. Touches sockets."""
+"""Checks ports before the start, so that a busy one is reported before vLLM loads for minutes. Touches sockets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vllm_launch.errors import UsageError
 
 
 def check(host: str, port: int, flag: str) -> None:
-    """Check that ``port`` of ``host`` ("" is every address) is free. ``flag`` is the option that sets it.
+    """Check that a server can listen on ``port`` of ``host`` ("" is every address). ``flag``: the port's option.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it cannot.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,4 +1,4 @@
-"""Folders, files, sockets and shared memory, checked before vLLM starts. Touches files."""
+"""Checks folders, files, sockets and shared memory before vLLM starts. Touches files."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from vllm_launch.settings.settings import Settings
 from vllm_launch.units import MIB
 
 SOCKET_PATH_MAX = 107
+"""Longest path of a Unix socket on Linux, in bytes (unix(7))."""
 
 RING_BYTES = 240 * MIB
-"""Of a worker's answers: 10 slots of 24 MiB (shm_broadcast.py:MessageQueue)."""
+"""Bytes of one message queue in shared memory: 10 slots of 24 MiB (shm_broadcast.py:MessageQueue)."""
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - glibc's shm_open has it there
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the path that glibc's shm_open uses
 
 MODEL_INFOS = Path(sys.prefix, "share", "vllm-launch", "modelinfos")
-"""What an image brings for vLLM's cache of the same name (docker/model_infos.py)."""
+"""Folder of the image with prebuilt files for vLLM's cache of the same name (docker/model_infos.py)."""
 
 PROBE_BYTES = MIB
-"""Written to a cache before the start: a disk that is full shows now, not after minutes of loading."""
+"""Bytes written to a cache before the start, to find a full disk now and not after minutes of loading."""
 
 
 @contextlib.contextmanager
 def run_folder(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path]:
-    """A folder of this run alone, which only this user may enter; gone afterwards, as API keys are in it.
+    """Yield a new folder for this run. Only this user may enter it. It is removed afterwards, as it contains API keys.
 
     Raises:
-        UsageError: none can be made.
+        UsageError: the folder cannot be created.
     """
-    above = settings.launch.state_dir or environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    parent = settings.launch.state_dir or environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     try:
-        Path(above).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="vllm-launch-", dir=above)).absolute()
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="vllm-launch-", dir=parent)).absolute()
     except OSError as error:
-        raise _unwritable(settings, "state_dir", Path(above), error) from None
+        raise _unwritable(settings, "state_dir", Path(parent), error) from None
     try:
         yield folder
     finally:
@@ -51,25 +52,25 @@ def run_folder(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path]
 
 
 def writable(folder: Path) -> bool:
-    """Whether this process may make files in ``folder``."""
+    """Whether this process may create files in ``folder``."""
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str, str]) -> None:
-    """The folders that ``env`` names and the person's ``environ`` does not, and room for a megabyte in each disk.
+    """Create the folders that ``env`` names and the user's ``environ`` does not, and write a megabyte to vLLM's cache.
 
-    What an image has built ahead for vLLM's cache is put there, unless earlier starts have.
+    Copy the image's prebuilt model infos into vLLM's cache, unless an earlier start has done so.
 
     Raises:
-        UsageError: one cannot be made or is full.
+        UsageError: a folder cannot be created, or its disk is full.
     """
-    chosen = [
+    folders = [
         Path(env[name])
         for name in (*environment.CACHES, "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
         if name in env and env[name] != environ.get(name)
     ]
     cache = environment.vllm_cache(env)
-    for folder in (*chosen, cache):
+    for folder in (*folders, cache):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -85,18 +86,18 @@ def make_caches(settings: Settings, environ: Mapping[str, str], env: Mapping[str
 
 
 def distributions() -> list[str]:
-    """Names and versions of what is installed beside this Python's vLLM."""
+    """Return the names and versions of the packages that are installed with vLLM, such as "torch-2.13.0"."""
     return [path.stem for path in Path(sysconfig.get_path("purelib")).glob("*.dist-info")]
 
 
 def check_files(settings: Settings) -> None:
-    """Files that vLLM opens only after the weights are loaded.
+    """Check the files that vLLM opens only after it has loaded the weights.
 
-    A chat template may also be the template itself, or the name of one that vLLM brings
+    The chat template may also be the template's text, or the name of a template that vLLM ships
     (vllm/renderers/chat_utils.py:_load_chat_template).
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: a file cannot be read.
     """
     for dest in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "chat_template"):
         name = settings.engine.get(dest)
@@ -105,48 +106,49 @@ def check_files(settings: Settings) -> None:
         try:
             Path(name).open("rb").close()
         except OSError as error:
-            what = f"{name} cannot be read: {error.strerror or error}"
-            raise UsageError(
-                settings.origin[dest], what, "name a file that is there, and that this user may read"
-            ) from None
+            problem = f"{name} cannot be read: {error.strerror or error}"
+            raise UsageError(settings.origin[dest], problem, "name an existing file that this user may read") from None
 
 
 def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
-    """Unix sockets of vLLM's processes have names of 36 characters in a folder, and Linux takes 107 in all.
+    """Check that the path of the sockets' folder is short enough.
 
-    Source: vllm/utils/network_utils.py:get_open_zmq_ipc_path, unix(7).
+    vLLM's Unix sockets have names of 36 characters in that folder, and Linux allows 107 in all. Source:
+    vllm/utils/network_utils.py:get_open_zmq_ipc_path, unix(7).
 
     Raises:
-        UsageError: the folder's own name is too long.
+        UsageError: the folder's path is too long.
     """
     folder = env["VLLM_RPC_BASE_PATH"]
     if len(folder) + 1 + 36 > SOCKET_PATH_MAX:
         where = settings.origin.get("launch.state_dir", "VLLM_RPC_BASE_PATH")
-        what = f"{folder} is too long a name for the sockets in it: {len(folder)} characters of {SOCKET_PATH_MAX - 37}"
-        raise UsageError(where, what, "name a folder nearer to the root")
+        problem = f"{folder} has {len(folder)} characters, but vLLM's sockets allow at most {SOCKET_PATH_MAX - 37}"
+        raise UsageError(where, problem, "name a folder with a shorter path")
 
 
 def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], free: int) -> None:
-    """Room in /dev/shm, of which ``free`` bytes are, for the rings of messages between an engine and its workers.
+    """Check that the message queues between an engine and its workers fit into /dev/shm. ``free``: its free bytes.
 
-    vLLM makes one for each worker and one for all of them, and refuses when there is no room for the one that it makes
-    next (vllm/distributed/device_communicators/shm_broadcast.py); Docker gives a container 64 MiB. On a single GPU the
-    worker is the engine's own process (vllm/v1/executor/uniproc_executor.py).
+    vLLM creates one queue for each worker and one for all of them. It refuses to start if the next queue does not fit
+    (vllm/distributed/device_communicators/shm_broadcast.py). Docker gives a container 64 MiB. On a single GPU the
+    worker runs in the engine's process (vllm/v1/executor/uniproc_executor.py) and needs no queue.
 
     Raises:
-        UsageError: there is no room.
+        UsageError: a queue does not fit.
     """
     if plan.gpus_per_replica == 1 or (settings.engine.get("distributed_executor_backend") or "mp") != "mp":
         return
     chunk = env.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", "")
     needed = max(RING_BYTES, 10 * int(chunk) * MIB if chunk.isdecimal() else 0)
     if free <= needed:
-        what = f"{free >> 20} MiB are free, and the engine and its workers talk through rings of {needed >> 20} MiB"
+        problem = f"{free >> 20} MiB are free, but the engine and its workers need more than {needed >> 20} MiB"
         remedy = "give the container more: docker run --shm-size=1g, shm_size in Compose, a memory emptyDir in a pod"
-        raise UsageError(str(SHARED_MEMORY), what, remedy)
+        raise UsageError(str(SHARED_MEMORY), problem, remedy)
 
 
 def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) -> UsageError:
     where = settings.origin.get(f"launch.{field}", f"launch.{field}")
-    what = f"{folder} cannot be written: {error.strerror or error}"
-    return UsageError(where, what, f"free space there, or name another folder with --launch-{field.replace('_', '-')}")
+    problem = f"{folder} cannot be written: {error.strerror or error}"
+    return UsageError(
+        where, problem, f"free space there, or name another folder with --launch-{field.replace('_', '-')}"
+    )

@@ -1,4 +1,4 @@
-"""Processes as Linux shows them: who descends from whom, what they are called, what they have done. Touches /proc."""
+"""Reads, ends and reaps Linux processes: their parents, titles, memory and I/O. Touches /proc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process: ``resident``, ``read`` and ``written`` in bytes; ``title`` is its command line."""
+    """One process. ``title`` is its command line. ``resident``, ``read`` and ``written`` are in bytes."""
 
     pid: int
     parent: int
@@ -28,67 +28,70 @@ class Process(msgspec.Struct, frozen=True):
 
 
 def become_subreaper() -> None:
-    """Orphaned descendants come to this process, as they do to PID 1: an engine core whose API server was killed."""
+    """Make this process the parent of its orphaned descendants, such as an engine core whose API server was killed.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def last_will(group: int) -> int:
-    """Make sure that process group ``group`` does not outlive us, even if we are killed by SIGKILL.
+def end_group_with_us(group: int) -> int:
+    """Kill process group ``group`` when this process ends, even by SIGKILL. Return a file descriptor to keep open.
 
-    A shell of its own session waits for the end of a pipe that we alone hold open, then kills the group.
-    PR_SET_PDEATHSIG is not enough: SIGKILL would reach the API server and leave its engine core on the GPU, and an API
-    server that is still starting may not end on SIGTERM (seen with vLLM 0.32.0). Returns the descriptor to keep;
-    closing it is dying.
+    A shell in its own session waits until the descriptor is closed, then kills the group. Only this process holds the
+    descriptor, so its end closes it. PR_SET_PDEATHSIG is not enough. With SIGKILL it would end the API server and
+    leave its engine core on the GPU. With SIGTERM it may not end an API server that is still starting (vLLM 0.32.0).
     """
-    theirs, ours = os.pipe()
+    read_end, write_end = os.pipe()
     try:
         os.posix_spawnp(
             "sh",
             ["sh", "-c", f"read _; kill -9 -{group}"],
             {"PATH": os.environ.get("PATH", os.defpath)},
-            file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)],
+            file_actions=[(os.POSIX_SPAWN_DUP2, read_end, 0)],
             setsid=True,
         )
     except BaseException:
-        os.close(ours)
+        os.close(write_end)
         raise
     finally:
-        os.close(theirs)
-    return ours
+        os.close(read_end)
+    return write_end
 
 
-def look_at(pid: int) -> Process | None:
-    """The process ``pid``; None when there is none."""
+def read_process(pid: int) -> Process | None:
+    """Return the process ``pid``, or None if it does not exist."""
     root = Path("/proc", str(pid))
     try:
         fields = _stat(pid)
         title = (root / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (OSError, ValueError):
-        return None  # it has gone since its folder was listed
+        return None  # it has ended since its folder was listed
     try:
         io = dict(line.split(": ") for line in (root / "io").read_text().splitlines())
     except (OSError, ValueError):
-        io = {}  # another user's process, or one that is just going
+        io = {}  # another user's process, or one that is ending
     return Process(
         pid=pid,
         parent=int(fields[1]),
         state=fields[0],
         title=title,
         resident=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        read=max(int(io.get("rchar", 0)), int(io.get("read_bytes", 0))),  # mapped files show in the latter alone
+        read=max(int(io.get("rchar", 0)), int(io.get("read_bytes", 0))),  # mapped files count only in read_bytes
         written=int(io.get("wchar", 0)),
     )
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the name, which may hold anything; the first is "state" (proc_pid_stat(5))."""
-    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - for each process of the machine: the cheap one
+    """Return the fields after the name, which may contain any character. The first is "state" (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - faster than Path, and runs for each process of the machine
         return file.read().rpartition(")")[2].split()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether ``pid`` is there and no zombie."""
+    """Whether process ``pid`` exists and is not a zombie."""
     try:
         return _stat(pid)[0] != "Z"
     except (OSError, IndexError):
@@ -96,39 +99,39 @@ def is_alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[Process]:
-    """Every process below ``pid``, zombies too, in no order. One pass over /proc: some milliseconds."""
+    """Return all descendants of ``pid``, zombies too, in no order. One pass over /proc takes some milliseconds."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all we need, twice a second
+    for name in os.listdir("/proc"):  # noqa: PTH208 - needs only names, twice a second
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 children.setdefault(int(_stat(int(name))[1]), []).append(int(name))
-    found: list[int] = []
-    todo = [pid]
-    while todo:
-        below = children.pop(todo.pop(), [])
-        found += below
-        todo += below
-    return [process for one in found if (process := look_at(one)) is not None]
+    pids: list[int] = []
+    parents = [pid]
+    while parents:
+        next_pids = children.pop(parents.pop(), [])
+        pids += next_pids
+        parents += next_pids
+    return [process for child in pids if (process := read_process(child)) is not None]
 
 
 def reap() -> dict[int, int]:
-    """Collect every child that has ended, our own and adopted ones: exit codes by pid, -n for signal n.
+    """Reap every child that has ended, adopted ones too. Return exit codes by pid, -n for signal n.
 
-    Whoever calls this must not wait for children by other means.
+    A program that calls this must not wait for its children in other ways.
     """
-    ended: dict[int, int] = {}
+    exit_codes: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended
+            return exit_codes
         if pid == 0:
-            return ended
-        ended[pid] = os.waitstatus_to_exitcode(status)
+            return exit_codes
+        exit_codes[pid] = os.waitstatus_to_exitcode(status)
 
 
 def has_children() -> bool:
-    """Whether a child is left to be collected, which it can be once its last thread has ended, after it turned "Z"."""
+    """Whether any child is not yet reaped. A zombie child can be reaped only after its last thread has ended."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -137,22 +140,22 @@ def has_children() -> bool:
 
 
 def end_all(pid: int, grace: float) -> list[Process]:
-    """End every descendant of ``pid``: SIGTERM, at most ``grace`` seconds, then SIGKILL. Returns what would not end.
+    """End every descendant of ``pid``: send SIGTERM, wait at most ``grace`` seconds, send SIGKILL.
 
-    Blocks; zombies among our children are left to ``reap``.
+    Return the processes that did not end within 10 s of SIGKILL. Blocks. Does not reap zombies; ``reap`` does.
     """
     deadline = time.monotonic() + grace
     number = signal.SIGTERM
-    asked: set[int] = set()
+    signalled: set[int] = set()
     while alive := [process for process in descendants(pid) if process.state != "Z"]:
         if time.monotonic() >= deadline:
             number = signal.SIGKILL
-            asked.clear()
+            signalled.clear()
         if time.monotonic() >= deadline + 10:
-            return alive  # in uninterruptible sleep: the kernel ends it when the driver lets go
+            return alive  # in uninterruptible sleep: the kernel ends them when the driver returns
         for process in alive:
-            if process.pid not in asked:
-                asked.add(process.pid)
+            if process.pid not in signalled:
+                signalled.add(process.pid)
                 try:
                     os.kill(process.pid, number)
                 except ProcessLookupError:

@@ -1,4 +1,7 @@
-"""From a plan to a running vLLM: guard rules, P2P, read-ahead, then the supervisor. Touches files and processes."""
+"""Runs vLLM from a plan: writes the guard rules, tests P2P, reads weights ahead, then starts the supervisor.
+
+Touches files and processes.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, S
 from vllm_launch.units import gib
 
 P2P_TIMEOUT_S = 120.0
-"""For importing torch, a CUDA context on each GPU, and copies between all pairs."""
+"""Seconds for the P2P test: it imports torch, creates a CUDA context on each GPU, and copies between all pairs."""
 
 
 def write_guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, folder: Path) -> None:
-    """What the guard inside vLLM reads; nobody else may, since keys are in it."""
+    """Write the rules that the guard inside vLLM reads. They contain keys, so only this user may read the file."""
     path = folder / GUARD_FILE
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -39,15 +42,15 @@ def write_guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, f
 def settle_p2p(
     settings: Settings, plan: Plan, hardware: Hardware, cache: Path
 ) -> tuple[dict[str, object], dict[str, str], str | None]:
-    """VLLM's options and environment that P2P needs, and a sentence for the person.
+    """Return the vLLM options and the environment for P2P, and a sentence for the user or None.
 
-    Only a copy that failed turns P2P off: what cannot be tried stays as NVML and CUDA say.
+    Only a failed copy turns P2P off. If the test cannot run, vLLM does what NVML and CUDA report.
     """
     off: tuple[dict[str, object], dict[str, str]] = {"disable_custom_all_reduce": True}, {"NCCL_P2P_DISABLE": "1"}
     if plan.gpus_per_replica < 2 or settings.launch.p2p_check == "off":  # noqa: PLR2004 - a pair
         return {}, {}, None
     if settings.launch.p2p_check == "disable":
-        return *off, "P2P between GPUs is off, as you set it"
+        return *off, "P2P between GPUs is off (set by you: p2p_check)"
     uuids = [gpu.uuid for gpu in plan.gpus]
     verdict = p2p.check(
         uuids,
@@ -57,17 +60,22 @@ def settle_p2p(
         driver=hardware.driver,
         timeout_s=P2P_TIMEOUT_S,
     )
-    said = f"{verdict.why} ({'known since this boot' if verdict.cached else f'tried in {verdict.seconds:.0f} s'})"
-    return (*off, said) if verdict.ok is False else ({}, {}, said)
+    age = "tested earlier since boot" if verdict.cached else f"tested in {verdict.seconds:.0f} s"
+    sentence = f"{verdict.why} ({age})"
+    return (*off, sentence) if verdict.ok is False else ({}, {}, sentence)
 
 
 def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
-    """Bytes of weights that are being read from now on; 0 where the person chose another way to load them.
+    """Start to read the weights in the background. Return their bytes, or 0 if nothing is read.
 
-    The model has been read for the plan, so its files are whole.
+    Nothing is read if the user chose another way to load weights. The plan has checked that the files are complete.
     """
-    chosen = str(settings.engine.get("load_format") or "auto")
-    if chosen not in read_ahead.LOADERS or settings.engine.get("safetensors_load_strategy") or hardware.cpu is None:
+    load_format = str(settings.engine.get("load_format") or "auto")
+    if (
+        load_format not in read_ahead.LOADERS
+        or settings.engine.get("safetensors_load_strategy")
+        or hardware.cpu is None
+    ):
         return 0
     revision = settings.engine.get("revision")
     files = weight_files(settings.model, revision if isinstance(revision, str) else None)
@@ -75,10 +83,10 @@ def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
 
 
 def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[str, str], folder: Path) -> int:
-    """Print the plan, then run vLLM by it until it ends or is ended; the exit code.
+    """Print the plan, run vLLM with it until vLLM exits or is ended, and return the launcher's exit code.
 
     Raises:
-        UsageError: a key file, a folder, a port or the engine that cannot be used.
+        UsageError: a key file, a folder, a port or the engine cannot be used.
     """
     keys, probe_key = read_api_keys(settings, environ), secrets.token_urlsafe(32)
     preflight.check_files(settings)
@@ -90,9 +98,9 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     if preflight.SHARED_MEMORY.is_dir():
         preflight.check_shared_memory(plan, settings, base, shutil.disk_usage(preflight.SHARED_MEMORY).free)
     cache = Path(base["HOME"], ".cache", "vllm-launch")
-    options, p2p_env, said = settle_p2p(settings, plan, hardware, cache)
+    p2p_options, p2p_env, p2p_sentence = settle_p2p(settings, plan, hardware, cache)
     argv = command.engine_command(
-        plan.options | options, settings, python=sys.executable, vllm_distribution=distribution
+        plan.options | p2p_options, settings, python=sys.executable, vllm_distribution=distribution
     )
     shown = command.with_command(plan, settings, argv, p2p_env)
     send_to(logging.StreamHandler(), settings.launch.log_format)
@@ -114,7 +122,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
 def _environment(
     settings: Settings, plan: Plan, environ: Mapping[str, str], folder: Path, distribution: command.Distribution
 ) -> dict[str, str]:
-    """The child's environment but for P2P. What is compiled lies apart for each engine and kind of device."""
+    """Return the child's environment without P2P. Each engine and kind of device has its own compiled code."""
     devices = [gpu.name for gpu in plan.gpus] or [cpu.read_instruction_sets()]
     return environment.engine_environment(
         settings,
@@ -127,10 +135,10 @@ def _environment(
     )
 
 
-def _watched(
-    settings: Settings, plan: PlanWithCommand, *, keys: Sequence[str], probe_key: str, folder: Path, starts: Path
+def _options(
+    settings: Settings, plan: PlanWithCommand, *, keys: Sequence[str], probe_key: str, folder: Path, history_file: Path
 ) -> supervisor.Options:
-    """What the supervisor is told of the run; ``starts`` is the file that remembers how long starts take."""
+    """Return the supervisor's options. ``history_file`` holds the durations of earlier starts."""
     launch, drain = settings.launch, settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
     return supervisor.Options(
@@ -150,8 +158,8 @@ def _watched(
             drain_s=drain.delay + settings.shutdown_timeout,
             gpu_fault_kills=launch.gpu_fault_kills,
         ),
-        starts=starts,
-        start_key=start_history.key(plan.argv, [gpu.name for gpu in plan.gpus]),
+        history_file=history_file,
+        history_key=start_history.key(plan.argv, [gpu.name for gpu in plan.gpus]),
         gpu_uuids=tuple(gpu.uuid for gpu in plan.gpus),
         termination_log=Path(launch.termination_log),
         log_format=launch.log_format,

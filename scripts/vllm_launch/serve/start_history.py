@@ -1,4 +1,4 @@
-"""How long the phases of earlier starts took, so that this one can say what is normal. Touches a file."""
+"""Stores how long each phase of earlier starts took, to estimate the remaining time. Touches a file."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import msgspec
 
 from vllm_launch.serve.progress import PHASES
 
-KEPT = 50
-"""Starts of different kinds that are remembered; the oldest goes first."""
+MAX_STARTS = 50
+"""Largest number of kinds of starts in the file. The oldest is dropped first."""
 
 
 def key(argv: Sequence[str], gpus: Sequence[str]) -> str:
-    """A name for starts that should take the same time: one command line, whatever its ports, on one kind of GPUs."""
+    """Return the key for starts that take equally long: the same command line, except ports, on the same GPUs."""
     words = [word for word in argv[1:] if not word.startswith(("--host", "--port"))]
     return hashlib.sha256(json.dumps([words, gpus]).encode()).hexdigest()[:16]
 
 
-def usual(path: Path, key: str) -> dict[str, float]:
-    """Seconds by phase of the last start of this kind; empty where none is known."""
+def last_phases(path: Path, key: str) -> dict[str, float]:
+    """Return the seconds by phase of the last start with ``key``. Empty if there is none."""
     phases = _read(path).get(key, {})
     return {phase: seconds for phase, seconds in phases.items() if phase in PHASES and seconds >= 0}
 
 
 def remember(path: Path, key: str, phases: Mapping[str, float]) -> None:
-    """Keep what this start took. A cache that cannot be written is no reason for anything."""
-    known = _read(path)
-    known.pop(key, None)
-    known[key] = dict(phases)
-    kept = dict(list(known.items())[-KEPT:])
+    """Store the seconds by phase of this start. Ignore a file that cannot be written."""
+    starts = _read(path)
+    starts.pop(key, None)
+    starts[key] = dict(phases)
+    newest = dict(list(starts.items())[-MAX_STARTS:])
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.{os.getpid()}")
-        new.write_bytes(msgspec.json.encode(kept))
+        new.write_bytes(msgspec.json.encode(newest))
         new.replace(path)
 
 

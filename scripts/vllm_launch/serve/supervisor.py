@@ -1,8 +1,11 @@
-"""vLLM as a child: started, watched, drained, and nothing left behind. Touches processes, signals, files and the clock.
+"""Starts vLLM as a child process, watches it, drains it and leaves no process behind.
 
-Signals: SIGTERM, SIGINT and SIGHUP drain, a second one of any of them ends at once; during the start there is nothing
-to drain, so the first one ends at once. SIGQUIT always ends at once. An end that was asked for and drained is exit 0;
-one at once is 128 + the signal's number, as shells have it. Other signals are not touched.
+Touches processes, signals, files and the clock.
+
+Signals: while vLLM serves, SIGTERM, SIGINT or SIGHUP starts the drain, and a second one of them ends vLLM at once.
+During start-up there is nothing to drain, so the first one ends vLLM at once. SIGQUIT always ends vLLM at once. Other
+signals keep their default behaviour. The exit code is 0 after a drain, and 128 + the signal's number after an end at
+once, as in shells.
 """
 
 from __future__ import annotations
@@ -32,36 +35,41 @@ from vllm_launch.serve.log import LOGGER, Log, send_to
 from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
+"""Seconds between two checks that vLLM's known processes are alive."""
 SCAN_SECONDS = 5.0
-"""Between two looks for new processes of vLLM while it serves; known ones are checked every ``WATCH_SECONDS``."""
+"""Seconds between two searches for new vLLM processes while vLLM serves."""
 LOST_SECONDS = 3.0
 """Seconds that vLLM may keep running after one of its processes died. vLLM's own watchdog takes up to 5 s, and never
 fires during start-up."""
 END_GRACE_SECONDS = 2.0
+"""Seconds between SIGTERM and SIGKILL when the launcher ends all processes."""
 REAP_SECONDS = 5.0
-"""Time for the last threads of a killed process to end, which frees its GPU memory."""
+"""Seconds that the last threads of a killed process may take to end. Their end frees its GPU memory."""
 ENGINE_NICENESS = 5
-"""Added to our own niceness for the CPU engine: a third of our weight within one session or container."""
+"""Added to the launcher's niceness for the CPU engine. It gives the engine a third of the launcher's CPU weight within
+one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
-_VITAL = re.compile(r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)")  # vllm/utils/system_utils.py:set_process_title
+_ENGINE_TITLE = re.compile(
+    r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)"
+)  # vllm/utils/system_utils.py:set_process_title
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``serve`` needs beside the child's argv and environment; durations in seconds."""
+    """The options of ``serve`` besides the child's argv and environment. Durations are in seconds."""
 
     api_host: str  # "" is every address
     api_port: int
-    api_url: str  # the API as this machine reaches it
+    api_url: str  # the API's URL on this machine
     health_host: str
     health_port: int
-    drain_flag: Path  # this and the next four: as ``drain.Drain`` has them
+    drain_flag: Path  # this field and the next four: see ``drain.Drain``
     refuse_flag: Path
     drain_delay: float
     shutdown_timeout: float
     exit_margin: float
     limits: Limits = Limits()
-    starts: Path | None = None  # file that keeps how long starts took (``start_history``)
-    start_key: str = ""  # of starts like this one, in that file
+    history_file: Path | None = None  # file with the durations of earlier starts (``start_history``)
+    history_key: str = ""  # key in that file for starts like this one
     gpu_uuids: tuple[str, ...] = ()
     termination_log: Path | None = None
     planned_kv_tokens: int | None = None
@@ -72,12 +80,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "text"
     greet: bool = False
     served_model_name: str = ""
-    api_key: str | None = None  # a client's, for the greeting
-    probe_key: str | None = None  # the prober's own
+    api_key: str | None = None  # a client's key, for the greeting
+    probe_key: str | None = None  # the prober's own key
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
-    """Ends the run. ``code``: the launcher's exit code. ``why``: one sentence, or None if the user asked for it."""
+    """Ends the run. ``code``: the launcher's exit code. ``why``: one sentence, or None if the user sent a signal."""
 
     def __init__(self, code: int, why: str | None) -> None:
         super().__init__(why)
@@ -85,27 +93,27 @@ class Ending(Exception):  # noqa: N818 - an end is not always an error
 
 
 async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -> int:
-    """Run vLLM until it ends or is ended, and return the launcher's exit code. Must be called in the main thread.
+    """Run vLLM until it exits or is ended, and return the launcher's exit code. Call it in the main thread.
 
     Raises:
-        UsageError: a port that is taken, a program that cannot be executed.
+        UsageError: a port is in use, or the program cannot be executed.
     """
     ports.check(options.api_host, options.api_port, "--port")
-    run = _Run(options)
-    view = server.View(lambda: run.prober.state, options.limits, run.prober.values, lambda: run.prober.model)
+    engine = EngineProcess(options)
+    view = server.View(lambda: engine.prober.state, options.limits, engine.prober.values, lambda: engine.prober.model)
     try:
-        listening = await server.serve(view, options.health_host, options.health_port)
+        health_server = await server.serve(view, options.health_host, options.health_port)
     except OSError as error:
         raise ports.refused(options.health_port, "--launch-health-port", error) from None
     try:
-        run.start(argv, env)
-        return await run.until_the_end()
+        engine.start(argv, env)
+        return await engine.run_until_exit()
     finally:
-        await listening.close()
+        await health_server.close()
 
 
-class _Run:
-    """One run of the vLLM process, from start to exit."""
+class EngineProcess:
+    """One run of vLLM, from start to exit. Its process is ``child``. ``titles`` are vLLM's processes by pid."""
 
     child: subprocess.Popen[bytes]
 
@@ -126,7 +134,7 @@ class _Run:
         self.ready = asyncio.Event()
         self.startup = StartFollower(
             time.monotonic(),
-            start_history.usual(options.starts, options.start_key) if options.starts else {},
+            start_history.last_phases(options.history_file, options.history_key) if options.history_file else {},
             options.weights_bytes,
             gpu=bool(options.gpu_uuids),
             no_multicast=options.no_multicast,
@@ -139,12 +147,16 @@ class _Run:
             refuse_flag=options.refuse_flag,
             say=self.say,
         )
-        self.vital: dict[int, str] = {}
-        self._ended: str | None = None
+        self.titles: dict[int, str] = {}
+        self._end_reason: str | None = None
         self._gpus = gpu_faults.GpuWatcher(options.gpu_uuids) if options.gpu_uuids else None
 
     def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start vLLM. Raises UsageError: it cannot be executed."""
+        """Start vLLM.
+
+        Raises:
+            UsageError: the program cannot be executed.
+        """
         process.become_subreaper()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -156,17 +168,19 @@ class _Run:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # A terminal's Ctrl-C reaches us alone. No session of its own: to Linux each is a scheduling group
-                # (autogroup), and one full of vLLM's yielding spinners starves the others, us, for seconds.
+                # With its own process group, vLLM does not get a terminal's Ctrl-C. vLLM gets no session of its own:
+                # Linux schedules each session as a group (autogroup), and vLLM's spinning threads in a separate group
+                # would delay the launcher for seconds.
                 process_group=0,
             )
         except OSError as error:
-            raise UsageError(argv[0], f"cannot be executed: {error.strerror}", "install the engine with it") from None
-        # Probes are answered, and signals obeyed, while the CPU engine takes every core there is. One that feeds a GPU
-        # does not, and must not wait behind whatever else runs beside it.
+            remedy = "install vLLM in the launcher's Python environment"
+            raise UsageError(argv[0], f"cannot be executed: {error.strerror}", remedy) from None
+        # The CPU engine uses every core, and the launcher must still answer probes and signals. An engine on GPUs uses
+        # few cores, and must not wait for other programs on the machine.
         niceness = 0 if self.options.planned_gpus else ENGINE_NICENESS
         os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-        self._will = process.last_will(self.child.pid)
+        self._group_guard = process.end_group_with_us(self.child.pid)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):
             assert stream is not None  # noqa: S101 - both are pipes
@@ -179,28 +193,28 @@ class _Run:
         level = logging.WARNING if line.startswith("warning: ") else logging.INFO
         LOGGER.log(level, line.removeprefix("warning: "))
 
-    async def until_the_end(self) -> int:
-        """Run all duties at once and return the launcher's exit code. The first duty that raises ends the run."""
-        duties = {
-            asyncio.create_task(duty)
-            for duty in (
-                self._watch(),
+    async def run_until_exit(self) -> int:
+        """Run all tasks at once and return the launcher's exit code. The first task that raises ends the run."""
+        tasks = {
+            asyncio.create_task(coroutine)
+            for coroutine in (
+                self._watch_processes(),
                 self.prober.run(),
                 self._follow_state(),
-                self._serve(),
-                self._obey(),
-                self._outlive(),
+                self._report_ready(),
+                self._handle_signals(),
+                self._wait_for_exit(),
             )
         }
         try:
-            done, _ = await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             ending = next(error for task in done if (error := task.exception()) is not None)
-            self._ended = str(ending) if isinstance(ending, Ending) and ending.why else None
+            self._end_reason = str(ending) if isinstance(ending, Ending) and ending.why else None
         finally:
-            for duty in duties:
-                duty.cancel()
-            await asyncio.gather(*duties, return_exceptions=True)
-            await self._end_everything()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end_all_processes()
         if not isinstance(ending, Ending):
             raise ending
         if ending.why is not None:
@@ -215,8 +229,8 @@ class _Run:
             self.child.returncode = status
             self.exited.set_result(status)
 
-    async def _end_everything(self) -> None:
-        self._ended = self._ended or "vLLM has ended."
+    async def _end_all_processes(self) -> None:
+        self._end_reason = self._end_reason or "vLLM has ended."
         self.prober.judge()
         left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
         os.close(self._will)
@@ -231,56 +245,59 @@ class _Run:
             self._gpus.close()
         await asyncio.to_thread(self.log.close_streams, 5.0)
 
-    def _tell_kubernetes(self, why: str) -> None:
+    def _write_termination_log(self, why: str) -> None:
         path = self.options.termination_log
         if path is None:
             return
-        with contextlib.suppress(OSError):  # there only in a pod: never made by us
+        with contextlib.suppress(OSError):  # Kubernetes creates the file; the launcher never does
             handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
             with os.fdopen(handle, "wb") as file:
                 file.write(why.encode()[:TERMINATION_LOG_BYTES])
 
-    # --- duties -------------------------------------------------------------------------------------------------
+    # --- tasks -------------------------------------------------------------------------------------------------
 
-    async def _outlive(self) -> None:
-        """Raise Ending when vLLM exits although nobody asked it to."""
+    async def _wait_for_exit(self) -> None:
+        """Raise Ending when vLLM exits before the launcher has sent SIGTERM."""
         status = await self.exited
         if self.drain.asked_to_end:
             return
-        await asyncio.to_thread(self.log.close_streams, 1.0)  # its last words may still be on their way
+        await asyncio.to_thread(self.log.close_streams, 1.0)  # its last lines may still be in the pipes
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-        if status == 0 and self.vital_lost():
-            how = f"exited because {self.vital_lost()} had died"
-        why = progress.reason(list(self.log.last)) or "its log names no error"
+        if status == 0 and self.dead_process_title():
+            how = f"exited because {self.dead_process_title()} had died"
+        why = progress.reason(list(self.log.last)) or "the log shows no error"
         when = f"in phase '{self.startup.phase}'" if self.startup.phase != "ready" else "while serving"
         raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
 
-    def vital_lost(self) -> str | None:
+    def dead_process_title(self) -> str | None:
         """Return the title of one of vLLM's processes that has died, or None."""
-        return next((title for pid, title in self.vital.items() if not process.is_alive(pid)), None)
+        return next((title for pid, title in self.titles.items() if not process.is_alive(pid)), None)
 
-    async def _watch(self) -> None:
-        """Check twice a second that all of vLLM's processes live, and follow the start."""
-        lost_at: float | None = None
-        scanned, found = 0.0, list[process.Process]()
+    async def _watch_processes(self) -> None:
+        """Check twice a second that all of vLLM's processes are alive, and follow the start-up.
+
+        Raises Ending when vLLM keeps running for ``LOST_SECONDS`` after one of its processes died.
+        """
+        died_at: float | None = None
+        scanned_at, processes = 0.0, list[process.Process]()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now, starting = time.monotonic(), not self.ready.is_set()
-            if starting or now - scanned >= SCAN_SECONDS:
-                found = await asyncio.to_thread(process.descendants, os.getpid())
-                scanned = now
-            alive = [one for one in found if one.state != "Z"]
-            self.vital.update({one.pid: one.title for one in alive if _VITAL.match(one.title)})
-            if (title := self.vital_lost()) and not self.drain.asked_to_end:
-                lost_at = lost_at or now
-                if now - lost_at > LOST_SECONDS:
+            if starting or now - scanned_at >= SCAN_SECONDS:
+                processes = await asyncio.to_thread(process.descendants, os.getpid())
+                scanned_at = now
+            alive = [member for member in processes if member.state != "Z"]
+            self.titles.update({member.pid: member.title for member in alive if _ENGINE_TITLE.match(member.title)})
+            if (title := self.dead_process_title()) and not self.drain.asked_to_end:
+                died_at = died_at or now
+                if now - died_at > LOST_SECONDS:
                     why = progress.root_cause(list(self.log.last))
-                    why = why or "its log gives no cause; perhaps it was killed for want of memory"
-                    raise Ending(1, f"{title} died and vLLM lived on, so all was ended: {why}")
+                    why = why or "the log shows no cause; the kernel may have killed it for lack of memory"
+                    raise Ending(1, f"{title} died but vLLM kept running, so the launcher ended all processes: {why}")
             lines = self.log.take()
             if starting:
-                used = self._gpus.report.used if self._gpus and self._gpus.report else 0
-                for line in self.startup.follow(lines, alive, used, time.monotonic()):
+                gpu_bytes = self._gpus.report.used if self._gpus and self._gpus.report else 0
+                for line in self.startup.follow(lines, alive, gpu_bytes, time.monotonic()):
                     self.say(line)
 
     def _surroundings(self) -> Surroundings:
@@ -294,13 +311,13 @@ class _Run:
             loaded_bytes=start.loaded_bytes,
             remaining_s=start.remaining_s(self.prober.state.phases),
             draining=self.drain.sentence,
-            ended=self._ended,
+            ended=self._end_reason,
             gpus=self._gpus.report if self._gpus else None,
         )
 
     async def _follow_state(self) -> None:
-        """Act on each verdict of the prober. Raises Ending when vLLM is dead."""
-        while True:  # and await nothing else, so that each verdict takes effect at once
+        """Act on each change of the prober's state. Raises Ending when vLLM is dead."""
+        while True:  # awaits nothing else, so that each change takes effect at once
             self._act_on(await self.prober.transitions.get())
 
     def _act_on(self, change: Transition) -> None:
@@ -308,52 +325,53 @@ class _Run:
         if not change.before.started and now.started:
             self.startup.phase = "ready"
             self.say(f"ready after {now.start_s:.0f} s")
-            if self.options.starts:
-                start_history.remember(self.options.starts, self.options.start_key, now.phases)
+            if self.options.history_file:
+                start_history.remember(self.options.history_file, self.options.history_key, now.phases)
             self.ready.set()
             return
-        if now.name == "dead" and not self.vital_lost():  # of a part that is gone its watch knows more
+        if now.name == "dead" and not self.dead_process_title():  # else _watch_processes gives a better reason
             cause = progress.root_cause(list(self.log.last))
-            raise Ending(1, f"{now.reason} All was ended{f': {cause}' if cause else '.'}")
+            details = f" vLLM's log says: {cause}" if cause else ""
+            raise Ending(1, f"{now.reason} The launcher ended all processes.{details}")
         if now.name not in {"starting", "draining"}:
             level = logging.INFO if now.name in {"ready", "saturated"} else logging.WARNING
             LOGGER.log(level, "%s: %s", now.name.replace("_", " "), now.reason)
 
-    async def _serve(self) -> None:
-        """Once vLLM is ready, compare its KV cache with the plan, and greet."""
+    async def _report_ready(self) -> None:
+        """Once vLLM is ready, log its KV cache size against the plan, then print the greeting if the user wants it."""
         await self.ready.wait()
         for engine, tokens in self.prober.engine_metrics.kv_cache_tokens.items():
-            text, far_off = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
-            self.say(f"{'warning: ' if far_off else ''}engine {engine}: {text}")
+            text, is_warning = progress.kv_sentence(tokens, self.options.planned_kv_tokens, self.options.kv_tolerance)
+            self.say(f"{'warning: ' if is_warning else ''}engine {engine}: {text}")
         if self.options.greet:
             options = self.options
-            health = f"http://{addresses.reachable(options.health_host)}:{options.health_port}"
+            health_url = f"http://{addresses.reachable(options.health_host)}:{options.health_port}"
             await greeting.greet(
                 options.api_url,
-                health,
+                health_url,
                 model=options.served_model_name,
                 api_key=options.api_key or "",
                 say=self.say,
                 say_part=self.log.say_part,
             )
 
-    async def _obey(self) -> None:
-        """End the run by signals: the first one while serving drains, any other ends at once."""
+    async def _handle_signals(self) -> None:
+        """Raise Ending after a signal: the first signal while serving drains vLLM, any other ends it at once."""
         number = await self.signals.get()
         if not self.ready.is_set() or number == signal.SIGQUIT:
             raise Ending(128 + number, None)
         drain = asyncio.create_task(self._end_by_drain(number))
-        again = asyncio.create_task(self.signals.get())
+        second_signal = asyncio.create_task(self.signals.get())
         try:
-            done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({drain, second_signal}, return_when=asyncio.FIRST_COMPLETED)
             if drain in done:
                 drain.result()
-            raise Ending(128 + again.result(), None)
+            raise Ending(128 + second_signal.result(), None)
         finally:
             drain.cancel()
-            again.cancel()
+            second_signal.cancel()
 
     async def _end_by_drain(self, number: signal.Signals) -> None:
         self.drain.begin(number)
-        self.prober.judge()  # so that the probes say so at once
-        raise Ending(*await self.drain.run(self.child.pid, self.exited, self.vital))
+        self.prober.judge()  # so that the probes report the drain at once
+        raise Ending(*await self.drain.run(self.child.pid, self.exited, self.titles))

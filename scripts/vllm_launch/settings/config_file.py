@@ -1,4 +1,4 @@
-"""config.yaml as a mapping that still knows its lines. Reads the one file that it is given; knows no setting."""
+"""Reads config.yaml as a mapping with the line of each key. Reads one file; does not know the settings' names."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import yaml
 from vllm_launch.errors import UsageError
 
 LARGEST_TEXT = 1 << 24
-"""Characters of a config file or a file of keys; /dev/zero has more."""
+"""Largest number of characters in a config file or a file of keys. Stops the reading of a file such as /dev/zero."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """``values`` by the file's own keys; ``lines`` has the line of each key by its path, counted from 1."""
+    """One config file. ``values``: by its keys. ``lines``: the line of each key by the key's path, counted from 1."""
 
     path: str
     values: Mapping[str, object]
     lines: Mapping[tuple[str, ...], int]
 
     def where(self, key: tuple[str, ...]) -> str:
-        """A key's place for an error: "config.yaml line 3"."""
+        """Return a key's place for an error, such as "config.yaml line 3"."""
         return f"{self.path} line {self.lines[key]}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, of which a few lines unfold to gigabytes, and without tags, which make odd values."""
+    """A YAML loader that refuses aliases and tags. A few aliases can expand to gigabytes. Tags create other types."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in types-PyYAML
         if isinstance(event, yaml.AliasEvent):
-            raise _marked(f"aliases (*{event.anchor}) are not taken", "write the value out", event)
+            raise _error_at(event, f"aliases (*{event.anchor}) are not supported", "repeat the value itself")
         if event.tag is not None and event.tag != "!":
-            raise _marked(f"tags ({event.tag}) are not taken", "leave the tag out", event)
+            raise _error_at(event, f"tags ({event.tag}) are not supported", "remove the tag")
         return super().compose_node(parent, index)
 
 
 def read_text(path: Path) -> str:
-    """A file's text as UTF-8, with or without a byte order mark.
+    """Return the text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        OSError: it cannot be read, or is far too large for what a person writes.
-        ValueError: it is not UTF-8.
+        OSError: the file cannot be read, or has more than ``LARGEST_TEXT`` characters.
+        ValueError: the file is not UTF-8.
     """
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(LARGEST_TEXT + 1)
@@ -56,24 +56,24 @@ def read_text(path: Path) -> str:
 
 
 def text_of(path: str, where: str, remedy: str, read_file: Callable[[Path], str] | None = None) -> str:
-    """A file's text.
+    """Return a file's text.
 
     Raises:
-        UsageError: it cannot be read; with ``where`` and ``remedy``.
+        UsageError: the file cannot be read. The error shows ``where`` and ``remedy``.
     """
     try:
         return (read_file or read_text)(Path(path))
     except OSError as error:
         raise UsageError(where, f"cannot be read: {error.strerror or error}", remedy) from None
-    except ValueError:  # UnicodeDecodeError is one, and what open() says of a NUL in a name
-        raise UsageError(where, "is not a file of UTF-8 text", remedy) from None
+    except ValueError:  # a UnicodeDecodeError, or open()'s error for a NUL in the name
+        raise UsageError(where, "is not UTF-8 text", remedy) from None
 
 
 def read(path: str, read_file: Callable[[Path], str] | None = None) -> ConfigFile:
-    """The config file at ``path``; an empty one has no values.
+    """Return the config file at ``path``. An empty file has no values.
 
     Raises:
-        UsageError: it cannot be read, is not YAML, not a mapping, says a key twice, or uses aliases or tags.
+        UsageError: the file cannot be read, is not YAML, is not a mapping, has a key twice, or has aliases or tags.
     """
     text = text_of(path, path, "name a YAML file with --config or LAUNCH_CONFIG", read_file)
     lines: dict[tuple[str, ...], int] = {}
@@ -83,41 +83,45 @@ def read(path: str, read_file: Callable[[Path], str] | None = None) -> ConfigFil
         if node is None or node.tag == "tag:yaml.org,2002:null":
             return ConfigFile(path, {}, {})
         if not isinstance(node, yaml.MappingNode):
-            raise UsageError(path, "is not a mapping of options", "write one `option: value` a line")
-        _note(node, (), lines)
+            raise UsageError(path, "is not a mapping of options", "write one `option: value` per line")
+        _record_lines(node, (), lines)
         values = {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
     except yaml.MarkedYAMLError as error:
-        place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        remedy = error.note or ("indent with spaces" if "\\t" in (error.problem or "") else "mend the line")
-        raise UsageError(f"{path}{place}", error.problem or "is not YAML", remedy) from None
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        remedy = error.note or ("indent with spaces" if "\\t" in (error.problem or "") else "correct the line")
+        raise UsageError(f"{path}{line}", error.problem or "is not YAML", remedy) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(path, f"is not YAML: {str(error).splitlines()[0]}", "mend the file") from None
+        raise UsageError(path, f"is not YAML: {str(error).splitlines()[0]}", "correct the file") from None
     except RecursionError:
-        raise UsageError(path, "is nested too deep", "mend the file") from None
+        raise UsageError(path, "is nested too deep", "flatten it") from None
     return ConfigFile(path, values, lines)
 
 
-def _note(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    """Write down the line of every key; a key must be plain text and stand once, and text must be Unicode."""
-    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
-        raise _marked("text has half of a surrogate pair", "write the character itself", node)
+def _record_lines(node: yaml.Node, parents: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
+    """Store the line of every key in ``lines``. ``parents``: the path of ``node``.
+
+    Raises:
+        yaml.MarkedYAMLError: a key is not plain text or appears twice, or a text is not valid Unicode.
+    """
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= char <= "\udfff" for char in node.value):
+        raise _error_at(node, "the text contains half of a surrogate pair", "write the character itself")
     if isinstance(node, yaml.SequenceNode):
-        for place, item in enumerate(node.value):
-            _note(item, (*above, f"[{place}]"), lines)
+        for index, item in enumerate(node.value):
+            _record_lines(item, (*parents, f"[{index}]"), lines)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-            raise _marked("a key is not plain text", "write `option: value`", key)
-        name = (*above, key.value)
-        if name in lines:
-            problem = f"{key.value} is set a second time (first on line {lines[name]})"
-            raise _marked(problem, "keep one", key)
-        lines[name] = key.start_mark.line + 1
-        _note(key, name, lines)
-        _note(value, name, lines)
+            raise _error_at(key, "a key is not plain text", "write `option: value`")
+        key_path = (*parents, key.value)
+        if key_path in lines:
+            problem = f"{key.value} is set a second time (first on line {lines[key_path]})"
+            raise _error_at(key, problem, "keep one")
+        lines[key_path] = key.start_mark.line + 1
+        _record_lines(key, key_path, lines)
+        _record_lines(value, key_path, lines)
 
 
-def _marked(problem: str, remedy: str, at: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
-    mark: Any = at.start_mark  # a Mark of PyYAML's or of its C library's: types-PyYAML cannot say which fits
+def _error_at(place: yaml.Node | yaml.Event, problem: str, remedy: str) -> yaml.MarkedYAMLError:
+    mark: Any = place.start_mark  # PyYAML's Mark or its C library's: types-PyYAML does not say which
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark, note=remedy)

@@ -1,4 +1,4 @@
-"""Reads settings: flags over ``LAUNCH_*`` over config.yaml over defaults."""
+"""Reads the settings. Flags override ``LAUNCH_*`` variables, which override config.yaml, which overrides defaults."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "LAUNCH_CONFIG"
 
 PATHS = frozenset({"cache_dir", "state_dir", "api_key_file", "termination_log"})
-"""Settings in which ~ is HOME, as a shell would have it: a file and Compose's variables see none."""
+"""Settings in which the launcher expands ~ to HOME. No shell does so for a file or for Compose's variables."""
 
 INTERNAL_VARIABLES = frozenset({CONFIG_VARIABLE, FILE_VARIABLE})
-"""``LAUNCH_*`` that are no settings: the config file's place, and what the launcher tells the guard inside vLLM."""
+"""``LAUNCH_*`` variables that are not settings: the config file's path, and the path of the guard's rules."""
 
 
 def read_settings(
@@ -39,8 +39,8 @@ def read_settings(
     """Return the settings from the command line, the environment, and the config file that one of them names.
 
     Raises:
-        UsageError: an unknown name at any level, a value of the wrong kind, values that cannot go together, a file that
-            cannot be read or is not YAML, no model.
+        UsageError: a name is unknown at any level, a value has the wrong type, two values contradict each other, the
+            file cannot be read or is not YAML, or no model is set.
     """
     path = flags.config or environ.get(CONFIG_VARIABLE) or None
     launch: dict[str, object] = {}
@@ -49,12 +49,12 @@ def read_settings(
     if path is not None:
         from vllm_launch.settings import config_file  # noqa: PLC0415 - PyYAML, which a start without a file does not need
 
-        _take_file(config_file.read(path, read_file), launch, engine, origin)
-    overridden = []
+        _apply_file(config_file.read(path, read_file), launch, engine, origin)
+    override_warnings = []
     for name in sorted(name for name in environ if name.startswith("LAUNCH_") and name not in INTERNAL_VARIABLES):
         field = _field_of_variable(name, environ[name])
         if (place := origin.get(f"launch.{field}")) is not None:
-            overridden.append(f"environment {name}: {environ[name]} counts, and not what {place} says")
+            override_warnings.append(f"environment {name}: {environ[name]} overrides {place}")
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
     for field, (flag, value) in flags.launch.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
@@ -66,10 +66,10 @@ def read_settings(
     model = engine.pop("model", None)
     if not isinstance(model, str) or not model:
         raise UsageError(
-            "command line", "no model is named", "give a folder or a name on the hub, or model: in config.yaml"
+            "command line", "no model is named", "give a folder or a name on the hub, or set model: in config.yaml"
         )
     settings = Settings(
-        model=os.path.expanduser(model),  # noqa: PTH111 - in a file no shell does it, and vLLM does not
+        model=os.path.expanduser(model),  # noqa: PTH111 - for a file neither a shell nor vLLM does so
         launch=_launch(launch, origin),
         engine=engine,
         origin=origin,
@@ -81,21 +81,22 @@ def read_settings(
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
     check(settings, environ)
-    return msgspec.structs.replace(settings, warnings=(*overridden, *warnings(settings)))
+    return msgspec.structs.replace(settings, warnings=(*override_warnings, *warnings(settings)))
 
 
-def _no_multicast(said: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
-    if said == "off":
+def _no_multicast(setting: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    """Return the flag, line or variable that forbids NVLink multicast, or None."""
+    if setting == "off":
         return origin["launch.nvlink_multicast"]
     name = multicast.forbidden_by(environ)
     return name and f"environment {name}={environ[name]}"
 
 
 def _cpu_kv_cache(gib: str) -> int | None:
-    """As vllm/platforms/cpu.py reads it; 0 leaves it to the plan."""
+    """Return the bytes of VLLM_CPU_KVCACHE_SPACE, read as in vllm/platforms/cpu.py. None: the plan decides."""
     if gib and not (gib.isascii() and gib.isdecimal()):
-        where, what = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
-        raise UsageError(where, what, "write 4 for 4 GiB, or leave it out")
+        where, problem = "environment VLLM_CPU_KVCACHE_SPACE", f"{gib!r} is not a whole number of GiB"
+        raise UsageError(where, problem, "write 4 for 4 GiB, or unset it")
     return int(gib or 0) * GIB or None
 
 
@@ -106,14 +107,15 @@ def _field_of_variable(name: str, value: str) -> str:
     if SERVICE_LINK.fullmatch(name) or re.match(r"(tcp|udp|sctp)://", value):
         raise UsageError(
             f"environment {name}",
-            "comes from Kubernetes (a link to a Service called launch…) and is no setting",
+            "is not a setting but a variable that Kubernetes sets for a Service named launch…",
             "set enableServiceLinks: false in the pod, or give the Service another name",
         )
     return field_of(name.removeprefix("LAUNCH_").lower(), f"environment {name}", "LAUNCH_{}")
 
 
-def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
-    kinds = get_type_hints(LauncherSettings)
+def _apply_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, object], origin: dict[str, str]) -> None:
+    """Add the file's values to ``launch`` and ``engine``, and their lines to ``origin``."""
+    types = get_type_hints(LauncherSettings)
     for key, value in file.values.items():
         where = file.where((key,))
         if key == "launch":
@@ -121,50 +123,51 @@ def _take_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, ob
                 place = file.where((key, name))
                 field = field_of(name, place, "{}")
                 if setting is None:
-                    raise UsageError(place, f"{name} says nothing", "give a value, or leave the key out")
+                    raise UsageError(place, f"{name} has no value", "give a value, or leave the key out")
                 if (first := origin.get(f"launch.{field}")) is not None:
                     raise UsageError(place, f"{name} is set twice (first: {first})", "keep one of them")
-                off = setting is False and "off" in get_args(kinds[field])  # YAML 1.1 reads a bare off as false
+                off = setting is False and "off" in get_args(types[field])  # YAML 1.1 reads off without quotes as false
                 launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in LauncherSettings.__struct_fields__:
             raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
         option = find_option("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
-            raise UsageError(where, "a config file cannot name another", "write it all in one")
+            raise UsageError(where, "a config file cannot name another config file", "write all options in one file")
         if option.dest in origin:
             raise UsageError(where, f"{key} is set twice (first: {origin[option.dest]})", "keep one of them")
         origin[option.dest] = where
-        if value != []:  # vLLM's own --config passes an empty list over
+        if value != []:  # vLLM's own --config ignores an empty list
             engine[option.dest] = validate_value(option, value, where)
 
 
 def _section(value: object, where: str) -> dict[str, object]:
+    """Return the mapping below launch:."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` a line below it")
+        raise UsageError(where, "launch is not a mapping of settings", "write one `setting: value` per line below it")
     for name in value:
         if not isinstance(name, str):
-            raise UsageError(where, f"launch holds {name!r}, which is no name of a setting", "write `setting: value`")
+            raise UsageError(where, f"launch has the key {name!r}, which is not a setting", "write `setting: value`")
     return value
 
 
 def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> LauncherSettings:
-    """Typed settings; text, as the environment and flags give it, is read leniently ("8001", "true", "/a,/b")."""
-    found: dict[str, object] = {}
-    kinds = get_type_hints(LauncherSettings, include_extras=True)
+    """Return the launcher's settings, typed. Convert text from the environment and from flags ("8001", "/a,/b")."""
+    typed: dict[str, object] = {}
+    types = get_type_hints(LauncherSettings, include_extras=True)
     for field, value in values.items():
-        given = value
+        untyped = value
         if field == "allowed_routes" and isinstance(value, str):
-            given = [route for route in value.replace(",", " ").split() if route]
+            untyped = [route for route in value.replace(",", " ").split() if route]
         elif field in PATHS and isinstance(value, str):
-            given = os.path.expanduser(value)  # noqa: PTH111 - as for the model
+            untyped = os.path.expanduser(value)  # noqa: PTH111 - as for the model
         try:
-            found[field] = msgspec.convert(given, kinds[field], strict=not isinstance(given, str))
+            typed[field] = msgspec.convert(untyped, types[field], strict=not isinstance(untyped, str))
         except msgspec.ValidationError:
-            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _wanted(kinds[field])) from None
-    return msgspec.convert(found, LauncherSettings)
+            raise UsageError(origin[f"launch.{field}"], f"{field} cannot be {value!r}", _remedy(types[field])) from None
+    return msgspec.convert(typed, LauncherSettings)
 
 
 def _wanted(kind: Any) -> str:

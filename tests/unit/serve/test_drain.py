@@ -1,4 +1,4 @@
-"""The drain over real processes that stand in for vLLM; through the supervisor it is tried in test_supervisor.py."""
+"""The drain of real processes in place of vLLM. test_supervisor.py tests it through the supervisor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from vllm_launch.serve.drain import Drain
 
-ENDS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(CODE)); print(flush=True); time.sleep(60)"
-DEAF = ENDS.replace("lambda *_: sys.exit(CODE)", "signal.SIG_IGN")
+EXITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(CODE)); print(flush=True); time.sleep(60)"
+IGNORES_SIGTERM = EXITS.replace("lambda *_: sys.exit(CODE)", "signal.SIG_IGN")
 
 
-class Drained:
-    """One drain of a stand-in, beside a process of vLLM's that has already ended."""
+class DrainRun:
+    """One drain of a child in place of vLLM, next to a process of vLLM that has already exited."""
 
     def __init__(self, folder, **changes):
         self.flags, self.lines = [folder / "draining", folder / "refusing"], []
@@ -26,21 +26,21 @@ class Drained:
             **{"delay": 0.3, "shutdown_timeout": 1, "margin": 1, "say": self.lines.append, **flags, **changes}
         )
 
-    def through(self, code, title="VLLM::EngineCore"):
-        return asyncio.run(self._through(code, title))
+    def drain_child(self, code, title="VLLM::EngineCore"):
+        return asyncio.run(self._drain_child(code, title))
 
-    async def _through(self, code, title):
+    async def _drain_child(self, code, title):
         child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
         try:
-            assert await child.stdout.readline() == b"\n"  # its handler is there
+            assert await child.stdout.readline() == b"\n"  # the child has set its signal handler
             exited = asyncio.ensure_future(child.wait())
             server = await asyncio.create_subprocess_exec("true")
             await server.wait()
             self.drain.begin(signal.SIGTERM)
-            self.before = [flag.exists() for flag in self.flags], self.drain.asked_to_end
+            self.flags_before = [flag.exists() for flag in self.flags], self.drain.asked_to_end
             running = asyncio.ensure_future(self.drain.run(child.pid, exited, {server.pid: title}))
             await asyncio.sleep(0.1)
-            self.meanwhile = [flag.exists() for flag in self.flags], self.drain.asked_to_end
+            self.flags_in_delay = [flag.exists() for flag in self.flags], self.drain.asked_to_end
             return await running
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -50,38 +50,41 @@ class Drained:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [(0, (0, None)), (143, (0, None)), (3, (3, "vLLM ended its drain with 3"))],
+    [(0, (0, None)), (143, (0, None)), (3, (3, "vLLM exited with 3 at the end of its drain"))],
 )
-def test_the_end_of_a_drain_is_good_unless_vllm_exits_with_an_error(tmp_path, code, expected):
-    drained = Drained(tmp_path)
-    assert drained.through(ENDS.replace("CODE", str(code))) == expected
-    assert drained.lines == [
-        "SIGTERM: not ready any more, still serving for 0.3 s",
-        "vLLM finishes what it has begun, for at most 1 s; once more ends it at once",
+def test_a_drain_exits_with_0_unless_vllm_exits_with_an_error(tmp_path, code, expected):
+    run = DrainRun(tmp_path)
+    assert run.drain_child(EXITS.replace("CODE", str(code))) == expected
+    assert run.lines == [
+        "SIGTERM: not ready any more, still accepting new requests for 0.3 s",
+        "vLLM finishes accepted requests for at most 1 s and refuses new ones; a second signal ends it now",
     ]
 
 
-def test_requests_are_refused_and_the_end_is_expected_only_after_the_delay(tmp_path):
-    drained = Drained(tmp_path)
-    assert drained.drain.sentence is None
-    drained.through(ENDS.replace("CODE", "0"))
-    assert drained.drain.sentence == "SIGTERM came: vLLM drains for at most 2 s."
-    assert drained.before == ([False, False], False)
-    assert drained.meanwhile == ([True, False], False)
-    assert (all(flag.exists() for flag in drained.flags), drained.drain.asked_to_end) == (True, True)
+def test_requests_are_refused_and_vllm_gets_sigterm_only_after_the_delay(tmp_path):
+    run = DrainRun(tmp_path)
+    assert run.drain.sentence is None
+    run.drain_child(EXITS.replace("CODE", "0"))
+    assert run.drain.sentence == "SIGTERM received: vLLM drains for at most 2 s."
+    assert run.flags_before == ([False, False], False)
+    assert run.flags_in_delay == ([True, False], False)
+    assert (all(flag.exists() for flag in run.flags), run.drain.asked_to_end) == (True, True)
 
 
-def test_a_vllm_that_does_not_end_is_given_up_with_a_reason(tmp_path):
-    drained = Drained(tmp_path, delay=0, shutdown_timeout=0.5, margin=0.6)
-    assert drained.through(DEAF) == (1, "vLLM did not end within 1 s of its drain, so all was ended")
+def test_a_vllm_that_ignores_sigterm_is_exit_1_with_a_reason(tmp_path):
+    run = DrainRun(tmp_path, delay=0, shutdown_timeout=0.5, margin=0.6)
+    assert run.drain_child(IGNORES_SIGTERM) == (
+        1,
+        "vLLM did not exit within 1 s of SIGTERM, so the launcher ended all processes",
+    )
 
 
-def test_engines_are_not_waited_for_once_the_last_api_server_is_gone(tmp_path):
-    drained = Drained(tmp_path, shutdown_timeout=60)
-    assert drained.through(DEAF, title="VLLM::APIServer_0") == (0, None)
-    assert drained.lines[-1] == "every stream has ended, and so do the engines"
+def test_the_drain_does_not_wait_for_engines_after_the_last_api_server_exits(tmp_path):
+    run = DrainRun(tmp_path, shutdown_timeout=60)
+    assert run.drain_child(IGNORES_SIGTERM, title="VLLM::APIServer_0") == (0, None)
+    assert run.lines[-1] == "every stream has ended, so the launcher ends the engines"
 
 
-def test_flags_that_cannot_be_written_do_not_keep_vllm_from_draining(tmp_path):
-    drained = Drained(tmp_path / "not" / "there")
-    assert drained.through(ENDS.replace("CODE", "0")) == (0, None)
+def test_vllm_drains_even_if_the_flag_files_cannot_be_written(tmp_path):
+    run = DrainRun(tmp_path / "not" / "there")
+    assert run.drain_child(EXITS.replace("CODE", "0")) == (0, None)

@@ -1,4 +1,4 @@
-"""The greeting, with the client simulated; over HTTP it is tried in test_serving.py."""
+"""The greeting with a simulated client. test_serving.py tests it over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_health import smoke
 from vllm_launch.serve.greeting import greet
 
 
-def greeted(key: str) -> tuple[list[str], str]:
+def greet_simulated_server(key: str) -> tuple[list[str], str]:
     lines: list[str] = []
     parts: list[str] = []
     urls = "http://127.0.0.1:8000", "http://[fe80::1]:8001"
@@ -19,7 +19,7 @@ def greeted(key: str) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize(("key", "header"), [("", False), ("s3cret", True)])
-def test_an_answer_is_streamed_and_the_lines_to_copy_hold_no_key_simulated(monkeypatch, key, header):
+def test_the_answer_is_streamed_and_no_line_contains_the_key_simulated(monkeypatch, key, header):
     def answer(base_url, api_key, model, _, write):
         assert (base_url, api_key, model) == ("http://127.0.0.1:8000/v1", key, "m")
         write("Hi\n")
@@ -27,18 +27,18 @@ def test_an_answer_is_streamed_and_the_lines_to_copy_hold_no_key_simulated(monke
         return smoke.Timing(0.25, 1.5, 2)
 
     monkeypatch.setattr(smoke, "stream_answer", answer)
-    lines, text = greeted(key)
+    lines, text = greet_simulated_server(key)
     assert text == "Hi\n\N{REPLACEMENT CHARACTER}[2J"
-    assert lines[:2] == ['asking "Hello! Who are you?"', "answered: 2 pieces in 1.50 s, the first after 0.25 s"]
+    assert lines[:2] == ['asking "Hello! Who are you?"', "answered: 2 pieces in 1.50 s, TTFT 0.25 s"]
     assert lines[2].endswith("health http://[fe80::1]:8001/readyz")
     assert ("Bearer YOUR_KEY" in lines[3], "s3cret" in "".join(lines)) == (header, False)
 
 
-def test_no_answer_is_one_line_and_the_urls_are_still_shown_simulated(monkeypatch):
+def test_a_failed_question_is_one_line_and_the_urls_still_follow_simulated(monkeypatch):
     def refuse(*_):
         raise RuntimeError("two\nlines " + "x" * 400)
 
     monkeypatch.setattr(smoke, "stream_answer", refuse)
-    lines, text = greeted("")
+    lines, text = greet_simulated_server("")
     assert (text, len(lines)) == ("", 5)
     assert lines[1] == f"no answer: two lines {'x' * 290}"

@@ -1,4 +1,4 @@
-"""The child's log on its way through real pipes."""
+"""The copying of the child's log through real pipes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vllm_launch.serve.log import KEPT_LINE_BYTES, KEPT_LINES, LOGGER, Log, send_to
 
 
-def through(written: bytes) -> tuple[bytes, Log]:
-    """What comes out of a pipe that a log copies ``written`` to."""
+def copy_through_pipe(written: bytes) -> tuple[bytes, Log]:
+    """Copy ``written`` from one pipe to another. Return the copied bytes and the log."""
     (source, child), (reader, target) = os.pipe(), os.pipe()
     log = Log()
     log.copy(source, target)
@@ -29,18 +29,20 @@ def through(written: bytes) -> tuple[bytes, Log]:
 
 
 @given(st.binary(max_size=300))
-def test_bytes_pass_unchanged_and_lines_are_kept(written: bytes) -> None:
-    seen, log = through(written)
-    assert seen == written
+def test_bytes_are_copied_unchanged_and_lines_are_kept(written: bytes) -> None:
+    copied, log = copy_through_pipe(written)
+    assert copied == written
     lines = [line for line in written.replace(b"\r", b"\n").split(b"\n") if line]
     assert [*log.last] == log.take() == [line.decode(errors="replace") for line in lines]
     assert log.take() == []
 
 
-def test_only_the_last_lines_are_kept_and_none_of_endless_length() -> None:
-    _, log = through(b"x" * (KEPT_LINE_BYTES + 9) + b"\n" + b"".join(b"%d\n" % number for number in range(KEPT_LINES)))
+def test_only_the_last_lines_are_kept_and_long_lines_are_cut() -> None:
+    _, log = copy_through_pipe(
+        b"x" * (KEPT_LINE_BYTES + 9) + b"\n" + b"".join(b"%d\n" % number for number in range(KEPT_LINES))
+    )
     assert [*log.last] == [str(number) for number in range(KEPT_LINES)]
-    _, log = through(b"y" * (KEPT_LINE_BYTES + 9))
+    _, log = copy_through_pipe(b"y" * (KEPT_LINE_BYTES + 9))
     assert [*log.last] == ["y" * KEPT_LINE_BYTES]
 
 
@@ -49,7 +51,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_child() -> None:
     os.close(reader)
     log = Log()
     log.copy(source, target)
-    for _ in range(50):  # more than a pipe holds
+    for _ in range(50):  # more than a pipe's buffer
         os.write(child, b"x" * 4096 + b"\n")
     os.write(child, b"last words\n")
     os.close(child)
@@ -59,7 +61,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_child() -> None:
     log.end(10.0)
 
 
-def test_our_lines_begin_on_a_line_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_launchers_lines_begin_on_a_new_line(capfd: pytest.CaptureFixture[str]) -> None:
     source, child = os.pipe()
     log = Log()
     log.copy(source, 2)
@@ -75,7 +77,7 @@ def test_our_lines_begin_on_a_line_of_their_own(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "half a line\nours\nagain\nan answer, growing\ndone\n"
 
 
-def test_lines_that_nobody_reads_are_dropped_rather_than_waited_for() -> None:
+def test_lines_are_dropped_without_waiting_if_stderr_blocks() -> None:
     log = Log()
     with log._stderr:  # as while the child's own write to stderr blocks
         for number in range(2000):

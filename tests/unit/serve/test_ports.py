@@ -1,4 +1,4 @@
-"""Ports before vLLM starts, on real sockets."""
+"""The port checks before vLLM starts, with real sockets."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_a_port_that_somebody_listens_on_is_refused(host):
     ports.check(host, port, "--port")
 
 
-def test_an_address_of_another_machine_is_refused_in_the_systems_words():
+def test_an_address_of_another_machine_is_refused_with_the_systems_error():
     with pytest.raises(UsageError, match="cannot listen: Cannot assign requested address; give another --port"):
         ports.check("192.0.2.1", free_port(), "--port")

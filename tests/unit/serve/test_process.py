@@ -10,27 +10,27 @@ import pytest
 from vllm_launch.serve import process
 
 
-def test_a_process_is_seen_with_its_parent_title_and_memory():
-    me = process.look_at(os.getpid())
-    assert me.parent == os.getppid()
-    assert "pytest" in me.title
-    assert me.resident > 1 << 20
-    assert me.read > 0
+def test_a_process_has_its_parent_title_and_memory():
+    own = process.read_process(os.getpid())
+    assert own.parent == os.getppid()
+    assert "pytest" in own.title
+    assert own.resident > 1 << 20
+    assert own.read > 0
 
 
-def test_a_process_that_is_not_there_is_none():
-    assert process.look_at(2**22 + 1) is None
+def test_a_missing_process_is_none():
+    assert process.read_process(2**22 + 1) is None
 
 
-def alone(code):
-    """Runs ``code`` in a process of its own, since it changes what its process is."""
+def run_python(code):
+    """Run ``code`` in a new process, because it changes attributes of its process. Return its stdout."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_orphans_come_to_the_subreaper_and_are_reaped():
-    out = alone("""
+def test_the_subreaper_adopts_and_reaps_orphans():
+    out = run_python("""
 import os, subprocess, time
 from vllm_launch.serve import process
 process.become_subreaper()
@@ -46,8 +46,8 @@ print(len(seen), process.descendants(os.getpid()))
     assert out == "2 []\n"
 
 
-def test_everything_below_ends_even_what_ignores_sigterm_and_has_its_own_session():
-    out = alone("""
+def test_descendants_end_even_if_they_ignore_sigterm_and_have_their_own_session():
+    out = run_python("""
 import os, subprocess, time
 from vllm_launch.serve import process
 process.become_subreaper()
@@ -70,7 +70,7 @@ from vllm_launch.serve import process
 stubborn = "trap '' TERM HUP; echo ready; while :; do sleep 0.1; done"
 child = subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()
-will = process.last_will(child.pid)
+guard = process.end_group_with_us(child.pid)
 print(child.pid, flush=True)
 input()
 """
@@ -78,19 +78,19 @@ input()
     child = os.pidfd_open(int(launcher.stdout.readline()))
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate(timeout=30)
-    assert select.select([child], [], [], 30)[0], "the child lives on"
+    assert select.select([child], [], [], 30)[0], "the child still runs"
     os.close(child)
 
 
-def test_without_a_shell_for_the_last_will_it_is_an_error_and_no_pipe_is_left(monkeypatch):
+def test_without_a_shell_the_group_guard_raises_and_leaves_no_pipe(monkeypatch):
     before = sorted(Path("/proc/self/fd").iterdir())
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError):
-        process.last_will(1)
+        process.end_group_with_us(1)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_a_tree_of_another_is_ended_from_its_leaves():
+def test_all_descendants_of_another_process_are_ended():
     child = subprocess.Popen(["sh", "-c", "sleep 300 & sleep 300 & echo up; wait"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"up\n"
     assert len(process.descendants(child.pid)) == 2

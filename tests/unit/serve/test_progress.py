@@ -13,34 +13,34 @@ LOGS = Path(__file__).parents[2] / "data/logs"
 
 
 def phases(lines):
-    phase, seen = "starting", ["starting"]
+    phase, order = "starting", ["starting"]
     for line in lines:
         phase = progress.phase_after(phase, line)
-        if phase != seen[-1]:
-            seen.append(phase)
-    return seen
+        if phase != order[-1]:
+            order.append(phase)
+    return order
 
 
-def of_log(hardware):
+def phases_of_log(hardware):
     (log,) = LOGS.glob(f"vllm-*-{hardware}-start.log")
     return phases(log.read_text().splitlines())
 
 
 def test_a_real_start_on_the_cpu_goes_through_its_phases_in_order():
-    assert of_log("cpu") == ["starting", "initializing", "loading weights", "profiling", "warming up"]
+    assert phases_of_log("cpu") == ["starting", "initializing", "loading weights", "profiling", "warming up"]
 
 
-def test_a_real_start_on_a_gpu_goes_through_all_phases_but_a_download():
-    assert of_log("h100") == [phase for phase in PHASES if phase not in {"downloading", "ready"}]
+def test_a_real_start_on_a_gpu_goes_through_all_phases_except_a_download():
+    assert phases_of_log("h100") == [phase for phase in PHASES if phase not in {"downloading", "ready"}]
 
 
-def test_graphs_captured_before_the_kv_cache_has_its_size_are_profiling():
+def test_cuda_graphs_captured_before_the_kv_cache_is_sized_are_profiling():
     estimate = "Capturing CUDA graphs (FULL): 100%|##########| 2/2 [00:00<00:00, 29.58it/s]"
     assert progress.phase_after("profiling", estimate) == "profiling"
     assert progress.phase_after("tuning kernels", estimate) == "capturing CUDA graphs"
 
 
-def test_the_words_of_the_older_model_runner_are_known_simulated():
+def test_the_log_line_of_the_older_model_runner_is_known_simulated():
     loading = "(Worker pid=1) INFO 01-01 00:00:00 [gpu_model_runner.py:5040] Starting to load model m..."
     assert progress.phase_after("initializing", loading) == "loading weights"
 
@@ -51,13 +51,13 @@ def test_a_phase_never_goes_back(phase, line):
     assert progress.phase_after("ready", "Starting to load model") == "ready"
 
 
-def test_vllm_saying_that_it_waits_is_no_progress():
-    assert not progress.tells_progress("INFO Waiting for 1 local, 0 remote core engine proc(s) to start.")
-    assert not progress.tells_progress("No available shared memory broadcast block found in 60 seconds.")
-    assert progress.tells_progress("Loading weights took 0.03 seconds")
+def test_lines_that_vllm_prints_while_it_waits_are_no_progress():
+    assert not progress.shows_progress("INFO Waiting for 1 local, 0 remote core engine proc(s) to start.")
+    assert not progress.shows_progress("No available shared memory broadcast block found in 60 seconds.")
+    assert progress.shows_progress("Loading weights took 0.03 seconds")
 
 
-def test_much_written_before_weights_load_is_a_download():
+def test_many_bytes_written_before_the_weights_are_a_download():
     before, more = Movement(written=MIB), Movement(written=17 * MIB)
     assert progress.downloading("starting", before, more)
     assert progress.downloading("initializing", before, more)
@@ -65,18 +65,18 @@ def test_much_written_before_weights_load_is_a_download():
     assert not progress.downloading("starting", before, Movement(written=17 * MIB - 1))
 
 
-def test_weights_come_in_from_disk_or_show_in_memory():
+def test_loaded_weights_are_counted_by_disk_reads_or_by_memory():
     before = Movement(read=100, resident=100, gpu=100)
     assert progress.loaded(before, Movement(read=150, resident=120, gpu=110)) == 50
     assert progress.loaded(before, Movement(read=100, resident=100, gpu=190)) == 90
     assert progress.loaded(before, Movement(read=90, resident=90, gpu=90)) == 0
 
 
-USUAL = {"starting": 10.0, "loading weights": 30.0, "compiling": 20.0, "warming up": 5.0}
+LAST_PHASES = {"starting": 10.0, "loading weights": 30.0, "compiling": 20.0, "warming up": 5.0}
 
 
 @pytest.mark.parametrize(
-    ("phase", "taken", "left"),
+    ("phase", "phases", "remaining_s"),
     [
         ("starting", {}, 65),
         ("starting", {"starting": 4}, 61),
@@ -86,23 +86,25 @@ USUAL = {"starting": 10.0, "loading weights": 30.0, "compiling": 20.0, "warming 
         ("ready", {}, 0),
     ],
 )
-def test_what_a_start_will_still_take_is_what_the_last_one_took(phase, taken, left):
-    assert progress.remaining(USUAL, taken, phase) == left
+def test_the_remaining_time_comes_from_the_last_start(phase, phases, remaining_s):
+    assert progress.remaining(LAST_PHASES, phases, phase) == remaining_s
 
 
-def test_without_an_earlier_start_nobody_knows():
+def test_without_an_earlier_start_the_remaining_time_is_unknown():
     assert progress.remaining({}, {}, "compiling") is None
 
 
-def test_the_sentence_tells_weights_only_while_they_load():
+def test_the_sentence_shows_weights_only_while_they_load():
     text = progress.sentence("loading weights", 12.4, 3 << 30, 2 << 30, {}, gpu=True)
     assert text.startswith("loading weights, 2.0 GiB of 2.0 GiB of weights, 12 s so far (normal: 40-180 s")
     assert progress.sentence("compiling", 12, 5, 10, {}, gpu=False) == "compiling, 12 s so far (normal: 45-130 s)"
     assert "of weights" not in progress.sentence("loading weights", 12, 5, None, {}, gpu=False)
 
 
-def test_the_sentence_tells_what_the_last_start_took():
-    assert progress.sentence("compiling", 12, 5, 10, USUAL, gpu=True) == "compiling, 12 s so far (last time: 65 s)"
+def test_the_sentence_shows_the_time_of_the_last_start():
+    assert (
+        progress.sentence("compiling", 12, 5, 10, LAST_PHASES, gpu=True) == "compiling, 12 s so far (last time: 65 s)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,18 +130,18 @@ def test_the_reason_is_the_root_cause_and_not_its_wrapper():
         assert progress.reason(lines) == "ValueError: No available memory for the cache blocks."
 
 
-def test_a_death_that_vllm_saw_is_more_telling_than_a_wrapper():
+def test_a_process_death_in_the_log_is_preferred_to_a_wrapper():
     death = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
     logged = f"(EngineCore pid=7) ERROR 11-23 16:42:00 [multiproc_executor.py:316] {death}"
     assert progress.reason([WRAPPER, logged, WRAPPER]) == death
 
 
-def test_a_wrapper_is_better_than_nothing():
+def test_a_wrapper_is_the_reason_if_there_is_no_other():
     assert progress.reason([WRAPPER]) == WRAPPER.removeprefix("(APIServer pid=1) ")
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "reason"),
     [
         ("OSError: [Errno 28] No space left on device", "OSError: [Errno 28] No space left on device"),
         ("torch.OutOfMemoryError: CUDA out of memory.", "torch.OutOfMemoryError: CUDA out of memory."),
@@ -148,8 +150,8 @@ def test_a_wrapper_is_better_than_nothing():
         ("INFO all is well", None),
     ],
 )
-def test_the_reason_is_found_in_each_form_that_vllm_has(line, found):
-    assert progress.reason(["INFO one", line, "INFO two"]) == found
+def test_the_reason_is_found_in_each_format_of_vllm(line, reason):
+    assert progress.reason(["INFO one", line, "INFO two"]) == reason
 
 
 @given(st.lists(st.text()))
@@ -159,11 +161,11 @@ def test_any_log_has_a_reason_of_bounded_length_or_none(lines):
 
 
 @pytest.mark.parametrize(("status", "code"), [(0, 1), (1, 1), (3, 3), (-9, 137), (-15, 143)])
-def test_an_unrequested_end_is_never_exit_0(status, code):
+def test_an_unexpected_exit_is_never_exit_0(status, code):
     assert progress.exit_code(status) == code
 
 
-def test_the_kv_cache_is_held_against_the_plan():
+def test_the_kv_cache_is_compared_with_the_plan():
     assert progress.kv_sentence(524288, None, 0.05) == ("KV cache: 524,288 tokens", False)
     assert progress.kv_sentence(105, 100, 0.05) == ("KV cache: 105 tokens, planned 100 (+5.0%)", False)
     assert progress.kv_sentence(94, 100, 0.05)[1]

@@ -1,4 +1,4 @@
-"""Weights that the kernel reads before vLLM asks for them."""
+"""Reading weights into the page cache before vLLM reads them."""
 
 import ctypes
 import mmap
@@ -16,8 +16,8 @@ from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
 
 
-def in_memory(path: Path) -> int:
-    """Pages of a file that are in memory, by mincore(2); to look at them would read them."""
+def pages_in_memory(path: Path) -> int:
+    """Return how many pages of a file are in memory, by mincore(2), without reading them."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         pages = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(mapped)
@@ -29,7 +29,7 @@ def in_memory(path: Path) -> int:
 
 @pytest.fixture
 def weights(tmp_path):
-    """A folder of a model with two files of 4 MiB, which no page of memory holds."""
+    """Return a model's two weight files of 4 MiB each. No page of them is in memory."""
     (tmp_path / "config.json").write_text("{}")
     for number in (1, 2):
         path = tmp_path / f"model-{number:05}-of-00002.safetensors"
@@ -38,25 +38,25 @@ def weights(tmp_path):
             file.flush()
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert in_memory(path) == 0, "this test wants its files on a disk, not in a tmpfs"
+        assert pages_in_memory(path) == 0, "this test needs its files on a disk, not in a tmpfs"
     return sorted(tmp_path.glob("*.safetensors"))
 
 
-def test_what_fits_into_memory_is_there_before_anybody_reads_it(weights):
+def test_files_that_fit_into_memory_are_read_ahead(weights):
     assert read_ahead.begin(weights, 11 << 20) == 8 << 20
     deadline = time.monotonic() + 20
-    while sum(map(in_memory, weights)) < (8 << 20) // mmap.PAGESIZE:
+    while sum(map(pages_in_memory, weights)) < (8 << 20) // mmap.PAGESIZE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_what_does_not_fit_is_left_to_vllm(weights):
-    assert read_ahead.begin(weights, 9 << 20) == 0  # a fifth is for others
+def test_files_that_do_not_fit_are_not_read_ahead(weights):
+    assert read_ahead.begin(weights, 9 << 20) == 0  # a fifth of the memory is for other uses
     time.sleep(0.3)
-    assert sum(map(in_memory, weights)) == 0
+    assert sum(map(pages_in_memory, weights)) == 0
 
 
-def test_files_that_are_gone_or_none_are_no_reason_for_anything(weights):
+def test_missing_files_or_no_files_are_ignored(weights):
     assert read_ahead.begin([*weights, weights[0].with_name("gone")], GIB) == 0
     assert read_ahead.begin([], GIB) == 0
 

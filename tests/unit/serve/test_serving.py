@@ -1,4 +1,4 @@
-"""What stands between a plan and a running vLLM: folders, rules, the P2P verdict; and all of it over a stand-in."""
+"""The steps from a plan to a running vLLM: folders, rules, the P2P test. A stand-in for vLLM runs all of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def settled(*words: str, environ: Mapping[str, str] | None = None) -> Settings:
     return read_settings(parse_flags(["m", *words]), environ or {})
 
 
-def line(error: pytest.ExceptionInfo[UsageError]) -> str:
+def message(error: pytest.ExceptionInfo[UsageError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -54,10 +54,10 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_run_has_a_folder_that_only_its_user_enters_and_that_is_gone_afterwards(tmp_path: Path) -> None:
+def test_the_runs_folder_is_only_for_its_user_and_is_removed_afterwards(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        with preflight.run_folder(settled("--launch-state-dir", str(tmp_path / "new" / "state")), {}) as folder:
+        with preflight.run_folder(read("--launch-state-dir", str(tmp_path / "new" / "state")), {}) as folder:
             assert folder.is_absolute()
             assert folder.parent == tmp_path / "new" / "state"
             assert mode(folder) == 0o700
@@ -68,8 +68,8 @@ def test_a_run_has_a_folder_that_only_its_user_enters_and_that_is_gone_afterward
     assert not folder.exists()
 
 
-def test_the_folder_is_gone_also_when_the_run_fails(tmp_path: Path) -> None:
-    settings = settled("--launch-state-dir", str(tmp_path))
+def test_the_runs_folder_is_removed_when_the_run_fails(tmp_path: Path) -> None:
+    settings = read("--launch-state-dir", str(tmp_path))
 
     def fail() -> None:
         with preflight.run_folder(settings, {}) as folder:
@@ -81,33 +81,33 @@ def test_the_folder_is_gone_also_when_the_run_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_setting_the_folder_is_in_the_users_own_place_or_a_temporary_one(tmp_path: Path) -> None:
-    with preflight.run_folder(settled(), {"XDG_RUNTIME_DIR": str(tmp_path)}) as folder:
+def test_without_a_setting_the_runs_folder_is_in_xdg_runtime_dir_or_a_temporary_one(tmp_path: Path) -> None:
+    with preflight.run_folder(read(), {"XDG_RUNTIME_DIR": str(tmp_path)}) as folder:
         assert folder.parent == tmp_path
-    with preflight.run_folder(settled(), {}) as folder:
+    with preflight.run_folder(read(), {}) as folder:
         assert folder.parent == Path(tempfile.gettempdir())
 
 
 def test_two_runs_have_two_folders(tmp_path: Path) -> None:
     environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    with preflight.run_folder(settled(), environ) as first, preflight.run_folder(settled(), environ) as second:
+    with preflight.run_folder(read(), environ) as first, preflight.run_folder(read(), environ) as second:
         assert first != second
 
 
-def test_a_place_where_no_folder_can_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
+def test_a_state_dir_that_cannot_be_created_is_an_error_that_names_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     where = str(tmp_path / "file")
-    settings = settled(environ={"LAUNCH_STATE_DIR": where})
+    settings = read(environ={"LAUNCH_STATE_DIR": where})
     with pytest.raises(UsageError) as error, preflight.run_folder(settings, {}):
         pass
-    assert line(error).startswith(f"environment LAUNCH_STATE_DIR: {where} cannot be written: ")
-    assert line(error).endswith("--launch-state-dir")
+    assert message(error).startswith(f"environment LAUNCH_STATE_DIR: {where} cannot be written: ")
+    assert message(error).endswith("--launch-state-dir")
 
 
-def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path: Path) -> None:
+def test_the_guards_file_is_only_for_this_user_and_never_overwritten(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        serving.write_guard_rules(settled("--launch-allowed-routes", "/v1"), ["k1", "k2"], "p", tmp_path)
+        serving.write_guard_rules(read("--launch-allowed-routes", "/v1"), ["k1", "k2"], "p", tmp_path)
     finally:
         os.umask(old)
     assert mode(tmp_path / "guard.json") == 0o600
@@ -115,29 +115,29 @@ def test_the_guards_file_is_for_this_user_alone_and_never_written_twice(tmp_path
     assert (rules["keys"], rules["routes"]) == (["k1", "k2"], ["/v1"])
     assert rules["drain_flag"] == str(tmp_path / "draining")
     assert rules["refuse_flag"] == str(tmp_path / "refusing")
-    with pytest.raises(FileExistsError):  # somebody else's file, or a link, in the way
-        serving.write_guard_rules(settled(), ["k"], "p", tmp_path)
+    with pytest.raises(FileExistsError):  # a file or link that already exists
+        serving.write_guard_rules(read(), ["k"], "p", tmp_path)
 
 
 # ---- caches
 
 
 def caches(tmp_path: Path, *words: str) -> tuple[Settings, dict[str, str]]:
-    settings = settled(*words)
+    settings = read(*words)
     env = environment.engine_environment(
         settings, {"HOME": str(tmp_path)}, {}, run_dir=tmp_path / "run", writable=preflight.writable
     )
     return settings, env
 
 
-def test_every_cache_that_was_chosen_is_made_and_the_probe_leaves_nothing(tmp_path: Path) -> None:
+def test_every_cache_folder_is_created_and_the_probe_file_is_removed(tmp_path: Path) -> None:
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert all(Path(env[name]).is_dir() for name in environment.CACHES)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_what_the_person_named_is_left_to_them(tmp_path: Path) -> None:
+def test_the_users_own_cache_folders_are_not_created(tmp_path: Path) -> None:
     own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "own")}
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     preflight.make_caches(settings, own, env | own)
@@ -145,13 +145,13 @@ def test_what_the_person_named_is_left_to_them(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "compiled" / "triton").is_dir()
 
 
-def test_vllms_cache_is_tried_below_home_where_nothing_else_is_said(tmp_path: Path) -> None:
+def test_vllms_cache_is_below_home_without_a_setting(tmp_path: Path) -> None:
     settings, env = caches(tmp_path)
     preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert (tmp_path / ".cache" / "vllm").is_dir()
 
 
-def test_what_an_image_knows_of_models_goes_into_vllms_cache_once(
+def test_the_images_model_infos_are_copied_into_vllms_cache_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prebuilt = tmp_path / "share" / "modelinfos"
@@ -163,23 +163,23 @@ def test_what_an_image_knows_of_models_goes_into_vllms_cache_once(
     known = Path(env["VLLM_CACHE_ROOT"], "modelinfos", "llama.json")
     preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert known.read_text() == "prebuilt"
-    known.write_text("vLLM's own")  # it may be written: vLLM replaces what a changed source has made stale
+    known.write_text("vLLM's own")  # writable, because vLLM replaces infos of changed sources
     preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert known.read_text() == "vLLM's own"
 
 
-def test_a_file_where_a_cache_should_be_is_one_line(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_cache_folder_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     settings, env = caches(tmp_path, "--launch-cache-dir", str(tmp_path / "cache"))
     with pytest.raises(UsageError) as error:
         preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
-    assert line(error).startswith(f"flag --launch-cache-dir: {tmp_path / 'cache'}")
-    assert "name another folder with --launch-cache-dir" in line(error)
+    assert message(error).startswith(f"flag --launch-cache-dir: {tmp_path / 'cache'}")
+    assert "name another folder with --launch-cache-dir" in message(error)
 
 
 @contextlib.contextmanager
 def full(folder: Path) -> Iterator[str]:
-    """``folder`` without room for a megabyte, and what the kernel says of it: a small tmpfs where we may mount one."""
+    """Leave less than a megabyte free in ``folder`` and yield the kernel's error. Mount a small tmpfs if allowed."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=False, capture_output=True
     )
@@ -197,32 +197,32 @@ def full(folder: Path) -> Iterator[str]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_met_before_the_start(tmp_path: Path) -> None:
+def test_a_full_disk_is_found_before_the_start(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     settings, env = caches(tmp_path, "--launch-cache-dir", str(cache))
     with full(cache) as why, pytest.raises(UsageError) as error:
         preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
-    assert line(error).startswith(f"flag --launch-cache-dir: {cache / 'compiled/vllm'} cannot be written: {why}")
-    assert "free space there" in line(error)
+    assert message(error).startswith(f"flag --launch-cache-dir: {cache / 'compiled/vllm'} cannot be written: {why}")
+    assert "free space there" in message(error)
 
 
 @pytest.mark.parametrize("template", ["{{ messages }}", "tool_chat_template_hermes.jinja", "FILE", "{# a/b #}"])
-def test_a_chat_template_may_be_a_file_or_itself_or_one_of_vllms(template: str, tmp_path: Path) -> None:
+def test_a_chat_template_may_be_a_file_its_text_or_one_of_vllms(template: str, tmp_path: Path) -> None:
     (tmp_path / "own").write_text("{{ messages }}")
-    preflight.check_files(settled("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
+    preflight.check_files(read("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
 
 
 @pytest.mark.parametrize(("length", "fits"), [(70, True), (71, False)])
-def test_a_folder_whose_name_leaves_no_room_for_sockets_is_refused(length: int, fits: bool) -> None:  # noqa: FBT001
-    settings = settled("--launch-state-dir", "/state")
+def test_a_folder_whose_path_is_too_long_for_sockets_is_refused(length: int, fits: bool) -> None:  # noqa: FBT001
+    settings = read("--launch-state-dir", "/state")
     with (
         contextlib.nullcontext()
         if fits
-        else pytest.raises(UsageError, match=r"too long a name.*nearer to the root") as error
+        else pytest.raises(UsageError, match=r"sockets allow at most.*a shorter path") as error
     ):
         preflight.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
-    assert fits or line(error).startswith("flag --launch-state-dir: ")
+    assert fits or message(error).startswith("flag --launch-state-dir: ")
 
 
 MIB = 1 << 20
@@ -232,9 +232,9 @@ MIB = 1 << 20
     ("gpus", "words", "environ", "free", "fits"),
     [
         (2, (), {}, 64 * MIB, False),
-        (2, (), {}, 240 * MIB, False),  # a slot has some bytes beside its 24 MiB
+        (2, (), {}, 240 * MIB, False),  # a slot has some bytes more than its 24 MiB
         (2, (), {}, 241 * MIB, True),
-        (0, (), {}, 64 * MIB, False),  # the CPU engine's one worker is a process of its own too
+        (0, (), {}, 64 * MIB, False),  # the CPU engine's only worker has its own process too
         (1, (), {}, 0, True),
         (2, ("--distributed-executor-backend", "ray"), {}, 0, True),
         (2, (), {"VLLM_MQ_MAX_CHUNK_BYTES_MB": "32"}, 300 * MIB, False),
@@ -242,17 +242,21 @@ MIB = 1 << 20
         (2, (), {"VLLM_MQ_MAX_CHUNK_BYTES_MB": "1"}, 64 * MIB, False),
     ],
 )
-def test_workers_want_shared_memory(gpus, words, environ, free, fits) -> None:
-    made = msgspec.structs.replace(pair()[0], gpus_per_replica=gpus)
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"rings of .*--shm-size=1g") as error:
-        preflight.check_shared_memory(made, settled(*words), environ, free)
-    assert fits or line(error).startswith(f"/dev/shm: {free // MIB} MiB are free")
+def test_workers_need_shared_memory(gpus, words, environ, free, fits) -> None:
+    decided = msgspec.structs.replace(pair()[0], gpus_per_replica=gpus)
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(UsageError, match=r"need more than .*--shm-size=1g") as error
+    ):
+        preflight.check_shared_memory(decided, read(*words), environ, free)
+    assert fits or message(error).startswith(f"/dev/shm: {free // MIB} MiB are free")
 
 
-def test_a_folder_is_writable_when_files_can_be_made_in_it(tmp_path: Path) -> None:
+def test_a_folder_is_writable_if_files_can_be_created_in_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = [preflight.writable(path) for path in (tmp_path, tmp_path / "file", tmp_path / "absent")]
-    assert found == [True, False, False]
+    results = [preflight.writable(path) for path in (tmp_path, tmp_path / "file", tmp_path / "absent")]
+    assert results == [True, False, False]
 
 
 # ---- P2P
@@ -260,15 +264,15 @@ def test_a_folder_is_writable_when_files_can_be_made_in_it(tmp_path: Path) -> No
 
 def pair(count: int = 2) -> tuple[Plan, Hardware]:
     hardware = parse_hardware_name("H100:8")
-    asked = PlanRequest(tensor_parallel_size=count)
-    return plan(asked, hardware, read_model(str(MODELS / "meta-llama--Meta-Llama-3-8B"))), hardware
+    request = PlanRequest(tensor_parallel_size=count)
+    return plan(request, hardware, read_model(str(MODELS / "meta-llama--Meta-Llama-3-8B"))), hardware
 
 
 def interpreter(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code: int = 0) -> Path:
-    """A stand-in for the Python that has torch: it says ``lines`` in place of the probe. The file counts its runs."""
+    """Replace the Python that has torch by a script that prints ``lines``. Return the file that counts its runs."""
     program, runs = folder / "python", folder / "runs"
-    said = "\n".join(f"echo '{text}'" for text in lines)
-    program.write_text(f"#!/bin/sh\necho $CUDA_VISIBLE_DEVICES >> {runs}\n{said}\nexit {code}\n")
+    echoes = "\n".join(f"echo '{text}'" for text in lines)
+    program.write_text(f"#!/bin/sh\necho $CUDA_VISIBLE_DEVICES >> {runs}\n{echoes}\nexit {code}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     return runs
@@ -282,51 +286,51 @@ OFF = ({"disable_custom_all_reduce": True}, {"NCCL_P2P_DISABLE": "1"})
 
 
 @pytest.mark.parametrize(("words", "count"), [(["--launch-p2p-check", "off"], 2), ([], 1)])
-def test_nothing_is_tried_for_one_gpu_or_when_it_is_off(
+def test_p2p_is_not_tested_for_one_gpu_or_if_the_check_is_off(
     words: list[str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = interpreter(tmp_path, monkeypatch, COPYING, CORRUPT, DONE)
-    assert serving.settle_p2p(settled(*words), *pair(count), tmp_path) == ({}, {}, None)
+    assert serving.settle_p2p(read(*words), *pair(count), tmp_path) == ({}, {}, None)
     assert not runs.exists()
 
 
-def test_p2p_that_is_disabled_is_off_without_being_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_p2p_is_off_without_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = interpreter(tmp_path, monkeypatch, COPYING, ARRIVED, DONE)
-    options, env, said = serving.settle_p2p(settled("--launch-p2p-check=disable"), *pair(), tmp_path)
+    options, env, sentence = serving.settle_p2p(read("--launch-p2p-check=disable"), *pair(), tmp_path)
     assert (options, env) == OFF
-    assert said == "P2P between GPUs is off, as you set it"
+    assert sentence == "P2P between GPUs is off (set by you: p2p_check)"
     assert not runs.exists()
 
 
-def test_a_simulated_probe_whose_copies_come_broken_turns_p2p_off_once_per_boot(
+def test_a_corrupt_copy_of_a_simulated_probe_turns_p2p_off_and_is_tested_once_per_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = interpreter(tmp_path, monkeypatch, COPYING, CORRUPT, DONE)
     decided, hardware = pair()
-    options, env, said = serving.settle_p2p(settled(), decided, hardware, tmp_path / "cache")
+    options, env, sentence = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert (options, env) == OFF
     assert "0 to 1) delivered wrong data" in str(said)
     assert "(tried in 0 s)" in str(said)
     again = serving.settle_p2p(settled(), decided, hardware, tmp_path / "cache")
     assert again[:2] == OFF
-    assert "(known since this boot)" in str(again[2])
-    assert runs.read_text() == ",".join(gpu.uuid for gpu in hardware.gpus) + "\n"  # of all replicas, and once
+    assert "(tested earlier since boot)" in str(again[2])
+    assert runs.read_text() == ",".join(gpu.uuid for gpu in hardware.gpus) + "\n"  # once, with the GPUs of all replicas
 
 
 @pytest.mark.parametrize(
     ("lines", "code", "why"),
     [((COPYING, ARRIVED, DONE), 0, "peer copies arrived"), ((), 1, "could not be tried"), ((COPYING,), 0, None)],
 )
-def test_a_simulated_probe_that_succeeds_or_knows_nothing_leaves_p2p_on_but_a_copy_that_kills_does_not(
+def test_p2p_stays_on_unless_a_copy_kills_the_simulated_probe(
     lines: tuple[str, ...], code: int, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpreter(tmp_path, monkeypatch, *lines, code=code)
-    options, env, said = serving.settle_p2p(settled(), *pair(), tmp_path / "cache")
+    options, env, sentence = serving.settle_p2p(read(), *pair(), tmp_path / "cache")
     assert (options, env) == (OFF if why is None else ({}, {}))
-    assert (why or "turned off") in str(said)
+    assert (why or "turned off") in str(sentence)
 
 
-# ---- all of it, over a stand-in for vLLM's API server
+# ---- all steps, with a stand-in for vLLM's API server
 
 ENGINE = """
 import http.server, json, os, signal, sys
@@ -364,13 +368,13 @@ def free_ports() -> tuple[int, int]:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A model, and a package that stands for vLLM where Python finds it first; near the root, for sockets' names."""
+def folder() -> Iterator[Path]:
+    """Yield a folder with a model and a package that replaces vLLM. Its path is short enough for vLLM's sockets."""
     with tempfile.TemporaryDirectory(prefix="vl-") as folder:
-        yield furnished(Path(folder))
+        yield write_stand_in(Path(folder))
 
 
-def furnished(tmp_path: Path) -> Path:
+def write_stand_in(tmp_path: Path) -> Path:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text(json.dumps(SMALL))
     for folder in ("vllm", "vllm/entrypoints", "vllm/entrypoints/openai"):
@@ -380,86 +384,86 @@ def furnished(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(place: Path, *words: str) -> subprocess.Popen[str]:
+def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LAUNCH_", "VLLM_", "XDG_"))}
     environ |= {
-        "PYTHONPATH": str(place / "stand-in"), "HOME": str(place / "home"), "CUDA_VISIBLE_DEVICES": "",
-        "VLLM_LAUNCH_TEST_OUT": str(place / "out.json"), "LAUNCH_STATE_DIR": str(place / "state"),
+        "PYTHONPATH": str(folder / "stand-in"), "HOME": str(folder / "home"), "CUDA_VISIBLE_DEVICES": "",
+        "VLLM_LAUNCH_TEST_OUT": str(folder / "out.json"), "LAUNCH_STATE_DIR": str(folder / "state"),
         "LAUNCH_HEALTH_HOST": "127.0.0.1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "vllm_launch", "serve", "m", "--host=127.0.0.1", *words],
-        cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def test_a_stand_in_is_planned_started_watched_and_drained_and_nothing_is_left(place: Path) -> None:
-    (place / "home").mkdir()
+def test_a_stand_in_is_planned_started_and_drained_and_leaves_nothing(folder: Path) -> None:
+    (folder / "home").mkdir()
     api, health = free_ports()
-    ours = [f"--launch-health-port={health}", "--launch-drain-seconds=6"]
-    child = launch(place, f"--port={api}", *ours, "--api-key", "s3cret", "--max-model-len=64")
+    flags = [f"--launch-health-port={health}", "--launch-drain-seconds=6"]
+    child = launch(folder, f"--port={api}", *flags, "--api-key", "s3cret", "--max-model-len=64")
     assert child.stderr
-    said = ""
-    while "ready after" not in said:
+    output = ""
+    while "ready after" not in output:
         text = child.stderr.readline()
-        assert text, said
-        said += text
+        assert text, output
+        output += text
     child.send_signal(signal.SIGTERM)
     _, rest = child.communicate(timeout=60)
-    assert child.returncode == 0, said + rest
-    assert "on the CPU (" in said  # the plan comes first
-    assert said.index("max_model_len") < said.index("ready after")
+    assert child.returncode == 0, output + rest
+    assert "on the CPU (" in output  # the plan comes first
+    assert output.index("max_model_len") < output.index("ready after")
     assert "SIGTERM" in rest
-    out: dict[str, Any] = json.loads((place / "out.json").read_text())
+    out: dict[str, Any] = json.loads((folder / "out.json").read_text())
     assert "--max-model-len=64" in out["argv"]
     assert out["rules"]["keys"] == ["s3cret"]
-    assert "s3cret" not in json.dumps([out["argv"], out["env"], said, rest])
+    assert "s3cret" not in json.dumps([out["argv"], out["env"], output, rest])
     assert not [name for name in out["env"] if name == "LAUNCH_STATE_DIR"]
-    assert list((place / "state").iterdir()) == []
+    assert list((folder / "state").iterdir()) == []
 
 
-def greeted(place: Path, *words: str) -> str:
-    """What a launch says until it has told how to ask it, and it ends well after that."""
-    (place / "home").mkdir()
+def launch_with_greeting(folder: Path, *words: str) -> str:
+    """Start a launch with the greeting, end it with Ctrl-C, check its exit code and return its stderr."""
+    (folder / "home").mkdir()
     api, health = free_ports()
-    ours = ["--launch-greet", f"--launch-health-port={health}", "--launch-drain-seconds=6", "--max-model-len=64"]
-    child = launch(place, f"--port={api}", *ours, *words)
+    flags = ["--launch-greet", f"--launch-health-port={health}", "--launch-drain-seconds=6", "--max-model-len=64"]
+    child = launch(folder, f"--port={api}", *flags, *words)
     assert child.stderr
-    said = ""
-    while "Ctrl-C drains" not in said:
+    output = ""
+    while "Ctrl-C drains" not in output:
         text = child.stderr.readline()
-        assert text, said
-        said += text
+        assert text, output
+        output += text
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=60)
     assert child.returncode == 0
-    assert f"API http://127.0.0.1:{api}/v1 " in said
-    assert f"health http://127.0.0.1:{health}/readyz" in said
-    return said
+    assert f"API http://127.0.0.1:{api}/v1 " in output
+    assert f"health http://127.0.0.1:{health}/readyz" in output
+    return output
 
 
-def test_a_stand_in_that_is_greeted_answers_with_the_key_and_cannot_move_the_cursor(place: Path) -> None:
-    said = greeted(place, "--api-key", "s3cret")
-    assert "I am a stand-in\N{REPLACEMENT CHARACTER}[2J." in said
-    assert "answered: 2 pieces in " in said
-    assert "'Authorization: Bearer YOUR_KEY'" in said
-    assert "s3cret" not in said
+def test_the_greeting_sends_the_key_and_its_answer_cannot_move_the_cursor(folder: Path) -> None:
+    output = launch_with_greeting(folder, "--api-key", "s3cret")
+    assert "I am a stand-in\N{REPLACEMENT CHARACTER}[2J." in output
+    assert "answered: 2 pieces in " in output
+    assert "'Authorization: Bearer YOUR_KEY'" in output
+    assert "s3cret" not in output
 
 
-def test_a_greeting_that_a_stand_in_refuses_is_told_and_serving_goes_on(place: Path) -> None:
-    said = greeted(place)
-    assert "no answer: " in said
-    assert "Bearer" not in said
+def test_a_refused_greeting_is_reported_and_serving_continues(folder: Path) -> None:
+    output = launch_with_greeting(folder)
+    assert "no answer: " in output
+    assert "Bearer" not in output
 
 
 @pytest.mark.parametrize(("which", "flag"), [(0, "--port"), (1, "--launch-health-port")])
-def test_a_busy_port_is_one_line_and_nothing_is_started(which: int, flag: str, place: Path) -> None:
-    (place / "home").mkdir()
+def test_a_busy_port_is_a_one_line_error_and_nothing_is_started(which: int, flag: str, folder: Path) -> None:
+    (folder / "home").mkdir()
     ports = free_ports()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", ports[which]))
-        taken.listen()
-        child = launch(place, f"--port={ports[0]}", f"--launch-health-port={ports[1]}", "--max-model-len=64")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", ports[which]))
+        listener.listen()
+        child = launch(folder, f"--port={ports[0]}", f"--launch-health-port={ports[1]}", "--max-model-len=64")
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (2, "")
     last = err.splitlines()[-1]  # after the plan
@@ -467,5 +471,5 @@ def test_a_busy_port_is_one_line_and_nothing_is_started(which: int, flag: str, p
         last
         == f"vllm-launch: {flag} {ports[which]}: the port is in use; stop the process that listens there, or give another {flag}"
     )
-    assert not (place / "out.json").exists()
-    assert list((place / "state").iterdir()) == []
+    assert not (folder / "out.json").exists()
+    assert list((folder / "state").iterdir()) == []

@@ -33,7 +33,7 @@ def refused(words="m", environ=None, yaml=None):
 
 
 @pytest.mark.parametrize("field", LauncherSettings.__struct_fields__)
-def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environment_over_file(field):
+def test_every_setting_is_a_flag_over_the_environment_over_the_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
         "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
@@ -59,7 +59,7 @@ def test_every_setting_has_three_spellings_of_which_the_flag_wins_over_environme
 
 
 @pytest.mark.parametrize("field", ["nvlink_multicast", "p2p_check"])
-def test_off_needs_no_quotes_though_yaml_reads_it_as_false(field):
+def test_off_needs_no_quotes_although_yaml_reads_it_as_false(field):
     settings = read("m", {}, f"launch:\n  {field}: off\n")
     assert getattr(settings.launch, field) == "off"
     assert read("m", {}, "launch: {nvlink_multicast: off}").no_multicast == "c.yaml line 1"
@@ -67,7 +67,7 @@ def test_off_needs_no_quotes_though_yaml_reads_it_as_false(field):
     assert "cannot be False" in refused("m", {}, "launch:\n  objective: off\n")
 
 
-def test_vllms_options_come_from_the_file_and_from_flags_which_win():
+def test_flags_override_vllms_options_in_the_file():
     settings = read("--port 9000", {}, "model: m\ntensor-parallel-size: 2\nport: 9001\nenforce_eager: true\n")
     assert settings.model == "m"
     assert settings.engine == {"tensor_parallel_size": 2, "port": 9000, "enforce_eager": True}
@@ -77,7 +77,7 @@ def test_vllms_options_come_from_the_file_and_from_flags_which_win():
     }  # fmt: skip
 
 
-def test_the_home_folder_is_written_out_because_no_shell_and_not_vllm_does_it(monkeypatch):
+def test_the_tilde_is_expanded_because_neither_a_shell_nor_vllm_does_it(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     settings = read("", {"LAUNCH_STATE_DIR": "~/run"}, "model: ~/m\nlaunch: {cache_dir: ~/cache, objective: latency}")
     assert (settings.model, settings.launch.cache_dir) == ("/home/me/m", "/home/me/cache")
@@ -85,18 +85,18 @@ def test_the_home_folder_is_written_out_because_no_shell_and_not_vllm_does_it(mo
     assert read("~no-such-user/m").model == "~no-such-user/m"
 
 
-def test_the_model_of_the_command_line_wins_over_the_files():
+def test_the_model_of_the_command_line_overrides_the_files():
     assert read("other", {}, "model: m").model == "other"
 
 
-def test_the_environment_says_when_it_wins_over_the_file():
-    found = read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="launch:\n  drain_seconds: 60\n")
-    assert found.launch.drain_seconds == 30
-    assert found.warnings == ("environment LAUNCH_DRAIN_SECONDS: 30 counts, and not what c.yaml line 2 says",)
+def test_a_variable_that_overrides_the_file_is_warned_of():
+    settings = read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="launch:\n  drain_seconds: 60\n")
+    assert settings.launch.drain_seconds == 30
+    assert settings.warnings == ("environment LAUNCH_DRAIN_SECONDS: 30 overrides c.yaml line 2",)
     assert read(environ={"LAUNCH_DRAIN_SECONDS": "30"}, yaml="seed: 1\n").warnings == ()
 
 
-def test_the_config_file_may_be_named_by_the_environment_and_the_flag_wins():
+def test_the_flag_overrides_the_config_file_of_the_environment():
     def read_file(path):
         return f"model: {path}"
 
@@ -108,7 +108,7 @@ def test_the_config_file_may_be_named_by_the_environment_and_the_flag_wins():
 
 
 @pytest.mark.parametrize("yaml", ["", "# nothing\n", "launch:\n", "served-model-name: []\n", "---\n"])
-def test_a_file_that_says_nothing_is_fine(yaml):
+def test_a_file_without_values_is_valid(yaml):
     assert read("m", {}, yaml).engine == {}
 
 
@@ -127,7 +127,7 @@ def test_a_boolean_setting_may_be_said_alone_or_denied():
 
 
 @pytest.mark.parametrize(
-    ("yaml", "line", "said"),
+    ("yaml", "line", "message"),
     [
         ("prot: 1", 1, "did you mean port?"),
         ("swap-space: 4", 1, "kv-offloading-size"),
@@ -137,7 +137,7 @@ def test_a_boolean_setting_may_be_said_alone_or_denied():
         ("launch:\n  health_port: x", 2, "health_port cannot be 'x'"),
         ("launch:\n  health_port: 1.5", 2, "whole number"),
         ("launch:\n  health_port: true", 2, "whole number"),
-        ("launch:\n  health_port:", 2, "says nothing"),
+        ("launch:\n  health_port:", 2, "has no value"),
         ("launch:\n  drain_seconds: -1", 2, "from 0 to 86400"),
         ("launch:\n  drain_seconds: .inf", 2, "from 0 to 86400"),
         ("launch:\n  drain_seconds: 1000000", 2, "from 0 to 86400"),
@@ -173,24 +173,24 @@ def test_a_boolean_setting_may_be_said_alone_or_denied():
         ("1: 1", 1, "no option 1"),
     ],
 )
-def test_a_mistake_in_the_file_is_told_with_its_line(yaml, line, said):
+def test_a_mistake_in_the_file_is_an_error_with_its_line(yaml, line, message):
     text = refused("m" if line else "", {}, yaml)
-    assert said in text
+    assert message in text
     assert not line or text.startswith(f"c.yaml line {line}:")
 
 
 @pytest.mark.parametrize(
-    ("yaml", "said"),
+    ("yaml", "message"),
     [("- a", "not a mapping"), ("word", "not a mapping"), ("seed: 2026-99-99", "month"), ("a: \x01", "not YAML"),
      ("a: " + "[" * 3000, "nested too deep"), ("seed: " + "9" * 5000, "not YAML")],
 )  # fmt: skip
-def test_a_file_that_is_no_mapping_is_refused_by_name(yaml, said):
+def test_a_file_that_is_not_a_mapping_is_an_error_with_its_name(yaml, message):
     text = refused("m", {}, yaml)
     assert text.startswith("c.yaml")
-    assert said in text
+    assert message in text
 
 
-def test_a_billion_laughs_are_not_unfolded():
+def test_nested_aliases_are_not_expanded():
     yaml = "a: &a [x, x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24)
     )
@@ -198,11 +198,11 @@ def test_a_billion_laughs_are_not_unfolded():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [(FileNotFoundError(2, "No such file or directory"), "No such file"), (IsADirectoryError(21, "Is a directory"), "directory"),
-     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "not a file of UTF-8 text"), (ValueError("embedded null byte"), "UTF-8")],
+     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "not UTF-8 text"), (ValueError("embedded null byte"), "UTF-8")],
 )  # fmt: skip
-def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
+def test_a_file_that_cannot_be_read_is_an_error_with_its_name(error, message):
     def read_file(_):
         raise error
 
@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "message"),
     [
         ({"LAUNCH_HELTH_PORT": "1"}, "did you mean LAUNCH_HEALTH_PORT?"),
         ({"LAUNCH_API_KEY": "s3cret"}, "LAUNCH_API_KEY_FILE"),
@@ -227,14 +227,14 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(error, said):
         ({"LAUNCH_GREET": "maybe"}, "greet cannot be 'maybe'"),
     ],
 )
-def test_a_mistake_in_the_environment_is_told_with_its_name(environ, said):
+def test_a_mistake_in_the_environment_is_an_error_with_its_name(environ, message):
     text = refused("m", environ)
-    assert said in text
+    assert message in text
     assert "s3cret" not in text
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("", "no model is named"),
         ("--launch-health-port 1", "no model is named"),
@@ -242,11 +242,11 @@ def test_a_mistake_in_the_environment_is_told_with_its_name(environ, said):
         ("m --launch-health-port", "its value is missing"),
         ("m --launch-health-port=", "its value is missing"),
         ("m --launch-health-port 1 --launch_health_port 2", "given twice"),
-        ("m --no-launch-objective", "cannot be denied"),
+        ("m --no-launch-objective", "has no --no- form"),
         ("m --launch-objective fast", "flag --launch-objective: objective cannot be 'fast'"),
         ("m --config", "its value is missing"),
         ("m --config a.yaml --config b.yaml", "given twice"),
-        ("m --port 8001", "both want port 8001"),
+        ("m --port 8001", "both use port 8001"),
         ("m --launch-health-port 8000", "flag --launch-health-port: the API and the health"),
         ("m --port 0", "port is 0"),
         ("m --port 65536", "port is 65536"),
@@ -269,12 +269,12 @@ def test_a_mistake_in_the_environment_is_told_with_its_name(environ, said):
         ("m --tensor-paralel-size 2", "did you mean --tensor-parallel-size?"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told(words, said):
-    assert said in refused(words)
+def test_a_mistake_on_the_command_line_is_an_error(words, message):
+    assert message in refused(words)
 
 
 @pytest.mark.parametrize("total", [0, 1, 5, 30, 90, 600])
-def test_the_drain_number_is_the_sum_of_its_parts(total):
+def test_drain_seconds_are_the_sum_of_their_parts(total):
     drain = Drain(total)
     assert drain.delay + drain.shutdown_timeout + drain.margin == pytest.approx(total)
     assert min(drain.delay, drain.shutdown_timeout, drain.margin) >= 0
@@ -282,7 +282,7 @@ def test_the_drain_number_is_the_sum_of_its_parts(total):
     assert drain.margin >= drain.delay - 1e-9
 
 
-def test_the_default_drain_gives_a_minute_to_streams():
+def test_the_default_drain_gives_streams_a_minute():
     assert (
         LauncherSettings().drain.delay,
         LauncherSettings().drain.shutdown_timeout,
@@ -290,28 +290,28 @@ def test_the_default_drain_gives_a_minute_to_streams():
     ) == (15, 60, 15)
 
 
-def test_a_shutdown_timeout_beyond_the_drain_is_warned_of():
+def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
     assert "80 s do not fit" in read("m --shutdown-timeout 80").warnings[0]
     assert read("m --shutdown-timeout 75").warnings == ()
 
 
-def test_what_drafts_is_told_not_to_be_in_the_plan():
-    for drafts in ("--speculative-config.method mtp", "--speculative-config.model small"):
-        [warning] = read(f"m {drafts} --speculative-config.num_speculative_tokens 1").warnings
-        assert warning.startswith("flag --speculative-config: the memory of what drafts")
+def test_speculative_decoding_warns_that_the_plan_does_not_count_its_memory():
+    for flags in ("--speculative-config.method mtp", "--speculative-config.model small"):
+        [warning] = read(f"m {flags} --speculative-config.num_speculative_tokens 1").warnings
+        assert warning.startswith("flag --speculative-config: the plan does not count")
     assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
 
 
-def test_what_the_plan_must_take_is_extracted():
+def test_the_plan_request_has_the_users_values():
     settings = read("m --max-model-len auto --kv-cache-memory-bytes 2G -tp 2 --port 1 --launch-objective latency")
-    taken = plan_request(settings)
-    assert (taken.max_model_len, taken.kv_cache_memory_bytes, taken.tensor_parallel_size) == (-1, 2 << 30, 2)
-    assert (taken.objective, taken.long_max_model_len, taken.enforce_eager) == ("latency", False, False)
+    request = plan_request(settings)
+    assert (request.max_model_len, request.kv_cache_memory_bytes, request.tensor_parallel_size) == (-1, 2 << 30, 2)
+    assert (request.objective, request.long_max_model_len, request.enforce_eager) == ("latency", False, False)
     assert [plan_request(read(f"m --dtype {name}")).dtype for name in ("auto", "half")] == [None, "half"]
 
 
 @pytest.mark.parametrize(
-    ("words", "environ", "who"),
+    ("words", "environ", "place"),
     [
         ("m", {}, None),
         ("m", {"NCCL_NVLS_ENABLE": "1", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}, None),
@@ -322,16 +322,16 @@ def test_what_the_plan_must_take_is_extracted():
         ("m", {"LAUNCH_NVLINK_MULTICAST": "off", "NCCL_NVLS_ENABLE": "0"}, "environment LAUNCH_NVLINK_MULTICAST"),
     ],
 )
-def test_multicast_is_forbidden_by_the_setting_or_by_a_switch_that_only_others_heed(words, environ, who):
+def test_multicast_is_forbidden_by_the_setting_or_by_a_librarys_variable(words, environ, place):
     settings = read(words, environ)
-    assert settings.no_multicast == who
-    assert plan_request(settings).fuse_allreduce_rms is (who is None)
+    assert settings.no_multicast == place
+    assert plan_request(settings).fuse_allreduce_rms is (place is None)
 
 
-def test_a_fused_all_reduce_that_is_denied_takes_no_memory_in_the_plan_and_one_that_is_asked_for_does():
-    said = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
-    assert plan_request(read(said.format("false"))).fuse_allreduce_rms is False
-    assert plan_request(read(said.format("true"))).fuse_allreduce_rms is True
+def test_the_plan_counts_a_fused_all_reduce_only_if_the_user_does_not_turn_it_off():
+    words = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
+    assert plan_request(read(words.format("false"))).fuse_allreduce_rms is False
+    assert plan_request(read(words.format("true"))).fuse_allreduce_rms is True
 
 
 @pytest.mark.parametrize(
@@ -341,13 +341,13 @@ def test_a_fused_all_reduce_that_is_denied_takes_no_memory_in_the_plan_and_one_t
         ("--all2all-backend flashinfer_nvlink_one_sided", "flag --all2all-backend: flashinfer_nvlink_one_sided"),
     ],
 )
-def test_what_is_made_of_multicast_is_refused_where_that_is_forbidden(words, names):
+def test_options_that_use_multicast_are_refused_if_it_is_forbidden(words, names):
     assert read(f"m {words}").no_multicast is None
     why = refused(f"m {words} --launch-nvlink-multicast off")
     assert why.startswith(f"{names} uses NVLink multicast, which flag --launch-nvlink-multicast forbids; ")
 
 
-def test_only_what_a_person_allows_may_cost_quality():
+def test_the_kv_cache_is_fp8_only_if_the_user_allows_it():
     assert plan_request(read("m")).fp8_kv is False
     assert plan_request(read("m --launch-quality fp8-kv")).fp8_kv is True
 
@@ -357,12 +357,12 @@ def test_only_what_a_person_allows_may_cost_quality():
     [("m", {}, False), ("m", {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}, True), ("m --hf-overrides.a 1", {}, True),
      ("m", {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "0"}, False)],
 )  # fmt: skip
-def test_a_longer_context_is_allowed_as_vllm_allows_it(words, environ, expected):
+def test_a_longer_context_is_allowed_as_in_vllm(words, environ, expected):
     assert plan_request(read(words, environ)).long_max_model_len is expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", False), ("1", True), ("", None)])
-def test_whether_vllm_guesses_at_graphs_can_be_said_as_vllm_reads_it(value, expected):
+def test_the_estimate_of_cuda_graphs_is_read_as_in_vllm(value, expected):
     environ = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": value}
     assert plan_request(read("m", environ)).estimate_cudagraphs is expected
     assert plan_request(read("m")).estimate_cudagraphs is None
@@ -373,7 +373,7 @@ def test_whether_vllm_guesses_at_graphs_can_be_said_as_vllm_reads_it(value, expe
     [("m", "http://127.0.0.1:8000"), ("m --host 0.0.0.0 --port 1", "http://127.0.0.1:1"), ("m --host ::", "http://[::1]:8000"),
      ("m --host 10.0.0.1 --ssl-certfile c", "https://10.0.0.1:8000"), ("m --host fe80::1", "http://[fe80::1]:8000")],
 )  # fmt: skip
-def test_the_url_is_where_this_machine_reaches_the_server(words, url):
+def test_the_url_is_the_servers_url_on_this_machine(words, url):
     assert read(words).url == url
 
 
@@ -381,7 +381,7 @@ def keys(words, environ, text=None):
     return read_api_keys(read(words), environ, read_file=lambda _: text)
 
 
-def test_keys_come_from_the_file_and_from_the_flag_or_else_the_environment():
+def test_keys_come_from_the_file_and_the_flag_or_else_the_environment():
     file = "m --launch-api-key-file f"
     assert keys("m", {}) == ()
     assert keys("m", {"VLLM_API_KEY": "e"}) == ("e",)
@@ -390,13 +390,13 @@ def test_keys_come_from_the_file_and_from_the_flag_or_else_the_environment():
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "two words", "schlüssel", "a\x00b"])
-def test_a_key_file_without_a_usable_key_is_refused_and_not_shown(text):
+def test_a_key_file_without_a_usable_key_is_refused_and_its_text_is_not_shown(text):
     with pytest.raises(UsageError) as error:
         keys("m --launch-api-key-file f", {}, text)
     assert not text.strip() or text not in str(error.value)
 
 
-def test_secrets_are_not_in_what_may_be_printed():
+def test_redacted_settings_contain_no_secret():
     settings = read("m --api-key s3cret --hf-token s3cret")
     assert "s3cret" in repr(settings)
     assert "s3cret" not in repr(redacted(settings))
@@ -463,7 +463,7 @@ def test_any_environment_is_read_or_a_usage_error(environ):
         assert error.where.startswith(("environment", "port", "--"))  # noqa: PT017 - as above
 
 
-def test_the_example_is_a_config_file_that_says_the_defaults_and_names_every_setting():
+def test_the_example_config_file_has_the_defaults_and_names_every_setting():
     path = Path(__file__).parents[3] / "docs" / "config.example.yaml"
     settings = read_settings(parse_flags(["--config", str(path)]), {})
     assert settings.launch == LauncherSettings()
