@@ -17,12 +17,12 @@ from vllm_launch.settings.flags import Once, Parser, settings_parser, with_dashe
 
 VLLM_OPTIONS = """\
 MODEL is a folder or a name on the Hugging Face hub. All other flags are vLLM's, such as --max-model-len or
---served-model-name: `vllm serve --help=all` explains them. What is not set is decided by the plan.
+--served-model-name: `vllm serve --help=all` explains them. The plan decides what you do not set.
 """
 
 
 class Command(NamedTuple):
-    """A sub-command: what runs it, how it is written, what it does, and whether it takes settings and vLLM's flags."""
+    """One sub-command: its function, its arguments for the usage line, its purpose, and whether it takes settings."""
 
     run: Callable[[Namespace, Sequence[str]], int]
     usage: str
@@ -34,28 +34,28 @@ COMMANDS = {
     "serve": Command(
         commands.serve,
         "MODEL [vLLM's flags] [the launcher's flags]",
-        "plan for this machine, run vLLM by the plan, watch it, drain it",
+        "plan for this machine, run vLLM with that plan, watch it, and drain it before it stops",
     ),
     "plan": Command(
         commands.plan,
         "MODEL [vLLM's flags] [the launcher's flags] [--hardware FILE|NAME:COUNT] [--format FORMAT]",
-        "print the plan alone, also for hardware that is not here",
+        "print the plan and start nothing; --hardware plans for another machine",
     ),
     "gpus": Command(
         commands.gpus,
         "[--format FORMAT]",
-        "print the GPUs and the CPU of this machine",
+        "print the hardware of this machine",
         takes_settings=False,
     ),
     "check": Command(
         commands.check,
         "CONFIG [MODEL] [vLLM's flags] [the launcher's flags]",
-        "check a config file without starting anything",
+        "check a config file and start nothing",
     ),
     "download": Command(
         commands.download,
         "MODEL [--wait] [vLLM's flags] [the launcher's flags]",
-        "fetch a model from the hub into the cache that serve uses",
+        "download a model from the hub into the cache that serve uses",
     ),
 }
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `vllm-launch plan ... | head`
-        commands.drop_stdout()
+        commands.discard_stdout()
         return 128 + signal.SIGPIPE
     return code
 
@@ -93,10 +93,9 @@ def _run(words: list[str]) -> int:
         from vllm_health.__main__ import main as vllm_health  # noqa: PLC0415 - the other commands need no HTTP
 
         return vllm_health(words[1:])
-    for place, word in enumerate(words, 1):
-        if not word.isascii() and word != word.encode(errors="ignore").decode():  # maybe a key, so it is not shown
-            remedy = "spell it in UTF-8, which is what a plan and vLLM's requests are written in"
-            raise UsageError("command line", f"word {place} is not UTF-8 text", remedy)
+    for position, word in enumerate(words, 1):
+        if not word.isascii() and word != word.encode(errors="ignore").decode():  # it may be a key, so it is not shown
+            raise UsageError("command line", f"word {position} is not UTF-8 text", "write it in UTF-8")
     if not words:
         print(command_line().format_help(), end="", file=sys.stderr)
         return 2
@@ -112,7 +111,7 @@ def _run(words: list[str]) -> int:
 
 
 def command_line() -> ArgumentParser:
-    """Return the parser of all commands: it knows the launcher's flags alone, and leaves the other words in order."""
+    """Return the parser of all commands. It knows only the launcher's flags and leaves all other words in order."""
     parser = Parser(prog="vllm-launch", usage="vllm-launch COMMAND ...", add_help=False)
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this, or with a command what it takes")
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print our version and vLLM's")
@@ -135,7 +134,7 @@ def command_line() -> ArgumentParser:
 
 def _add_own_flags(name: str, parser: ArgumentParser) -> None:
     if name == "plan":
-        where = "a hardware file, as `gpus --format json` prints it, or a GPU of the catalogue: H100:8, L4, cpu"
+        where = "a file that `vllm-launch gpus --format json` wrote, or GPUs by name: H100:8, L4"
         parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
         about = "default: table; helm: values for the chart"
         parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)
@@ -143,7 +142,7 @@ def _add_own_flags(name: str, parser: ArgumentParser) -> None:
         about = "default: table; json: a hardware file for plan --hardware; engine: cuda or cpu"
         parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
     if name == "download":
-        about = "do not fetch: wait until another process has fetched the model"
+        about = "download nothing: wait until another process has downloaded the model"
         parser.add_argument("--wait", action="store_true", help=about)
 
 
@@ -152,12 +151,12 @@ def _choice(names: Sequence[str]) -> str:
 
 
 class _Answered(Exception):  # noqa: N818 - it is no error
-    """Help or the version is printed, and there is nothing more to do."""
+    """The help text or the version is printed, so there is nothing more to do."""
 
 
 class _Help(Action):
     def __call__(self, parser: ArgumentParser, *_: Any) -> NoReturn:
-        commands.say(parser.format_help())
+        commands.print_text(parser.format_help())
         raise _Answered
 
 
@@ -165,7 +164,7 @@ class _Version(Action):
     def __call__(self, *_: Any) -> NoReturn:
         from importlib.metadata import version  # noqa: PLC0415 - slow to load, and only needed here
 
-        commands.say(f"vllm-launch {version('vllm-launch')}, for vLLM {pinned_vllm()}\n")
+        commands.print_text(f"vllm-launch {version('vllm-launch')}, for vLLM {pinned_vllm()}\n")
         raise _Answered
 
 

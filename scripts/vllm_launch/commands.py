@@ -69,8 +69,8 @@ def discard_stdout() -> None:
 
 
 def serve(parsed: Namespace, rest: Sequence[str]) -> int:
-    """Plan for this machine, run vLLM by the plan until it ends."""
-    signal.signal(signal.SIGTERM, _end)  # PID 1 has no default action; the supervisor takes over later
+    """Plan for this machine, and run vLLM with the plan until vLLM exits."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # PID 1 has no default action. The supervisor replaces it
     engine = _installed_engine()
     settings = _settings(parsed, rest)
     hardware = _for_engine(engine, _this_machine())
@@ -95,8 +95,8 @@ def _run_folder(settings: Settings) -> Iterator[Path]:
 
 
 def download(parsed: Namespace, rest: Sequence[str]) -> int:
-    """Fetch the model from the hub, or with --wait wait until another process has."""
-    signal.signal(signal.SIGTERM, _end)
+    """Download the model from the hub. With --wait, wait until another process has downloaded it."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     settings = _settings(parsed, rest)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
@@ -121,10 +121,10 @@ def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _settings(parsed: Namespace, rest: Sequence[str]) -> Settings:
-    """Return the settings of a command that plans for this machine alone."""
+    """Return the settings of a command that has no --hardware and no --format."""
     for word in rest:
         if (flag := word.partition("=")[0]) in PLAN_FLAGS:
-            raise UsageError(flag, "is for planning alone", "write vllm-launch plan MODEL …")
+            raise UsageError(flag, "this command does not have it", "use it with vllm-launch plan MODEL …")
     return read_settings(flags_of(parsed, rest), os.environ)
 
 
@@ -178,12 +178,12 @@ def _this_machine() -> Hardware:
 
 
 def plan(parsed: Namespace, rest: Sequence[str]) -> int:
-    """Print the plan, also for hardware that is not here."""
-    place, how = parsed.hardware and parsed.hardware[1], _format(parsed, PLAN_FORMATS)
+    """Print the plan for this machine, or for the hardware that --hardware names."""
+    hardware_name, output_format = parsed.hardware and parsed.hardware[1], _format(parsed, PLAN_FORMATS)
     settings = read_settings(flags_of(parsed, rest), os.environ)
-    hardware = _this_machine() if place is None else _described(place)
-    if (old := driver_too_old(hardware.driver)) is not None:
-        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, old))
+    hardware = _this_machine() if hardware_name is None else _described(hardware_name)
+    if (too_old := driver_too_old(hardware.driver)) is not None:
+        hardware = msgspec.structs.replace(hardware, warnings=(*hardware.warnings, too_old))
     decided = decide(settings, hardware)
     argv = command.engine_command(
         decided.options,
@@ -207,10 +207,10 @@ def _described(name: str) -> Hardware:
 
 
 def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
-    """Print what this machine has."""
-    how = _format(parsed, GPU_FORMATS)
+    """Print the hardware of this machine."""
+    output_format = _format(parsed, GPU_FORMATS)
     if rest:
-        raise UsageError("gpus", f"takes no {rest[0]!r}", "give --format table or json, or nothing")
+        raise UsageError("gpus", f"does not take {rest[0]!r}", "use --format table or json, or nothing")
     hardware = _this_machine()
     if output_format == "json":
         print_text(hardware_file.dump_hardware(hardware).decode())
@@ -222,13 +222,13 @@ def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
 
 
 def check(parsed: Namespace, rest: Sequence[str]) -> int:
-    """Print what a config file sets; start nothing."""
+    """Print what a config file sets. Start nothing."""
     if not rest or rest[0].startswith("-") or parsed.config is not None:
-        raise UsageError("check", "no config file is named", "write vllm-launch check config.yaml")
+        raise UsageError("check", "no config file is given", "write vllm-launch check config.yaml")
     file, *words = rest
     parsed.config = ("check", file)
     settings = redacted(_settings(parsed, words))
-    lines = [f"{file} is right: it serves {settings.model}"]
+    lines = [f"{file} is valid: it serves {settings.model}"]
     shown: Mapping[str, object] = settings.engine
     for name, origin in settings.origin.items():
         if name != "model":
@@ -241,7 +241,7 @@ def check(parsed: Namespace, rest: Sequence[str]) -> int:
 
 def _format(parsed: Namespace, formats: Sequence[F]) -> F:
     """Return the format that --format names, by default the first of ``formats``."""
-    how = parsed.format and parsed.format[1]
+    output_format = parsed.format and parsed.format[1]
     for known in formats:
         if output_format in {known, None}:
             return known

@@ -129,13 +129,13 @@ def test_a_command_whose_server_ends_exits_with_one_line_that_names_the_log(tmp_
 
 
 @pytest.mark.parametrize(
-    ("plan_survives", "others_survive", "utilizations", "highest"),
+    ("plan", "hand", "tried", "highest"),
     [
         (True, True, [0.9545, 0.9768], 0.9768),
         (False, False, [0.925, 0.9225], None),
         (False, True, [0.925, 0.9275], 0.9275),
     ],
-    ids=["all survive", "none survives", "the plan's value fails"],
+    ids=["all survive", "none survives", "the plan's dies"],
 )
 def test_the_edge_is_the_highest_utilization_that_survived_simulated(
     tmp_path, monkeypatch, plan, *, hand, tried, highest
@@ -171,8 +171,8 @@ def test_a_port_that_another_program_serves_is_refused(tmp_path, monkeypatch):
 
 def test_a_result_contains_no_absolute_path_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/gpu/x.py", "--out", str(tmp_path / "r.json"), "--share", "0.5 of"])
-    edge_result = result.Result(tmp_path / "r.json", "edge")
-    edge_result.add(survived=True)
+    edges = result.Result(tmp_path / "r.json", "edge")
+    edges.add(survived=True)
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["provenance"]["command"] == "python benchmarks/gpu/x.py --out r.json --share '0.5 of'"
     assert written["rows"] == [{"survived": True}]
@@ -282,9 +282,9 @@ def throughputs(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", {"llama3-8b": {}})
     (tmp_path / "tokenizer").mkdir()
 
-    def run(*words, port_that_fails=None):
-        nonlocal failing_port
-        failing_port = port_that_fails
+    def run(*words, one_that_dies=None):
+        nonlocal dies
+        dies = one_that_dies
         monkeypatch.setattr(
             sys,
             "argv",
@@ -302,7 +302,7 @@ def throughputs(tmp_path, monkeypatch):
     return run
 
 
-AT_ONCE = ("--configuration=vllm-defaults", "--configuration=plan", "--at-once", "--rate=4", "--rate=12")
+BESIDE = ("--configuration=vllm-defaults", "--configuration=plan", "--at-once", "--rate=4", "--rate=12")
 
 
 def test_configurations_at_once_have_their_own_gpus_and_are_measured_together_simulated(throughputs):
@@ -330,8 +330,8 @@ def test_all_servers_in_turns_get_the_flags_simulated(throughputs):
     )  # fmt: skip
     assert code == 0
     servers = [call for call in calls if " on GPU " in call]
-    ports_and_gpus = [call.partition(":")[0] for call in servers]
-    assert ports_and_gpus == ["8000 on GPU 0", "8010 on GPU 1", "8100 on GPU 0,1"]
+    places = [call.partition(":")[0] for call in servers]
+    assert places == ["8000 on GPU 0", "8010 on GPU 1", "8100 on GPU 0,1"]
     assert all(call.endswith(" --gpu-memory-utilization=0.45") for call in servers)
     assert [(row["configuration"], row["turns"], row["requests"]) for row in rows] == [
         ("two-servers", 2, 12), ("plan-2", 2, 12),

@@ -56,16 +56,16 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"]])
 def test_help_names_every_command(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, *words)
+    out = run_command(capsys, *words)
     assert all(re.search(rf"^ +{command} +\w", out, re.MULTILINE) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_a_command_names_every_flag_of_it(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, command, flag)
+    out = run_command(capsys, command, flag)
     assert out.startswith(f"usage: vllm-launch {command} ")
-    assert said(capsys, command, "m", "--port", "1", flag) == out
+    assert run_command(capsys, command, "m", "--port", "1", flag) == out
     settings = [f"--launch-{field.replace('_', '-')}" for field in LauncherSettings.__struct_fields__]
     own = {"plan": ["--hardware", "--format"], "gpus": ["--format"], "download": ["--wait"]}.get(command, [])
     expected = own if command == "gpus" else [*own, "--config", *settings]

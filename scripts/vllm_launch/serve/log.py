@@ -1,4 +1,4 @@
-"""The child's output on its way through us, and our own log lines beside it. Touches pipes, each in its own thread."""
+"""Copies vLLM's output to the launcher's, byte for byte, and writes the launcher's own log lines. Touches pipes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ KEPT_LINES = 400
 KEPT_LINE_BYTES = 4096
 
 LOGGER = logging.getLogger("vllm-launch")
-"""The launcher's own lines. They are not vLLM's: those pass unchanged, in vLLM's own format."""
+"""Logger of the launcher's own lines. vLLM's lines pass unchanged, in vLLM's format."""
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line; ``extra={"plan": …}`` adds a field."""
+    """Formats a record as one JSON object per line. ``extra={"plan": …}`` adds the field "plan"."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {"time": self.formatTime(record, TIME_FORMAT), "level": record.levelname}
         fields |= {"logger": record.name, "message": record.getMessage()}
-        if plan := getattr(record, "plan", None):  # a line of its own instead of the table
+        if plan := getattr(record, "plan", None):  # instead of the table for people
             fields["plan"] = plan
         return json.dumps(fields, ensure_ascii=False)
 
@@ -35,11 +35,11 @@ FORMATTERS = {
     "text": logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", TIME_FORMAT),
     "json": _JsonFormatter(),
 }
-"""By the setting log_format."""
+"""Formatter by value of the setting ``log_format``."""
 
 
 def send_to(handler: logging.Handler, log_format: str) -> None:
-    """Write LOGGER's lines to ``handler`` alone, in ``log_format``, "text" or "json"."""
+    """Write LOGGER's lines only to ``handler``, in ``log_format``: "text" or "json"."""
     handler.setFormatter(FORMATTERS[log_format])
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
@@ -47,7 +47,7 @@ def send_to(handler: logging.Handler, log_format: str) -> None:
 
 
 class Log(logging.Handler):
-    """Copies the child's streams to ours and remembers the end of them.
+    """Copies the child's stdout and stderr to the launcher's and keeps their last lines in ``last``.
 
     A slow reader of the log slows the child down, as without the launcher, so no byte is lost or buffered. If the
     reader has gone away, the child's log is read and dropped, and the child continues.
@@ -58,7 +58,7 @@ class Log(logging.Handler):
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
         self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # lines for the next take()
         self._threads: list[threading.Thread] = []
-        self._stderr = threading.Lock()  # of stderr, where our lines and the child's meet
+        self._stderr = threading.Lock()  # lock for stderr, to which the launcher and the child write
         self._mid_line = False
         self._own: queue.Queue[str | None] = queue.Queue(maxsize=1000)
         self._speaker = threading.Thread(target=self._speak, name="own lines", daemon=True)
@@ -75,11 +75,11 @@ class Log(logging.Handler):
         return [self._fresh.popleft() for _ in range(len(self._fresh))]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line of our own to stderr. Never waits: with 1,000 unread ones before it, it is dropped."""
+        """Write the record to stderr. Never wait: drop the line if 1,000 others are unwritten."""
         self.say(self.format(record))
 
     def say(self, line: str) -> None:
-        """Write ``line`` to stderr as it is, likewise."""
+        """Write ``line`` to stderr unformatted. Never wait, as ``emit``."""
         with contextlib.suppress(queue.Full):
             self._own.put_nowait(f"\n{line}\n")
 
@@ -94,7 +94,7 @@ class Log(logging.Handler):
             thread.join(timeout)
 
     def end(self, timeout: float) -> None:
-        """Wait, at most ``timeout`` seconds, for our own lines."""
+        """Wait at most ``timeout`` seconds until the launcher's lines are written."""
         with contextlib.suppress(queue.Full):
             self._own.put(None, timeout=timeout)
         self._speaker.join(timeout)

@@ -102,21 +102,21 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     argv = command.engine_command(
         plan.options | p2p_options, settings, python=sys.executable, vllm_distribution=distribution
     )
-    shown = command.with_command(plan, settings, argv, p2p_env)
+    complete_plan = command.with_command(plan, settings, argv, p2p_env)
     send_to(logging.StreamHandler(), settings.launch.log_format)
     columns = shutil.get_terminal_size((100, 24)).columns
     if settings.launch.log_format == "json":
-        LOGGER.info("the plan", extra={"plan": json.loads(plan_as(shown, hardware, "json", columns))})
+        LOGGER.info("the plan", extra={"plan": json.loads(plan_as(complete_plan, hardware, "json", columns))})
     else:
-        sys.stderr.write(plan_as(shown, hardware, "table", columns))
+        sys.stderr.write(plan_as(complete_plan, hardware, "table", columns))
         sys.stderr.flush()
-    if said:
-        LOGGER.info(said)
-    if ahead := read_weights_ahead(settings, hardware):
-        LOGGER.info("%s of weights are read ahead", gib(ahead))
-    starts = cache / "starts.json"
-    watched = _watched(settings, shown, keys=keys, probe_key=probe_key, folder=folder, starts=starts)
-    return asyncio.run(supervisor.serve(argv, base | p2p_env, watched))
+    if p2p_sentence:
+        LOGGER.info(p2p_sentence)
+    if read_bytes := read_weights_ahead(settings, hardware):
+        LOGGER.info("reading %s of weights into the page cache", gib(read_bytes))
+    history = cache / "starts.json"
+    options = _options(settings, complete_plan, keys=keys, probe_key=probe_key, folder=folder, history_file=history)
+    return asyncio.run(supervisor.serve(argv, base | p2p_env, options))
 
 
 def _environment(

@@ -49,8 +49,8 @@ class StartFollower:
         for line in lines:
             self._lines += progress.shows_progress(line)
             self.phase = progress.phase_after(self.phase, line)
-            if self._no_multicast and (ways := multicast.all_reduce_backends(line)):
-                said.append(all_reduce_sentence(ways))
+            if self._no_multicast and (backends := multicast.all_reduce_backends(line)):
+                messages.append(all_reduce_sentence(backends))
         self._move(alive, gpu_bytes)
         if self.phase != before or now - self._spoken >= SPEAK_SECONDS:
             self._spoken = now
@@ -96,8 +96,8 @@ class StartFollower:
         )
 
 
-def all_reduce_sentence(ways: Sequence[str]) -> str:
-    """Return whether vLLM leaves NVLink multicast alone. ``ways``: its all-reduce backends, as its log names them."""
-    if users := multicast.multicast_users(ways):
+def all_reduce_sentence(backends: Sequence[str]) -> str:
+    """Return a sentence that says whether vLLM uses NVLink multicast. ``backends``: the all-reduces in vLLM's log."""
+    if users := multicast.multicast_users(backends):
         return f"warning: all-reduce uses NVLink multicast: {', '.join(users)}"
     return f"all-reduce does not use NVLink multicast: {', '.join(backends)}"

@@ -189,7 +189,7 @@ class EngineProcess:
         self._reap()
 
     def say(self, line: str) -> None:
-        """Log ``line``; one that begins with "warning: " is a warning."""
+        """Log ``line``. A line that begins with "warning: " has level WARNING, all others have INFO."""
         level = logging.WARNING if line.startswith("warning: ") else logging.INFO
         LOGGER.log(level, line.removeprefix("warning: "))
 
@@ -219,7 +219,7 @@ class EngineProcess:
             raise ending
         if ending.why is not None:
             LOGGER.error(ending.why)
-            self._tell_kubernetes(ending.why)
+            self._write_termination_log(ending.why)
         self.log.end(timeout=2.0)
         return ending.code
 
@@ -232,11 +232,11 @@ class EngineProcess:
     async def _end_all_processes(self) -> None:
         self._end_reason = self._end_reason or "vLLM has ended."
         self.prober.judge()
-        left = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
-        os.close(self._will)
-        for one in left:
-            LOGGER.error("process %d (%s) does not end: it hangs in the kernel", one.pid, one.title)
-        deadline = time.monotonic() + (0 if left else REAP_SECONDS)
+        survivors = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
+        os.close(self._group_guard)
+        for survivor in survivors:
+            LOGGER.error("process %d (%s) cannot be killed: it hangs in the kernel", survivor.pid, survivor.title)
+        deadline = time.monotonic() + (0 if survivors else REAP_SECONDS)
         while process.has_children() and time.monotonic() < deadline:
             self._reap()
             await asyncio.sleep(0.02)

@@ -125,7 +125,11 @@ def flags_of(parsed: argparse.Namespace, rest: Sequence[str]) -> Flags:
 def _check_name(flag: str) -> None:
     dashed = flag.replace("_", "-")
     if dashed.startswith("--no-launch-") and field_of(dashed.removeprefix("--no-launch-"), flag):
-        raise UsageError(flag, "cannot be denied", f"write --{dashed.removeprefix('--no-')} VALUE, or leave it out")
+        raise UsageError(
+            flag,
+            "has no --no- form, because its setting takes a value",
+            f"write --{dashed.removeprefix('--no-')} VALUE, or leave it out",
+        )
     if dashed.startswith("--launch-"):
         field_of(dashed.removeprefix("--launch-"), flag)
     if dashed.startswith("--") and dashed[2:].replace("-", "_") in FIELDS:
@@ -145,8 +149,8 @@ def field_of(name: str, where: str, spelling: str = "--launch-{}") -> str:
         return field
     if field in options() and f"{field}_file" not in FIELDS:
         flag = options()[field].flags[0]
-        remedy = f"write {flag}, or {field} in the config file without launch:"
-        raise UsageError(where, f"{name} is vLLM's and no setting of the launcher", remedy)
+        remedy = f"write {flag}, or {field} in the config file outside launch:"
+        raise UsageError(where, f"{name} is an option of vLLM, not a setting of the launcher", remedy)
     spelt = [_spelt(spelling, known) for known in FIELDS]
     raise UsageError(where, f"the launcher has no setting {name}", nearest(_spelt(spelling, field), spelt))
 

@@ -170,14 +170,14 @@ def _launch(values: Mapping[str, object], origin: Mapping[str, str]) -> Launcher
     return msgspec.convert(typed, LauncherSettings)
 
 
-def _wanted(kind: Any) -> str:
-    """What a setting of this type takes, as a remedy."""
-    bare = kind.__origin__
+def _remedy(setting_type: Any) -> str:
+    """Return the remedy for a value of the wrong type. ``setting_type`` is an Annotated type."""
+    bare = setting_type.__origin__
     if get_origin(bare) is Literal:
         return f"give {' or '.join(get_args(bare))}"
     if bare is bool:
         return "give true or false"
     if get_origin(bare) is tuple:
-        return "give routes such as /v1/chat, with commas between them"
-    bounds = next((part for part in kind.__metadata__ if part.ge is not None), None)
-    return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text, and not nothing"
+        return "give routes such as /v1/chat, separated by commas"
+    bounds = next((part for part in setting_type.__metadata__ if part.ge is not None), None)
+    return f"give a whole number from {bounds.ge} to {bounds.le}" if bounds else "give text that is not empty"

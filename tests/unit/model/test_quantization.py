@@ -126,7 +126,7 @@ def test_awq_and_gptq_features_without_a_kernel_are_refused(section: dict[str, A
     """Without this check, vLLM's auto_gptq.py and auto_awq.py raise a ValueError during the engine's start."""
     with pytest.raises(UsageError) as error:
         read(**section)
-    assert feature in error.value.what
+    assert feature in error.value.problem
     assert error.value.remedy.startswith("take ")
 
 

@@ -38,7 +38,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def settled(*words: str, environ: Mapping[str, str] | None = None) -> Settings:
+def read(*words: str, environ: Mapping[str, str] | None = None) -> Settings:
     return read_settings(parse_flags(["m", *words]), environ or {})
 
 
@@ -309,9 +309,9 @@ def test_a_corrupt_copy_of_a_simulated_probe_turns_p2p_off_and_is_tested_once_pe
     decided, hardware = pair()
     options, env, sentence = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert (options, env) == OFF
-    assert "0 to 1) delivered wrong data" in str(said)
-    assert "(tried in 0 s)" in str(said)
-    again = serving.settle_p2p(settled(), decided, hardware, tmp_path / "cache")
+    assert "0 to 1) delivered wrong data" in str(sentence)
+    assert "(tested in 0 s)" in str(sentence)
+    again = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert again[:2] == OFF
     assert "(tested earlier since boot)" in str(again[2])
     assert runs.read_text() == ",".join(gpu.uuid for gpu in hardware.gpus) + "\n"  # once, with the GPUs of all replicas

@@ -138,7 +138,7 @@ def test_vllm_has_its_own_process_group_our_session_and_a_higher_niceness(tmp_pa
 @pytest.mark.parametrize(
     ("forbidden", "backends", "message"),
     [
-        (True, "'CUSTOM', 'PYNCCL'", "INFO vllm-launch: all-reduce leaves NVLink multicast alone: CUSTOM, PYNCCL"),
+        (True, "'CUSTOM', 'PYNCCL'", "INFO vllm-launch: all-reduce does not use NVLink multicast: CUSTOM, PYNCCL"),
         (True, "'FLASHINFER', 'CUSTOM'", "WARNING vllm-launch: all-reduce uses NVLink multicast: FLASHINFER"),
         (False, "'FLASHINFER', 'CUSTOM'", None),
     ],
@@ -146,8 +146,8 @@ def test_vllm_has_its_own_process_group_our_session_and_a_higher_niceness(tmp_pa
 def test_the_use_of_multicast_is_read_from_vllms_log_simulated(tmp_path, forbidden, backends, message):
     line = f"(Worker pid=9) INFO [cuda_communicator.py:353] Using [{backends}] all-reduce backends (in dispatch order)"
     run = Run(tmp_path, shell(f'echo "{line}"; sleep 2; exit 3'), no_multicast=forbidden)
-    told = [text for text in run.end()[2].splitlines() if "multicast" in text]
-    assert [text.partition(" ")[2] for text in told] == ([said] if said else [])  # after the time
+    lines = [text for text in run.end()[2].splitlines() if "multicast" in text]
+    assert [text.partition(" ")[2] for text in lines] == ([message] if message else [])  # after the time
 
 
 @pytest.mark.parametrize("title", ["VLLM::EngineCore", "VLLM::Worker_TP1"])

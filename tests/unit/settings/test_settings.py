@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_name(error, message):
     def read_file(_):
         raise error
 
-    with pytest.raises(UsageError, match=said) as refusal:
+    with pytest.raises(UsageError, match=message) as refusal:
         read_settings(parse_flags(["m", "--config", "c.yaml"]), {}, read_file=read_file)
     assert refusal.value.where == "c.yaml"
 
@@ -296,8 +296,8 @@ def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
 
 
 def test_speculative_decoding_warns_that_the_plan_does_not_count_its_memory():
-    for flags in ("--speculative-config.method mtp", "--speculative-config.model small"):
-        [warning] = read(f"m {flags} --speculative-config.num_speculative_tokens 1").warnings
+    for words in ("--speculative-config.method mtp", "--speculative-config.model small"):
+        [warning] = read(f"m {words} --speculative-config.num_speculative_tokens 1").warnings
         assert warning.startswith("flag --speculative-config: the plan does not count")
     assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
 
