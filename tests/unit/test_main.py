@@ -300,10 +300,10 @@ def test_a_closed_pipe_gives_no_error_message(words: list[str]) -> None:
     assert (child.returncode, err) == (141, "")
 
 
-COMMANDS = [["plan", LLAMA, "--hardware", "H100:8"], ["gpus"], ["gpus", "--format", "json"], ["-h"], ["--version"]]
+PRINTING = [["plan", LLAMA, "--hardware", "H100:8"], ["gpus"], ["gpus", "--format", "json"], ["-h"], ["--version"]]
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("words", PRINTING)
 def test_a_full_disk_gives_one_error_line(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         child = start(*words, stdout=full)
@@ -312,7 +312,7 @@ def test_a_full_disk_gives_one_error_line(words: list[str]) -> None:
     assert err.startswith("vllm-launch: stdout: cannot be written (No space left on device); ")
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("words", PRINTING)
 def test_a_closed_stdout_is_not_an_error(words: list[str]) -> None:
     child = start(*words, stdout=None, preexec_fn=lambda: os.close(1))
     _, err = child.communicate(timeout=60)
@@ -336,4 +336,4 @@ def test_the_images_entrypoint_also_runs_vllm_health(capsys):
     assert ended.value.code == 0
     assert "vllm-health wait" in capsys.readouterr().out
     assert main(["vllm-health", "smoke", "nowhere"]) == 2
-    assert "it is not http:// or https://" in capsys.readouterr().err
+    assert "it needs http:// or https://" in capsys.readouterr().err

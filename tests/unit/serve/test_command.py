@@ -214,6 +214,6 @@ def test_without_multicast_the_fused_all_reduce_is_off_and_other_options_are_kep
         ("Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN']", None, []),
     ],
 )  # fmt: skip
-def test_vllms_log_shows_which_all_reduce_there_is(line, ways, users):
-    assert multicast.all_reduce_backends(line) == ways
-    assert multicast.multicast_users(ways or []) == users
+def test_vllms_log_shows_the_all_reduce_backends(line, backends, users):
+    assert multicast.all_reduce_backends(line) == backends
+    assert multicast.multicast_users(backends or []) == users

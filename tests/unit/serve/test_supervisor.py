@@ -191,7 +191,7 @@ def test_a_503_of_health_ends_everything_within_one_sample(tmp_path):
     began = time.monotonic()
     code, _, err = run.end()
     assert code == 1
-    assert err.endswith("vLLM reports that its engine is dead (503 from /health). All was ended.\n")
+    assert err.endswith("vLLM reports that its engine is dead (503 from /health). The launcher ended all processes.\n")
     assert err.count("ready after") == 1
     assert "dead:" not in err  # only the last line reports it
     assert time.monotonic() - began < 8
