@@ -41,8 +41,8 @@ class Alert(msgspec.Struct, frozen=True):
     description: str
     labels: dict[str, str] = {}
 
-    def rule(self, runbook: str) -> Rule:
-        """Return the alert as Prometheus reads it."""
+    def rule(self, runbook_url: str) -> Rule:
+        """Return the alert as Prometheus reads it. It links to ``runbook_url`` if that is not empty."""
         return {
             "alert": self.name,
             "expr": self.expr,
@@ -51,7 +51,8 @@ class Alert(msgspec.Struct, frozen=True):
             "annotations": {
                 "summary": self.summary,
                 "description": self.description,
-                "runbook_url": runbook,
+                "runbook": f"monitoring/runbooks/{self.name}.md",
+                **({"runbook_url": runbook_url} if runbook_url else {}),
             },
         }
 

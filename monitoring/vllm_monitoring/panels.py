@@ -337,7 +337,7 @@ def _property(name: str, value: object) -> dashboard_models.DynamicConfigValue:
 
 
 def _with_runbook(panel: Panel, runbook: str | None) -> Panel:
-    """Return the panel with a link to its runbook, or unchanged if ``runbook`` is None."""
-    if runbook is None:
+    """Return the panel with a link to its runbook, or unchanged if ``runbook`` is None or empty."""
+    if not runbook:
         return panel
     return panel.links([dashboard.DashboardLink(runbook.rsplit("/", 1)[-1].removesuffix(".md")).url(runbook)])

@@ -91,15 +91,15 @@ class Limit(msgspec.Struct, frozen=True, rename={"duration": "for"}):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """All thresholds. ``runbooks`` is the URL of the folder of runbooks."""
+    """All thresholds. ``runbooks`` is the URL of the folder of runbooks, or "" if they are not published."""
 
     runbooks: str
     slo: Slo
     alerts: Mapping[str, Limit]
 
     def runbook(self, alert: str) -> str:
-        """Return the URL of an alert's runbook."""
-        return f"{self.runbooks}/{alert}.md"
+        """Return the URL of an alert's runbook, or "" if the runbooks are not published."""
+        return f"{self.runbooks}/{alert}.md" if self.runbooks else ""
 
 
 def seconds(duration: str) -> int:
@@ -167,7 +167,7 @@ def _checked_value(shipped: Any, value: Any, where: str) -> Any:
     elif shipped in {"page", "ticket"}:
         valid, kind = value in {"page", "ticket"}, "a severity (page or ticket)"
     else:
-        valid, kind = isinstance(value, str) and value.startswith(("http://", "https://")), "a URL"
+        valid, kind = isinstance(value, str) and (not value or value.startswith(("http://", "https://"))), "a URL"
     if not valid:
         raise ThresholdError(f"{where}: {value!r} is not {kind}; the shipped value is {shipped}")
     return value

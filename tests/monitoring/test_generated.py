@@ -82,13 +82,10 @@ def test_the_schemas_find_errors():
 
 
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
-def test_a_panel_has_a_description_a_unit_and_links_to_runbooks(dashboard, panel):
+def test_a_panel_has_a_description_and_a_unit(dashboard, panel):
     assert panel["description"].endswith(".")
     unit = panel["fieldConfig"]["defaults"].get("unit") or panel["options"].get("yAxis", {}).get("unit")
     assert unit or panel["type"] in {"table", "state-timeline"}
-    for link in panel.get("links", []):
-        assert link["title"] in ALERTS
-        assert link["url"] == f"{SHIPPED.runbooks}/{link['title']}.md"
     for target in panel["targets"]:
         assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert "$namespace" in target["expr"] or "vector(" in target["expr"], target["expr"]
@@ -220,9 +217,23 @@ def test_a_thresholds_file_changes_only_what_it_names(tmp_path):
     alerts = {rule["alert"]: rule for group in written["groups"]
              for rule in group["rules"] if "alert" in rule}  # fmt: skip
     assert alerts["VLLMQueueTimeHigh"]["expr"].endswith("> 5")
-    assert {rule["annotations"]["runbook_url"].rsplit("/", 1)[0] for rule in alerts.values()} == {
-        "https://wiki.example.com"
+    assert {rule["annotations"]["runbook_url"] for rule in alerts.values()} == {
+        f"https://wiki.example.com/{name}.md" for name in alerts
     }
+    dashboards = [json.loads(path.read_text()) for path in (tmp_path / "out/grafana/dashboards").iterdir()]
+    panels = [panel for dashboard in dashboards for panel in dashboard_queries.panels(dashboard)]
+    links = {link["url"] for panel in panels for link in panel.get("links", [])}
+    assert links
+    assert links <= {f"https://wiki.example.com/{name}.md" for name in alerts}
+
+
+def test_without_an_address_alerts_name_their_runbook_and_nothing_links():
+    groups = yaml.safe_load((MONITORING / generator.RULES).read_text())["groups"]
+    for name, rule in {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}.items():
+        assert rule["annotations"]["runbook"] == f"monitoring/runbooks/{name}.md"
+        assert "runbook_url" not in rule["annotations"]
+    panels = [panel for dashboard in DASHBOARDS.values() for panel in dashboard_queries.panels(dashboard)]
+    assert not [panel["title"] for panel in panels if panel.get("links")]
 
 
 def test_series_of_dashboards_are_recorded_with_any_alert_windows(tmp_path):

@@ -94,7 +94,7 @@ def changed_thresholds():
     raw = yaml.safe_load(thresholds.SHIPPED.read_text())
     for path, value in leaves(raw):
         if path == ("runbooks",):
-            continue  # A URL, tested in test_generated.py.
+            continue  # An address, tested in test_generated.py.
         for new in changes(path, value):
             changed = copy.deepcopy(raw)
             inner = changed

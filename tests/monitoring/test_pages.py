@@ -80,7 +80,7 @@ class Scenario:
             time.sleep(0.2)
         at, page = self.pager.pages[alert]
         assert at < deadline, f"{alert} came after {at - self.faults[alert]:.0f} s, later than {seconds} s"
-        assert page["annotations"]["runbook_url"].endswith(f"/{alert[0]}.md")
+        assert page["annotations"]["runbook"].endswith(f"/{alert[0]}.md")
         print(f"{alert[0]}: {at - self.faults[alert]:.0f} s after the fault: {page['annotations']['summary']}")
 
     def close(self):
