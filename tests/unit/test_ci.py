@@ -68,4 +68,5 @@ def test_every_suite_is_a_make_target_or_the_cluster_kit(suites):
     makefile = (SCRIPT.parents[1] / "Makefile").read_text()
     names = [name for lane in suites.LANES for name, _ in lane]
     assert len(set(names)) == len(names)
-    assert [name for name in names if f"\n{name}:" not in makefile] == ["cluster-kit"]
+    others = [name for name in names if f"\n{name}:" not in makefile]
+    assert others == (["cluster-kit"] if suites.HAS_KIT else [])
