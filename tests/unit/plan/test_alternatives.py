@@ -1,0 +1,143 @@
+"""Which changes are suggested if nothing fits, in which order, and for which machines."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from builders import GIB, gpu, model, quantized, tensor
+
+from vllm_launch.machine.gpus import Gpu, Hardware
+from vllm_launch.plan.alternatives import _changes, _with_gpus, nothing_fits
+from vllm_launch.plan.fit import NoFit
+from vllm_launch.plan.request import PlanRequest
+from vllm_launch.sizing.parallel import Layout
+
+H100 = gpu(total=80 * GIB, free=79 * GIB, name="NVIDIA H100 80GB HBM3")
+A100 = gpu(total=80 * GIB, free=79 * GIB, capability=(8, 0), name="NVIDIA A100-SXM4-80GB")
+LARGER = ["1 x A100-80GB", "1 x H200", "1 x B200"]
+MORE = [f"{count} of these GPUs" for count in (2, 4, 8, 16)]
+MORE_IN_FP8 = [f"{name} with --quantization fp8" for name in MORE]
+
+
+def machine(*gpus: Gpu, linked: bool = True) -> Hardware:
+    matrix = tuple(tuple(linked and a != b for b in range(len(gpus))) for a in range(len(gpus)))
+    return Hardware(gpus=gpus, nvlink=matrix, p2p=matrix)
+
+
+def changes(request, *gpus, of=None, longest=0):
+    hardware = machine(*gpus)
+    return {
+        name: (changed, larger) for name, changed, larger in _changes(request, hardware, gpus, of or model(), longest)
+    }
+
+
+def test_small_changes_come_before_larger_machines():
+    request = PlanRequest(gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB, tensor_parallel_size=1)
+    assert list(changes(request, H100, longest=512)) == [
+        "no --gpu-memory-utilization", "no --kv-cache-memory-bytes", "--max-model-len 512", "--kv-cache-dtype fp8",
+        "--quantization fp8", "no parallel sizes set", *MORE, *LARGER, *MORE_IN_FP8,
+    ]  # fmt: skip
+    assert list(changes(PlanRequest(), A100)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8]
+
+
+def test_each_change_changes_what_it_says_and_nothing_else():
+    request = PlanRequest(
+        gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB, tensor_parallel_size=2, pipeline_parallel_size=3,
+        data_parallel_size=4,
+    )  # fmt: skip
+    found = changes(request, H100, H100, longest=512)
+    replace = msgspec.structs.replace
+    free = replace(request, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
+    expected = {
+        "no --gpu-memory-utilization": replace(request, gpu_memory_utilization=None),
+        "no --kv-cache-memory-bytes": replace(request, kv_cache_memory_bytes=None),
+        "--max-model-len 512": replace(request, max_model_len=512),
+        "--kv-cache-dtype fp8": replace(request, kv_cache_dtype="fp8"),
+        "--quantization fp8": replace(request, quantization="fp8"),
+        "no parallel sizes set": free,
+        "4 of these GPUs": free,
+        "2 x H200": free,
+        "4 of these GPUs with --quantization fp8": replace(free, quantization="fp8"),
+    }
+    assert {name: found[name][0] for name in expected} == expected
+    assert {len(larger.gpus) for name, (_, larger) in found.items() if name.startswith("4 of these")} == {4}
+    assert [one.name for one in found["2 x H200"][1].gpus] == ["NVIDIA H200"] * 2
+    assert "2 of these GPUs" not in found  # they are there already
+
+
+@pytest.mark.parametrize(
+    ("request_", "of", "card", "missing"),
+    [
+        (PlanRequest(kv_cache_dtype="fp8"), None, H100, "--kv-cache-dtype fp8"),
+        (PlanRequest(), None, A100, "--kv-cache-dtype fp8"),
+        (PlanRequest(quantization="awq"), None, H100, "--quantization fp8"),
+        (PlanRequest(), model(quantization=quantized("awq")), H100, "--quantization fp8"),
+        (PlanRequest(), None, H100, "no parallel sizes set"),
+    ],
+)
+def test_what_is_set_or_not_possible_is_not_suggested(request_, of, card, missing):
+    found = changes(request_, card, of=of)
+    assert missing not in found
+    assert any("with --quantization fp8" in name for name in found) == (missing != "--quantization fp8")
+
+
+@pytest.mark.parametrize(
+    ("request_", "card"),
+    [(PlanRequest(kv_cache_dtype="auto"), H100), (PlanRequest(), gpu(capability=(8, 9), name="NVIDIA L40S"))],
+)
+def test_an_fp8_cache_is_suggested_from_ada_on_if_the_user_set_none(request_, card):
+    assert "--kv-cache-dtype fp8" in changes(request_, card)
+
+
+def test_mig_slices_are_not_multiplied():
+    assert not [
+        name for name in changes(PlanRequest(), msgspec.structs.replace(H100, mig_profile="3g.40gb")) if "these" in name
+    ]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_more_gpus_are_like_the_first_and_linked_as_the_first_two_are(linked):
+    larger = _with_gpus(machine(H100, H100, linked=linked), H100, 3)
+    assert [one.index for one in larger.gpus] == [0, 1, 2]
+    assert len({one.uuid for one in larger.gpus}) == 3
+    assert {one.name for one in larger.gpus} == {H100.name}
+    expected = tuple(tuple(linked and a != b for b in range(3)) for a in range(3))
+    assert larger.nvlink == larger.p2p == expected
+    alone = _with_gpus(Hardware(gpus=(H100,), nvlink=(), p2p=()), H100, 2)
+    assert alone.nvlink == alone.p2p == ((False, False), (False, False))
+
+
+def no_fit(tensor_size, why, missing=None, longest=0):
+    return NoFit(layout=Layout(tensor=tensor_size), why=why, missing=missing, longest=longest)
+
+
+HUGE = model(tensors=(tensor("model.layers.0.self_attn.o_proj.weight", 1 << 30, 4096),))
+"""Weights of 8 TiB, which no suggested machine holds."""
+
+
+def test_the_error_names_the_plan_that_lacks_least():
+    missed = [no_fit(1, "much", 9 * GIB), no_fit(2, "little", GIB), no_fit(3, "refused")]
+    error = nothing_fits(PlanRequest(), machine(H100, A100), (H100, A100), HUGE, missed)
+    assert error.where == "made-up on 1 x NVIDIA H100 80GB HBM3, 1 x NVIDIA A100-SXM4-80GB"
+    assert error.problem == "TP=2: little"
+    assert error.remedy == "no small change makes it fit: use a smaller model or larger GPUs"
+    assert (
+        nothing_fits(PlanRequest(), machine(H100), (H100,), HUGE, [no_fit(4, "nothing", 0), *missed]).problem
+        == "TP=4: nothing"
+    )
+
+
+def test_if_memory_is_not_the_reason_the_first_three_refusals_are_named():
+    missed = [no_fit(size, f"no {size}") for size in (2, 3, 3, 4, 5)]
+    error = nothing_fits(PlanRequest(), machine(H100), (H100,), HUGE, missed)
+    assert (error.where, error.problem) == ("made-up on 1 x NVIDIA H100 80GB HBM3", "TP=2: no 2; TP=3: no 3")
+    assert error.remedy == "change the options that you set, or remove them so that the plan chooses"
+    error = nothing_fits(PlanRequest(), machine(H100), (H100,), HUGE, [])
+    assert error.problem == "the parallel sizes that you set need more GPUs than one vLLM instance can use here"
+
+
+def test_the_smallest_number_of_gpus_that_is_enough_is_suggested_once():
+    names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
+    large = model(tensors=tuple(tensor(name, 420_000, 4096) for name in names))  # 102 GiB
+    error = nothing_fits(PlanRequest(quantization="awq"), machine(H100), (H100,), large, [no_fit(1, "much", GIB)])
+    assert error.remedy == "a change that makes it fit: 2 of these GPUs; or 1 x H200; or 1 x B200"
