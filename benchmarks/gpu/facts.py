@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Record NVML's facts about this machine's GPUs, how long reading faults takes, and whether P2P works.
+"""Record what NVML reports about this machine's GPUs, the time of one read of all faults, and whether P2P works.
 
 ``python benchmarks/gpu/facts.py --out FILE`` needs no vLLM, and PyTorch only for copies between two GPUs. Exit code 0
-if the faults of every GPU can be read and there are none.
+if Xid events and the faults of every GPU can be read, no GPU has a fault, and P2P did not fail.
 """
 
 from __future__ import annotations

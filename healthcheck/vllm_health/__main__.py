@@ -20,7 +20,7 @@ from vllm_health.state import Movement
 
 try:
     from vllm_health import gpu_faults, prober, scrape, server, smoke
-except ModuleNotFoundError as missing:  # the light install, which can plan but not serve
+except ModuleNotFoundError as missing:  # installed without the extra "serve"
     print(f"vllm-health: {missing.name} is not installed; install 'vllm-launch[serve]'", file=sys.stderr)
     raise SystemExit(2) from None
 
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Invalid input is 2, with one line on stderr."""
+    """Run one command and return its exit code. For invalid input it prints one line to stderr and returns 2."""
     options = _parser().parse_args(argv)
     try:
         key = _api_key(options.api_key_file)
@@ -62,47 +62,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    serving = commands.add_parser("serve", help="watch a vLLM server and answer health probes", allow_abbrev=False)
-    serving.set_defaults(run=_serve)
-    serving.add_argument(
+    serve_parser = commands.add_parser("serve", help="watch a vLLM server and answer health probes", allow_abbrev=False)
+    serve_parser.set_defaults(run=_serve)
+    serve_parser.add_argument(
         "--target",
         dest="url",
         default=f"http://127.0.0.1:{addresses.API_PORT}",
         metavar="URL",
         help="URL of the API to watch; default: %(default)s",
     )
-    serving.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")  # noqa: S104
-    serving.add_argument(
+    serve_parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")  # noqa: S104
+    serve_parser.add_argument(
         "--port", type=_port, default=addresses.HEALTH_PORT, help="port to listen on; default: %(default)s"
     )
-    serving.add_argument(
+    serve_parser.add_argument(
         "--stall-seconds",
         type=_seconds,
         default=DEFAULT_STALL_S,
-        help="seconds after which a hung engine is dead; 0: never; default: %(default)g",
+        help="seconds without an engine step after which /livez fails; 0: never; default: %(default)g",
     )
-    serving.add_argument(
+    serve_parser.add_argument(
         "--start-stall-seconds", type=_seconds, default=DEFAULT_START_STALL_S,
-        help="seconds without a change of GPU memory after which a start is dead; 0: never; default: %(default)g",
+        help="seconds of start-up without a change of used GPU memory after which /livez fails; 0: never; "
+        "default: %(default)g",
     )  # fmt: skip
-    serving.add_argument("--gpu-fault-kills", action="store_true", help="a fatal GPU fault fails /livez too")
-
-    smoking = commands.add_parser("smoke", help="test a server with the openai client", allow_abbrev=False)
-    smoking.set_defaults(run=_smoke)
-    waiting = commands.add_parser(
-        "wait", help="wait until a health port reports that vLLM is ready", allow_abbrev=False
+    serve_parser.add_argument(
+        "--gpu-fault-kills", action="store_true", help="make /livez fail after a fatal GPU fault too"
     )
-    waiting.set_defaults(run=_wait)
-    waiting.add_argument(
+
+    smoke_parser = commands.add_parser("smoke", help="test a server with the openai client", allow_abbrev=False)
+    smoke_parser.set_defaults(run=_smoke)
+    wait_parser = commands.add_parser(
+        "wait", help="wait until /readyz of the prober, or /health of vLLM, answers 200", allow_abbrev=False
+    )
+    wait_parser.set_defaults(run=_wait)
+    wait_parser.add_argument(
         "--seconds", type=_seconds, default=0.0, help="seconds after which to give up; 0: never; default: 0"
     )
-    smoking.add_argument("url", metavar="URL", help=f"URL of the API, such as http://127.0.0.1:{addresses.API_PORT}")
-    waiting.add_argument(
-        "url", metavar="URL", help=f"URL of the health port, such as http://127.0.0.1:{addresses.HEALTH_PORT}"
+    smoke_parser.add_argument(
+        "url", metavar="URL", help=f"URL of the API, such as http://127.0.0.1:{addresses.API_PORT}"
     )
-    for command in (serving, smoking, waiting):
+    wait_parser.add_argument(
+        "url", metavar="URL", help=f"URL of the prober, such as http://127.0.0.1:{addresses.HEALTH_PORT}"
+    )
+    for command in (serve_parser, smoke_parser, wait_parser):
         command.add_argument(
-            "--api-key-file", metavar="FILE", help="file whose first line is the API key; default: VLLM_API_KEY"
+            "--api-key-file",
+            metavar="FILE",
+            help="file whose first line is the API key; default: the key in the variable VLLM_API_KEY",
         )
         command.add_argument("--model", help="model name for requests; default: the first that the server lists")
     return parser
@@ -147,7 +154,8 @@ def _api_key(file: str | None) -> str | None:
     if not keys:
         raise _InputError(f"--api-key-file {file}: the file holds no key; write one in its first line")
     if not is_usable(keys[0]):
-        raise _InputError(f"--api-key-file {file}: an HTTP header cannot carry its first line; write only a key there")
+        problem = "its first line has characters that an HTTP header cannot contain"
+        raise _InputError(f"--api-key-file {file}: {problem}; write only the API key there")
     return keys[0]
 
 
@@ -215,7 +223,10 @@ def _wait(options: argparse.Namespace, target: scrape.Target) -> int:
 
 
 async def _wait_until_ready(target: scrape.Target, seconds: float) -> int:
-    """Return 0 once /readyz answers 200, or /health if the URL is vLLM's. Return 1 if vLLM is dead or time is up."""
+    """Wait until the prober's /readyz answers 200, or vLLM's /health if the URL is vLLM's own.
+
+    Return 0 then, and 1 if vLLM is dead or the time is up.
+    """
     began, last_line = time.monotonic(), None
     async with scrape.session() as session:
         while True:

@@ -1,4 +1,7 @@
-"""``python -m vllm_monitoring.draw``: draw dashboards for the docs as Grafana shows them. It queries a Prometheus."""
+"""``python -m vllm_monitoring.draw``: draw dashboards for the docs as Grafana shows them.
+
+The data comes from a Prometheus server.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ CLOCK_STEPS: Final = (5, 15, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 15,
 EMPTY: Final = 1e-9
 """A heatmap cell with a count up to this is empty. Source: Grafana's filterValues."""
 VALUE: Final = "Value #"
-"""Prefix of a table column's name. The query's letter follows it."""
+"""Grafana names a value column of a table so, followed by the query's refId."""
 
 QueryFunction = Callable[[str, bool], "list[Series]"]
 """Return the series of an expression. The second argument: query only the end of the window."""
@@ -205,7 +208,10 @@ def _table(page: Page, box: Box, panel: dict[str, Any], results: list[list[Serie
 
 
 def _column(page: Page, box: Box, title: str, cells: Sequence[tuple[str, str, str]], *, right: bool) -> None:
-    """Draw ``title`` and the ``cells`` that fit below it: (text, text colour, background). Grafana can scroll."""
+    """Draw ``title`` and the ``cells`` that fit below it: (text, text colour, background).
+
+    In Grafana the user scrolls to the rest.
+    """
     x, align = (box.x + box.w - 8, "right") if right else (box.x + 6, "left")
     page.text(x, box.y + 10, cut(title, box.w - 10, 12, "bold"), FAINT, weight="bold", ha=align)
     for number, (text, color, background) in enumerate(cells[: int(box.h / CELL - 0.75)]):
@@ -304,7 +310,7 @@ def _threshold(value: float, thresholds: dict[str, Any]) -> str:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a PNG of 256 colours, a third of the full-colour size. Flat areas keep their exact colour."""
+    """Write a PNG with 256 colours. The file is a third as large as with full colour. Flat areas keep their colour."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     with Image.open(drawn) as image:

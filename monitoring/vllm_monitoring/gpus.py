@@ -122,7 +122,7 @@ def _output_per_gpu() -> Panel:
     gpus = f"max by (namespace, pod) ({select(metrics.PREFIX + 'planned_gpus', OF_POD)})"
     return line_panel(
         "Output throughput per GPU",
-        "Stable. Compare it with another day of the same model and the same prompt and output lengths.",
+        "Normal: stable. Compare it with another day of the same model and the same prompt and output lengths.",
         TOKENS_PER_SECOND,
         {"{{pod}}": f"{tokens} / ({gpus} > 0)"},
     )

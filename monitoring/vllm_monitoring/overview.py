@@ -61,19 +61,19 @@ def _alerts_and_replicas() -> list[Panel]:
     return [
         stat_panel(
             "Firing alerts",
-            "Zero. Each alert links to its runbook in its annotations.",
+            "Normal: 0. The annotations of each alert name its runbook.",
             firing,
             steps=((None, GREEN), (1, RED)),
         ),
         stat_panel(
             "Unready replicas",
-            "Zero, except during a rollout or a start-up.",
+            "Normal: 0, except during a rollout or a start-up.",
             f"sum({_by_model(REPLICAS)}) - sum({_by_model(recorded_sum(_READY))})",
             steps=((None, GREEN), (1, YELLOW)),
         ),
         stat_panel(
-            "GPUs in use",
-            "The planned GPUs of all replicas.",
+            "Planned GPUs",
+            "GPUs that the plans of all replicas use.",
             f"sum({_by_model(recorded_sum(_GPUS))})",
         ),
     ]
@@ -92,7 +92,7 @@ def _throughput_and_queue() -> list[Panel]:
         ),
         stat_panel(
             "Waiting requests",
-            "Few, and for a short time. If more requests wait than run, add a replica.",
+            "Normal: few, for a short time. If more requests wait than run, add a replica.",
             f"sum({_by_model(recorded_sum(metrics.REQUESTS_WAITING))})",
             steps=((None, GREEN), (50, YELLOW)),
         ),
@@ -103,7 +103,7 @@ def _models(thresholds: Thresholds) -> Panel:
     """Return the table of models."""
     return panels.table_panel(
         "Models",
-        "Ready equals Replicas. 5xx and TTFT over target are green. Few requests wait.",
+        "Normal: Ready equals Replicas, the columns 5xx and TTFT over target are green, and few requests wait.",
         ("namespace", metrics.MODEL_NAME),
         [*_model_load(), *_model_kv_cache(thresholds), *_model_latency(), *_model_errors(thresholds)],
         linked_dashboard="vllm-engine",
@@ -163,7 +163,7 @@ def _replicas(thresholds: Thresholds) -> Panel:
     output = f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[{RATE_WINDOW}]))"
     return panels.table_panel(
         "Replicas",
-        "All are ready or saturated (saturated is high load, not a fault), and equally busy. If one stays idle while "
+        "Normal: all are ready or saturated (high load, not a fault) and equally busy. If one stays idle while "
         "others are full, check the load balancer. If one stays full, it may hang.",
         ("namespace", metrics.MODEL_NAME, "pod"),
         [
@@ -184,11 +184,15 @@ def _load_over_time() -> list[Panel]:
     """Return the panels of output tokens, requests and ready replicas over time."""
     return [
         line_panel(
-            "Output throughput by model", "It follows the load.", TOKENS_PER_SECOND, {_LEGEND: _output()}, stacked=True
+            "Output throughput by model",
+            "Normal: it follows the load.",
+            TOKENS_PER_SECOND,
+            {_LEGEND: _output()},
+            stacked=True,
         ),
         line_panel(
             "Running and waiting requests",
-            "Far fewer requests wait than run. If the waiting line only rises, add replicas.",
+            "Normal: far fewer requests wait than run. If the waiting line only rises, add replicas.",
             "short",
             {
                 f"{_LEGEND}, running": _by_model(recorded_sum(metrics.REQUESTS_RUNNING)),
@@ -197,7 +201,7 @@ def _load_over_time() -> list[Panel]:
         ),
         line_panel(
             "Ready replicas",
-            "A flat line. A short dip is a rollout without a spare replica.",
+            "Normal: a flat line. A short dip is a rollout without a spare replica.",
             "short",
             {_LEGEND: _by_model(recorded_sum(_READY))},
             counts=True,
@@ -211,7 +215,8 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "TTFT p95",
-            "Below the objective (red line). It is over all replicas together, estimated from the histogram's buckets.",
+            "Normal: below the objective (red line). The value is over all replicas together, estimated from the "
+            "histogram's buckets.",
             "s",
             {_LEGEND: _p95(metrics.TIME_TO_FIRST_TOKEN)},
             limit=slo.time_to_first_token.seconds,
@@ -220,8 +225,8 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "ITL p95",
-            "Below the objective for TPOT (red line). It rises with the batch size, and with each long prompt that is "
-            "prefilled in the same step.",
+            "Normal: below the objective for TPOT (red line). It rises with the batch size, and with each long prompt "
+            "that is prefilled in the same step.",
             "s",
             {_LEGEND: _p95(metrics.INTER_TOKEN_LATENCY)},
             limit=slo.time_per_output_token.seconds,
@@ -230,7 +235,7 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Queue time p95",
-            "Milliseconds. If it is seconds, every replica is full.",
+            "Normal: milliseconds. If it is seconds, every replica is full.",
             "s",
             {_LEGEND: _p95(metrics.QUEUE_TIME)},
             limit=thresholds.alerts["VLLMQueueTimeHigh"].seconds,
@@ -262,5 +267,5 @@ def _p95(histogram: str) -> str:
 
 
 def _kv_usage_steps(thresholds: Thresholds) -> Steps:
-    """Return the colours of KV cache usage, yellow from the alert's limit on."""
+    """Return the thresholds of KV cache usage: yellow at the limit of the alert VLLMKVPressure and above."""
     return ((None, GREEN), (thresholds.alerts["VLLMKVPressure"].usage, YELLOW))

@@ -101,7 +101,7 @@ def test_the_image_has_not_grown(target, name):
 def test_the_image_for_gpus_reports_a_missing_gpu(tiny_model):
     code, _, err = run_once("serve", "/model", flags=[f"-v={tiny_model}:/model:ro", "--tmpfs=/tmp"], image=CUDA_IMAGE)
     assert code == 2
-    assert "start the container with its GPUs (--gpus all)" in err
+    assert "give the container its GPUs (--gpus all)" in err
 
 
 def test_kernels_can_be_compiled_in_the_image_for_gpus():

@@ -49,7 +49,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
-    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: no length check
+    long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: do not check the length
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, overrides kv_cache_memory_bytes
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
 
@@ -57,7 +57,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     def vllm_estimates_graphs(self) -> bool:
         """Whether vLLM estimates the memory of CUDA graphs.
 
-        If the user sets neither the estimate nor the KV cache's memory, the plan reserves the memory of CUDA graphs.
+        VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS decides if the user sets it. Otherwise vLLM estimates only if the user
+        sets gpu_memory_utilization or kv_cache_memory_bytes. If vLLM does not estimate, the plan reserves the memory.
         """
         if self.estimate_cudagraphs is not None:
             return self.estimate_cudagraphs
@@ -70,9 +71,11 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tuple[int, int]:
-    """Return (max_num_batched_tokens, max_num_seqs): the user's values, and ``default`` adjusted to them.
+    """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
 
-    A pooling model needs its whole input in one batch. The result passes config/scheduler.py:verify_max_model_len.
+    The default tokens are lowered to what max_num_seqs requests can use. They are raised to max_model_len if one batch
+    must hold a whole prompt (pooling models, or no chunked prefill). The result passes
+    config/scheduler.py:verify_max_model_len.
     Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
     """
     factor = 2 if request.performance_mode == "throughput" else 1
@@ -87,12 +90,12 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     return tokens, request.max_num_seqs or min(seqs, tokens)
 
 
-def fp8_cache_is_faster(model: Model, oldest: Generation | None) -> bool:
-    """Whether an FP8 KV cache is faster than one in the model's dtype. ``oldest`` is the oldest GPU generation.
+def should_use_fp8_cache(model: Model, oldest: Generation | None) -> bool:
+    """Whether the plan should use an FP8 KV cache if it may. ``oldest`` is the oldest GPU generation.
 
     FlashAttention reads FP8 on Hopper, and FlashInfer reads it on other GPUs from Ada on
     (v1/attention/backends/flash_attn.py, flashinfer.py: supports_kv_cache_dtype). MLA caches are small already and
-    would need other kernels. The cache dtype of a checkpoint has priority.
+    would need other kernels. A cache dtype in the checkpoint is kept.
     """
     has_cache = any(layer.kv_heads for layer in model.layers)
     set_by_checkpoint = model.quantization is not None and model.quantization.kv_cache_dtype is not None
@@ -102,8 +105,8 @@ def fp8_cache_is_faster(model: Model, oldest: Generation | None) -> bool:
 def dtype_of(request: PlanRequest, model: Model, oldest: Generation | None, cpu: Cpu | None = None) -> str:
     """Return the dtype that the model computes in: the user's choice, or else the model's own.
 
-    GPUs before the A100 have no bfloat16, so vLLM falls back to another dtype. On a CPU with AMX the plan falls back
-    (see ``amx_attention``). Source: vllm/config/model.py:_resolve_auto_dtype.
+    GPUs before the A100 have no bfloat16, so vLLM uses float16, or float32 for models that cannot use float16. On a CPU
+    with AMX the plan sets the same dtypes (see ``amx_attention``). Source: vllm/config/model.py:_resolve_auto_dtype.
     """
     if request.dtype not in {None, "auto"}:
         return ALIASES.get(request.dtype, request.dtype)
@@ -136,7 +139,7 @@ def only_bfloat16(request: PlanRequest, model: Model) -> bool:
 def run_of(
     request: PlanRequest, model: Model, batch: tuple[int, int], oldest: Generation | None, cpu: Cpu | None = None
 ) -> RunConfig:
-    """Return the arguments that decide on memory, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
+    """Return the engine arguments that memory use depends on, with ``batch`` = (max_num_batched_tokens, max_num_seqs).
 
     ``oldest`` is the oldest generation of the GPUs. It is None on the CPU engine, which runs on ``cpu``.
     """
@@ -145,7 +148,7 @@ def run_of(
         max_num_seqs=batch[1],
         max_num_batched_tokens=batch[0],
         kv_cache_dtype=request.kv_cache_dtype
-        or ("fp8" if request.fp8_kv and fp8_cache_is_faster(model, oldest) else "auto"),
+        or ("fp8" if request.fp8_kv and should_use_fp8_cache(model, oldest) else "auto"),
         block_size=request.block_size,
         enforce_eager=request.enforce_eager,
         max_cudagraph_capture_size=request.max_cudagraph_capture_size,

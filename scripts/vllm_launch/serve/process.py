@@ -37,12 +37,14 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def end_group_with_us(group: int) -> int:
-    """Kill process group ``group`` when this process ends, even by SIGKILL. Return a file descriptor to keep open.
+def kill_group_on_exit(group: int) -> int:
+    """Kill process group ``group`` as soon as this process ends, even if SIGKILL ended it.
+
+    Return a file descriptor. Keep it open.
 
     A shell in its own session waits until the descriptor is closed, then kills the group. Only this process holds the
-    descriptor, so its end closes it. PR_SET_PDEATHSIG is not enough. With SIGKILL it would end the API server and
-    leave its engine core on the GPU. With SIGTERM it may not end an API server that is still starting (vLLM 0.32.0).
+    descriptor, so its end closes it. PR_SET_PDEATHSIG is not enough, because it signals only the API server. SIGKILL
+    would leave its engine core on the GPU, and an API server that is still starting may ignore SIGTERM (vLLM 0.32.0).
     """
     read_end, write_end = os.pipe()
     try:
@@ -68,7 +70,7 @@ def read_process(pid: int) -> Process | None:
         fields = _stat(pid)
         title = (root / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (OSError, ValueError):
-        return None  # it has ended since its folder was listed
+        return None  # the process has ended
     try:
         io = dict(line.split(": ") for line in (root / "io").read_text().splitlines())
     except (OSError, ValueError):
@@ -85,7 +87,7 @@ def read_process(pid: int) -> Process | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields after the name, which may contain any character. The first is "state" (proc_pid_stat(5))."""
+    """Return the fields after the process name, which may contain spaces. The first is "state" (proc_pid_stat(5))."""
     with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - faster than Path, and runs for each process of the machine
         return file.read().rpartition(")")[2].split()
 

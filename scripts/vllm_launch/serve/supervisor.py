@@ -180,7 +180,7 @@ class EngineProcess:
         # few cores, and must not wait for other programs on the machine.
         niceness = 0 if self.options.planned_gpus else ENGINE_NICENESS
         os.setpriority(os.PRIO_PROCESS, self.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-        self._group_guard = process.end_group_with_us(self.child.pid)
+        self._group_guard = process.kill_group_on_exit(self.child.pid)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for stream, target in ((self.child.stdout, 1), (self.child.stderr, 2)):
             assert stream is not None  # noqa: S101 - both are pipes

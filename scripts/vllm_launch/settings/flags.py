@@ -1,4 +1,4 @@
-"""The launcher's flags on the command line as a parser for argparse: ``--config`` and one flag for each setting."""
+"""An argparse parser for the launcher's command-line flags: ``--config`` and one flag per setting."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FIELDS = LauncherSettings.__struct_fields__
 
 
 class Flags(NamedTuple):
-    """What the command line sets.
+    """The parsed command line.
 
-    ``launch`` has the launcher's settings by field, each as (flag, text). ``engine_words`` are all other words in their
-    order: vLLM's flags, their values and the model, which ``engine.parse`` reads.
+    ``launch``: the launcher's settings by field, each as (flag, text). ``engine_argv``: all other arguments in their
+    order, which are vLLM's flags, their values and the model. ``engine.parse`` reads them.
     """
 
     launch: dict[str, tuple[str, str]]
     config: str | None
-    engine_words: list[str]
+    engine_argv: list[str]
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
@@ -54,9 +54,9 @@ class Once(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
     ) -> None:
-        """Store; the text of a flag without a value is "true", of its ``--no-`` form "false"."""
+        """Store (flag, text). The text of a flag without a value is "true", and "false" for its ``--no-`` form."""
         del parser
-        assert flag is not None  # noqa: S101 - a positional has no such action
+        assert flag is not None  # noqa: S101 - only flags use this action
         if getattr(namespace, self.dest) is not None:
             raise UsageError(flag, "is given twice", "keep one")
         if self.nargs == 0:
@@ -101,20 +101,20 @@ def _metavar(field: str, kind: Any) -> str:
 
 
 def parse_flags(words: Sequence[str]) -> Flags:
-    """Return what ``words``, the arguments of a command that takes settings, set."""
+    """Parse ``words``, the arguments of a command, into the launcher's settings and the rest."""
     return flags_of(*settings_parser().parse_known_args(with_dashes(words)))
 
 
 def with_dashes(words: Sequence[str]) -> list[str]:
-    """Return ``words`` with dashes for underscores in the names of the launcher's flags, as vLLM reads its own."""
+    """Replace underscores by dashes in the launcher's flag names. vLLM does the same with its own flags."""
     return [re.sub(r"^--(no[-_])?launch[-_][^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
 
 
 def flags_of(parsed: argparse.Namespace, rest: Sequence[str]) -> Flags:
-    """Return what ``settings_parser`` has parsed, and the words ``rest`` that it does not know.
+    """Return the settings in ``parsed``, which comes from ``settings_parser``, and the unknown arguments ``rest``.
 
     Raises:
-        UsageError: a word of ``rest`` is meant for the launcher, and no flag of it.
+        UsageError: an argument in ``rest`` looks like a launcher flag, but the launcher has no such flag.
     """
     for word in rest:
         _check_name(word.partition("=")[0])
@@ -137,7 +137,7 @@ def _check_name(flag: str) -> None:
 
 
 def field_of(name: str, where: str, spelling: str = "--launch-{}") -> str:
-    """Return the setting that ``name`` means, found at ``where``.
+    """Return the field of the setting ``name``. ``where`` is where the user wrote it, for the error message.
 
     ``spelling`` is how settings are written there: "--launch-{}", "LAUNCH_{}" or "{}".
 
@@ -147,7 +147,7 @@ def field_of(name: str, where: str, spelling: str = "--launch-{}") -> str:
     field = name.replace("-", "_")
     if field in FIELDS:
         return field
-    if field in options() and f"{field}_file" not in FIELDS:
+    if field in options() and f"{field}_file" not in FIELDS:  # for api_key, suggest our api_key_file instead
         flag = options()[field].flags[0]
         remedy = f"write {flag}, or {field} in the config file outside launch:"
         raise UsageError(where, f"{name} is an option of vLLM, not a setting of the launcher", remedy)

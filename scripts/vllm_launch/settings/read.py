@@ -58,7 +58,7 @@ def read_settings(
         launch[field], origin[f"launch.{field}"] = environ[name], f"environment {name}"
     for field, (flag, value) in flags.launch.items():
         launch[field], origin[f"launch.{field}"] = value, f"flag {flag}"
-    said = parse(flags.engine_words)
+    said = parse(flags.engine_argv)
     engine |= said
     origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
     if "config" in said:

@@ -70,7 +70,7 @@ from vllm_launch.serve import process
 stubborn = "trap '' TERM HUP; echo ready; while :; do sleep 0.1; done"
 child = subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()
-guard = process.end_group_with_us(child.pid)
+guard = process.kill_group_on_exit(child.pid)
 print(child.pid, flush=True)
 input()
 """
@@ -86,7 +86,7 @@ def test_without_a_shell_the_group_guard_raises_and_leaves_no_pipe(monkeypatch):
     before = sorted(Path("/proc/self/fd").iterdir())
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError):
-        process.end_group_with_us(1)
+        process.kill_group_on_exit(1)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 

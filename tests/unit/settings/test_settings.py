@@ -116,7 +116,7 @@ def test_only_our_flags_are_taken_and_all_other_words_stay_in_order():
     between = ["--launch-health-port", "1", "--no-launch-greet", "--config=c.yaml"]
     for flag in {*flags()} - {"--config"}:
         given = parse_flags([flag, "a", *between, f"{flag}=b", "--", "-c"])
-        assert given.engine_words == [flag, "a", f"{flag}=b", "--", "-c"]
+        assert given.engine_argv == [flag, "a", f"{flag}=b", "--", "-c"]
         assert given.launch == {"health_port": ("--launch-health-port", "1"), "greet": ("--no-launch-greet", "false")}
         assert given.config == "c.yaml"
 

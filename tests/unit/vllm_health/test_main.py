@@ -92,7 +92,7 @@ def run(*words, **environ):
         ),
         (["smoke", "http://x", "--api-key-file", "/dev/null"], "the file holds no key; write one in its first line"),
         (["smoke", "http://x", "--api-key-file", "/"], "cannot be read: Is a directory"),
-        (["smoke", "http://x", "--api-key-file", "/proc/self/mounts"], "an HTTP header cannot carry its first line"),
+        (["smoke", "http://x", "--api-key-file", "/proc/self/mounts"], "characters that an HTTP header cannot contain"),
         (["smoke"], "the following arguments are required: URL"),
         (["serf"], "invalid choice: 'serf'"),
         (["serve", "--stall", "3"], "unrecognized arguments: --stall 3"),
