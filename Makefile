@@ -119,20 +119,20 @@ sbom:  ## Write an SPDX list of all Python and system packages in vllm-launch:TA
 test: lint test-unit test-engine  ## Lint, unit tests with coverage, and tests of the real engine (on the CPU if there is no GPU)
 
 .PHONY: lint
-lint: $(VENV)/.tools  ## Format, lint, types and who imports whom, checking only (`make fix` changes)
+lint: $(VENV)/.tools  ## Check format, lint rules, types and import contracts (`make fix` repairs)
 	@$(bin)/ruff format --check -q . && $(bin)/ruff check -q . && $(bin)/mypy && $(bin)/lint-imports --no-cache
 
 .PHONY: lint-workflows
 lint-workflows:  ## actionlint on .github/workflows (needs Go and a network)
-	@command -v go >/dev/null || { echo "make lint-workflows: go is not here" >&2; exit 2; }
+	@command -v go >/dev/null || { echo "make lint-workflows: Go is not installed" >&2; exit 2; }
 	@go run github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT)
 
 .PHONY: fix
-fix: $(VENV)/.tools  ## Format and mend what the linter can mend
+fix: $(VENV)/.tools  ## Format the code and apply the linter's automatic fixes
 	@$(bin)/ruff format -q . && $(bin)/ruff check -q --fix .
 
 .PHONY: test-unit
-test-unit: $(VENV)/.tools  ## Pure parts, branch coverage >= 95 %
+test-unit: $(VENV)/.tools  ## Unit tests; fails below 95 % branch coverage
 	@$(bin)/pytest tests/unit --cov --cov-fail-under=95 -q
 
 against = $(wildcard tests/engine/test_*_against_*.py)
@@ -173,7 +173,7 @@ test-monitoring: $(VENV)/.dev  ## Test dashboards, alerts and runbooks with prom
 	@$(bin)/pytest tests/monitoring -v -rP --timeout 900 -m "not long"
 
 .PHONY: test-chart
-test-chart: $(VENV)/.tools  ## The chart without a cluster: a matrix of values against the published schemas, what is refused
+test-chart: $(VENV)/.tools  ## Render the chart with many values and check it against Kubernetes' schemas; test refused values
 	@$(bin)/pytest tests/chart -q
 
 .PHONY: test-gpu
@@ -205,22 +205,22 @@ bench: $(VENV)/.dev  ## Measure plans per minute, time to argv, size of the ligh
 
 ##@ Generate
 .PHONY: generate
-generate: $(VENV)/.dev  ## Make the generated files again (`make verify` checks them)
+generate: $(VENV)/.dev  ## Write all generated files again (`make verify` checks them)
 	@$(bin)/python scripts/generators/engine_options.py && $(bin)/python scripts/generators/architectures.py && \
 	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
 
 .PHONY: verify
-verify: $(VENV)/.dev  ## Check that every generated file is what its generator makes; what was not is written
+verify: $(VENV)/.dev  ## Regenerate all files; fail if one was out of date
 	@before=$$(git ls-files -z | xargs -0 sha256sum); $(MAKE) -s generate; \
-	sha256sum --check --quiet <<<"$$before" || { echo "make verify: the files above were not current; they are now" >&2; exit 1; }
+	sha256sum --check --quiet <<<"$$before" || { echo "make verify: the files above were out of date and are now regenerated: commit them" >&2; exit 1; }
 
 .PHONY: recording
-recording: $(VENV)/.dev var/tiny-chat/config.json  ## Record again what the pinned vLLM writes on the CPU: log of a start, /metrics
+recording: $(VENV)/.dev var/tiny-chat/config.json  ## Record the log of a start and /metrics of the pinned vLLM on the CPU
 	@$(bin)/python scripts/generators/recording.py var/tiny-chat
 
 .PHONY: upgrade
-upgrade:  ## Move to another vLLM and say what moved: make upgrade VLLM=x.y.z
+upgrade:  ## Upgrade vLLM and report what changed: make upgrade VLLM=x.y.z
 	@$(PYTHON) scripts/upgrade.py $(VLLM)
 
 .PHONY: pictures

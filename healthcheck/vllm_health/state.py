@@ -334,7 +334,10 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
 def _judged_load(state: State) -> tuple[Name, str]:
     engines = [watch.engine for watch in state.engines.values()]
     if API_SERVER in state.engines:
-        return "ready", "vLLM serves. Its /metrics shows no engine, so the prober cannot detect an engine that hangs."
+        return (
+            "ready",
+            "vLLM serves. /metrics has no engine metrics, so the prober detects no hang: remove --disable-log-stats.",
+        )
     running, waiting = (sum(getattr(engine, field) for engine in engines) for field in ("running", "waiting"))
     usage = max(engine.kv_usage for engine in engines)
     load = f"{running:.0f} requests running, {waiting:.0f} waiting, KV cache {usage:.0%} full"

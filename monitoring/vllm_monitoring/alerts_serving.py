@@ -139,6 +139,6 @@ def _at_max_replicas(limits: Limits) -> Alert:
         f"({max_by_hpa} ({metrics.KUBE_HPA_DESIRED}) >= {max_by_hpa} ({metrics.KUBE_HPA_MAX}))\n"
         f"* on (namespace, horizontalpodautoscaler) group_left (scaletargetref_name) {metrics.KUBE_HPA_INFO}\n"
         f"and on ({target}) sum by ({target}) ({waiting}) > 0",
-        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} is at its maximum of replicas, and requests wait",
+        "{{ $labels.scaletargetref_name }} in {{ $labels.namespace }} is at maxReplicas, and requests wait",
         "The autoscaler wants {{ $value }} replicas, and its maximum is reached.",
     )

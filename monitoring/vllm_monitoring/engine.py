@@ -95,7 +95,7 @@ def _inter_token_latency(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "End-to-end latency",
-            "It follows the output length. Compare it with that panel.",
+            "Normal: it rises with the output length. Compare it with the panel 'Output length'.",
             "s",
             _quantiles(metrics.E2E_LATENCY),
         ),

@@ -192,7 +192,7 @@ def _load_over_time() -> list[Panel]:
         ),
         line_panel(
             "Running and waiting requests",
-            "Normal: far fewer requests wait than run. If the waiting line only rises, add replicas.",
+            "Normal: far fewer requests wait than run. If the number of waiting requests keeps rising, add replicas.",
             "short",
             {
                 f"{_LEGEND}, running": _by_model(recorded_sum(metrics.REQUESTS_RUNNING)),

@@ -113,7 +113,7 @@ def _run(words: list[str]) -> int:
 def command_line() -> ArgumentParser:
     """Return the parser of all commands. It knows only the launcher's flags and leaves all other words in order."""
     parser = Parser(prog="vllm-launch", usage="vllm-launch COMMAND ...", add_help=False)
-    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this, or with a command what it takes")
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help; after a command, its options")
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print our version and vLLM's")
     chosen = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     settings = settings_parser()
@@ -127,7 +127,7 @@ def command_line() -> ArgumentParser:
             parents=[settings] if command.takes_settings else [],
             add_help=False,
         )
-        one.add_argument("-h", "--help", action=_Help, nargs=0, help="print this")
+        one.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help")
         _add_own_flags(name, one)
     return parser
 
@@ -139,7 +139,7 @@ def _add_own_flags(name: str, parser: ArgumentParser) -> None:
         about = "default: table; helm: values for the chart"
         parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)
     if name == "gpus":
-        about = "default: table; json: a hardware file for plan --hardware; engine: cuda or cpu"
+        about = "default: table; json: a hardware file for plan --hardware; engine: which vLLM this machine needs"
         parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
     if name == "download":
         about = "download nothing: wait until another process has downloaded the model"

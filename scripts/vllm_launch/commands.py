@@ -100,7 +100,9 @@ def download(parsed: Namespace, rest: Sequence[str]) -> int:
     settings = _settings(parsed, rest)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
-            f"model {settings.model}", "is a folder, so there is nothing to download", "give a model name on the hub"
+            f"model {settings.model}",
+            "is a path, and download takes a model name on the hub",
+            "write for example Qwen/Qwen3-8B",
         )
     revision = text_option(settings.engine.get("revision"))
     with _run_folder(settings):
@@ -223,10 +225,12 @@ def gpus(parsed: Namespace, rest: Sequence[str]) -> int:
 
 def check(parsed: Namespace, rest: Sequence[str]) -> int:
     """Print what a config file sets. Start nothing."""
-    if not rest or rest[0].startswith("-") or parsed.config is not None:
-        raise UsageError("check", "no config file is given", "write vllm-launch check config.yaml")
-    file, *words = rest
-    parsed.config = ("check", file)
+    words = list(rest)
+    if parsed.config is None:
+        if not words or words[0].startswith("-"):
+            raise UsageError("check", "no config file is given", "write vllm-launch check config.yaml")
+        parsed.config = ("check", words.pop(0))
+    file = parsed.config[1]
     settings = redacted(_settings(parsed, words))
     lines = [f"{file} is valid: it serves {settings.model}"]
     shown: Mapping[str, object] = settings.engine

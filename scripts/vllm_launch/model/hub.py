@@ -170,7 +170,7 @@ def _raise_usage_error(error: Exception, name: str, revision: str | None) -> NoR
         (
             LocalEntryNotFoundError,
             f"is not in the hub's cache{at_revision} and the hub cannot be reached",
-            f"check the network and HF_ENDPOINT, run `hf download {name}` on a machine that has one, {OR_FOLDER}",
+            f"check the network and HF_ENDPOINT, run `hf download {name}` where the hub is reachable, {OR_FOLDER}",
         ),
         (EntryNotFoundError, f"has no config.json{at_revision}", "choose a model in the Hugging Face format"),
         (

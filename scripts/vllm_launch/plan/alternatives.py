@@ -38,7 +38,7 @@ def nothing_fits(
     no_change = "no small change makes it fit: use a smaller model or larger GPUs"
     longest = max(no_fit.longest for no_fit in too_small)
     changes = "; or ".join(_changes_that_fit(request, hardware, gpus, model, longest))
-    return UsageError(where, why, f"a change that makes it fit: {changes}" if changes else no_change)
+    return UsageError(where, why, f"it fits with: {changes}" if changes else no_change)
 
 
 def _changes_that_fit(
@@ -59,9 +59,9 @@ def _changes(
     """Yield possible changes, the smallest first: a description, the changed request, and the machine."""
     change = msgspec.structs.replace
     if request.gpu_memory_utilization is not None:
-        yield "no --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
+        yield "without --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
     if request.kv_cache_memory_bytes is not None:
-        yield "no --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
+        yield "without --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
     if longest:
         yield f"--max-model-len {longest}", change(request, max_model_len=longest), hardware
     if request.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:
@@ -71,7 +71,7 @@ def _changes(
         yield "--quantization fp8", change(request, quantization="fp8"), hardware
     any_split = change(request, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
     if any_split != request:
-        yield "no parallel sizes set", any_split, hardware
+        yield "without parallel sizes set by you", any_split, hardware
     counts = [count for count in (2, 4, 8, 16) if count > len(gpus) and not gpus[0].mig_profile]
     for count in counts:
         yield f"{count} of these GPUs", any_split, _with_gpus(hardware, gpus[0], count)

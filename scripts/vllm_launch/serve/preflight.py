@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -149,6 +150,5 @@ def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], 
 def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) -> UsageError:
     where = settings.origin.get(f"launch.{field}", f"launch.{field}")
     problem = f"{folder} cannot be written: {error.strerror or error}"
-    return UsageError(
-        where, problem, f"free space there, or name another folder with --launch-{field.replace('_', '-')}"
-    )
+    first = "free disk space" if error.errno == errno.ENOSPC else "make it writable for this user"
+    return UsageError(where, problem, f"{first}, or name another folder with --launch-{field.replace('_', '-')}")

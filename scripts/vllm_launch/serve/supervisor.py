@@ -235,7 +235,11 @@ class EngineProcess:
         survivors = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
         os.close(self._group_guard)
         for survivor in survivors:
-            LOGGER.error("process %d (%s) cannot be killed: it hangs in the kernel", survivor.pid, survivor.title)
+            LOGGER.error(
+                "process %d (%s) cannot be killed: check dmesg, then reset the GPU or reboot",
+                survivor.pid,
+                survivor.title,
+            )
         deadline = time.monotonic() + (0 if survivors else REAP_SECONDS)
         while process.has_children() and time.monotonic() < deadline:
             self._reap()

@@ -134,7 +134,7 @@ def _http(settings: Settings) -> Iterator[Mistake]:
 
 def _device_ids(settings: Settings) -> Iterator[Mistake]:
     if isinstance(ids := settings.engine.get("device_ids"), list):
-        problem = "the plan chooses the GPUs, and vLLM would count these numbers among the chosen GPUs only"
+        problem = "the plan chooses the GPUs, and vLLM would apply these numbers to the GPUs that the plan chose"
         yield Mistake("device_ids", problem, f"set CUDA_VISIBLE_DEVICES={','.join(map(str, ids))} instead")
 
 

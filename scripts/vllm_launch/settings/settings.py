@@ -62,13 +62,13 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     objective: Annotated[
         Literal["throughput", "latency"],
         _about(
-            "throughput: as many replicas as possible, each on the fewest GPUs that hold it; latency: the widest "
-            "tensor parallelism that the model allows"
+            "throughput: as many replicas as possible, each on the fewest GPUs that hold it; latency: the "
+            "largest tensor_parallel_size that the model allows"
         ),
     ] = "throughput"
     quality: Annotated[
         Literal["lossless", "fp8-kv"],
-        _about("lossless: the model computes in its own data types; fp8-kv: the plan may store the KV cache in FP8"),
+        _about("lossless: keep the checkpoint's dtypes; fp8-kv: the plan may use an FP8 KV cache"),
     ] = "lossless"
     nvlink_multicast: Annotated[
         Literal["auto", "off"],
@@ -78,14 +78,14 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = "auto"
     health_host: Annotated[
-        Text, _about("address of the health port: /livez, /readyz, /startupz, /metrics, and / for people")
+        Text, _about("address of the health port: /livez, /readyz, /startupz, /metrics, and / (status page)")
     ] = "0.0.0.0"  # noqa: S104 - probes come from outside the container
     health_port: Annotated[Port, _about("the health port")] = addresses.HEALTH_PORT
     drain_seconds: Annotated[
         Seconds,
         _about(
-            "seconds from SIGTERM to the end of the last process; Kubernetes' or Compose's grace period must be as "
-            "long; 0 ends everything at once"
+            "seconds from SIGTERM to the end of the last process; Kubernetes' or Compose's grace period must be at "
+            "least as long; 0: stop at once"
         ),
     ] = 90
     cache_dir: Annotated[
@@ -107,13 +107,13 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         _about("routes that clients may use, with all routes below them, separated by commas; default: every route"),
     ] = ()
     start_stall_seconds: Annotated[
-        Seconds, _about("end a start that has made no progress for this many seconds; 0: never")
+        Seconds, _about("stop vLLM if its start makes no progress for this many seconds; 0: never")
     ] = DEFAULT_START_STALL_S
     stall_seconds: Annotated[
         Seconds,
         _about(
-            "end an engine that hangs this many seconds after its last step; it is not ready after 4/5 of them; "
-            "0: never"
+            "stop a hung engine about this many seconds after its last step; /readyz fails after about 4/5 of "
+            "them; 0: never"
         ),
     ] = DEFAULT_STALL_S
     gpu_fault_kills: Annotated[
@@ -122,9 +122,11 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = False
     p2p_check: Annotated[
         Literal["auto", "off", "disable"],
-        _about("auto: test copies between the GPUs of a replica; off: trust NVML; disable: use no peer-to-peer copies"),
+        _about(
+            "auto: test P2P copies before the start; off: no test, use P2P as the driver reports it; disable: no P2P"
+        ),
     ] = "auto"
-    greet: Annotated[bool, _about("stream one answer to the terminal when ready")] = False
+    greet: Annotated[bool, _about("when ready, send one test prompt and print the answer")] = False
     log_format: Annotated[
         Literal["text", "json"], _about("format of the launcher's own log lines; vLLM's stay as they are")
     ] = "text"

@@ -104,4 +104,4 @@ def test_wait_ends_when_another_process_has_downloaded(
 @pytest.mark.parametrize("model", ["/models/a", "./a", "."])
 def test_a_folder_cannot_be_downloaded(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", model]) == 2
-    assert capsys.readouterr().err.startswith(f"vllm-launch: model {model}: is a folder, so there is nothing")
+    assert capsys.readouterr().err.startswith(f"vllm-launch: model {model}: is a path, and download takes")

@@ -470,7 +470,7 @@ def test_a_refusal_names_the_missing_bytes_and_changes_that_would_fit():
     text = refusal(PlanRequest(), machine(1), sized(100))
     assert text.startswith("made-up on 1 x NVIDIA H100 80GB HBM3: TP=1: ")
     assert re.search(r"GPU 0 lacks \d\d\.\d\d GiB", text)
-    assert "a change that makes it fit: " in text
+    assert "it fits with: " in text
     assert "2 of these GPUs" in text
     assert "--quantization fp8" in text
     assert text.count("; or ") == 2
@@ -523,11 +523,13 @@ def test_a_refusal_suggests_a_shorter_length_and_an_fp8_cache_if_they_fit():
 
 
 def test_a_refusal_suggests_to_remove_a_utilisation_or_split_that_the_user_set():
-    assert "no --gpu-memory-utilization" in refusal(PlanRequest(gpu_memory_utilization=0.3), machine(1), sized(40))
-    assert "no parallel sizes set" in refusal(
+    assert "without --gpu-memory-utilization" in refusal(PlanRequest(gpu_memory_utilization=0.3), machine(1), sized(40))
+    assert "without parallel sizes set by you" in refusal(
         PlanRequest(tensor_parallel_size=1, pipeline_parallel_size=1), machine(2), sized(100)
     )
-    assert "no --kv-cache-memory-bytes" in refusal(PlanRequest(kv_cache_memory_bytes=70 * GIB), machine(1), sized(16))
+    assert "without --kv-cache-memory-bytes" in refusal(
+        PlanRequest(kv_cache_memory_bytes=70 * GIB), machine(1), sized(16)
+    )
 
 
 def test_a_refusal_says_if_no_small_change_would_fit():

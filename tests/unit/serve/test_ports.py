@@ -23,5 +23,7 @@ def test_a_port_that_somebody_listens_on_is_refused(host):
 
 
 def test_an_address_of_another_machine_is_refused_with_the_systems_error():
-    with pytest.raises(UsageError, match="cannot listen: Cannot assign requested address; give another --port"):
+    with pytest.raises(
+        UsageError, match="cannot listen: Cannot assign requested address; set --host to an address of this machine"
+    ):
         ports.check("192.0.2.1", free_port(), "--port")
