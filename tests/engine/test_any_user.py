@@ -75,7 +75,7 @@ def test_a_drain_completes_a_hundred_streams_and_rejects_new_requests(server):
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("not ready any more")
         assert server.health("/readyz")[0] == 503
-        server.wait_for("vLLM finishes what it has begun")
+        server.wait_for("vLLM finishes accepted requests")
         status, headers, _ = server.ask("/v1/models")
         assert (status, headers["Retry-After"]) == (503, "5")
         answers = [stream.result(180) for stream in streams]
