@@ -27,26 +27,32 @@ HAS_KIT = (ROOT / KIT).is_dir()
 containers have only the host's network. Elsewhere the registries are reached, and KUBECONFIG must name a cluster."""
 IMAGE = 'CUDA_BASE=debian:bookworm-slim IMAGE_FLAGS="--network host"' if HAS_KIT else ""
 CLUSTER = f'eval "$({KIT}/env.sh)" && make' if HAS_KIT else "make"
-LANES: tuple[tuple[tuple[str, str], ...], ...] = (
+Suites = tuple[tuple[str, str], ...]
+PHASES: tuple[tuple[Suites, ...], ...] = (
     (
-        ("lint", "make lint"),
-        ("test-serving", "make test-serving"),
-        ("test-monitoring", "make test-monitoring"),
+        (
+            ("lint", "make lint"),
+            ("test-serving", "make test-serving"),
+        ),
+        (
+            ("test-image", f"make test-image {IMAGE}"),
+            ("test-compose", "make test-compose"),
+            ("test-unit", "make test-unit"),
+            ("test-against-vllm", "make test-against-vllm"),
+            *([("cluster-kit", f"{KIT}/up.sh")] if HAS_KIT else []),
+            ("test-chart", f"{CLUSTER} test-chart"),
+        ),
     ),
     (
-        ("test-image", f"make test-image {IMAGE}"),
-        ("test-compose", "make test-compose"),
-        ("test-unit", "make test-unit"),
-        ("test-against-vllm", "make test-against-vllm"),
-        *([("cluster-kit", f"{KIT}/up.sh")] if HAS_KIT else []),
-        ("test-chart", f"{CLUSTER} test-chart"),
-        ("test-cluster", f"{CLUSTER} test-cluster"),
+        (("test-monitoring", "make test-monitoring"),),
+        (("test-cluster", f"{CLUSTER} test-cluster"),),
     ),
 )
-"""Suites of each lane in their order, as (name, shell command). One lane computes while the other waits.
+"""Phases in their order, each with lanes that run in parallel. A lane's suites, as (name, shell command), run in order.
 
-The cluster runs the image that its lane builds first. Its rollouts keep both cores busy, so `test-monitoring`, which
-mostly waits, runs beside them, and not the engine's tests.
+The second phase begins when all lanes of the first have ended. The cluster's rollouts keep both cores busy: beside them
+the engine's tests took four times as long and failed. `test-monitoring` mostly waits, so it can run beside them. The
+cluster needs the image that `test-image` builds.
 """
 SLOWEST = 10
 DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(\S.*)$", re.MULTILINE)
@@ -102,7 +108,7 @@ def main() -> int:
     running: dict[str, subprocess.Popen[bytes]] = {}
     printing = threading.Lock()
 
-    def lane(suites: Sequence[tuple[str, str]]) -> None:
+    def run_lane(suites: Suites) -> None:
         for name, command in suites:
             result = run(name, command, running)
             with printing:
@@ -111,12 +117,13 @@ def main() -> int:
                 print(f"==== {name}: {verdict(result)}", flush=True)
 
     began = time.monotonic()
-    lanes = [threading.Thread(target=lane, args=(suites,), daemon=True) for suites in LANES]
     try:
-        for thread in lanes:
-            thread.start()
-        for thread in lanes:
-            thread.join()
+        for phase in PHASES:
+            lanes = [threading.Thread(target=run_lane, args=(suites,), daemon=True) for suites in phase]
+            for thread in lanes:
+                thread.start()
+            for thread in lanes:
+                thread.join()
     finally:
         for process in running.values():  # some still run only if this process is stopped early
             os.killpg(process.pid, signal.SIGTERM)

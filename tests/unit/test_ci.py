@@ -24,10 +24,12 @@ def suites(tmp_path, monkeypatch):
 def test_a_failed_suite_fails_the_run_and_the_others_still_run(suites, monkeypatch, capsys):
     monkeypatch.setattr(
         suites,
-        "LANES",
+        "PHASES",
         (
-            (("bad", "echo before; echo FAILED tests/a.py::test_d - why; exit 3"), ("next", "echo after")),
-            (("good", SLOW),),
+            (
+                (("bad", "echo before; echo FAILED tests/a.py::test_d - why; exit 3"), ("next", "echo after")),
+                (("good", SLOW),),
+            ),
         ),
     )
     assert suites.main() == 1
@@ -45,7 +47,7 @@ def test_a_failed_suite_fails_the_run_and_the_others_still_run(suites, monkeypat
 
 
 def test_the_run_passes_if_all_suites_pass(suites, monkeypatch):
-    monkeypatch.setattr(suites, "LANES", ((("one", "true"),), (("two", "true"),)))
+    monkeypatch.setattr(suites, "PHASES", (((("one", "true"),), (("two", "true"),)),))
     assert suites.main() == 0
 
 
@@ -55,18 +57,27 @@ def test_lanes_run_in_parallel(suites, monkeypatch, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setattr(
         suites,
-        "LANES",
+        "PHASES",
         (
-            (("one", f"touch {first}; {wait.format(theirs=second)}"),),
-            (("two", f"touch {second}; {wait.format(theirs=first)}"),),
+            (
+                (("one", f"touch {first}; {wait.format(theirs=second)}"),),
+                (("two", f"touch {second}; {wait.format(theirs=first)}"),),
+            ),
         ),
     )
     assert suites.main() == 0
 
 
+def test_a_phase_begins_when_all_lanes_of_the_one_before_have_ended(suites, monkeypatch, tmp_path):
+    done = tmp_path / "done"
+    slow, after = f"sleep 0.5; touch {done}", f"test -e {done}"
+    monkeypatch.setattr(suites, "PHASES", (((("quick", "true"),), (("slow", slow),)), ((("after", after),),)))
+    assert suites.main() == 0
+
+
 def test_every_suite_is_a_make_target_or_the_cluster_kit(suites):
     makefile = (SCRIPT.parents[1] / "Makefile").read_text()
-    names = [name for lane in suites.LANES for name, _ in lane]
+    names = [name for phase in suites.PHASES for lane in phase for name, _ in lane]
     assert len(set(names)) == len(names)
     others = [name for name in names if f"\n{name}:" not in makefile]
     assert others == (["cluster-kit"] if suites.HAS_KIT else [])
