@@ -204,7 +204,7 @@ def test_a_full_disk_is_found_before_the_start(tmp_path: Path) -> None:
     with full(cache) as why, pytest.raises(UsageError) as error:
         preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert message(error).startswith(f"flag --launch-cache-dir: {cache / 'compiled/vllm'} cannot be written: {why}")
-    assert "free space there" in message(error)
+    assert "free disk space" in message(error)
 
 
 @pytest.mark.parametrize("template", ["{{ messages }}", "tool_chat_template_hermes.jinja", "FILE", "{# a/b #}"])
