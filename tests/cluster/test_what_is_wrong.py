@@ -39,7 +39,7 @@ WRONG = {
         {"config": {"model": "some/model"}, "hfToken": {"token": "hf_wrong"}} | HUB,
         "model some/model: the hub rejects the token (HTTP 401); set HF_TOKEN to a valid token",
     ),
-    "full-volume": (SMALL, "cannot be written: No space left on device; free space there"),
+    "full-volume": (SMALL, "cannot be written: No space left on device; free disk space"),
     "no-key-in-the-secret": ({"apiKeys": {"existingSecret": "empty"}}, "the file holds no key; write one key per line"),
     "no-secret": ({"apiKeys": {"existingSecret": "nowhere"}}, 'secret "nowhere" not found'),
     "image-that-may-not-be-pulled": ({"image": {"repository": f"{REPOSITORY}-private"}}, "Failed to pull image"),
