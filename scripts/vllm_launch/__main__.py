@@ -15,47 +15,68 @@ from vllm_launch.engine.options import nearest, pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.settings.flags import Once, Parser, settings_parser, with_dashes
 
+SETTINGS_USAGE = " [vLLM's flags] [the launcher's flags]"
 VLLM_OPTIONS = """\
 MODEL is a folder or a name on the Hugging Face hub. All other flags are vLLM's, such as --max-model-len or
 --served-model-name: `vllm serve --help=all` explains them. The plan decides what you do not set.
 """
 
 
+def _choice(names: Sequence[str]) -> str:
+    return f"{{{','.join(names)}}}"
+
+
+def _plan_flags(parser: ArgumentParser) -> None:
+    where = "a file that `vllm-launch gpus --format json` wrote, or GPUs by name: H100:8, L4"
+    parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
+    about = "default: table; helm: values for the chart"
+    parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)
+
+
+def _gpus_flags(parser: ArgumentParser) -> None:
+    about = "default: table; json: a hardware file for plan --hardware; engine: which vLLM this machine needs"
+    parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
+
+
+def _download_flags(parser: ArgumentParser) -> None:
+    about = "download nothing: wait until another process has downloaded the model"
+    parser.add_argument("--wait", action="store_true", help=about)
+
+
 class Command(NamedTuple):
-    """One sub-command: its function, its arguments for the usage line, its purpose, and whether it takes settings."""
+    """One sub-command: its function, its arguments for the usage line, its purpose, and what adds its own flags.
+
+    ``takes_settings``: whether it also takes vLLM's flags and the launcher's settings.
+    """
 
     run: Callable[[Namespace, Sequence[str]], int]
     usage: str
     does: str
+    add_flags: Callable[[ArgumentParser], None] | None = None
     takes_settings: bool = True
 
 
 COMMANDS = {
     "serve": Command(
         commands.serve,
-        "MODEL [vLLM's flags] [the launcher's flags]",
+        "MODEL",
         "plan for this machine, run vLLM with that plan, watch it, and drain it before it stops",
     ),
     "plan": Command(
         commands.plan,
-        "MODEL [vLLM's flags] [the launcher's flags] [--hardware FILE|NAME:COUNT] [--format FORMAT]",
+        "MODEL [--hardware FILE|NAME:COUNT] [--format FORMAT]",
         "print the plan and start nothing; --hardware plans for another machine",
+        _plan_flags,
     ),
     "gpus": Command(
-        commands.gpus,
-        "[--format FORMAT]",
-        "print the hardware of this machine",
-        takes_settings=False,
+        commands.gpus, "[--format FORMAT]", "print the hardware of this machine", _gpus_flags, takes_settings=False
     ),
-    "check": Command(
-        commands.check,
-        "CONFIG [MODEL] [vLLM's flags] [the launcher's flags]",
-        "check a config file and start nothing",
-    ),
+    "check": Command(commands.check, "CONFIG [MODEL]", "check a config file and start nothing"),
     "download": Command(
         commands.download,
-        "MODEL [--wait] [vLLM's flags] [the launcher's flags]",
+        "MODEL [--wait]",
         "download a model from the hub into the cache that serve uses",
+        _download_flags,
     ),
 }
 
@@ -120,7 +141,7 @@ def command_line() -> ArgumentParser:
     for name, command in COMMANDS.items():
         one = chosen.add_parser(
             name,
-            usage=f"vllm-launch {name} {command.usage}",
+            usage=f"vllm-launch {name} {command.usage}{SETTINGS_USAGE if command.takes_settings else ''}",
             help=command.does,
             description=f"{command.does[0].upper()}{command.does[1:]}.",
             epilog=VLLM_OPTIONS if command.takes_settings else None,
@@ -128,26 +149,9 @@ def command_line() -> ArgumentParser:
             add_help=False,
         )
         one.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help")
-        _add_own_flags(name, one)
+        if command.add_flags:
+            command.add_flags(one)
     return parser
-
-
-def _add_own_flags(name: str, parser: ArgumentParser) -> None:
-    if name == "plan":
-        where = "a file that `vllm-launch gpus --format json` wrote, or GPUs by name: H100:8, L4"
-        parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
-        about = "default: table; helm: values for the chart"
-        parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)
-    if name == "gpus":
-        about = "default: table; json: a hardware file for plan --hardware; engine: which vLLM this machine needs"
-        parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
-    if name == "download":
-        about = "download nothing: wait until another process has downloaded the model"
-        parser.add_argument("--wait", action="store_true", help=about)
-
-
-def _choice(names: Sequence[str]) -> str:
-    return f"{{{','.join(names)}}}"
 
 
 class _Answered(Exception):  # noqa: N818 - it is no error

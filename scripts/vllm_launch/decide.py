@@ -15,10 +15,8 @@ from vllm_launch.settings.settings import Settings
 
 def plan_request(settings: Settings) -> PlanRequest:
     """Return the user settings that the plan must not change."""
-    engine = settings.engine
+    engine = settings.chosen
     fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
-    if fields.get("dtype") == "auto":
-        del fields["dtype"]  # "auto" leaves the choice to the plan
     fields["objective"] = settings.launch.objective
     fields["fp8_kv"] = settings.launch.quality == "fp8-kv"
     fused = multicast.fused_all_reduce(engine.get("compilation_config"))

@@ -38,8 +38,7 @@ def engine_command(
     Raises:
         UsageError: vLLM's command line cannot express a value.
     """
-    user_options = {dest: value for dest, value in settings.engine.items() if (dest, value) != ("dtype", "auto")}
-    values = _defaults(settings) | dict(options) | user_options
+    values = _defaults(settings) | dict(options) | dict(settings.chosen)
     if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
         values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
     middleware = settings.engine.get("middleware") or []

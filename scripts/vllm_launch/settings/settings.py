@@ -159,6 +159,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     no_multicast: str | None = None  # the flag, line or variable that forbids NVLink multicast
 
     @property
+    def chosen(self) -> Mapping[str, object]:
+        """The options in ``engine`` that leave the plan no choice: all but ``--dtype auto``."""
+        return {dest: value for dest, value in self.engine.items() if (dest, value) != ("dtype", "auto")}
+
+    @property
     def port(self) -> int:
         """The API's port, or vLLM's default if the user set none."""
         port = self.engine.get("port", options()["port"].default)
