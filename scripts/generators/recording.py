@@ -37,7 +37,7 @@ def vllm_lines(lines: list[str]) -> str:
     ours = [n for n, line in enumerate(lines) if " vllm-launch: " in line]  # the plan's table ends before the first
     ready = next(n for n in ours if "ready after" in lines[n])
     text = "".join(f"{lines[n]}\n" for n in range(ours[0], ready) if n not in ours)
-    return re.sub(r"\S*/site-packages/", "", text)
+    return re.sub(r"(?<![\w.])/\S*/(site-packages/|(?=tiny-chat))", "", text)
 
 
 def replace(old: str, new: str, text: str) -> None:

@@ -64,7 +64,7 @@ def test_the_health_port_reports_a_ready_server(serving):
     assert [serving.health(route)[0] for route in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
 
 
-def test_prefills_and_decodes_at_the_same_time_get_complete_responses(serving):
+def test_prefills_and_decodes_at_the_same_time_get_complete_responses(serving, capsys):
     """On some CPUs with AMX, vLLM 0.32 crashes within a second of this load if it computes in bfloat16."""
     streams = loaded(serving, 6, tokens=200)
     lengths = itertools.cycle(range(1, 8))
@@ -78,7 +78,8 @@ def test_prefills_and_decodes_at_the_same_time_get_complete_responses(serving):
     assert (counts["failed"], counts["why"]) == (0, [])
     assert counts["done"] >= 1
     if not read_cpu().amx:
-        pytest.skip("all streams were complete, but this CPU has no AMX, so this run shows nothing about CPUs with AMX")
+        with capsys.disabled():
+            print("\nNot tested here: CPUs with AMX. This CPU has none.")
 
 
 def test_ctrl_c_completes_streams_and_rejects_new_requests(serving):
