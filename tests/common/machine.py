@@ -16,6 +16,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def write_distribution(folder, name, version):
+    """Write to ``folder`` a distribution that has a name and a version and nothing else."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 def generate_tiny_model(folder):
     """Write a model of four layers to ``folder`` that every user can read, also users of containers without a name."""
     script = ROOT / "scripts/generators/tiny_model.py"

