@@ -1,7 +1,12 @@
-"""What all alerts share. A summary says what is wrong and where, a description what it means, a runbook what to do.
+"""The type of an alert, and text templates for all alerts.
 
-An expression keeps the label of the model and, if the alert is on one replica, that of the pod.
-tests/monitoring/test_mutants.py changes every comparison and every number of thresholds.yaml. A test must fail then.
+The summary says what is wrong and where. The description says what it means. The runbook says what to do.
+
+The result of each expression has the label ``namespace`` and, if its series have it, ``model_name``. The metrics of
+kube-state-metrics do not have it. An alert about one replica also keeps ``pod``.
+
+tests/monitoring/test_mutants.py changes each comparison and each and, or and unless of the expressions, and each value
+of thresholds.yaml, one at a time. A test must fail after each change.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ ENGINE: Final = f"{POD}, {metrics.ENGINE}"
 MODEL_TEXT: Final = "{{ $labels.model_name }} in {{ $labels.namespace }}"
 POD_TEXT: Final = "{{ $labels.pod }} in {{ $labels.namespace }} ({{ $labels.model_name }})"
 GPU_TEXT: Final = "GPU {{ $labels.gpu }} of {{ $labels.pod }} in {{ $labels.namespace }}"
-"""Beginnings of summaries: the place of the fault, as a template of Prometheus."""
+"""Prometheus templates that begin a summary: the model, the replica or the GPU that has the fault."""
 PREFIX: Final = metrics.PREFIX
 READY: Final = f"{PREFIX}ready"
 

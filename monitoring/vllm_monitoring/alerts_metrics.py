@@ -22,7 +22,7 @@ def _metrics_absent(limits: Limits) -> Alert:
         f"max by ({POD}) ({READY}) == 1 unless on (namespace, pod) {names_per_pod} >= {len(metrics.ALWAYS_SHOWN)}",
         f"{POD_TEXT}: some of vLLM's metrics are missing",
         "Prometheus has the prober's metrics but not all of vLLM's. It does not scrape vLLM's /metrics, or vLLM has "
-        "renamed metrics. Dashboards are empty and alerts cannot fire.",
+        "renamed metrics. Some dashboard panels are empty, and alerts on the missing metrics cannot fire.",
     )
 
 

@@ -14,6 +14,12 @@ _MISSED: Final = {
     "time_per_output_token": "of requests had a TPOT over target",
 }
 """The end of each summary, by objective."""
+_MET: Final = {
+    "availability": "get no 5xx",
+    "time_to_first_token": "have a TTFT of at most {seconds:g} s",
+    "time_per_output_token": "have a TPOT of at most {seconds:g} s",
+}
+"""The requirement of each objective, as the end of a sentence about requests."""
 
 
 def group(thresholds: Thresholds) -> list[Alert]:
@@ -33,14 +39,14 @@ def _budget_burn(slo: str, objective: Objective, burn: Burn, least_requests: flo
     share = burn.rate * objective.budget
     over = (f'{SLO_ERRORS}:ratio_rate{window}{{slo="{slo}"}} > {share:.6g}' for window in (burn.long, burn.short))
     requests = f'{SLO_REQUESTS}:rate{burn.long}{{slo="{slo}"}} * {seconds(burn.long)}'
-    within = f" within {objective.seconds:g} s" if objective.seconds else ""
     return Alert(
         BURN_ALERTS[slo],
         burn.severity,
         burn.duration,
         "\nand ".join((*over, f"{requests} >= {least_requests:g}")),
         f"{MODEL_TEXT}: {{{{ $value | humanizePercentage }}}} {_MISSED[slo]} in the last {burn.long}",
-        f"The objective is {100 * objective.objective:.4g} %{within}. The error budget burned at "
-        f"more than {burn.rate:g} times the allowed rate, over {burn.long} and over {burn.short}.",
+        f"The objective is that {100 * objective.objective:.4g} % of requests "
+        f"{_MET[slo].format(seconds=objective.seconds)}. The burn rate is above {burn.rate:g} over the last "
+        f"{burn.long} and over the last {burn.short}. A burn rate of 1 uses up the error budget in 30 days.",
         {"slo": slo, "window": burn.long},
     )

@@ -26,7 +26,7 @@ def _restart_loop(limits: Limits) -> Alert:
         f"or on (namespace, pod) {kubelet_restarts} >= {loop.restarts:g}",
         f"{{{{ $labels.pod }}}} in {{{{ $labels.namespace }}}} has restarted {{{{ $value | humanize }}}} times in "
         f"{loop.within}",
-        "It exited or was killed each time. The reason is in the container's termination message.",
+        "The launcher exited or was killed each time. The reason is in the container's termination message.",
     )
 
 
@@ -38,7 +38,8 @@ def _startup_slow(limits: Limits) -> Alert:
         f"max by ({POD}) ({PREFIX}start_seconds) > {limits['VLLMStartupSlow'].seconds:g}\n"
         f"and on ({POD}) {state_selector('starting')} == 1",
         f"{POD_TEXT} has been starting for {{{{ $value | humanizeDuration }}}}",
-        "Start-up makes progress, but it takes longer than it should.",
+        f"Start-up makes progress, but it has taken more than {limits['VLLMStartupSlow'].seconds:g} s. With the chart, "
+        "Kubernetes kills the container after rollout.startMinutes.",
     )
 
 
@@ -66,6 +67,6 @@ def _drain_late(limits: Limits) -> Alert:
         f'{share:g} * max by ({POD}) ({PREFIX}limit_seconds{{limit="drain"}})\n'
         f"and on ({POD}) {PREFIX}drain_streams > 0",
         f"{POD_TEXT} has been draining for {{{{ $value | humanizeDuration }}}} and may cut streams",
-        f"More than {100 * share:g} % of the drain time is used, and streams are still open. Streams that are open at "
-        "its end are cut.",
+        f"More than {100 * share:g} % of the drain time is used, and streams are still open. Streams that are still "
+        "open when the drain time ends are cut.",
     )

@@ -41,7 +41,8 @@ def _engine_stalled(limits: Limits) -> Alert:
         f"max by ({POD}) ({stalled}) == 1",
         f"{POD_TEXT}: the engine hangs",
         "The engine made no step and did not answer the prober's one-token requests. The replica gets no new requests. "
-        "The launcher stops it, and Kubernetes or Docker restarts it.",
+        "The launcher stops vLLM and exits, and Kubernetes or Docker restarts the container. A sidecar does not stop "
+        "vLLM.",
     )
 
 
