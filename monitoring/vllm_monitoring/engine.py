@@ -45,7 +45,9 @@ def _time_to_first_token(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "TTFT",
-            "p95 is below the objective (red line). 'Mean request time by phase' shows which part is slow.",
+            "Time to first token: p50, p95 and p99. Normal: p95 is below the objective (red line). Look when: p95 is "
+            "above it. The panel 'Mean request time by phase' shows which part is slow. Runbook: "
+            "VLLMTimeToFirstTokenBurn.",
             "s",
             _quantiles(metrics.TIME_TO_FIRST_TOKEN),
             limit=objective,
@@ -54,14 +56,16 @@ def _time_to_first_token(thresholds: Thresholds) -> list[Panel]:
         ),
         heatmap_panel(
             "TTFT distribution",
-            "One band. Two bands are two kinds of requests: short and long prompts, or cached and uncached ones. A "
-            "percentile does not show that.",
+            "Number of requests in each range of TTFT. Normal: one band. Two bands mean two kinds of requests, for "
+            "example short and long prompts, or cached and uncached ones. Percentiles do not show this.",
             "s",
             _distribution(metrics.TIME_TO_FIRST_TOKEN),
         ),
         line_panel(
             "Mean request time by phase",
-            "Mostly decode. If queue time grows, add replicas. If prefill time grows, shorten or share prompts.",
+            "Mean time that finished requests spent in the queue, in prefill and in decode. Normal: mostly decode. "
+            "Look when: queue time grows (add replicas), or prefill time grows (shorten prompts, or begin all with "
+            "the same text, so that the prefix cache has it). Runbook: VLLMQueueTimeHigh.",
             "s",
             {
                 "queue": _mean(metrics.QUEUE_TIME),
@@ -80,7 +84,9 @@ def _inter_token_latency(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "ITL",
-            "p95 is below the objective (red line). Spikes are long prompts that are prefilled in the same step.",
+            "Time between two tokens of a stream: p50, p95 and p99. Normal: p95 is below the objective for TPOT (red "
+            "line). Spikes come from long prompts that are prefilled in the same step. Runbook: "
+            "VLLMTimePerOutputTokenBurn.",
             "s",
             _quantiles(metrics.INTER_TOKEN_LATENCY),
             limit=objective,
@@ -89,13 +95,14 @@ def _inter_token_latency(thresholds: Thresholds) -> list[Panel]:
         ),
         heatmap_panel(
             "ITL distribution",
-            "One narrow band: the duration of a step.",
+            "Number of tokens in each range of ITL. Normal: one narrow band, at the duration of one engine step.",
             "s",
             _distribution(metrics.INTER_TOKEN_LATENCY),
         ),
         line_panel(
             "End-to-end latency",
-            "Normal: it rises with the output length. Compare it with the panel 'Output length'.",
+            "Time from the arrival of a request to its last token: p50, p95 and p99. Normal: it rises with the output "
+            "length. Compare it with the panel 'Output length'.",
             "s",
             _quantiles(metrics.E2E_LATENCY),
         ),
@@ -109,14 +116,16 @@ def _batches() -> list[Panel]:
     return [
         line_panel(
             "Running and waiting requests",
-            "Running requests are below max-num-seqs, and few wait. Requests with the reason 'deferred' wait for a "
-            "LoRA or a KV cache transfer, not for free capacity.",
+            "Requests that each engine runs, and requests that wait, by reason. Normal: running requests are below "
+            "max-num-seqs, and few requests wait. Requests with the reason 'deferred' wait for a LoRA, a KV cache "
+            "transfer or a grammar, not for free capacity.",
             "short",
             {f"{_LEGEND}, running": running, f"{_LEGEND}, waiting: {{{{reason}}}}": waiting},
         ),
         line_panel(
             "Token throughput",
-            "It follows the load. Prompt tokens from a cache cost almost nothing.",
+            "Tokens per second: generated tokens, and prompt tokens by source. Normal: it follows the load. Prompt "
+            "tokens from a cache need almost no GPU time.",
             TOKENS_PER_SECOND,
             {
                 "output": _rate(metrics.GENERATION_TOKENS, "namespace"),
@@ -126,8 +135,9 @@ def _batches() -> list[Panel]:
         ),
         heatmap_panel(
             "Tokens per step",
-            "Low values are decode only: a step reads all weights for few tokens. The highest value is "
-            "max-num-batched-tokens: prefill fills the step.",
+            "Number of engine steps in each range of tokens. vLLM counts all computed tokens of a prompt in the step "
+            "that ends its prefill. Normal: most steps have few tokens (decode only), and some have many (a prefill "
+            "ends). If all steps have few tokens, the load is small: the GPU reads all weights for few tokens.",
             "none",
             _distribution(metrics.ITERATION_TOKENS),
         ),
@@ -139,19 +149,23 @@ def _request_lengths_and_ends() -> list[Panel]:
     return [
         heatmap_panel(
             "Prompt length",
-            "All prompts are well below max-model-len.",
+            "Number of finished requests in each range of prompt tokens. Normal: all prompts are well below "
+            "max-model-len.",
             "short",
             _distribution(metrics.REQUEST_PROMPT_TOKENS),
         ),
         heatmap_panel(
             "Output length",
-            "It is well below max-model-len. A band at a round number is the clients' max_tokens.",
+            "Number of finished requests in each range of generated tokens. Normal: well below max-model-len. A band "
+            "at a round number comes from the max_tokens of clients.",
             "short",
             _distribution(metrics.REQUEST_GENERATION_TOKENS),
         ),
         line_panel(
             "Finish reasons",
-            "stop and length are normal. abort: the client disconnected. error: the engine failed.",
+            "Requests that finish per second, by reason. vLLM does not count a request whose client disconnects. "
+            "Normal: 'stop' and 'length'. 'abort': vLLM ended the request, for example when it shut down. 'error': "
+            "vLLM failed on the request. 'repetition': vLLM stopped an output that repeated itself.",
             "reqps",
             {"{{finished_reason}}": _rate(metrics.REQUEST_SUCCESS, "finished_reason")},
             stacked=True,
@@ -165,7 +179,9 @@ def _kv_usage_and_hits(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "KV cache usage",
-            "High is good. The cache is too small if usage is at the red line and requests are preempted.",
+            "Share of each engine's KV cache that is in use. Normal: any value without preemptions. High usage is "
+            "good. Look when: usage is above the red line and requests are preempted. Then the cache is too small. "
+            "Runbook: VLLMKVPressure.",
             "percentunit",
             {_LEGEND: f"max by ({_BY_ENGINE}) ({select(metrics.KV_CACHE_USAGE, OF_POD)})"},
             limit=thresholds.alerts["VLLMKVPressure"].usage,
@@ -174,7 +190,8 @@ def _kv_usage_and_hits(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Preemptions",
-            "Zero. A preempted request is computed again from its beginning.",
+            "Preempted requests per second. A preempted request is computed again from its beginning. Normal: 0. "
+            "Runbook: VLLMKVPressure.",
             "short",
             {_LEGEND: _rate(metrics.PREEMPTIONS, _BY_ENGINE)},
             top=1.0,
@@ -182,8 +199,9 @@ def _kv_usage_and_hits(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Prefix cache hit rate",
-            "Share of prompt tokens that come from the prefix cache. It is high with a shared system prompt. If it is "
-            "low, one user's requests go to different replicas.",
+            "Share of prompt tokens that come from the prefix cache. Normal: stable. It is high if prompts have a "
+            "common system prompt, and near 0 if they have nothing in common. Look when: it drops. Then check whether "
+            "requests of one conversation go to different replicas.",
             "percentunit",
             {_LEGEND: f"{hits} / {queries}"},
         ),
@@ -196,7 +214,8 @@ def _kv_capacity(thresholds: Thresholds) -> Panel:
     planned = f"max by (namespace, pod) ({select(metrics.PREFIX + 'kv_cache_planned_tokens', OF_POD)})"
     return line_panel(
         "KV cache size vs plan",
-        "98 to 102 %. Less: another process uses the GPU's memory, or the plan is wrong.",
+        "Size of each engine's KV cache as a share of the planned size. Normal: 98 to 102 %. Look when: it is less. "
+        "Then another process uses the GPU's memory, or the plan is wrong. Runbook: VLLMKVCacheBelowPlan.",
         "percentunit",
         {_LEGEND: f"{actual} / on (namespace, pod) group_left () {planned}"},
         top=1.2,
@@ -210,7 +229,9 @@ def _responses(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "HTTP responses",
-            "2xx, and some 4xx from wrong client requests. 5xx is an error of the server.",
+            "Responses of the API server per second, by status and route. Normal: 2xx, and a few 4xx for wrong "
+            "requests of clients. Look when: there are 5xx. Then the server fails or rejects requests. Runbook: "
+            "VLLMAvailabilityBurn.",
             "reqps",
             {"{{status}} {{handler}}": responses},
             stacked=True,
@@ -218,7 +239,8 @@ def _responses(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Rejected requests",
-            "Zero, unless you limit the queue (--max-num-queued-reqs, --max-num-queued-tokens).",
+            "Requests per second that get 503 because a queue limit is reached. Normal: 0. Only a limit that you set "
+            "(--max-num-queued-reqs, --max-num-queued-tokens) rejects requests. Runbook: VLLMAdmissionRejections.",
             "reqps",
             {"{{pod}} {{reason}}": _rate(metrics.ADMISSION_REJECTIONS, "namespace, pod, reason")},
             top=1.0,

@@ -41,19 +41,23 @@ def _utilization_and_power() -> list[Panel]:
     return [
         line_panel(
             "GPU memory usage",
-            "Flat after start-up, because vLLM allocates all memory then. A step up is another process on the GPU.",
+            "Share of each GPU's memory that all processes together use. Normal: flat after start-up, near the plan's "
+            "gpu-memory-utilization, because vLLM allocates its memory at start-up. Look when: it rises later. Then "
+            "another process uses the GPU.",
             "percentunit",
             {_LEGEND: f"{_by_gpu('gpu_memory_used_bytes')} / {_by_gpu('gpu_memory_total_bytes')}"},
         ),
         line_panel(
             "GPU utilization",
-            "Near 100 % under load. It shows only that some kernel runs. For real use see power and output throughput.",
+            "Share of time in which a kernel runs on the GPU. Normal: near 100 % under load. It does not show how "
+            "much of the GPU the kernel uses. For that see the panels 'Power' and 'Output throughput per GPU'.",
             "percentunit",
             {_LEGEND: _by_gpu("gpu_utilization")},
         ),
         line_panel(
             "Power",
-            "Near the card's limit during prefill. Lower during decode, which is limited by memory bandwidth.",
+            "Power draw of each GPU. Normal: near the card's power limit during prefill, and lower during decode, "
+            "because memory bandwidth limits decode.",
             "watt",
             {_LEGEND: _by_gpu("gpu_power_watts")},
         ),
@@ -68,14 +72,16 @@ def _temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Temperature",
-            "Below the card's slowdown threshold, usually 85 to 90 °C.",
+            "Temperature of each GPU's core. Normal: below the card's slowdown threshold, which is usually 85 to 90 "
+            "°C. Runbook: GPUThrottled.",
             "celsius",
             {_LEGEND: _by_gpu("gpu_temperature_celsius")},
             runbook=thresholds.runbook("GPUThrottled"),
         ),
         line_panel(
             "Current GPU faults",
-            "Zero. With a fatal fault the replica is not ready.",
+            "1 for each fault of a GPU, by kind. An Xid error stays until the prober restarts. Normal: 0. With a fatal "
+            "fault the replica is not ready. Runbook: GPUXidFatal.",
             "short",
             {f"{_LEGEND} {{{{kind}}}}": f'{faults} or label_replace({no_fault}, "kind", "none", "", "")'},
             top=1.0,
@@ -84,7 +90,8 @@ def _temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Throttling",
-            "Zero. 1 while heat or the power supply slows the GPU down. All GPUs of the replica then wait for it.",
+            "1 while heat or the power supply slows the GPU down, by reason. Normal: 0. Look when: it is 1. Then all "
+            "GPUs of the replica wait for this GPU. Runbook: GPUThrottled.",
             "short",
             {f"{_LEGEND} {{{{reason}}}}": throttled},
             top=1.0,
@@ -99,7 +106,8 @@ def _ecc_errors_and_nvml(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Uncorrectable ECC errors",
-            "Zero since the driver was loaded.",
+            "Uncorrectable ECC errors since the driver was loaded. Normal: 0. Look when: the number rises. Runbook: "
+            "GPUECCErrors.",
             "short",
             {_LEGEND: _by_gpu("gpu_ecc_uncorrected_errors")},
             top=1.0,
@@ -108,7 +116,8 @@ def _ecc_errors_and_nvml(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "NVML up",
-            "1. At 0 the prober cannot see GPU faults, although the engine may still work.",
+            "1 while NVML answers the prober, else 0. Normal: 1. Without a GPU it is 0. Look when: it is 0 with a "
+            "GPU. Then the prober cannot see GPU faults, but the engine may still work. Runbook: GPUUnwatched.",
             "short",
             {"{{pod}}": f"min by (namespace, pod) ({select(metrics.PREFIX + 'nvml_up', OF_POD)})"},
             runbook=thresholds.runbook("GPUUnwatched"),
@@ -122,7 +131,8 @@ def _output_per_gpu() -> Panel:
     gpus = f"max by (namespace, pod) ({select(metrics.PREFIX + 'planned_gpus', OF_POD)})"
     return line_panel(
         "Output throughput per GPU",
-        "Normal: stable. Compare it with another day of the same model and the same prompt and output lengths.",
+        "Generated tokens per second and GPU of each replica. Normal: about the same at equal load. Compare it only "
+        "with times when model, prompt lengths and output lengths were the same.",
         TOKENS_PER_SECOND,
         {"{{pod}}": f"{tokens} / ({gpus} > 0)"},
     )
@@ -134,19 +144,23 @@ def _dcgm_profiling() -> list[Panel]:
     return [
         line_panel(
             "Tensor core activity",
-            "High during prefill. Low during decode is normal, because memory bandwidth limits decode.",
+            "Share of time in which the tensor cores compute. Normal: high during prefill, and low during decode, "
+            "because memory bandwidth limits decode.",
             "percentunit",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_TENSOR_ACTIVE)},
         ),
         line_panel(
             "Memory bandwidth usage",
-            "High during decode. 70 to 90 % is the most that the card reaches.",
+            "Share of the GPU's memory bandwidth that is in use. Normal: high during decode. No card reaches more "
+            "than 70 to 90 %.",
             "percentunit",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_DRAM_ACTIVE)},
         ),
         line_panel(
             "NVLink traffic",
-            "With tensor parallelism it follows the load. Zero means that the GPUs communicate over PCIe.",
+            "NVLink traffic of each GPU. Normal: with tensor parallelism it follows the load, and with one GPU per "
+            "replica it is 0. Look when: it is 0 with tensor parallelism under load. Then the GPUs communicate over "
+            "PCIe.",
             "short",
             {_DCGM_LEGEND: nvlink},
         ),
@@ -159,17 +173,25 @@ def _dcgm_utilization_and_power() -> list[Panel]:
     return [
         line_panel(
             "GPU utilization (DCGM)",
-            "As the NVML panel above, but also for GPUs that no replica uses.",
+            "Share of time in which a kernel runs on the GPU, also for GPUs that no replica uses. Normal: near 100 % "
+            "under load.",
             "percent",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_UTILIZATION)},
         ),
         line_panel(
             "GPU memory usage (DCGM)",
-            "As the NVML panel above.",
+            "Share of each GPU's memory that is in use, also for GPUs that no replica uses. Normal: flat after "
+            "start-up.",
             "percentunit",
             {_DCGM_LEGEND: f"{used} / ({used} + {free})"},
         ),
-        line_panel("Power (DCGM)", "As the NVML panel above.", "watt", {_DCGM_LEGEND: _dcgm(metrics.DCGM_POWER)}),
+        line_panel(
+            "Power (DCGM)",
+            "Power draw of each GPU, also of GPUs that no replica uses. Normal: near the card's power limit during "
+            "prefill, and lower during decode.",
+            "watt",
+            {_DCGM_LEGEND: _dcgm(metrics.DCGM_POWER)},
+        ),
     ]
 
 
@@ -178,13 +200,15 @@ def _dcgm_temperature_and_faults(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Temperature (DCGM)",
-            "As the NVML panel above.",
+            "Temperature of each GPU's core, also of GPUs that no replica uses. Normal: below the card's slowdown "
+            "threshold, which is usually 85 to 90 °C.",
             "celsius",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_TEMPERATURE)},
         ),
         line_panel(
             "Last Xid error (DCGM)",
-            "0. It keeps the number of the last Xid error for ever, so no alert uses it.",
+            "Number of the last Xid error of each GPU. Normal: 0. The number stays after the error, so no alert uses "
+            "it. Runbook: GPUXidFatal.",
             "short",
             {_DCGM_LEGEND: _dcgm(metrics.DCGM_XID)},
             runbook=thresholds.runbook("GPUXidFatal"),

@@ -10,7 +10,6 @@ from vllm_monitoring.panels import (
     OF_TARGET,
     RATE,
     RED,
-    STATES,
     Panel,
     Row,
     line_panel,
@@ -44,10 +43,13 @@ def build(thresholds: Thresholds) -> str:
 
 def _replica_states(thresholds: Thresholds) -> Panel:
     """Return the timeline of each replica's state."""
+    colors = metrics.COLORS
     return panels.timeline_panel(
         "Replica states",
-        f"All ready ({STATES['ready']}). A stalled replica is {STATES['stalled']}, a dead one {STATES['dead']}, a "
-        f"draining one {STATES['draining']}. A starting one is {STATES['starting']}, for about as long as last time.",
+        f"State of each replica. Normal: all are ready ({colors['ready']}) or saturated ({colors['saturated']}). "
+        f"During a rollout: draining ({colors['draining']}), dead ({colors['dead']}) for a moment, then starting "
+        f"({colors['starting']}) for about as long as the last start-up. Look when: a replica is stalled "
+        f"({colors['stalled']}), has a GPU fault ({colors['gpu_fault']}) or stays dead. Runbook: VLLMEngineStalled.",
         panels.state_code(OF_POD, _BY_POD),
         "{{pod}}",
         runbook=thresholds.runbook("VLLMEngineStalled"),
@@ -60,22 +62,27 @@ def _readiness_and_progress(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Ready and live replicas",
-            "Both equal the number of replicas.",
+            "Replicas whose /readyz and /livez answer 200. Normal: both are equal to the number of replicas. Runbook: "
+            "VLLMReplicaNotReady.",
             "short",
             {"ready": f"sum({_prober_series('ready')})", "live": f"sum({_prober_series('live')})"},
             counts=True,
         ),
         line_panel(
             "Time since last step",
-            "Below a minute. The prober sends an idle engine a one-token request about once a minute.",
+            "Time since each engine's last step. The prober sends an idle engine a one-token request after a fifth of "
+            "launch.stall_seconds, 60 s by default. Normal: at most about one minute, and seconds under load. Look "
+            "when: it grows while requests run or wait. Then the engine may hang. Runbook: VLLMEngineStalled.",
             "s",
             {"{{pod}} engine {{engine}}": f"max by ({_BY_POD}, {metrics.ENGINE}) ({last_step})"},
             runbook=thresholds.runbook("VLLMEngineStalled"),
         ),
         line_panel(
             "One-token requests",
-            "answered, or not needed because the engine made a step meanwhile. refused: the prober has a wrong API key "
-            "or model name.",
+            "Number of the prober's one-token requests, by result. Normal: 'answered', or 'not needed' (the engine "
+            "made a step in the meantime). 'unanswered': the engine may hang. 'refused': the prober has a wrong API "
+            "key or model name. 'inconclusive': the API server answered with another error. 'paused': an operator has "
+            "paused vLLM. Runbook: VLLMProberBlind.",
             "short",
             {"{{result}}": f"sum by (result) (increase({_prober_series('canaries_total')}[{RATE}]))"},
             stacked=True,
@@ -89,14 +96,17 @@ def _starts(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Start-up time by phase",
-            "The slowest replica of each phase. Prebuilt kernels and a persistent cache shorten compiling.",
+            "For each phase of start-up, the time of the slowest replica. Normal: as in the last start-up of the same "
+            "model. Prebuilt kernels and a persistent cache shorten start-up.",
             "s",
             {"{{phase}}": f"max by (phase) ({_prober_series('start_phase_seconds')})"},
             stacked=True,
         ),
         line_panel(
             "Start-up time elapsed and remaining",
-            "Elapsed time grows to that of the last start-up. Remaining time falls to 0.",
+            "Time since a start-up began, and an estimate of the rest from earlier start-ups. Normal: elapsed time "
+            "stops at about the time of the last start-up, and remaining time falls to 0. The red line is the limit "
+            "of VLLMStartupSlow. Runbook: VLLMStartupSlow.",
             "s",
             {"{{pod}}, elapsed": _by_pod("start_seconds"), "{{pod}}, remaining": _by_pod("start_remaining_seconds")},
             limit=thresholds.alerts["VLLMStartupSlow"].seconds,
@@ -104,7 +114,8 @@ def _starts(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Weights loaded",
-            "It rises steadily to 100 %. A flat line is a disk or a network that stalls.",
+            "Share of the weights that a start-up has loaded. Normal: it rises steadily to 100 %. Look when: it stays "
+            "flat below 100 %. Then the disk or the network stalls. Runbook: VLLMStartupStuck.",
             "percentunit",
             {"{{pod}}": f"{_by_pod('start_weights_loaded_bytes')} / {_by_pod('start_weights_bytes')}"},
             runbook=thresholds.runbook("VLLMStartupStuck"),
@@ -117,7 +128,9 @@ def _restarts(thresholds: Thresholds) -> Panel:
     loop = thresholds.alerts["VLLMRestartLoop"]
     return stat_panel(
         "Restarts",
-        f"Zero except in a rollout. {loop.restarts:g} restarts of one replica within {loop.within} page the operator.",
+        f"Restarts of all selected replicas in the last {loop.within}. Normal: 0. A rollout of the chart does not "
+        f"count, because it creates new pods. Look when: one replica restarts {loop.restarts:g} times in "
+        f"{loop.within}. Runbook: VLLMRestartLoop.",
         f"sum(changes({_process_series('start_time_seconds')}[{loop.within}]))",
         steps=((None, GREEN), (loop.restarts, RED)),
     )
@@ -128,7 +141,7 @@ def _drains(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Draining replicas",
-            "Zero except during a rollout or a scale-down.",
+            "Number of replicas that drain. Normal: 0, except during a rollout or a scale-down.",
             "short",
             {"draining replicas": f"sum({_prober_series('draining')})"},
             top=1.0,
@@ -136,7 +149,8 @@ def _drains(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Open streams while draining",
-            "It falls to 0 before the drain time ends. Streams still open at its end are cut.",
+            "Running and waiting requests of each draining replica. Normal: it falls to 0 before the drain time ends. "
+            "Streams that are still open then are cut. Runbook: VLLMDrainLate.",
             "short",
             {"{{pod}}": f"{_by_pod('drain_streams')} or 0 * {_by_pod('draining')}"},
             top=1.0,
@@ -146,7 +160,9 @@ def _drains(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Drain time used",
-            "Far below 100 %. At 100 % streams are cut: raise launch.drain_seconds.",
+            "Share of its drain time that each draining replica has used. Normal: far below 100 %. Look when: it "
+            "reaches the red line. At 100 % open streams are cut. If that happens, raise launch.drain_seconds. "
+            "Runbook: VLLMDrainLate.",
             "percentunit",
             {"{{pod}}": f"{_by_pod('draining')} * {_by_pod('state_seconds')} / {_by_pod('limit_seconds', _DRAIN)}"},
             limit=thresholds.alerts["VLLMDrainLate"].share,
@@ -164,7 +180,8 @@ def _prober(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "Prober scrapes of /metrics",
-            "ok only. If scrapes fail, the prober cannot detect a hang.",
+            "Requests of the prober to vLLM's /metrics per second, by result. Normal: only 'ok'. Look when: there are "
+            "'failed' ones. Then the prober cannot detect a hang. Runbook: VLLMProberBlind.",
             "reqps",
             {"{{result}}": f"sum by (result) (rate({_prober_series('scrapes_total')}[{RATE}]))"},
             stacked=True,
@@ -172,13 +189,15 @@ def _prober(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Prober and launcher memory",
-            "Flat, about 60 MB.",
+            "Main memory of the launcher and its prober, or of a sidecar. Normal: flat, about 60 MB.",
             "bytes",
             {"{{pod}}": f"max by ({_BY_POD}) ({_process_series('resident_memory_bytes')})"},
         ),
         line_panel(
             "vLLM metrics in Prometheus",
-            f"{len(metrics.ALWAYS_SHOWN)} metric names for each ready replica. With fewer some panels are empty.",
+            "Number of vLLM's metric names in Prometheus, of those that dashboards and alerts need. Normal: "
+            f"{len(metrics.ALWAYS_SHOWN)} for each ready replica. Look when: there are fewer. Then some panels are "
+            "empty. Runbook: VLLMMetricsAbsent.",
             "short",
             {"{{pod}}": f"count by ({_BY_POD}) ({names})"},
             top=float(len(metrics.ALWAYS_SHOWN)),

@@ -6,7 +6,7 @@ from vllm_health import metrics
 from vllm_monitoring import panels
 from vllm_monitoring.panels import GREEN, OF_MODEL, RED, YELLOW, Column, Panel, Row, line_panel, table_panel
 from vllm_monitoring.records import OBJECTIVE, RATE_WINDOW, SLO_ERRORS, SLO_REQUESTS, windows
-from vllm_monitoring.thresholds import BURN_ALERTS, Objective, Thresholds
+from vllm_monitoring.thresholds import BURN_ALERTS, Thresholds
 
 UID = "vllm-slo"
 _TITLES = {
@@ -15,6 +15,13 @@ _TITLES = {
     "time_per_output_token": "TPOT over target",
 }
 """The panel title of each objective."""
+_MISSED = {
+    "availability": "Share of requests that the API server answered with 5xx. A stream that was cut does not count, "
+    "because its response began with 200.",
+    "time_to_first_token": "Share of requests with a TTFT above {seconds:g} s.",
+    "time_per_output_token": "Share of requests with a TPOT above {seconds:g} s.",
+}
+"""The content of each objective's panel."""
 _BUDGET = f"on (slo) group_left () (1 - {OBJECTIVE})"
 
 
@@ -37,8 +44,9 @@ def _error_budgets(thresholds: Thresholds) -> Panel:
     """Return the table of error budgets: the share that is left, and the burn rate over each window."""
     return table_panel(
         "Error budgets by objective",
-        "More than half of the budget is left, and no burn rate is above 1. The budget is over 30 days, or as many as "
-        "Prometheus keeps.",
+        "Share of each error budget that is left, and burn rates. A burn rate of 1 uses up the budget in 30 days. "
+        "Normal: more than half of the budget is left, and no burn rate is above 1. The budget covers the last 30 "
+        "days, or fewer if Prometheus keeps fewer.",
         ("namespace", metrics.MODEL_NAME, "slo"),
         [_budget_left(), *(_burn_rate(thresholds, window) for window in windows(thresholds))],
         linked_dashboard="vllm-overview",
@@ -76,7 +84,8 @@ def _missed_objectives(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             _TITLES[name],
-            f"{_miss(objective)} It is below the red line, the error budget of the objective {objective.objective:g}.",
+            f"{_MISSED[name].format(seconds=objective.seconds)} Normal: below the red line, which is the error budget "
+            f"({100 * objective.budget:.3g} %). Runbook: {BURN_ALERTS[name]}.",
             "percentunit",
             {
                 f"{{{{model_name}}}}, {burn.long}": _error_ratio(burn.long, f'slo="{name}"')
@@ -90,21 +99,13 @@ def _missed_objectives(thresholds: Thresholds) -> list[Panel]:
     ]
 
 
-def _miss(objective: Objective) -> str:
-    """Return the sentence that explains which requests miss ``objective``."""
-    if objective.seconds:
-        return f"Share of requests above {objective.seconds:g} s."
-    return (
-        "Share of requests that the API server answered with 5xx. A stream that was cut does not count, because its "
-        "response began with 200."
-    )
-
-
 def _requests(thresholds: Thresholds) -> Panel:
     """Return the panel of the requests that objectives count."""
     return line_panel(
         "Counted requests",
-        f"No alert on an objective fires with fewer than {thresholds.slo.least_requests:g} requests in its window.",
+        "Requests per second that each objective counts, mean over 5 minutes. Answered requests of the prober do "
+        "not count. Normal: it follows the load. A burn alert fires only with at least "
+        f"{thresholds.slo.least_requests:g} requests in its long window.",
         "reqps",
         {"{{model_name}}, {{slo}}": f"{SLO_REQUESTS}:rate{RATE_WINDOW}{{{OF_MODEL}}}"},
         span=24,

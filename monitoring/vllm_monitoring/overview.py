@@ -61,19 +61,22 @@ def _alerts_and_replicas() -> list[Panel]:
     return [
         stat_panel(
             "Firing alerts",
-            "Normal: 0. The annotations of each alert name its runbook.",
+            "Alerts that fire now in the selected namespaces, also those of other rules files. Normal: 0. The "
+            "annotation 'runbook' of an alert names its runbook.",
             firing,
             steps=((None, GREEN), (1, RED)),
         ),
         stat_panel(
             "Unready replicas",
-            "Normal: 0, except during a rollout or a start-up.",
+            "Replicas that are not ready, draining ones too. Normal: 0, except during a start-up, a rollout or a "
+            "scale-down. Runbook: VLLMReplicaNotReady.",
             f"sum({_by_model(REPLICAS)}) - sum({_by_model(recorded_sum(_READY))})",
             steps=((None, GREEN), (1, YELLOW)),
         ),
         stat_panel(
             "Planned GPUs",
-            "GPUs that the plans of all replicas use.",
+            "GPUs that the plans of all replicas use. Normal: replicas times GPUs per replica. A sidecar has no plan, "
+            "so its GPUs do not count.",
             f"sum({_by_model(recorded_sum(_GPUS))})",
         ),
     ]
@@ -82,17 +85,24 @@ def _alerts_and_replicas() -> list[Panel]:
 def _throughput_and_queue() -> list[Panel]:
     """Return the numbers of output tokens, finished requests and waiting requests."""
     return [
-        stat_panel("Output throughput", "Generated tokens of all models.", f"sum({_output()})", TOKENS_PER_SECOND),
+        stat_panel(
+            "Output throughput",
+            "Generated tokens per second of all models together, mean over 5 minutes. Normal: it follows the load.",
+            f"sum({_output()})",
+            TOKENS_PER_SECOND,
+        ),
         stat_panel(
             "Finished requests",
-            "Requests that finish per second, without aborted ones.",
+            "Requests that finish per second, mean over 5 minutes, with any finish reason. vLLM does not count a "
+            "request whose client disconnects. Normal: it follows the load.",
             f"sum({_by_model(recorded_rate(metrics.REQUEST_SUCCESS))})",
             "reqps",
             decimals=1,
         ),
         stat_panel(
             "Waiting requests",
-            "Normal: few, for a short time. If more requests wait than run, add a replica.",
+            "Requests that wait, of all models together. Normal: few, for a short time. Look when: more requests wait "
+            "than run. Then add a replica. Runbook: VLLMQueueTimeHigh.",
             f"sum({_by_model(recorded_sum(metrics.REQUESTS_WAITING))})",
             steps=((None, GREEN), (50, YELLOW)),
         ),
@@ -103,7 +113,8 @@ def _models(thresholds: Thresholds) -> Panel:
     """Return the table of models."""
     return panels.table_panel(
         "Models",
-        "Normal: Ready equals Replicas, the columns 5xx and TTFT over target are green, and few requests wait.",
+        "One row for each model, over all its replicas. Normal: Ready equals Replicas, the columns 5xx and TTFT over "
+        "target are green, and few requests wait.",
         ("namespace", metrics.MODEL_NAME),
         [*_model_load(), *_model_kv_cache(thresholds), *_model_latency(), *_model_errors(thresholds)],
         linked_dashboard="vllm-engine",
@@ -163,8 +174,9 @@ def _replicas(thresholds: Thresholds) -> Panel:
     output = f"sum by ({POD}) (rate({select(metrics.GENERATION_TOKENS, OF_MODEL)}[{RATE_WINDOW}]))"
     return panels.table_panel(
         "Replicas",
-        "Normal: all are ready or saturated (high load, not a fault) and equally busy. If one stays idle while "
-        "others are full, check the load balancer. If one stays full, it may hang.",
+        "One row for each replica. Normal: all are ready or saturated (high load, not a fault) and equally busy. Look "
+        "when: one replica stays idle while others are full (check the load balancer), or one stays full while others "
+        "are idle (it may hang).",
         ("namespace", metrics.MODEL_NAME, "pod"),
         [
             Column("State", panels.state_code(OF_MODEL, POD), states=True),
@@ -185,14 +197,15 @@ def _load_over_time() -> list[Panel]:
     return [
         line_panel(
             "Output throughput by model",
-            "Normal: it follows the load.",
+            "Generated tokens per second of each model, mean over 5 minutes. Normal: it follows the load.",
             TOKENS_PER_SECOND,
             {_LEGEND: _output()},
             stacked=True,
         ),
         line_panel(
             "Running and waiting requests",
-            "Normal: far fewer requests wait than run. If the number of waiting requests keeps rising, add replicas.",
+            "Running and waiting requests of each model. Normal: far fewer requests wait than run. Look when: the "
+            "number of waiting requests keeps rising. Then add replicas.",
             "short",
             {
                 f"{_LEGEND}, running": _by_model(recorded_sum(metrics.REQUESTS_RUNNING)),
@@ -201,7 +214,8 @@ def _load_over_time() -> list[Panel]:
         ),
         line_panel(
             "Ready replicas",
-            "Normal: a flat line. A short dip is a rollout without a spare replica.",
+            "Ready replicas of each model. Normal: a flat line at the number of replicas. A short dip is a rollout "
+            "without a spare replica.",
             "short",
             {_LEGEND: _by_model(recorded_sum(_READY))},
             counts=True,
@@ -215,8 +229,8 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
     return [
         line_panel(
             "TTFT p95",
-            "Normal: below the objective (red line). The value is over all replicas together, estimated from the "
-            "histogram's buckets.",
+            "95th percentile of the time to first token over all replicas of a model, estimated from the histogram's "
+            "buckets. Normal: below the objective (red line). Runbook: VLLMTimeToFirstTokenBurn.",
             "s",
             {_LEGEND: _p95(metrics.TIME_TO_FIRST_TOKEN)},
             limit=slo.time_to_first_token.seconds,
@@ -225,8 +239,9 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "ITL p95",
-            "Normal: below the objective for TPOT (red line). It rises with the batch size, and with each long prompt "
-            "that is prefilled in the same step.",
+            "95th percentile of the time between two tokens of a stream, over all replicas of a model. Normal: below "
+            "the objective for TPOT (red line). It rises with the batch size, and with each long prompt that is "
+            "prefilled in the same step. Runbook: VLLMTimePerOutputTokenBurn.",
             "s",
             {_LEGEND: _p95(metrics.INTER_TOKEN_LATENCY)},
             limit=slo.time_per_output_token.seconds,
@@ -235,7 +250,9 @@ def _latency_over_time(thresholds: Thresholds) -> list[Panel]:
         ),
         line_panel(
             "Queue time p95",
-            "Normal: milliseconds. If it is seconds, every replica is full.",
+            "95th percentile of the time that a request waits before the engine begins to compute it. Normal: from "
+            "milliseconds, if replicas have free capacity, to about 3 s. The red line is the limit of "
+            "VLLMQueueTimeHigh. That alert compares the mean. Runbook: VLLMQueueTimeHigh.",
             "s",
             {_LEGEND: _p95(metrics.QUEUE_TIME)},
             limit=thresholds.alerts["VLLMQueueTimeHigh"].seconds,

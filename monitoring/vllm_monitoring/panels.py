@@ -1,7 +1,10 @@
 """The panel types of the dashboards, built with the grafana-foundation-sdk.
 
-Every panel's description says which values are good. Queries use the dashboards' variables: $datasource, $namespace,
-$model and, for single replicas, $pod. Each variable may be All.
+Every panel's description says what the panel shows, then "Normal: …" with the normal values. Where useful, it continues
+with "Look when: …" and "Runbook: …".
+
+Queries use the dashboards' variables: $datasource, $namespace, $model and, for single replicas, $pod. Each variable
+may be All.
 """
 
 from __future__ import annotations

@@ -95,6 +95,16 @@ def test_a_panel_has_a_description_and_a_unit(dashboard, panel):
     del dashboard
 
 
+@pytest.mark.parametrize(("dashboard", "panel"), PANELS)
+def test_a_description_says_what_the_panel_shows_then_what_is_normal(dashboard, panel):
+    parts = re.split(r" (Normal|Look when|Runbook): ", panel["description"])
+    assert all(part.endswith(".") for part in parts[::2])
+    titles = parts[1::2]
+    assert titles == [title for title in ("Normal", "Look when", "Runbook") if title in {"Normal", *titles}]
+    assert "Runbook" not in titles or parts[-1].removesuffix(".") in ALERTS
+    del dashboard
+
+
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_a_dashboard_has_the_variables(name):
     variables = {variable["name"]: variable for variable in DASHBOARDS[name]["templating"]["list"]}
@@ -225,6 +235,8 @@ def test_a_thresholds_file_changes_only_what_it_names(tmp_path):
     links = {link["url"] for panel in panels for link in panel.get("links", [])}
     assert links
     assert links <= {f"https://wiki.example.com/{name}.md" for name in alerts}
+    for panel in panels:
+        assert all(f"Runbook: {link['title']}." in panel["description"] for link in panel.get("links", [])), panel
 
 
 def test_without_an_address_alerts_name_their_runbook_and_nothing_links():
