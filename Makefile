@@ -149,7 +149,7 @@ test-serving: $(VENV)/.dev  ## Tests of the pinned vLLM while it serves: starts,
 	@$(bin)/pytest tests/engine $(against:%=--ignore=%) -v --timeout 900 -m "not long"
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev  ## Long tests of the real engine's faults: saturation, slow starts, floods
+test-faults: $(VENV)/.dev  ## Long tests of the real engine's faults: saturation, slow starts, 2,000 connections, clock changes
 	@$(bin)/pytest tests/engine -v -rP -m long
 	@SHIPPED_TIMES=1 $(bin)/pytest tests/monitoring/test_pages.py -v -rP
 
@@ -160,7 +160,7 @@ test-image: $(VENV)/.dev  ## Build both images and test them on Docker: read-onl
 	@$(bin)/pytest tests/image -v --timeout 900 -m "not long"
 
 .PHONY: test-kernels
-test-kernels: $(VENV)/.dev  ## Test the GPU image with prebuilt kernels for one architecture. Compiling takes over ten minutes on one core
+test-kernels: $(VENV)/.dev  ## Test the GPU image with prebuilt kernels for one architecture. Compiling takes five minutes on two cores
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=9.0a
 	@$(bin)/pytest tests/image/test_contents.py -v --timeout 900 -k "kernel or grown"
 
@@ -199,7 +199,7 @@ soak: export SATURATED_MINUTES = 15
 soak: mutants bench test-faults test-kernels test-fleet  ## All tests that are too long for CI. Run it by hand before a release
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## Measure plans per minute, time to argv, size of the light install, cost of the health port. Needs no GPU
+bench: $(VENV)/.dev  ## Measure plans per minute, time until vLLM's command line is ready, size of the install without vLLM, cost of the health port. Needs no GPU
 	@$(bin)/python benchmarks/plans_a_minute.py && $(bin)/python benchmarks/start_to_argv.py && $(bin)/python benchmarks/light_install.py && \
 	$(bin)/python benchmarks/health_cost.py
 

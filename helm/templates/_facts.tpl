@@ -1,4 +1,4 @@
-{{/* What follows from config and from a few values: ports, times, sizes. Defaults are the launcher's own (settings.py). */}}
+{{/* Ports, times and sizes, computed from config and from some values. The defaults are the launcher's (settings.py). */}}
 
 {{/* A setting below config.launch, in either spelling: include "vllm.launch" (list . "drain_seconds" 90) */}}
 {{- define "vllm.launch" -}}
@@ -21,7 +21,7 @@
 5
 {{- end -}}
 
-{{/* The one drain number, and what comes before it. */}}
+{{/* The drain time, plus the preStop time before it. */}}
 {{- define "vllm.graceSeconds" -}}
 {{ add (include "vllm.launch" (list . "drain_seconds" 90) | int) (include "vllm.preStopSeconds" . | int) }}
 {{- end -}}
@@ -35,7 +35,7 @@
 {{- if hasSuffix "Gi" . }}{{ mul 1024 (trimSuffix "Gi" . | int) }}{{ else }}{{ trimSuffix "Mi" . | int }}{{ end -}}
 {{- end -}}
 
-{{/* vLLM's rings of messages take 240 MiB for each engine of several workers, NCCL's buffers the most of the rest. */}}
+{{/* vLLM's message queues take 240 MiB per engine with several workers. NCCL's buffers take most of the rest. */}}
 {{- define "vllm.shm" -}}
 {{ .Values.resources.shm | default (printf "%dGi" (max 1 (int .Values.gpus.count))) }}
 {{- end -}}
@@ -44,12 +44,12 @@
 {{ add (include "vllm.mebibytes" .Values.resources.memory) (include "vllm.mebibytes" (include "vllm.shm" .)) }}Mi
 {{- end -}}
 
-{{/* "true" where the model is a name on the hub and no folder. */}}
+{{/* "true" if the model is a name on the hub, not a folder. */}}
 {{- define "vllm.fromHub" -}}
 {{- if not (regexMatch "^[/.~]|://" (toString .Values.config.model)) }}true{{ end -}}
 {{- end -}}
 
-{{/* "true" where more than one pod may be there at a time. */}}
+{{/* "true" if several pods can exist at the same time. */}}
 {{- define "vllm.severalPods" -}}
 {{- if or (ne .Values.autoscaling.by "none") (gt (int .Values.replicas) 1) .Values.rollout.spare }}true{{ end -}}
 {{- end -}}

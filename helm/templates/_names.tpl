@@ -1,4 +1,4 @@
-{{/* The only place where names, labels and the image are put together. */}}
+{{/* Names, labels and the image. Only this file builds them. */}}
 
 {{- define "vllm.name" -}}
 {{- .Values.nameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
@@ -10,7 +10,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: server
 {{- end -}}
 
-{{/* Of everything that the chart makes. */}}
+{{/* Labels of all objects. */}}
 {{- define "vllm.labels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -25,7 +25,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ $tag }}{{ end -}}
 {{- end -}}
 
-{{/* Its name has what it says in it: pods of the old configuration keep theirs, and a new one rolls the pods. */}}
+{{/* The name contains a hash of the content. So a change starts a rollout, and old pods keep the old configuration. */}}
 {{- define "vllm.configName" -}}
 {{ include "vllm.name" . }}-config-{{ toYaml .Values.config | sha256sum | trunc 8 }}
 {{- end -}}

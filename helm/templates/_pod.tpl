@@ -1,4 +1,4 @@
-{{/* The pod: of the Deployment today, of a LeaderWorkerSet's leader and workers when one replica spans nodes. */}}
+{{/* The pod template of the Deployment. */}}
 {{- define "vllm.pod" -}}
 {{- $hub := include "vllm.fromHub" . -}}
 {{- $keys := include "vllm.keysSecret" . -}}
@@ -17,7 +17,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "vllm.serviceAccount" . }}
   automountServiceAccountToken: false
-  enableServiceLinks: false  # a Service called launch or vllm would become variables that both programs read
+  enableServiceLinks: false  # else a Service called launch or vllm would set variables that both programs read
   terminationGracePeriodSeconds: {{ include "vllm.graceSeconds" . }}
   {{- with .Values.gpus.runtimeClass }}
   runtimeClassName: {{ . }}
@@ -78,7 +78,7 @@ spec:
       ports:
         - {name: api, containerPort: {{ include "vllm.port" . }}}
         - {name: health, containerPort: {{ include "vllm.healthPort" . }}}
-      # The launcher judges; probes only ask. A start has rollout.startMinutes, load fails none of them.
+      # The launcher decides what the probes return. A start may take rollout.startMinutes. Load fails no probe.
       startupProbe:
         httpGet: {path: /startupz, port: health}
         periodSeconds: 5
@@ -95,7 +95,7 @@ spec:
         timeoutSeconds: 5
         failureThreshold: 6
       lifecycle:
-        preStop:  # still ready for this long, so that whoever routes has the news before the first refusal
+        preStop:  # the pod still serves, until load balancers send it no more requests
           sleep: {seconds: {{ include "vllm.preStopSeconds" . }}}
       terminationMessagePolicy: FallbackToLogsOnError
       resources:
@@ -161,7 +161,7 @@ spec:
     {{- with .Values.volumes }}{{ toYaml . | nindent 4 }}{{ end }}
 {{- end -}}
 
-{{/* Of whoever asks the hub. */}}
+{{/* Environment variables of containers that use the hub. */}}
 {{- define "vllm.hubEnv" -}}
 - {name: VLLM_NO_USAGE_STATS, value: "1"}
 {{- if include "vllm.tokenSecret" . }}
@@ -172,7 +172,7 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{/* The group owns the volumes, so that any user id may write them. */}}
+{{/* The pod's group may write to the volumes, so any user id works. */}}
 {{- define "vllm.podSecurity" -}}
 runAsNonRoot: true
 {{- if .Values.user }}
