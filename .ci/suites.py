@@ -1,4 +1,4 @@
-"""Run CI's suites in two parallel lanes and print how long each took: ``suites.py``.
+"""Run CI's suites in parallel lanes and print how long each took: ``suites.py``.
 
 The output of a suite is printed when the suite ends. If a suite fails, the others still run, and the exit code is 1.
 The summary at the end has the machine and its lowest free memory and disk space, the minutes of each suite, the
@@ -30,11 +30,9 @@ CLUSTER = f'eval "$({KIT}/env.sh)" && make' if HAS_KIT else "make"
 Suites = tuple[tuple[str, str], ...]
 PHASES: tuple[tuple[Suites, ...], ...] = (
     (
+        (("test-serving", "make test-serving"),),
         (
             ("lint", "make lint"),
-            ("test-serving", "make test-serving"),
-        ),
-        (
             ("test-image", f"make test-image {IMAGE}"),
             ("test-compose", "make test-compose"),
             ("test-unit", "make test-unit"),
@@ -42,17 +40,15 @@ PHASES: tuple[tuple[Suites, ...], ...] = (
             *([("cluster-kit", f"{KIT}/up.sh")] if HAS_KIT else []),
             ("test-chart", f"{CLUSTER} test-chart"),
         ),
-    ),
-    (
         (("test-monitoring", "make test-monitoring"),),
-        (("test-cluster", f"{CLUSTER} test-cluster"),),
     ),
+    ((("test-cluster", f"{CLUSTER} test-cluster"),),),
 )
 """Phases in their order, each with lanes that run in parallel. A lane's suites, as (name, shell command), run in order.
 
 The second phase begins when all lanes of the first have ended. The cluster's rollouts keep both cores busy: beside them
-the engine's tests took four times as long and failed. `test-monitoring` mostly waits, so it can run beside them. The
-cluster needs the image that `test-image` builds.
+the engine's tests took four times as long and failed, and `test-monitoring` took 20 minutes. Beside the first phase
+it mostly waits. The cluster needs the image that `test-image` builds.
 """
 SLOWEST = 10
 DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(\S.*)$", re.MULTILINE)
