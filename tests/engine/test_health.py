@@ -142,7 +142,7 @@ def test_the_canary_of_a_pooling_model_works_whichever_routes_clients_may_use(st
     assert "it hangs" in run.termination_log.read_text()
 
 
-@pytest.mark.long  # two engines start; unit tests read the recorded metrics of two engines
+@pytest.mark.long  # starts two engines; test_prober.py has two scripted ones
 def test_the_reason_names_the_stuck_one_of_two_data_parallel_engines(start):
     run = start(flags=[*QUICK, "--data-parallel-size=2"])
     run.wait_for("vllm-launch: ready")
@@ -207,7 +207,7 @@ class TwoApiServers(NamedTuple):
         ]
 
 
-@pytest.mark.long  # two API servers start; unit tests read their recorded metrics
+@pytest.mark.long  # starts two API servers
 def test_counters_of_several_api_servers_are_read_from_any_of_them(two_api_servers):
     run = two_api_servers
     after(lambda: b"vLLM serves" in run.log.read_bytes(), 300)
