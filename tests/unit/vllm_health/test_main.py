@@ -310,7 +310,10 @@ def test_a_sidecar_follows_the_state_of_vllm_and_ends_on_sigterm(vllm):
         vllm.answers |= {"GET /health": (200, ""), "GET /metrics": (200, metrics[0])}
         while "ready: " not in (line := sidecar.stderr.readline()):
             assert line
-        assert get(f"{health_url}/readyz") == (200, "vLLM serves: 0 requests running, 0 waiting, KV cache 0% full.\n")
+        assert get(f"{health_url}/readyz") == (
+            200,
+            "vLLM serves: 0 running and 0 waiting requests, KV cache usage 0%.\n",
+        )
         vllm.answers["GET /health"] = 503, ""
         while "dead: " not in (line := sidecar.stderr.readline()):
             assert line
