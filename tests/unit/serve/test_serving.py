@@ -448,14 +448,14 @@ def launch_with_greeting(folder: Path, *words: str) -> str:
 def test_the_greeting_sends_the_key_and_its_answer_cannot_move_the_cursor(folder: Path) -> None:
     output = launch_with_greeting(folder, "--api-key", "s3cret")
     assert "I am a stand-in\N{REPLACEMENT CHARACTER}[2J." in output
-    assert "answered: 2 pieces in " in output
+    assert "answered: 2 chunks in " in output
     assert "'Authorization: Bearer YOUR_KEY'" in output
     assert "s3cret" not in output
 
 
 def test_a_refused_greeting_is_reported_and_serving_continues(folder: Path) -> None:
     output = launch_with_greeting(folder)
-    assert "no answer: " in output
+    assert "the test prompt got no answer: " in output
     assert "Bearer" not in output
 
 
