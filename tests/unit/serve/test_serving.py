@@ -23,7 +23,7 @@ from machine import write_distribution
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
-from vllm_launch.machine.gpus import Hardware
+from vllm_launch.machine.gpus import Hardware, visible
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
@@ -265,7 +265,7 @@ def test_a_folder_is_writable_if_files_can_be_created_in_it(tmp_path: Path) -> N
 
 
 def pair(count: int = 2) -> tuple[Plan, Hardware]:
-    hardware = parse_hardware_name("H100:8")
+    hardware = visible(parse_hardware_name("H100:8"), "4,5,6,7")
     request = PlanRequest(tensor_parallel_size=count)
     return plan(request, hardware, read_model(str(MODELS / "meta-llama--Meta-Llama-3-8B"))), hardware
 
@@ -311,17 +311,17 @@ def test_a_corrupt_copy_of_a_simulated_probe_turns_p2p_off_and_is_tested_once_pe
     decided, hardware = pair()
     options, env, sentence = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert (options, env) == OFF
-    assert "0 to 1) delivered wrong data" in str(sentence)
-    assert "(tested in 0 s)" in str(sentence)
+    assert "(from GPU 4 to GPU 5) delivered wrong data" in str(sentence)
+    assert "(the test took 0 s)" in str(sentence)
     again = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert again[:2] == OFF
-    assert "(tested earlier since boot)" in str(again[2])
+    assert "(result of an earlier test since boot)" in str(again[2])
     assert runs.read_text() == ",".join(gpu.uuid for gpu in hardware.gpus) + "\n"  # once, with the GPUs of all replicas
 
 
 @pytest.mark.parametrize(
     ("lines", "code", "why"),
-    [((COPYING, ARRIVED, DONE), 0, "peer copies arrived"), ((), 1, "could not be tried"), ((COPYING,), 0, None)],
+    [((COPYING, ARRIVED, DONE), 0, "P2P copies arrived"), ((), 1, "could not be tested"), ((COPYING,), 0, None)],
 )
 def test_p2p_stays_on_unless_a_copy_kills_the_simulated_probe(
     lines: tuple[str, ...], code: int, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
