@@ -181,7 +181,7 @@ def test_check_prints_the_origin_of_each_value_and_no_secrets(
         "hf_token = ***  (flag --hf-token)",
     }
     assert "s3cret" not in out
-    assert re.search(r"^warning: .*streams that are open after drain_seconds are cut", out, re.MULTILINE)
+    assert re.search(r"^warning: .*exceed drain_seconds \(", out, re.MULTILINE)
 
 
 # ---- checks of serve before it starts anything
