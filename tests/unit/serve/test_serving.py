@@ -176,7 +176,7 @@ def test_a_file_in_place_of_a_cache_folder_is_a_one_line_error(tmp_path: Path) -
     with pytest.raises(UsageError) as error:
         preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert message(error).startswith(f"flag --launch-cache-dir: {tmp_path / 'cache'}")
-    assert "name another folder with --launch-cache-dir" in message(error)
+    assert "give another folder with --launch-cache-dir" in message(error)
 
 
 @contextlib.contextmanager
@@ -215,16 +215,21 @@ def test_a_chat_template_may_be_a_file_its_text_or_one_of_vllms(template: str, t
     preflight.check_files(read("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
 
 
-@pytest.mark.parametrize(("length", "fits"), [(70, True), (71, False)])
-def test_a_folder_whose_path_is_too_long_for_sockets_is_refused(length: int, fits: bool) -> None:  # noqa: FBT001
-    settings = read("--launch-state-dir", "/state")
-    with (
-        contextlib.nullcontext()
-        if fits
-        else pytest.raises(UsageError, match=r"sockets allow at most.*a shorter path") as error
-    ):
-        preflight.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
-    assert fits or message(error).startswith("flag --launch-state-dir: ")
+@pytest.mark.parametrize(
+    ("words", "environ", "where", "remedy"),
+    [
+        (["--launch-state-dir", "/state"], {}, "flag --launch-state-dir", "set --launch-state-dir to a folder"),
+        ([], {}, "launch.state_dir", "set --launch-state-dir to a folder"),
+        ([], {"VLLM_RPC_BASE_PATH": "x" * 71}, "environment VLLM_RPC_BASE_PATH", "set it to a folder"),
+    ],
+)
+def test_a_folder_whose_path_is_too_long_for_sockets_is_refused(
+    words: list[str], environ: dict[str, str], where: str, remedy: str
+) -> None:
+    preflight.check_sockets(read(*words), environ, {"VLLM_RPC_BASE_PATH": "x" * 70})
+    with pytest.raises(UsageError, match=rf"sockets allow at most 70; {remedy} with a shorter path") as error:
+        preflight.check_sockets(read(*words), environ, {"VLLM_RPC_BASE_PATH": "x" * 71})
+    assert message(error).startswith(f"{where}: ")
 
 
 MIB = 1 << 20

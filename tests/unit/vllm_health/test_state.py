@@ -546,8 +546,8 @@ def test_a_draining_vllm_is_live_but_not_ready_and_gets_no_canary(serving):
 
 
 def test_an_ended_vllm_is_dead_with_its_reason(serving):
-    serving.see(Sample(health="refused", ended="vLLM exited with 1.", draining="SIGTERM came."))
-    assert (serving.state.name, serving.state.reason) == ("dead", "vLLM exited with 1.")
+    serving.see(Sample(health="refused", ended="vLLM exited with status 1.", draining="SIGTERM came."))
+    assert (serving.state.name, serving.state.reason) == ("dead", "vLLM exited with status 1.")
 
 
 def test_a_refused_connection_after_the_start_is_a_new_start(serving):
