@@ -238,13 +238,13 @@ def test_a_missing_engine_or_another_version_is_refused(
 def test_the_cpu_engine_ignores_gpus_and_warns() -> None:
     hardware = commands._for_engine("vllm-cpu", parse_hardware_name("H100:2"))
     assert hardware.gpus == ()
-    assert "2 GPUs are not used" in hardware.warnings[0]
+    assert "the GPUs of this machine (2) are not used" in hardware.warnings[0]
 
 
 def test_the_gpu_engine_without_gpus_is_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match=r"needs a GPU: the driver is gone; install 'vllm-launch\[cpu\]'"):
         commands._for_engine("vllm", Hardware(gpus=(), warnings=("the driver is gone",)))
-    with pytest.raises(UsageError, match="needs a GPU: NVML shows none"):
+    with pytest.raises(UsageError, match="needs a GPU: NVML finds no GPU"):
         commands._for_engine("vllm", Hardware(gpus=()))
 
 

@@ -198,7 +198,7 @@ class BindingWithoutGpus:
 )
 @pytest.mark.parametrize(
     ("binding", "why"),
-    [(BindingWithoutDriver(), "install the NVIDIA driver"), (BindingWithoutGpus(), "NVML shows none")],
+    [(BindingWithoutDriver(), "install the NVIDIA driver"), (BindingWithoutGpus(), "NVML finds no GPU")],
 )
 def test_without_gpus_there_is_a_warning_only_if_something_shows_gpus_simulated(
     monkeypatch: pytest.MonkeyPatch,
