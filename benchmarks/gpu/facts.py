@@ -32,7 +32,7 @@ def main() -> int:
         snapshot = opened.snapshot()
         seconds = time.perf_counter() - began
         result.add(fact="snapshot", ms=round(seconds * 1000, 2), **msgspec.to_builtins(snapshot))
-        uuids = [device.uuid for device in snapshot.devices]
+        uuids = {device.index: device.uuid for device in snapshot.devices}
         reader, durations = gpu_faults.Reader(opened), []
         for _ in range(READS):
             began = time.perf_counter()

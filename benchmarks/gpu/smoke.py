@@ -61,8 +61,8 @@ def used_mib(snapshot: gpu_facts.Snapshot) -> dict[int, int]:
     return {device.index: device.memory.used >> 20 for device in snapshot.devices if device.memory}
 
 
-def inspect_gpus() -> tuple[list[str], dict[int, int]]:
-    """Run the steps for NVML. Return the UUIDs of the GPUs, and the MiB in use on each before vLLM starts."""
+def inspect_gpus() -> tuple[dict[int, str], dict[int, int]]:
+    """Run the steps for NVML. Return the UUIDs of the GPUs and the MiB in use before vLLM starts, each by index."""
     with nvml.open_nvml() as opened:
         snapshot = opened.snapshot()
         with step("GPUs (NVML)") as details:
@@ -84,7 +84,7 @@ def inspect_gpus() -> tuple[list[str], dict[int, int]]:
         with step("memory used by others") as details:  # never fails: the plan uses the free memory
             before = used_mib(snapshot)
             details.extend(f"GPU {index}: {size} MiB" for index, size in before.items())
-        return [device.uuid for device in snapshot.devices], before
+        return {device.index: device.uuid for device in snapshot.devices}, before
 
 
 def wait_until_freed(before: dict[int, int], seconds: float = 10) -> None:
@@ -104,7 +104,7 @@ def wait_until_freed(before: dict[int, int], seconds: float = 10) -> None:
             time.sleep(0.5)
 
 
-def check_copies(uuids: list[str], folder: Path) -> None:
+def check_copies(uuids: dict[int, str], folder: Path) -> None:
     with step("copies between GPUs (P2P)") as details:
         verdict = p2p.check(uuids, python=sys.executable, cache_dir=folder, boot_id="", driver=None, timeout_s=120)
         details.append(verdict.why)

@@ -234,7 +234,9 @@ async def _wait_until_ready(target: scrape.Target, seconds: float) -> int:
             is_health_port = answer.status in {200, 503}
             if not is_health_port and answer.status:
                 answer = await scrape.get(session, f"{target.url}/health", 10.0)
-            line = " ".join(answer.body.split())[:300] or f"HTTP {answer.status}"
+            line = " ".join(answer.body.split())[:300]
+            if answer.status and not is_health_port:
+                line = f"{target.url}/health: HTTP {answer.status}" + (f" ({line})" if line else "")
             if line != last_line and not answer.ok:
                 print(f"vllm-health: {line}", file=sys.stderr, flush=True)
                 last_line = line

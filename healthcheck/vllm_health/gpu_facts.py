@@ -12,7 +12,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of a GPU or MIG slice, in bytes.
 
     ``reserved`` is the driver's share, None if the driver is too old for ``nvmlMemory_v2_t``.
-    ``total - reserved`` is what cudaMemGetInfo calls total. Without ``reserved``, ``used`` includes it.
+    ``total - reserved`` is what cudaMemGetInfo calls total. If ``reserved`` is None, ``used`` includes the driver's
+    share.
     """
 
     total: int
@@ -62,12 +63,14 @@ def remap_faults(rows: RemappedRows | None) -> dict[str, str]:
 
 
 def ecc_faults(ecc: Ecc) -> tuple[str, ...]:
-    """Return one sentence about the ECC errors of a GPU, with the remedy. Empty without errors. Source: as above."""
+    """Return a sentence about a GPU's ECC errors with the remedy, or an empty tuple if it has none.
+
+    Source: as in ``remap_faults``.
+    """
     if not ecc.volatile:
         return ()
-    return (
-        f"{ecc.volatile} uncorrectable ECC errors since the driver was loaded: reset the GPU, and watch for new ones",
-    )
+    problem = f"uncorrectable ECC errors since the driver was loaded: {ecc.volatile}"
+    return (f"{problem}. Reset the GPU, and watch for new errors",)
 
 
 class MigSlice(msgspec.Struct, frozen=True, kw_only=True):

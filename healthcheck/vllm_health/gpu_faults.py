@@ -31,8 +31,8 @@ FATAL_XIDS: Final = {
 APPLICATION_XIDS: Final = {
     13: "graphics engine exception",
     31: "memory page fault",
-    43: "the process's channel was stopped",
-    45: "the process was ended on the GPU",
+    43: "GPU stopped processing the work of one process",
+    45: "preemptive cleanup: the process exited, was killed, or had an earlier error",
     94: "contained ECC error",
 }
 """Meaning of each Xid that ends only the process that caused it. The GPU is not faulty."""

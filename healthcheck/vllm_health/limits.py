@@ -21,7 +21,7 @@ DEAD_STRIKES: Final = 3
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The time limits of one prober, in seconds.
 
-    Counted from the last step of a stuck engine, the engine is out of rotation after at most ``unready_after_s`` and
+    Counted from the last step of a stuck engine, /readyz fails after at most ``unready_after_s``, and the engine is
     dead after at most ``dead_after_s``. Both bounds hold only while the prober itself gets CPU time.
     """
 

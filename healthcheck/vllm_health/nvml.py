@@ -27,7 +27,7 @@ UnavailableReason = Literal["no_binding", "no_library", "no_driver", "version_mi
 _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
     4: (
         "other",
-        "no permission to open /dev/nvidiactl: run it as a user who may, or pass the device into the container",
+        "no access to /dev/nvidiactl: run as a user who has access, or give the container its GPUs (--gpus all)",
     ),
     9: ("no_driver", "the NVIDIA kernel driver is not loaded: run nvidia-smi on the host and fix what it reports"),
     12: (
@@ -48,9 +48,14 @@ _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
 _GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
 
 
-# Reasons for slow clocks that are faults: no idle GPU, power cap or clock set by an operator gives them. By bit.
-# Source: nvml.h, nvmlClocksEventReasons.
-SLOWDOWNS = {0x8: "hardware", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
+# Reasons for slow clocks that are faults: no idle GPU, power cap or clock set by an operator gives them. By bit, with
+# the names that `nvidia-smi -q -d PERFORMANCE` shows. Source of the bits: nvml.h, nvmlClocksEventReasons.
+SLOWDOWNS = {
+    0x8: "HW Slowdown",
+    0x20: "SW Thermal Slowdown",
+    0x40: "HW Thermal Slowdown",
+    0x80: "HW Power Brake Slowdown",
+}
 _MAX_XIDS_PER_READ = 100
 
 

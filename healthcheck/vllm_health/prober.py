@@ -133,11 +133,11 @@ class Prober:
         gpus = self._surroundings.gpus
         notes = [fault.sentence for fault in gpus.faults] if gpus else []
         if gpus and gpus.down:
-            notes.append(f"GPU faults cannot be seen: {gpus.down}")
+            notes.append(f"GPU faults cannot be detected: {gpus.down}")
         if refusal := self.state.canary_off:
             notes.append(
-                f"no one-token requests are sent any more, because vLLM refused one ({refusal}). "
-                "Hangs are only suspected now: check the prober's API key and model name"
+                f"the prober sends no more one-token requests, because vLLM refused one ({refusal}). "
+                "It can now only suspect a hang, not confirm it: check its API key and model name"
             )
         for note in notes:
             if note not in self._noted:

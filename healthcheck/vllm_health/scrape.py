@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -99,11 +100,33 @@ async def _ask(
                     lines += "".join(_WANTED_LINE.findall(rest[:end].decode(errors="replace")))
                     del rest[:end]
                 if len(lines) + len(rest) > MAX_BYTES or total > 64 * MAX_BYTES:
-                    return Answer(0, f"the response is larger than {MAX_BYTES >> 20} MiB")
+                    return Answer(0, f"{url}: the response is larger than {MAX_BYTES >> 20} MiB")
             return Answer(response.status, lines if wanted_lines else rest.decode(errors="replace"))
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError)
-        return Answer(0, f"{type(error).__name__}: {error}", refused)
+        return Answer(0, f"{url}: {_why_no_answer(error, timeout_s)}", refused)
+
+
+_NO_ANSWER: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientSSLError, "the server does not use TLS, or its TLS does not work"),
+    (aiohttp.ServerDisconnectedError, "the server closed the connection before the end of its answer"),
+    (aiohttp.ClientPayloadError, "the server closed the connection before the end of its answer"),
+    (aiohttp.ClientResponseError, "the answer is not valid HTTP"),
+    (aiohttp.InvalidURL, "the URL is not valid"),
+)
+"""What each exception of the HTTP client means to the user."""
+
+
+def _why_no_answer(error: Exception, timeout_s: float) -> str:
+    """Return why a request got no answer."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_s:g} s"
+    for kind, reason in _NO_ANSWER:
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # below 0: no such host
+    return str(error) or "the request failed"
 
 
 def health(answer: Answer) -> Health:

@@ -104,7 +104,7 @@ _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>vLLM: {name}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 46rem; padding: 0 1rem }}
 h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-right: 2em; text-align: left }}
-</style></head><body><h1>vLLM is {name}</h1><p>{reason}</p><p>In this state for {seconds:,.0f} s. {verdicts}</p>{tables}
+</style></head><body><h1>vLLM: {name}</h1><p>{reason}</p><p>In this state for {seconds:,.0f} s. {verdicts}</p>{tables}
 <p><a href="/livez">/livez</a> <a href="/readyz">/readyz</a> <a href="/startupz">/startupz</a>
 <a href="/metrics">/metrics</a></p></body></html>
 """
@@ -140,7 +140,8 @@ def _engines(now: State) -> str:
         for name, watch in now.engines.items()
         if name != state.API_SERVER
     ]
-    return _table(("engine", "requests running", "waiting", "KV cache usage", "time since last step"), rows)
+    head = ("engine", "running requests", "waiting requests", "KV cache usage", "time since last step")
+    return _table(head, rows)
 
 
 def _phases(now: State) -> str:

@@ -1,8 +1,9 @@
-"""Tests a server through the ``openai`` client, as its users do. Speaks HTTP."""
+"""Tests a server through the ``openai`` client, which users use too. Sends HTTP requests."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -14,41 +15,41 @@ if TYPE_CHECKING:
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds to the first piece of a streamed answer, seconds in total, and the number of pieces."""
+    """Seconds to the first chunk with text of a streamed answer, seconds in total, and the number of such chunks."""
 
     first_s: float
     total_s: float
-    pieces: int
+    chunks: int
 
 
 def stream_answer(
     base_url: str, api_key: str, model: str, question: str, write: Callable[[str], None], *, max_tokens: int = 48
 ) -> Timing:
-    """Ask ``question``, pass each piece of the answer to ``write`` as it arrives, and return the timing.
+    """Ask ``question``, pass the text of each chunk to ``write`` as it arrives, and return the timing.
 
-    Blocks, for a minute at most. A model without a chat template gets the question as a text to continue. Raises
-    ``openai.OpenAIError`` if the server does not answer.
+    Blocks until the answer ends. Each wait for the server lasts at most 60 s. If the model has no chat template, sends
+    the question as a prompt to /v1/completions. Raises ``openai.OpenAIError`` if the server does not answer.
     """
     import openai  # noqa: PLC0415 - the import takes a second of CPU time
 
-    def pieces(client: openai.OpenAI) -> Iterator[str]:
+    def texts(client: openai.OpenAI) -> Iterator[str]:
         try:
             chat = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, stream=True
             )
         except openai.BadRequestError:
-            text = client.completions.create(model=model, prompt=question, max_tokens=max_tokens, stream=True)
-            yield from (chunk.choices[0].text for chunk in text if chunk.choices)
+            completion = client.completions.create(model=model, prompt=question, max_tokens=max_tokens, stream=True)
+            yield from (chunk.choices[0].text for chunk in completion if chunk.choices)
             return
         yield from (chunk.choices[0].delta.content or "" for chunk in chat if chunk.choices)
 
     start, first, count = time.monotonic(), 0.0, 0
     with openai.OpenAI(base_url=base_url, api_key=api_key or "none", timeout=60.0, max_retries=0) as client:
-        for piece in pieces(client):
-            if piece:
+        for text in texts(client):
+            if text:
                 first = first or time.monotonic() - start
                 count += 1
-                write(piece)
+                write(text)
     return Timing(first, time.monotonic() - start, count)
 
 
@@ -62,7 +63,7 @@ _CITY: Final = {
     "additionalProperties": False,
 }
 _JSON_MAX_TOKENS: Final = 256
-"""Most tokens of an answer in JSON. The grammar allows white space, and small models write much of it."""
+"""Upper limit for the tokens of a JSON answer. The grammar allows white space, and small models write much of it."""
 _TOOL: Final[Any] = {
     "type": "function",
     "function": {"name": "weather", "description": "The weather in a city.", "parameters": _CITY, "strict": True},
@@ -73,23 +74,28 @@ class _Failure(Exception):  # noqa: N818 - an outcome
     """Why a response is invalid."""
 
 
+_INVALID: Final = (_Failure, ValueError, LookupError, TypeError, AttributeError)
+"""Exceptions for an invalid response. The client checks neither that an answer is JSON nor which fields it has."""
+
+
 def run(url: str, api_key: str | None, model: str | None, write: Callable[[str], object]) -> int:
     """Test each feature that clients use. Return 0 if every enabled feature works, else 1.
 
-    ``write`` gets one line per feature. ``url`` is without /v1. A model that does not generate is tested for
-    embeddings.
+    ``write`` gets one line per feature. ``url`` is without /v1. If the model does not generate text, only embeddings
+    are tested.
     """
-    import openai  # noqa: PLC0415 - as above
+    import openai  # noqa: PLC0415 - slow to import
 
     failed = 0
     with openai.OpenAI(base_url=f"{url}/v1", api_key=api_key or "none", timeout=60.0, max_retries=0) as client:
         try:
             names = [listed.id for listed in client.models.list()]
-            model = model or next(iter(names))
+            _expect(model or names, "the server lists no model")
+            model = model or names[0]
         except openai.APIConnectionError as error:
             write(f"FAIL  models: {url} cannot be reached ({_line(error.__cause__ or error)})")
             return 1
-        except (openai.OpenAIError, StopIteration) as error:
+        except (openai.OpenAIError, *_INVALID) as error:
             write(f"FAIL  models: {_line(error)}")
             return 1
         write(f"ok    models: {', '.join(names)}")
@@ -97,7 +103,7 @@ def run(url: str, api_key: str | None, model: str | None, write: Callable[[str],
             began = time.monotonic()
             try:
                 result = check(client, model)
-            except (openai.OpenAIError, _Failure, ValueError, LookupError) as error:
+            except (openai.OpenAIError, *_INVALID) as error:
                 off = isinstance(error, openai.BadRequestError) and "requires --" in str(error)
                 write(f"{'off ' if off else 'FAIL'}  {name}: {_line(error)}")
                 failed += not off
@@ -110,14 +116,14 @@ Check = Callable[["openai.OpenAI", str], str]
 
 
 def _checks(client: openai.OpenAI, model: str) -> list[tuple[str, Check]]:
-    import openai  # noqa: PLC0415 - as above
+    import openai  # noqa: PLC0415 - slow to import
 
     try:
         client.completions.create(model=model, prompt="Hello", max_tokens=1)
     except openai.NotFoundError as error:
-        if "model" not in str(error):  # the route is missing, not the model: this model does not generate
+        if "model" not in str(error):  # the route is missing, not the model, so this model does not generate text
             return [("embedding", _embedding)]
-    except openai.OpenAIError:
+    except (openai.OpenAIError, *_INVALID):
         pass  # the checks report it
     return [
         ("completion", _completion),
@@ -129,7 +135,13 @@ def _checks(client: openai.OpenAI, model: str) -> list[tuple[str, Check]]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Return what is wrong with the server or its answer, as one line for the user."""
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return "the answer is not JSON"
+    if isinstance(error, LookupError | TypeError | AttributeError):
+        return "the answer does not have the fields of OpenAI's API"
+    text = " ".join(str(error).split())[:300]
+    return re.sub(r"^\[Errno -?\d+\] ", "", text) or "no answer"
 
 
 def _expect(condition: object, failure: str) -> None:
@@ -138,22 +150,31 @@ def _expect(condition: object, failure: str) -> None:
 
 
 def _embedding(client: openai.OpenAI, model: str) -> str:
-    (result,) = client.embeddings.create(model=model, input="Hello").data
-    _expect(any(result.embedding), "the vector is empty or all zeros")
-    return f"{len(result.embedding)} dimensions"
+    vectors = client.embeddings.create(model=model, input="Hello").data
+    _expect(len(vectors) == 1, f"the answer has {len(vectors)} vectors, not 1")
+    _expect(any(vectors[0].embedding), "the vector is empty or all zeros")
+    return f"{len(vectors[0].embedding)} dimensions"
+
+
+def _first_choice(answer: Any) -> Any:
+    _expect(answer.choices, "the field `choices` of the answer is missing or empty")
+    return answer.choices[0]
+
+
+_NO_USAGE: Final = "the field `usage` of the answer is missing or counts 0 tokens"
 
 
 def _completion(client: openai.OpenAI, model: str) -> str:
     answer = client.completions.create(model=model, prompt="Hello", max_tokens=8)
-    _expect(answer.usage and answer.usage.completion_tokens, "usage counts no tokens")
+    _expect(answer.usage and answer.usage.completion_tokens, _NO_USAGE)
     return f"{answer.usage.completion_tokens if answer.usage else 0} tokens"
 
 
 def _chat(client: openai.OpenAI, model: str) -> str:
     answer = client.chat.completions.create(model=model, messages=_QUESTION, max_tokens=8)
     usage = answer.usage
-    _expect(usage and usage.prompt_tokens and usage.completion_tokens, "usage counts no tokens")
-    finish_reason = answer.choices[0].finish_reason
+    _expect(usage and usage.prompt_tokens and usage.completion_tokens, _NO_USAGE)
+    finish_reason = _first_choice(answer).finish_reason
     _expect(finish_reason in {"stop", "length"}, f"finish_reason is {finish_reason!r}, not 'stop' or 'length'")
     return f"{usage.prompt_tokens} prompt and {usage.completion_tokens} output tokens" if usage else ""
 
@@ -166,7 +187,7 @@ def _stream(client: openai.OpenAI, model: str) -> str:
     )
     ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
     _expect(len(ends) == 1, f"the stream has {len(ends)} finish reasons, not 1")
-    _expect(chunks[-1].usage, "the last chunk has no usage")
+    _expect(chunks[-1].usage, "the last chunk has no field `usage`")
     return f"{len(chunks)} chunks"
 
 
@@ -179,7 +200,7 @@ def _tool_call(client: openai.OpenAI, model: str) -> str:
         tools=[_TOOL],
         tool_choice={"type": "function", "function": {"name": "weather"}},
     )
-    calls: Any = answer.choices[0].message.tool_calls or []
+    calls = _first_choice(answer).message.tool_calls or []
     _expect(len(calls) == 1 and calls[0].function.name == "weather", "the answer is not one call of the tool 'weather'")
     return f"weather({_parse_city(calls[0].function.arguments)})"
 
@@ -189,11 +210,14 @@ def _structured(client: openai.OpenAI, model: str) -> str:
     answer = client.chat.completions.create(
         model=model, messages=_QUESTION, max_tokens=_JSON_MAX_TOKENS, response_format=response_format, temperature=0
     )
-    return _parse_city(answer.choices[0].message.content or "")
+    return _parse_city(_first_choice(answer).message.content or "")
 
 
 def _parse_city(text: str) -> str:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise _Failure(f"{text[:80]!r} is not JSON") from None
     valid = isinstance(value, dict) and value.get("city") in {"Lima", "Oslo"}
     _expect(valid, f"{text[:80]!r} does not match the requested JSON schema")
     return str(value["city"])

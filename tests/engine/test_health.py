@@ -99,7 +99,7 @@ def check_a_stopped_engine_ends_the_run(run):
     unready_seconds = after(lambda: not ready(run), LIMITS.unready_after_s)
     status, reason = run.health("/readyz")
     assert status == 503
-    assert "one-token requests had no answer: it hangs." in reason
+    assert "one-token requests of the prober got no answer: it hangs." in reason
     assert run.health("/livez")[0] == 200
     start = time.monotonic()
     assert run.end(LIMITS.dead_after_s) == 1

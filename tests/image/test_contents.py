@@ -74,7 +74,7 @@ def test_every_command_is_there(image, tiny_model):
     assert run_once("vllm-health", "--help", image=image)[0] == 0
     code, _, err = run_once(flags=[*LOCKED_DOWN, "--tmpfs=/tmp"], image=image)
     assert code == 2
-    assert "no model is named" in err
+    assert "no model is given" in err
 
 
 def test_both_targets_have_the_same_configuration():

@@ -328,22 +328,22 @@ GPUS = [
     *(
         Case(
             f"throttled in {times} of 31 samples",
-            ours("gpu_throttled", f"0x{30 - times} 1x{times - 1}", GPU, reason="heat (hardware)"),
+            ours("gpu_throttled", f"0x{30 - times} 1x{times - 1}", GPU, reason="HW Thermal Slowdown"),
             expectations,
         )
         for times, expectations in (
-            (16, [firing("15m", "GPUThrottled", severity="ticket", reason="heat (hardware)", **GPU)]),
+            (16, [firing("15m", "GPUThrottled", severity="ticket", reason="HW Thermal Slowdown", **GPU)]),
             (15, [quiet("15m", "GPUThrottled")]),
         )
     ),
     Case(
         "throttled half of the time",
-        ours("gpu_throttled", "0x9 1x9", GPU, reason="power brake"),
+        ours("gpu_throttled", "0x9 1x9", GPU, reason="HW Power Brake Slowdown"),
         [quiet("9m30s", "GPUThrottled")],
     ),
     Case(
         "throttled for 15 minutes, an hour ago",
-        ours("gpu_throttled", "1x30 0x120", GPU, reason="heat (hardware)"),
+        ours("gpu_throttled", "1x30 0x120", GPU, reason="HW Thermal Slowdown"),
         [firing("22m", "GPUThrottled"), quiet("23m30s", "GPUThrottled")],
     ),
     *(

@@ -45,7 +45,7 @@ def healthy_replica(since=0):
         | ours("scrapes_total", f"0+6x{STEPS}", result="ok")
         | ours("scrapes_total", steady(0), result="failed")
         | ours("process_start_time_seconds", steady(1), TARGET)
-        | ours("gpu_throttled", steady(0), GPU, reason="heat (hardware)")
+        | ours("gpu_throttled", steady(0), GPU, reason="HW Thermal Slowdown")
         | ours("gpu_ecc_uncorrected_errors", steady(0), GPU)
         | series(metrics.HTTP_REQUESTS, ROUTE, f"{absent}0+0.5x{STEPS}", status="2xx")
     )

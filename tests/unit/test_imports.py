@@ -30,7 +30,7 @@ def modules() -> dict[str, ast.Module]:
 SOURCES = modules()
 
 
-def test_a_contract_limits_each_library_to_its_owners() -> None:
+def test_every_third_party_library_except_msgspec_has_an_import_contract() -> None:
     graph = grimp.build_graph("vllm_launch", "vllm_health", include_external_packages=True, cache_dir=None)
     external = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -56,8 +56,8 @@ def test_architecture_md_names_each_folder_of_the_launcher_and_each_file_of_the_
 
 def loaded_by(program: str) -> set[str]:
     """Return the modules that a new interpreter has loaded after ``program``."""
-    after = f"{program}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True, cwd=ROOT)
+    source = f"{program}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stderr.split())
 
 
@@ -73,7 +73,7 @@ HEAVY = {"aiohttp", "openai", "torch", "vllm", "transformers", "huggingface_hub"
         f"{MAIN}; assert main(['check', 'docs/config.example.yaml', 'm']) == 0",
     ],
 )
-def test_planning_loads_no_engine_no_client_and_no_hub_library(program: str) -> None:
+def test_plan_and_check_load_no_heavy_library(program: str) -> None:
     loaded = loaded_by(program)
     assert "vllm_launch.plan.plan" in loaded
     assert not HEAVY & loaded
@@ -98,11 +98,11 @@ GENERATED = (
     "scripts/vllm_launch/engine/architectures.json",
 )
 RECORDS = ("tests/data/", "benchmarks/gpu/", "docs/performance.md", "CHANGELOG.md")
-"""Files that record facts of one version and keep its number."""
+"""Files that record results of one vLLM version. They keep its number when the pinned version changes."""
 
 
 def comment_lines(source: str) -> set[int]:
-    """Return the lines of a Python source with comments or docstrings, which may name the version of a fact's source."""
+    """Return the numbers of the lines of ``source`` with a comment or a docstring. These lines may name a vLLM version."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -113,7 +113,7 @@ def comment_lines(source: str) -> set[int]:
     return lines
 
 
-def test_vllms_version_is_only_in_pyproject_and_generated_files() -> None:
+def test_only_pins_generated_files_records_and_comments_name_the_vllm_version() -> None:
     version = pinned()
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split(
         "\n"

@@ -181,7 +181,7 @@ def test_check_prints_the_origin_of_each_value_and_no_secrets(
         "hf_token = ***  (flag --hf-token)",
     }
     assert "s3cret" not in out
-    assert re.search(r"^warning: .*streams that are open after drain_seconds are cut", out, re.MULTILINE)
+    assert re.search(r"^warning: .*exceed drain_seconds \(", out, re.MULTILINE)
 
 
 # ---- checks of serve before it starts anything
@@ -238,13 +238,13 @@ def test_a_missing_engine_or_another_version_is_refused(
 def test_the_cpu_engine_ignores_gpus_and_warns() -> None:
     hardware = commands._for_engine("vllm-cpu", parse_hardware_name("H100:2"))
     assert hardware.gpus == ()
-    assert "2 GPUs are not used" in hardware.warnings[0]
+    assert "the GPUs of this machine (2) are not used" in hardware.warnings[0]
 
 
 def test_the_gpu_engine_without_gpus_is_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match=r"needs a GPU: the driver is gone; install 'vllm-launch\[cpu\]'"):
         commands._for_engine("vllm", Hardware(gpus=(), warnings=("the driver is gone",)))
-    with pytest.raises(UsageError, match="needs a GPU: NVML shows none"):
+    with pytest.raises(UsageError, match="needs a GPU: NVML finds no GPU"):
         commands._for_engine("vllm", Hardware(gpus=()))
 
 

@@ -64,7 +64,10 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
     name = architectures[0]
     if name in known["transformers_backend"] or custom_code:
         code = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers' code"
-        warning = f"vLLM {known['vllm']} has no native {name}: it runs {code} through the slower Transformers backend"
+        warning = (
+            f"vLLM {known['vllm']} has no implementation of {name}. It runs {code} through the Transformers backend, "
+            "which is slower"
+        )
         return Architecture(name=name, flags=("generate",), task=_task(name, ("generate",)), native=False), (warning,)
     if name in known["removed"]:
         problem = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"

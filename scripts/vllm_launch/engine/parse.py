@@ -130,7 +130,8 @@ def _normalized(argv: Sequence[str]) -> list[str]:
             normalized.append(word)
             continue
         if re.fullmatch(r"-\d*\.\d+", word):
-            raise UsageError(f"the value {word}", "vLLM would read it as a key of a JSON flag", "write --flag=VALUE")
+            problem = "vLLM would read the dot as in --compilation-config.mode"
+            raise UsageError(f"the value {word}", problem, "write --flag=VALUE")
         if not equals:
             text = next(words, "")
         if not equals and not text:

@@ -67,18 +67,18 @@ REMOVED_KEYS = {
 }
 """Removed keys of JSON options, as "dest.key"."""
 
-FOUR_BITS = "take an AWQ, GPTQ or compressed-tensors upload of the model, or quantise it with llm-compressor"
+FOUR_BITS = "use an AWQ, GPTQ or compressed-tensors checkpoint of the model, or quantise it with llm-compressor"
 """Remedy for a 4-bit method."""
 
-EIGHT_BITS = "take the unquantised model and add --quantization fp8"
+EIGHT_BITS = "use the unquantised model and add --quantization fp8"
 """Remedy for an 8-bit method."""
 
 REMOVED_METHODS = {
     "squeezellm": FOUR_BITS,
     "aqlm": FOUR_BITS,
     "quip": FOUR_BITS,
-    "marlin": "take the GPTQ upload of the model: vLLM runs GPTQ with Marlin kernels by itself",
-    "gptq_marlin_24": "take a compressed-tensors or GPTQ upload of the model",
+    "marlin": "use the GPTQ checkpoint of the model: vLLM chooses the Marlin kernels by itself",
+    "gptq_marlin_24": "use a compressed-tensors or GPTQ checkpoint of the model",
     "bitblas": FOUR_BITS,
     "gptq_bitblas": FOUR_BITS,
     "qqq": FOUR_BITS,
@@ -86,13 +86,13 @@ REMOVED_METHODS = {
     "vptq": FOUR_BITS,
     "eetq": EIGHT_BITS,
     "deepspeedfp": EIGHT_BITS,
-    "ptpc_fp8": "take the unquantised model and add --quantization fp8_per_channel",
-    "tpu_int8": "take the unquantised model and add --quantization int8_per_channel_weight_only",
+    "ptpc_fp8": "use the unquantised model and add --quantization fp8_per_channel",
+    "tpu_int8": "use the unquantised model and add --quantization int8_per_channel_weight_only",
     "neuron_quant": EIGHT_BITS,
-    "ipex": "take the AWQ or GPTQ upload of the model",
+    "ipex": "use an AWQ or GPTQ checkpoint of the model",
     "rtn": EIGHT_BITS,
-    "petit_nvfp4": "take the modelopt NVFP4 upload of the model",
-    "bitsandbytes": "take the unquantised model and add --quantization fp8, or take an AWQ or GPTQ upload",
-    "gguf": "take the safetensors upload of the model",
+    "petit_nvfp4": "use the modelopt NVFP4 checkpoint of the model",
+    "bitsandbytes": "use the unquantised model and add --quantization fp8, or use an AWQ or GPTQ checkpoint",
+    "gguf": "use the safetensors checkpoint of the model",
 }
 """Quantization methods of checkpoints that earlier releases of vLLM or transformers read."""

@@ -124,8 +124,8 @@ def _human_int(text: str) -> int:
     if match[2].islower() and len(match[1]) < 300:  # noqa: PLR2004 - float's range, far above any size
         return int(float(match[1]) * 1000.0**power)
     complaint = (
-        f"has a decimal point before the binary {match[2]}",
-        f"write {match[1]}{match[2].lower()}, or all digits",
+        "has a decimal point, which vLLM allows only before a small letter (k, m, g, t: powers of 1000)",
+        f"write the whole number, or {match[1]}{match[2].lower()} if you mean powers of 1000",
     )
     return _number(int, match[1], complaint) << 10 * power
 

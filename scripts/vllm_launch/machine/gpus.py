@@ -86,13 +86,13 @@ def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardwar
         return Hardware(gpus=(), cpu=cpu, warnings=_unused_gpu_warnings(sign, error.what))
     hardware = from_snapshot(snapshot, root)
     if not snapshot.devices and not snapshot.lost:
-        warnings = _unused_gpu_warnings(sign, "NVML shows none: start the container with its GPUs (--gpus all)")
+        warnings = _unused_gpu_warnings(sign, "NVML finds no GPU: give the container its GPUs (--gpus all)")
         return msgspec.structs.replace(hardware, cpu=cpu, warnings=warnings)
     return msgspec.structs.replace(hardware, cpu=cpu)
 
 
 def _unused_gpu_warnings(sign: str | None, why: str) -> tuple[str, ...]:
-    return (f"no GPU is used, although {sign}: {why}",) if sign else ()
+    return (f"no GPU is used, although the machine seems to have one ({sign}). Cause: {why}",) if sign else ()
 
 
 def _sign_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
@@ -232,7 +232,7 @@ def _place_of(gpus: tuple[Gpu, ...], entry: str) -> int:
 def _not_visible(gpus: tuple[Gpu, ...], problem: str) -> UsageError:
     """Return the error for a wrong CUDA_VISIBLE_DEVICES. It lists the GPUs that the machine has."""
     names = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
-    remedy = f"use some of {names}" if names else "unset it: this machine shows no GPU (vllm-launch gpus)"
+    remedy = f"use one or more of these: {names}" if names else "unset it: this machine shows no GPU (vllm-launch gpus)"
     return UsageError("CUDA_VISIBLE_DEVICES", problem, remedy)
 
 
@@ -265,7 +265,8 @@ def cautions(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
     if sum(gpu.mig_profile is not None for gpu in gpus) > 1:
         warnings.append(
             "CUDA gives a process only one MIG slice (NVIDIA, MIG User Guide): a replica runs on one slice, without"
-            " tensor or pipeline parallelism; start each replica with the UUID of its own slice"
+            " tensor or pipeline parallelism; start one vllm-launch per replica, with the UUID of its own slice in"
+            " CUDA_VISIBLE_DEVICES"
         )
     return tuple(warnings)
 

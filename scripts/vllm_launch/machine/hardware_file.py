@@ -137,7 +137,9 @@ def _from_record(record: _Record) -> Hardware:
     gpus = []
     for index, gpu in enumerate(record.gpus):
         if isinstance(gpu.mig, tuple) and gpu.mig[0]:
-            raise msgspec.ValidationError(f"MIG is enabled, but a record has no slices - at `$.gpus[{index}].mig`")
+            raise msgspec.ValidationError(
+                f"MIG is enabled, but the file lists no MIG slices - at `$.gpus[{index}].mig`"
+            )
         memory = gpu.mem if isinstance(gpu.mem_v2, str) else gpu.mem_v2
         if isinstance(memory, str):
             raise msgspec.ValidationError(

@@ -1,9 +1,9 @@
-"""Tests copies between the GPUs of a replica in a child process, once per boot.
+"""Tests P2P copies between all GPUs of a plan. Runs once per boot, in a child process.
 
-NVML and CUDA only report what should work. With ACS or an IOMMU enabled, and in some virtual machines, a peer copy
+NVML and CUDA only report what should work. With ACS or an IOMMU enabled, and in some virtual machines, a P2P copy
 hangs or delivers wrong data (vllm-project/vllm#8087, #9920, #51513). vLLM trusts CUDA: VLLM_SKIP_P2P_CHECK defaults
-to 1 (vllm/envs.py). So the launcher tries the copies. Only a failed copy turns P2P off. P2P stays on if the copies
-could not be tried.
+to 1 (vllm/envs.py). So the launcher tests the copies. Only a failed copy turns P2P off. P2P stays on if the copies
+could not be tested.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _STDERR_TAIL = 300  # characters of the end of the child's stderr that a warning
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of testing peer copies.
+    """The result of testing P2P copies.
 
-    ``ok`` True: every peer copy arrived. False: turn P2P off. None: unknown, change nothing. ``why`` is a sentence
-    for the operator. ``pairs_failed`` has (from, to) of each failed copy, as positions in the tested GPUs.
+    ``ok`` True: every P2P copy arrived. False: turn P2P off. None: unknown, change nothing. ``why`` is a sentence
+    for the operator. ``pairs_failed`` has (from, to) of each failed copy, as nvidia-smi's indices.
     """
 
     ok: bool | None
@@ -48,7 +48,7 @@ class _Line(msgspec.Struct):
 
 class _Cache(msgspec.Struct):
     boot_id: str
-    verdicts: dict[str, Verdict]  # by driver and GPUs
+    verdicts: dict[str, Verdict]  # by driver, and by the GPUs' indices and UUIDs
 
 
 def read_boot_id(root: Path = Path("/")) -> str:
@@ -60,7 +60,7 @@ def read_boot_id(root: Path = Path("/")) -> str:
 
 
 def check(
-    gpus: Sequence[str],
+    gpus: Mapping[int, str],
     *,
     python: str,
     cache_dir: Path,
@@ -70,14 +70,17 @@ def check(
     environ: Mapping[str, str] | None = None,
     probe: Path = PROBE,
 ) -> Verdict:
-    """Test peer copies between ``gpus`` (UUIDs): take the result from the cache, or run ``probe`` with ``python``.
+    """Test P2P copies between ``gpus``: take the result from the cache, or run ``probe`` with ``python``.
 
-    ``python`` is an interpreter that has torch. The cache only keeps results whose ``ok`` is True or False.
+    ``gpus``: UUIDs by nvidia-smi's index. ``python`` is an interpreter that has torch. The cache only keeps results
+    whose ``ok`` is True or False.
     Never raises. A cache that cannot be read or written is ignored. If the probe cannot be started, ``ok`` is None.
     """
     if len(gpus) < 2:  # noqa: PLR2004  a pair
         return Verdict(ok=True, why="one GPU needs no peer")
-    cache, key = cache_dir / _CACHE_FILE, " ".join([driver or "?", *gpus])
+    # The indices belong to the key because ``why`` names them. Two containers may number the same GPUs differently.
+    key = " ".join([driver or "?", *(f"{index}={uuid}" for index, uuid in gpus.items())])
+    cache = cache_dir / _CACHE_FILE
     verdicts = _read_cache(cache, boot_id)
     if key in verdicts:
         return msgspec.structs.replace(verdicts[key], cached=True)
@@ -89,11 +92,11 @@ def check(
     return verdict
 
 
-def judge(output: str, *, status: int | None, stderr: str = "") -> Verdict:
+def judge(output: str, indices: Sequence[int], *, status: int | None, stderr: str = "") -> Verdict:
     """Return the verdict for a probe's output. ``status``: its exit status, negative for a signal, None if it hung.
 
-    A hang or crash turns P2P off only if a copy was running. Before the first copy, it means that torch or CUDA did
-    not start.
+    ``indices``: nvidia-smi's index of each GPU, in the order in which the probe sees the GPUs. A hang or crash turns
+    P2P off only if a copy was running. Before the first copy, it means that torch or CUDA did not start.
     """
     copied: dict[tuple[int, int], bool] = {}
     copying: tuple[int, int] | None = None
@@ -103,52 +106,63 @@ def judge(output: str, *, status: int | None, stderr: str = "") -> Verdict:
             message = msgspec.json.decode(line, type=_Line)
         except msgspec.DecodeError:
             continue  # libraries print on stdout too
+        pair = _by_index(message.pair, indices)
         if message.event == "copying":
-            copying = message.pair
-        elif message.event == "copied" and message.pair is not None:
-            copied[message.pair] = message.ok and copied.get(message.pair, True)
+            copying = pair
+        elif message.event == "copied" and pair is not None:
+            copied[pair] = message.ok and copied.get(pair, True)
             copying = None
         elif message.event == "unknown":
             unknown = message.why
         done = done or message.event == "done"
-    end = "did not finish in time" if status is None else f"ended with status {status}"
     if failed := tuple(pair for pair, ok in copied.items() if not ok):
         return Verdict(ok=False, why=_p2p_off(failed, "delivered wrong data"), pairs_failed=failed)
     if copying is not None:
         failure = "hung" if status is None else f"killed the process that copied (status {status})"
         return Verdict(ok=False, why=_p2p_off((copying,), failure), pairs_failed=(copying,))
     if done and status == 0:
-        why = f"all {len(copied)} peer copies arrived" if copied else "CUDA reports that no two of these GPUs are peers"
+        why = f"all {len(copied)} P2P copies arrived" if copied else "CUDA reports no P2P between any two of these GPUs"
         return Verdict(ok=True, why=why)
+    end = "did not finish in time" if status is None else f"exited with status {status} without a result"
     last = " ".join(stderr.split())[-_STDERR_TAIL:]
-    why = unknown or f"the probe {end} before it had a result" + (f" ({last})" if last else "")
-    return Verdict(ok=None, why=f"peer copies between GPUs could not be tried: {why}; P2P stays on")
+    why = unknown or f"the test {end}" + (f" ({last})" if last else "")
+    return Verdict(ok=None, why=f"P2P copies between GPUs could not be tested: {why}. P2P stays on")
+
+
+def _by_index(pair: tuple[int, int] | None, indices: Sequence[int]) -> tuple[int, int] | None:
+    """Return nvidia-smi's indices of ``pair``, which is positions in ``indices``. None if there is no such GPU."""
+    if pair is None or not all(0 <= place < len(indices) for place in pair):
+        return None
+    return indices[pair[0]], indices[pair[1]]
 
 
 def _p2p_off(pairs: tuple[tuple[int, int], ...], failure: str) -> str:
     """Return the sentence for the operator: which copy failed, how, and what to do."""
-    between = ", ".join(f"{source} to {target}" for source, target in pairs)
+    copies = "a P2P copy" if len(pairs) == 1 else "P2P copies"
+    between = ", ".join(f"from GPU {source} to GPU {target}" for source, target in pairs)
     return (
-        f"a copy between GPUs ({between}) {failure}, so P2P is turned off: to use it again, disable ACS on the PCIe"
-        " switches and the IOMMU in the BIOS (NVIDIA NCCL documentation, Troubleshooting, PCI Access Control Services)"
+        f"{copies} ({between}) {failure}, so P2P is turned off. To use P2P, disable ACS on the PCIe switches and the"
+        " IOMMU in the BIOS, and reboot (NVIDIA NCCL documentation, Troubleshooting, PCI Access Control Services)"
     )
 
 
-def _run(gpus: Sequence[str], *, python: str, timeout_s: float, environ: Mapping[str, str], probe: Path) -> Verdict:
+def _run(gpus: Mapping[int, str], *, python: str, timeout_s: float, environ: Mapping[str, str], probe: Path) -> Verdict:
+    indices = list(gpus)
     started = time.monotonic()
     # Files, not pipes: the output can still be read if the child hangs in a driver call and cannot be killed.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             child = subprocess.Popen(
-                [python, "-P", str(probe)],  # -P: modules in the probe's folder must not shadow those torch imports
+                # -P: modules in the probe's folder must not shadow modules that torch imports.
+                [python, "-P", str(probe)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)},
+                env={**environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus.values())},
                 start_new_session=True,
             )
         except OSError as error:
-            return judge("", status=127, stderr=f"{python}: {error.strerror}")
+            return judge("", indices, status=127, stderr=f"{python}: {error.strerror}")
         try:
             status: int | None = child.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -157,7 +171,8 @@ def _run(gpus: Sequence[str], *, python: str, timeout_s: float, environ: Mapping
             _kill(child)
         out.seek(0)
         err.seek(0)
-        verdict = judge(out.read().decode(errors="replace"), status=status, stderr=err.read().decode(errors="replace"))
+        output, errors = (file.read().decode(errors="replace") for file in (out, err))
+    verdict = judge(output, indices, status=status, stderr=errors)
     return msgspec.structs.replace(verdict, seconds=round(time.monotonic() - started, 3))
 
 

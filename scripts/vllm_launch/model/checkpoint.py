@@ -66,7 +66,7 @@ def read_folder(folder: Path) -> Checkpoint:
     ]
     if suffixes:
         formats = " and ".join(sorted({OTHER_WEIGHTS[suffix] for suffix in suffixes}))
-        remedy = "convert it to safetensors (transformers' save_pretrained), or use the safetensors upload of the model"
+        remedy = "convert it to safetensors (transformers' save_pretrained), or use the model's safetensors checkpoint"
         raise UsageError(f"model {folder}", f"its weights are {formats}, not safetensors", remedy)
     return Checkpoint(folder, files, None, ())
 
@@ -125,7 +125,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise UsageError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
     if len(data) > limit:
-        raise UsageError(str(path), f"is larger than {limit} bytes", "give the model's own file")
+        raise UsageError(str(path), f"is larger than {limit} bytes", DOWNLOAD_AGAIN)
     return data
 
 

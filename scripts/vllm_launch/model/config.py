@@ -44,7 +44,7 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a single value")
         name = where.rpartition("/")[2]
-        raise UsageError(where, f"holds {kind}, not an object", f"give the model's own {name}")
+        raise UsageError(where, f"holds {kind}, not an object", f"replace it with the {name} of the model's repository")
     return value
 
 
@@ -90,7 +90,11 @@ class Config:
         if value is None:
             value = default
         if value is None:
-            raise UsageError(self.where, f"has no {keys[0]!r}", "give the complete config.json of the model")
+            remedy = (
+                "download the file again if it is incomplete; if it is complete, this vllm-launch does not support the "
+                "model: run vllm serve without the launcher"
+            )
+            raise UsageError(self.where, f"has no {keys[0]!r}", remedy)
         return value
 
     def flag(self, *keys: str, default: bool = False) -> bool:

@@ -59,7 +59,7 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
         config = Config({**section, **(inner or {})}, config.where)
     method = {"auto-round": "inc", "intel/auto-round": "inc"}.get(method, method)
     if method == "" and config.has("bits") and config.has("group_size"):
-        problem = "has bits and group_size but no quant_method (an MLX upload?), and vLLM would read it as unquantised"
+        problem = "has bits and group_size but no quant_method (an MLX checkpoint?). vLLM would read it as unquantised"
         raise UsageError(f"{where} quantization_config", problem, FOUR_BITS)
     if method == "":
         return None

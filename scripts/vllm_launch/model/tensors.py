@@ -120,7 +120,7 @@ def tensors(
     if family is None:
         family = LLAMA
         warnings.append(
-            f"model type {model_type!r} is unknown, so its tensors are guessed to be Llama's: "
+            f"model type {model_type!r} is unknown, so the plan assumes the same tensors as in a Llama model: "
             "download the safetensors files for an exact plan"
         )
     root = "language_model." if vision is not None else ""
@@ -145,9 +145,7 @@ def tensors(
         )
     if vision is not None:
         tensors_vision.vision(tensor_list, vision, hidden)
-        warnings.append(
-            "the vision tower's tensors are estimated as a plain ViT's: their size can be a few per cent off"
-        )
+        warnings.append("the size of the vision tower is estimated from a standard ViT and can be a few per cent off")
     return tensor_list.tensors(), tuple(warnings)
 
 

@@ -13,13 +13,17 @@ from vllm_launch.machine.gpus import Gpu, Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.fit import NoFit
-from vllm_launch.plan.request import PlanRequest
+from vllm_launch.plan.request import AUTO, PlanRequest
 
 MAX_ALTERNATIVES = 3
 """Number of changes that an error suggests."""
 
 LARGER_GPUS = ("A100-80GB", "H200", "B200")
 """GPUs that an error suggests when the GPUs of the machine are too small."""
+
+SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_cudagraph_capture_size", "max_loras",
+         "max_lora_rank")  # fmt: skip
+"""Options that need less memory if the user lowers them."""
 
 
 def nothing_fits(
@@ -35,10 +39,14 @@ def nothing_fits(
         return UsageError(where, why, "change the options that you set, or remove them so that the plan chooses")
     nearest = min(too_small, key=lambda no_fit: no_fit.missing or 0)
     why = f"{nearest.layout.title}: {nearest.why}"
-    no_change = "no small change makes it fit: use a smaller model or larger GPUs"
     longest = max(no_fit.longest for no_fit in too_small)
-    changes = "; or ".join(_changes_that_fit(request, hardware, gpus, model, longest))
-    return UsageError(where, why, f"it fits with: {changes}" if changes else no_change)
+    changes = _changes_that_fit(request, hardware, gpus, model, longest)
+    if not changes:
+        lower = [f"--{name.replace('_', '-')}" for name in SIZES if (getattr(request, name) or AUTO) != AUTO]
+        smaller = f", or lower {' or '.join(lower)}" if lower else ""
+        return UsageError(where, why, f"no small change makes it fit: use a smaller model or larger GPUs{smaller}")
+    start = "any of these changes makes it fit" if len(changes) > 1 else "this change makes it fit"
+    return UsageError(where, why, f"{start}: {'; or '.join(changes)}")
 
 
 def _changes_that_fit(
@@ -59,9 +67,9 @@ def _changes(
     """Yield possible changes, the smallest first: a description, the changed request, and the machine."""
     change = msgspec.structs.replace
     if request.gpu_memory_utilization is not None:
-        yield "without --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
+        yield "remove --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
     if request.kv_cache_memory_bytes is not None:
-        yield "without --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
+        yield "remove --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
     if longest:
         yield f"--max-model-len {longest}", change(request, max_model_len=longest), hardware
     if request.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:
@@ -71,7 +79,7 @@ def _changes(
         yield "--quantization fp8", change(request, quantization="fp8"), hardware
     any_split = change(request, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
     if any_split != request:
-        yield "without parallel sizes set by you", any_split, hardware
+        yield "remove the parallel sizes that you set", any_split, hardware
     counts = [count for count in (2, 4, 8, 16) if count > len(gpus) and not gpus[0].mig_profile]
     for count in counts:
         yield f"{count} of these GPUs", any_split, _with_gpus(hardware, gpus[0], count)

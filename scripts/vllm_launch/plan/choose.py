@@ -19,8 +19,8 @@ SMALLER_BATCHES = ((2048, 256), (2048, 64), (512, 16))
 cache: both options cost memory."""
 
 FREE_MEMORY_STEPS = 50
-"""Free memory is compared in steps of 1/50 of a GPU's memory. GPUs within one step count as equal: a desktop or a
-monitoring agent must not change which GPUs are neighbours."""
+"""Free memory is compared in steps of 1/50 of a GPU's memory. GPUs in the same step count as equal. Otherwise the
+memory of a desktop session or a monitoring agent would change the order of the GPUs."""
 
 
 def choose(
@@ -46,9 +46,9 @@ def choose(
 def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """Return the sets of GPUs that one vLLM instance may use.
 
-    One utilisation and one number of blocks apply to every GPU of a vLLM instance. So different kinds of GPUs are
-    mixed only if the request needs more GPUs than there are of one kind. A process sees at most one MIG slice (NVIDIA
-    MIG User Guide, "CUDA device enumeration"), so each slice is its own group.
+    All GPUs of a vLLM instance have the same ``gpu_memory_utilization`` and the same number of KV cache blocks. So
+    different kinds of GPUs are mixed only if the request needs more GPUs than there are of one kind. A process sees at
+    most one MIG slice (NVIDIA MIG User Guide, "CUDA device enumeration"), so each slice is its own group.
     """
     if any(gpu.mig_profile for gpu in gpus):
         return [(gpu,) for gpu in gpus]
@@ -60,7 +60,7 @@ def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> li
 
 
 def _ordered(hardware: Hardware, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Return ``gpus`` with the emptiest first. GPUs that NVLink joins are neighbours, so that a replica gets them."""
+    """Return ``gpus`` with the emptiest first. GPUs joined by NVLink are adjacent, so that one replica gets them."""
     steps = dict(zip((gpu.uuid for gpu in gpus), _steps_below_emptiest(gpus), strict=True))
     remaining = sorted(gpus, key=lambda gpu: (steps[gpu.uuid], gpu.index))
     ordered: list[Gpu] = []
@@ -88,9 +88,10 @@ def _linked(hardware: Hardware, gpus: Sequence[Gpu]) -> bool:
 def _layouts(request: PlanRequest, hardware: Hardware, group: Sequence[Gpu]) -> Iterator[Layout]:
     """Yield splits of one replica over ``group``, the best for the objective first.
 
-    ``data`` of each layout is the number of replicas that fit into the group. Over PCIe a pipeline moves far less data
-    than tensor parallelism. vLLM's documentation recommends it there ("Parallelism and Scaling", on GPUs without
-    NVLink). For latency only tensor parallelism helps.
+    ``data`` of each layout is the number of replicas: the user's number, or as many as fit into the group. Over PCIe a
+    pipeline moves far less data than tensor parallelism. So for GPUs without NVLink, vLLM's documentation recommends a
+    pipeline ("Parallelism and Scaling"). For the objective latency, the split with the fewest stages comes first, and
+    of these the one with the most tensor parallelism.
     """
     largest = len(group) // (request.data_parallel_size or 1)
     tensor_sizes = [request.tensor_parallel_size] if request.tensor_parallel_size else range(1, largest + 1)
@@ -113,8 +114,8 @@ def _best_split(
 ) -> tuple[Candidate | None, list[NoFit]]:
     """Return the first useful split on ``group`` and the splits that were rejected before it.
 
-    If no split is useful, return the one with the longest requests. If no split fits, return None. vLLM's own batch
-    comes first. Smaller batches are tried if no split is useful with it.
+    If no split has a useful KV cache (decision 5), return the one with the largest ``max_model_len``. If no split fits,
+    return None. vLLM's own batch comes first. Smaller batches are tried if no split is useful with it.
     """
     batches = [batch_of(request, model, batch) for batch in (default_batch(group[0]), *SMALLER_BATCHES)]
     oldest = min(gpu.generation for gpu in group)
@@ -153,8 +154,10 @@ def _with_spare_gpus(
     The larger candidate has the same number of replicas and more GPUs in each replica.
     """
     replicas, gpus_per_replica = candidate.layout.data, candidate.layout.gpus_per_replica
+    # latency: more stages only add latency. throughput: the user set fewer replicas, or the other GPUs have too little
+    # free memory.
     if request.objective == "latency" or replicas < len(group) // gpus_per_replica:
-        return candidate  # More stages only add latency. Or some GPUs have too little free memory to help.
+        return candidate
     for size in range(len(group) // replicas, gpus_per_replica, -1):
         for layout in _layouts(request, hardware, group):
             if (layout.gpus_per_replica, layout.data) == (size, replicas):
@@ -169,8 +172,8 @@ def _with_best_replica_count(
 ) -> Candidate | NoFit:
     """Return ``layout`` with the number of replicas that gives the most KV tokens.
 
-    A GPU with little free memory lowers the KV cache of all replicas. If the experts' width cannot be split, use
-    expert parallelism (each GPU holds whole experts), unless the user set enable_expert_parallel.
+    A GPU with little free memory lowers the KV cache of all replicas. If the experts' intermediate size cannot be
+    split, use expert parallelism (each GPU holds whole experts), unless the user set enable_expert_parallel.
     """
     if model.experts and request.enable_expert_parallel is None and problems(model, run, layout, group):
         whole_experts = msgspec.structs.replace(layout, expert_parallel=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
 
-from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
+from vllm_launch.machine.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
 from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
@@ -31,7 +31,7 @@ class Source(StrEnum):
     MODEL = "model"  # config.json
     HARDWARE = "hardware"  # the memory and number of GPUs, or the CPU
     VLLM = "vLLM"  # vLLM's own default
-    RULE = "rule"  # a rule of this planner
+    LAUNCHER = "launcher"  # a rule of this planner
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,37 +83,69 @@ def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, ch
     else:
         cache = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
         if request.objective == "latency":
-            why = f"objective latency: the largest size that the model's dimensions allow: {cache}"
+            why = f"objective latency: the largest size that the model's dimensions allow ({cache})"
         elif chosen.useful and model.experts and layout.data > 1:
             why = (
                 f"attention fits on {gpus_per_replica} GPU(s), and the experts are spread over all "
                 f"{len(chosen.gpus)} GPUs: {cache}"
             )
+        elif not chosen.kv_cache.bytes_per_token:
+            why = f"the fewest GPUs that hold the weights: {cache}"
         elif chosen.useful:
-            why = f"the fewest GPUs that hold the weights and a useful KV cache: {cache}"
+            why = f"the fewest GPUs that hold the weights and {_useful_kv_cache(chosen)}: {cache}"
         else:
-            why = f"no split on these GPUs has a useful KV cache. This split holds the longest requests: {cache}"
-        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.RULE)
+            why = f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests: {cache}"
+        yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.LAUNCHER)
     if layout.pipeline > 1 or request.pipeline_parallel_size:
         why = _why_pipeline(hardware, model, chosen)
         yield Reason(field="pipeline_parallel_size", value=layout.pipeline, why=why, source=Source.HARDWARE)
     used = len(chosen.gpus)
     why = _replicas(layout.data, gpus_per_replica, used, len(hardware.gpus)) if used else "one replica on the CPU"
     if used and used < len(hardware.gpus):
-        why += (
-            ". The other GPUs stay unused: they are too few for another replica, or would shrink the KV cache of every "
-            "replica"
-        )
+        why += f". The plan does not use {_unused_gpus(request, hardware, chosen)}"
     yield Reason(field="data_parallel_size", value=layout.data, why=why, source=Source.HARDWARE)
     if layout.expert_parallel:
-        why = "the experts' width cannot be split over this many GPUs, so each GPU holds whole experts"
+        why = "the experts' intermediate size cannot be split over this many GPUs, so each GPU holds whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
+
+
+def _useful_kv_cache(chosen: Candidate) -> str:
+    """Return what ``fit`` calls a useful KV cache, for a model of this length."""
+    tokens = min(USEFUL_TOKENS, chosen.run_config.max_model_len)
+    return f"a useful KV cache ({USEFUL_REQUESTS} requests of {tokens:,} tokens, and one of max_model_len)"
 
 
 def _replicas(count: int, gpus_per_replica: int, used: int, total: int) -> str:
     """Return "8 replicas, 1 GPU each (8 of 8 GPUs used)"."""
     replicas, gpus = f"{count} replica{'s'[: count > 1]}", f"{gpus_per_replica} GPU{'s'[: gpus_per_replica > 1]}"
     return f"{replicas}, {gpus}{' each' if count > 1 else ''} ({used} of {total} GPUs used)"
+
+
+def _unused_gpus(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> str:
+    """Return the GPUs that the plan does not use, with the reason, such as "GPU 3 (another replica needs 2 GPUs)"."""
+    if any(gpu.mig_profile for gpu in hardware.gpus):
+        return f"{len(hardware.gpus) - 1} other MIG slices or GPUs (with MIG, a vLLM process can use only one of them)"
+    names: dict[str, list[str]] = {}
+    for group in alike(hardware.gpus):
+        unused = [gpu for gpu in group if gpu not in chosen.gpus]
+        if unused:
+            why = _why_unused(request, chosen, group, unused)
+            names.setdefault(why, []).extend(f"GPU {gpu.index}" for gpu in unused)
+    return " and ".join(f"{', '.join(gpus)} ({why})" for why, gpus in names.items())
+
+
+def _why_unused(request: PlanRequest, chosen: Candidate, group: Sequence[Gpu], unused: Sequence[Gpu]) -> str:
+    """Return why the plan does not use the GPUs ``unused``. ``group``: all GPUs of their model and memory size."""
+    size = chosen.layout.gpus_per_replica
+    if gpu_too_old(group[0]):
+        return "too old for vLLM"
+    if len(unused) == len(group):
+        return "the plan does not mix GPUs of different models or memory sizes"
+    if len(unused) < size:
+        return f"another replica needs {size} GPUs"
+    if request.data_parallel_size:
+        return f"you set data_parallel_size to {request.data_parallel_size}"
+    return "so little free memory that every replica would get a smaller KV cache"
 
 
 def _why_pipeline(hardware: Hardware, model: Model, chosen: Candidate) -> str:
@@ -148,14 +180,17 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
         request.kv_cache_memory_bytes or request.cpu_kv_cache_bytes
     ):
         # The user set it, so ``_with_user_as_source`` gives the reason.
-        yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.RULE)
+        yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.LAUNCHER)
     else:
         why = f"holds {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one request of max_model_len"
         if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
-            why = "half of the memory that is left. The page cache and other programs use the rest"
+            why = (
+                "half of the memory that the weights and vLLM itself leave free. The page cache and other programs use "
+                "the rest"
+            )
         if request.cpu_kv_cache_bytes:
             why = "set by VLLM_CPU_KVCACHE_SPACE, which overrides --kv-cache-memory-bytes"
-        source = Source.YOU if request.cpu_kv_cache_bytes else Source.RULE
+        source = Source.YOU if request.cpu_kv_cache_bytes else Source.LAUNCHER
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
     source, why = Source.MODEL, "the model's own limit, and it fits"
     if run.max_model_len < model.max_model_len:
@@ -166,7 +201,7 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
     yield Reason(field="max_model_len", value=run.max_model_len, why=why, source=source)
     if request.fp8_kv and run.kv_cache_dtype == "fp8":
         why = "allowed by launch.quality fp8-kv: half the bytes of the model's dtype, to store and to read"
-        yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.RULE)
+        yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.LAUNCHER)
     if cache.bytes_per_token:
         size = (
             f"{gib(cache.bytes)} on {max(1, len(chosen.gpus) // chosen.layout.data)} GPU(s)"
@@ -199,7 +234,8 @@ def _why_utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
     graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
-        f"{gib(parts.context)}{graphs}, and {gib(parts.safety)} that serving needs beyond vLLM's profile"
+        f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
+        "vLLM measures at start-up"
     )
 
 
@@ -213,28 +249,26 @@ def _batch_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
     ):
         source, why = Source.VLLM, "vLLM default for this hardware"
         if value != vllm_value:
-            source, why = (
-                Source.RULE,
-                f"less than vLLM's default of {vllm_value:,}, whose activations leave too little KV cache",
-            )
+            source = Source.LAUNCHER
+            why = "with more, activations leave too little memory for the KV cache"
             if field == "max_num_seqs" and has_states:
-                why = (
-                    f"less than vLLM's default of {vllm_value:,}: each request needs a recurrent state, and no more fit"
-                )
+                why = "each request needs a recurrent state, and only this many fit"
+            why = f"less than vLLM's default of {vllm_value:,}: {why}"
         elif value != default:
             why = f"vLLM's default of {default:,}, adjusted by vLLM to this model and your settings"
         yield Reason(field=field, value=value, why=why, source=source)
     if (share := watermark_of(request, chosen)) or request.watermark is not None:
         why = "share of the KV cache reserved for running requests, so that fewer are preempted and recomputed"
-        yield Reason(field="watermark", value=share, why=why, source=Source.RULE)
+        yield Reason(field="watermark", value=share, why=why, source=Source.LAUNCHER)
 
 
 def why_not_useful(candidate: Candidate) -> str:
     """Return why a split that fits was rejected: its KV cache is too small to be useful."""
     tokens, longest = candidate.kv_cache.tokens, candidate.run_config.max_model_len
-    few_requests = tokens < USEFUL_REQUESTS * min(USEFUL_TOKENS, longest)
+    usual = min(USEFUL_TOKENS, longest)
+    few_requests = tokens < USEFUL_REQUESTS * usual
     why = (
-        f"fewer than {USEFUL_REQUESTS} requests of {USEFUL_TOKENS:,} tokens"
+        f"fewer than {USEFUL_REQUESTS} requests of {usual:,} tokens"
         if few_requests
         else f"max_model_len is cut to {longest:,}"
     )
@@ -268,11 +302,11 @@ def _size_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
     if not chosen.useful and longest == (request.length or model.max_model_len):
         yield f"the KV cache is small: it holds {_requests_that_fit(chosen)} at a time. Other requests wait"
     if model.tensors_from == "config":
-        yield "no safetensors headers were found, so the size of the weights is computed from config.json alone"
+        yield "no safetensors files were found, so the size of the weights is computed from config.json and may differ"
 
 
 def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
-    yield from (f"{why}. The plan does not use it" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
+    yield from (f"{why}. The plan does not use this GPU" for gpu in hardware.gpus if (why := gpu_too_old(gpu)))
     for gpu in chosen.gpus:
         yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
         processes = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
@@ -282,21 +316,21 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
     if not chosen.gpus:
         nodes = len(hardware.cpu.numa_nodes) if hardware.cpu else 1
         if chosen.run_config.dtype == "bfloat16" and amx_attention(chosen.placement.model, hardware.cpu):
-            remedy = (
-                "this quantisation supports no other dtype"
-                if only_bfloat16(request, chosen.placement.model)
-                else "set --dtype float16"
-            )
+            remedy = "set --dtype float16"
+            if only_bfloat16(request, chosen.placement.model):
+                another = "If the engine crashes, use the model in another quantisation"
+                remedy = f"this quantisation supports no other dtype. {another}"
             yield f"{AMX_FAULT}: {remedy}"
         if nodes > 1 and request.tensor_parallel_size is None:
             yield f"the CPU has {nodes} NUMA nodes and vLLM uses one: set --tensor-parallel-size {nodes} to use all"
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
-        yield f"unused GPUs: {len(hardware.gpus) - len(chosen.gpus)}"
+        yield f"the plan does not use {_unused_gpus(request, hardware, chosen)}"
     if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
         yield (
-            f"gpu_memory_utilization {chosen.utilization} leaves less than the {gib(chosen.memory.safety)} that "
-            f"serving may need beyond vLLM's profile: up to {chosen.safe_utilization} is safe"
+            f"gpu_memory_utilization {chosen.utilization} leaves less than the safety margin of "
+            f"{gib(chosen.memory.safety)}, so vLLM may run out of memory under load: set at most "
+            f"{chosen.safe_utilization}"
         )
 
 
@@ -310,7 +344,7 @@ def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) 
     estimate, used = chosen.memory.cuda_graphs, memory.memory_of_gpu(without_estimate).cuda_graphs
     if estimate - used > chosen.kv_bytes * WARNING_SHARE:
         yield (
-            f"vLLM reserves {gib(estimate)} for CUDA graphs that use {gib(used)}, which makes the KV cache smaller: "
-            "vLLM estimates them because gpu_memory_utilization is set. Remove that option, and the plan reserves "
-            "only what they use"
+            f"because gpu_memory_utilization is set, vLLM reserves an estimate of {gib(estimate)} for CUDA graphs, but "
+            f"they use only {gib(used)}. Remove that option for a larger KV cache: the plan then reserves only "
+            f"{gib(used)}"
         )

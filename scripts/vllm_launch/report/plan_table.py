@@ -41,7 +41,7 @@ def _table(plan: PlanWithCommand, hardware: Hardware, width: int) -> Iterator[st
     yield f"{plan.model} on {machine_name(hardware, plan.gpus)}, for {plan.objective}"
     yield ""
     rows = [(reason.field, _value_text(reason.value), _source_text(reason), reason.why) for reason in plan.reasons]
-    yield from columns(rows, width)
+    yield from columns([("option", "value", "decided by", "reason"), *rows], width)
     yield ""
     yield from _bar(plan, hardware)
     if plan.rejected:
@@ -74,7 +74,7 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
         ("x", "other processes", total - gpu.memory_free if gpu else 0),
         ("c", "CUDA context", memory.context),
         ("W", "weights", memory.weights),
-        ("n", "non-torch and state" if gpu else "engine", memory.non_torch),
+        ("n", "CUDA, NCCL, buffers" if gpu else "vLLM and activations", memory.non_torch),
         ("a", "activation peak", memory.activation_peak),
         ("g", "CUDA graphs", memory.cuda_graphs),
         ("K", "KV cache", plan.kv_cache.bytes // workers),

@@ -61,7 +61,8 @@ class Drain:
         _touch(self._refuse_flag)
         limit = f"{self._shutdown_timeout:g} s"
         self._say(
-            f"vLLM finishes accepted requests for at most {limit} and refuses new ones; a second signal ends it now"
+            f"vLLM finishes accepted requests for at most {limit} and refuses new ones. "
+            "A second signal stops vLLM at once"
         )
         self.asked_to_end = True
         with contextlib.suppress(ProcessLookupError):
@@ -71,10 +72,11 @@ class Drain:
             async with asyncio.timeout(self._limit):
                 status = await self._end_or_idle(exited, servers)
         except TimeoutError:
-            return 1, f"vLLM did not exit within {self._limit:.0f} s of SIGTERM, so the launcher ended all processes"
+            limit = f"{self._limit:.0f} s"
+            return 1, f"vLLM did not exit within {limit} of SIGTERM, so the launcher killed all of its processes"
         if status in {0, -signal.SIGTERM, 128 + signal.SIGTERM, None}:
             return 0, None
-        return progress.exit_code(status), f"vLLM exited with {status} at the end of its drain"
+        return progress.exit_code(status), f"vLLM {progress.how_it_ended(status)} at the end of the drain"
 
     async def _end_or_idle(self, exited: asyncio.Future[int], servers: Sequence[int]) -> int | None:
         """Return vLLM's exit status, or None as soon as all ``servers`` have exited, because then no stream is open.
@@ -84,7 +86,7 @@ class Drain:
         """
         while not exited.done():
             if servers and not any(map(process.is_alive, servers)):
-                self._say("every stream has ended, so the launcher ends the engines")
+                self._say("all API servers have exited, so no stream is open. The launcher stops the engines")
                 return None
             await asyncio.wait([exited], timeout=POLL_SECONDS)
         return exited.result()

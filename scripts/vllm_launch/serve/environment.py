@@ -23,10 +23,10 @@ COMPILED_CACHES = {
     "VLLM_CACHE_ROOT": "vllm",  # vllm/envs.py: results of torch.compile and of FlashInfer's autotuning
     "TRITON_HOME": "triton",  # triton/knobs.py: ~/.triton, for files outside its cache
     "TRITON_CACHE_DIR": "triton/cache",  # triton/knobs.py; torch/_inductor/runtime/cache_dir_utils.py
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",  # torch/_inductor/runtime/cache_dir_utils.py; else below TMPDIR
-    "NUMBA_CACHE_DIR": "numba",  # numba/core/config.py; else beside the source
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",  # torch/_inductor/runtime/cache_dir_utils.py; default: below TMPDIR
+    "NUMBA_CACHE_DIR": "numba",  # numba/core/config.py; default: beside the source
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",  # FlashInfer's installation guide: its .cache is below this
-    "CUDA_CACHE_PATH": "nv",  # CUDA C++ Programming Guide, environment variables; else ~/.nv/ComputeCache
+    "CUDA_CACHE_PATH": "nv",  # CUDA C++ Programming Guide, environment variables; default: ~/.nv/ComputeCache
 }
 """Variables that set a cache of compiled or tuned code, with the folder of each below ``compiled_folder``."""
 
@@ -50,8 +50,8 @@ def compiled_folder(distributions: Iterable[str], devices: Iterable[str]) -> Pat
 
 
 READY_TIMEOUT_S = 86400
-"""Default for VLLM_ENGINE_READY_TIMEOUT_S, in seconds. vLLM's own 600 s also end a slow start that makes progress. The
-launcher ends a start that makes no progress (``launch.start_stall_seconds``)."""
+"""Default for VLLM_ENGINE_READY_TIMEOUT_S, in seconds. vLLM's default of 600 s would also end a slow start that makes
+progress. The launcher ends a start that makes no progress (``launch.start_stall_seconds``)."""
 
 
 def engine_environment(
@@ -64,12 +64,14 @@ def engine_environment(
     compiled: Path = Path("compiled"),
     vllm_distribution: Distribution = "vllm",
 ) -> dict[str, str]:
-    """Return the child's environment: the user's variables, vLLM's defaults, and the plan's (such as NCCL_P2P_DISABLE).
+    """Return vLLM's environment: the user's variables, the launcher's defaults, and the plan's variables.
 
-    The user's variables override the defaults, except those that would endanger the server. Caches go to
-    ``launch.cache_dir``. Without it they go below ``run_dir`` (an absolute folder of this run) if HOME is not writable,
-    for example for a user id without a name on a read-only root. Compiled code goes to ``compiled`` below the cache.
-    ``writable`` says whether this process may create files in a folder. This function creates no folder.
+    A variable of the plan is, for example, NCCL_P2P_DISABLE. The user's variables override the defaults. The plan's
+    variables override both. Variables that would endanger the server are removed or set to a safe value.
+
+    Caches go to ``launch.cache_dir``. Without it they go below ``run_dir`` (an absolute folder of this run) if HOME is
+    not writable, for example for a user id without a name on a read-only root. Compiled code goes to ``compiled`` below
+    the cache. ``writable`` says whether this process may create files in a folder. This function creates no folder.
     """
     env = {name: value for name, value in environ.items() if not name.startswith("LAUNCH_")}
     # An optimised Python removes the assertions with which vLLM checks requests (CVE-2026-41523).
@@ -92,7 +94,7 @@ def engine_environment(
     if vllm_distribution == "vllm":
         # By default vLLM's server spawns its processes, and each one imports everything again, in 16 s. vLLM's library
         # forks by default. With this variable the server forks too, as long as nothing has initialised CUDA. After
-        # that, vLLM spawns whatever this variable says (utils/system_utils.py:_maybe_force_spawn).
+        # that, vLLM spawns even if this variable is "fork" (utils/system_utils.py:_maybe_force_spawn).
         defaults["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     else:
         defaults["VLLM_TARGET_DEVICE"] = "cpu"
@@ -107,6 +109,6 @@ def engine_environment(
         cache = Path(env.setdefault("XDG_CACHE_HOME", str(cache_dir)))
         defaults |= {name: str(cache / folder) for name, folder in SHARED_CACHES.items()}
         defaults |= {name: str(cache / compiled / folder) for name, folder in COMPILED_CACHES.items()}
-    if not writable(Path(environ.get("TMPDIR") or "/tmp")):  # noqa: S108 - Python's tempfile tries it first
+    if not writable(Path(environ.get("TMPDIR") or "/tmp")):  # noqa: S108 - the first default of tempfile
         env["TMPDIR"] = str(run_dir / "tmp")
     return defaults | env | dict(plan_env)

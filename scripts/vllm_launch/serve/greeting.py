@@ -22,12 +22,12 @@ async def greet(
     say(f'asking "{QUESTION}"')
     try:
         timing = await asyncio.to_thread(
-            smoke.stream_answer, f"{url}/v1", api_key, model, QUESTION, lambda piece: say_part(printable(piece))
+            smoke.stream_answer, f"{url}/v1", api_key, model, QUESTION, lambda text: say_part(printable(text))
         )
     except Exception as error:  # noqa: BLE001 - no failure of the greeting may end serving
-        say(f"no answer: {' '.join(str(error).split())[:300]}")
+        say(f"the test prompt got no answer: {' '.join(str(error).split())[:300]}")
     else:
-        say(f"answered: {timing.pieces} pieces in {timing.total_s:.2f} s, TTFT {timing.first_s:.2f} s")
+        say(f"answered: {timing.chunks} chunks in {timing.total_s:.2f} s, TTFT {timing.first_s:.2f} s")
     say(f"API {url}/v1   docs {url}/docs   metrics {url}/metrics   health {health_url}/readyz")
     bearer = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
@@ -35,6 +35,6 @@ async def greet(
     say("Ctrl-C drains: vLLM finishes open streams and refuses new requests")
 
 
-def printable(piece: str) -> str:
-    """Return ``piece`` without control characters, so that a model's answer cannot move the terminal's cursor."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in piece)
+def printable(text: str) -> str:
+    """Return ``text`` without control characters, so that a model's answer cannot move the terminal's cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -108,11 +108,11 @@ def check_files(settings: Settings) -> None:
             Path(name).open("rb").close()
         except OSError as error:
             problem = f"{name} cannot be read: {error.strerror or error}"
-            raise UsageError(settings.origin[dest], problem, "name an existing file that this user may read") from None
+            raise UsageError(settings.origin[dest], problem, "give an existing file that this user may read") from None
 
 
-def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
-    """Check that the path of the sockets' folder is short enough.
+def check_sockets(settings: Settings, environ: Mapping[str, str], env: Mapping[str, str]) -> None:
+    """Check that the path of the sockets' folder is short enough. ``environ``: the user's. ``env``: vLLM's.
 
     vLLM's Unix sockets have names of 36 characters in that folder, and Linux allows 107 in all. Source:
     vllm/utils/network_utils.py:get_open_zmq_ipc_path, unix(7).
@@ -122,9 +122,11 @@ def check_sockets(settings: Settings, env: Mapping[str, str]) -> None:
     """
     folder = env["VLLM_RPC_BASE_PATH"]
     if len(folder) + 1 + 36 > SOCKET_PATH_MAX:
-        where = settings.origin.get("launch.state_dir", "VLLM_RPC_BASE_PATH")
         problem = f"{folder} has {len(folder)} characters, but vLLM's sockets allow at most {SOCKET_PATH_MAX - 37}"
-        raise UsageError(where, problem, "name a folder with a shorter path")
+        if "VLLM_RPC_BASE_PATH" in environ:
+            raise UsageError("environment VLLM_RPC_BASE_PATH", problem, "set it to a folder with a shorter path")
+        where = settings.origin.get("launch.state_dir", "launch.state_dir")
+        raise UsageError(where, problem, "set --launch-state-dir to a folder with a shorter path")
 
 
 def check_shared_memory(plan: Plan, settings: Settings, env: Mapping[str, str], free: int) -> None:
@@ -151,4 +153,4 @@ def _unwritable(settings: Settings, field: str, folder: Path, error: OSError) ->
     where = settings.origin.get(f"launch.{field}", f"launch.{field}")
     problem = f"{folder} cannot be written: {error.strerror or error}"
     first = "free disk space" if error.errno == errno.ENOSPC else "make it writable for this user"
-    return UsageError(where, problem, f"{first}, or name another folder with --launch-{field.replace('_', '-')}")
+    return UsageError(where, problem, f"{first}, or give another folder with --launch-{field.replace('_', '-')}")

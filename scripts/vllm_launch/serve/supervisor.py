@@ -230,13 +230,13 @@ class EngineProcess:
             self.exited.set_result(status)
 
     async def _end_all_processes(self) -> None:
-        self._end_reason = self._end_reason or "vLLM has ended."
+        self._end_reason = self._end_reason or "vLLM has exited, or the launcher is stopping it."
         self.prober.judge()
         survivors = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
         os.close(self._group_guard)
         for survivor in survivors:
             LOGGER.error(
-                "process %d (%s) cannot be killed: check dmesg, then reset the GPU or reboot",
+                "process %d (%s) did not exit within 10 s of SIGKILL: check dmesg, then reset the GPU or reboot",
                 survivor.pid,
                 survivor.title,
             )
@@ -266,7 +266,7 @@ class EngineProcess:
         if self.drain.asked_to_end:
             return
         await asyncio.to_thread(self.log.close_streams, 1.0)  # its last lines may still be in the pipes
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        how = progress.how_it_ended(status)
         if status == 0 and self.dead_process_title():
             how = f"exited because {self.dead_process_title()} had died"
         why = progress.reason(list(self.log.last)) or "the log shows no error"
@@ -297,7 +297,8 @@ class EngineProcess:
                 if now - died_at > LOST_SECONDS:
                     why = progress.root_cause(list(self.log.last))
                     why = why or "the log shows no cause; the kernel may have killed it for lack of memory"
-                    raise Ending(1, f"{title} died but vLLM kept running, so the launcher ended all processes: {why}")
+                    stopped = "vLLM kept running, so the launcher stopped all processes"
+                    raise Ending(1, f"{title} died, but {stopped}. Cause: {why}")
             lines = self.log.take()
             if starting:
                 gpu_bytes = self._gpus.report.used if self._gpus and self._gpus.report else 0
@@ -336,7 +337,7 @@ class EngineProcess:
         if now.name == "dead" and not self.dead_process_title():  # else _watch_processes gives a better reason
             cause = progress.root_cause(list(self.log.last))
             details = f" vLLM's log says: {cause}" if cause else ""
-            raise Ending(1, f"{now.reason} The launcher ended all processes.{details}")
+            raise Ending(1, f"{now.reason} The launcher stopped all processes.{details}")
         if now.name not in {"starting", "draining"}:
             level = logging.INFO if now.name in {"ready", "saturated"} else logging.WARNING
             LOGGER.log(level, "%s: %s", now.name.replace("_", " "), now.reason)

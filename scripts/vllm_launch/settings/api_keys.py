@@ -28,7 +28,7 @@ def read_api_keys(
         where = f"{settings.origin.get('launch.api_key_file', 'api_key_file')} ({path})"
         from vllm_launch.settings import config_file  # noqa: PLC0415 - PyYAML, as in read.py
 
-        text = config_file.text_of(path, where, "name a file with one key per line", read_file)
+        text = config_file.text_of(path, where, "give a UTF-8 file with one key per line", read_file)
         in_file = keys_in(text)
         if not in_file:
             raise UsageError(where, "the file holds no key", "write one key per line")

@@ -75,7 +75,7 @@ def read(path: str, read_file: Callable[[Path], str] | None = None) -> ConfigFil
     Raises:
         UsageError: the file cannot be read, is not YAML, is not a mapping, has a key twice, or has aliases or tags.
     """
-    text = text_of(path, path, "name a YAML file with --config or LAUNCH_CONFIG", read_file)
+    text = text_of(path, path, "give an existing YAML file with --config or LAUNCH_CONFIG", read_file)
     lines: dict[tuple[str, ...], int] = {}
     try:
         loader = _Loader(text)

@@ -69,11 +69,12 @@ class Once(argparse.Action):
 def settings_parser() -> Parser:
     """Return a parser of ``--config`` and of each setting, to be a parent of a command's parser."""
     parser = Parser(add_help=False)
-    about = "YAML file of vLLM's options and, below launch:, of the launcher's settings"
+    about = "YAML file with vLLM's options; the launcher's settings go under the key launch:"
     parser.add_argument("--config", metavar="FILE", action=Once, help=about)
     group = parser.add_argument_group(
         "the launcher's settings",
-        "Each is also a variable (LAUNCH_DRAIN_SECONDS=90) and a key of the config file (launch: {drain_seconds: 90}).",
+        "Each is also an environment variable (LAUNCH_DRAIN_SECONDS=90)\n"
+        "and a key of the config file (launch: {drain_seconds: 90}).",
     )
     defaults = LauncherSettings()
     for field, kind in get_type_hints(LauncherSettings, include_extras=True).items():

@@ -66,7 +66,7 @@ def read_settings(
     model = engine.pop("model", None)
     if not isinstance(model, str) or not model:
         raise UsageError(
-            "command line", "no model is named", "give a folder or a name on the hub, or set model: in config.yaml"
+            "command line", "no model is given", "give a folder or a name on the hub, or set model: in config.yaml"
         )
     settings = Settings(
         model=os.path.expanduser(model),  # noqa: PTH111 - for a file neither a shell nor vLLM does so
@@ -130,7 +130,7 @@ def _apply_file(file: ConfigFile, launch: dict[str, object], engine: dict[str, o
                 launch[field], origin[f"launch.{field}"] = "off" if off else setting, place
             continue
         if re.sub("[-.]", "_", key).removeprefix("launch_") in LauncherSettings.__struct_fields__:
-            raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, further in")
+            raise UsageError(where, f"{key} is a setting of the launcher", "write it below launch:, indented")
         option = find_option("model" if key in {"model-tag", "model_tag"} else key, where)
         if option.dest == "config":
             raise UsageError(where, "a config file cannot name another config file", "write all options in one file")

@@ -20,7 +20,7 @@ EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 """Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
 NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
-"""Options with which vLLM does not serve HTTP on a port, with what it serves instead."""
+"""Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
 
 
 class Mistake(NamedTuple):
@@ -58,7 +58,8 @@ def _check_vllm_port(port: str) -> None:
         )
     if not (port.isascii() and port.isdecimal()):
         remedy = (
-            "give a whole number, or unset it: vLLM's processes use it among themselves. --port sets the API's port"
+            "give a whole number, or unset it: vLLM's processes use this port to talk to each other. --port sets the "
+            "port of the API"
         )
         raise UsageError("environment VLLM_PORT", f"{port!r} is not a whole number", remedy)
 
@@ -128,8 +129,8 @@ def _executor(settings: Settings) -> Iterator[Mistake]:
 def _http(settings: Settings) -> Iterator[Mistake]:
     for dest, service in NO_HTTP.items():
         if settings.engine.get(dest):
-            problem = f"vLLM would serve {service}, but the launcher watches it over HTTP on a port"
-            yield Mistake(dest, problem, "start vLLM itself, without the launcher")
+            problem = f"with it vLLM serves {service}, but the launcher can watch vLLM only over HTTP on a TCP port"
+            yield Mistake(dest, problem, "remove it, or run vllm serve without the launcher")
 
 
 def _device_ids(settings: Settings) -> Iterator[Mistake]:
@@ -185,8 +186,9 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
     timeout, drain = settings.engine.get("shutdown_timeout"), settings.launch.drain
     if isinstance(timeout, int) and timeout + drain.delay > drain.total:
         where = settings.origin["shutdown_timeout"]
-        problem = f"{timeout} s do not fit into drain_seconds ({drain.total} s, the first {drain.delay:g} s are delay)"
-        yield f"{where}: {problem}; streams that are open after drain_seconds are cut"
+        problem = f"{timeout} s plus the first drain step of {drain.delay:g} s exceed drain_seconds ({drain.total} s)"
+        effect = "Kubernetes or Compose cuts the streams that are still open when its grace period ends"
+        yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
 
 
 def _uncounted_draft(settings: Settings) -> Iterator[str]:

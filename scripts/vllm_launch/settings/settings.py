@@ -22,7 +22,7 @@ guard closes each connection after its next response. While ``REFUSE_FLAG`` exis
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """The three steps of the drain. ``total``: seconds from SIGTERM to the end of the last process. 0: end at once.
+    """The three steps of the drain. ``total``: seconds from SIGTERM until the last process has exited. 0: stop at once.
 
     ``delay``: the replica is unready and still serves requests, because load balancers take some seconds to notice.
     ``shutdown_timeout``: vLLM refuses new requests and finishes the others. In whole seconds, as vLLM's option.
@@ -73,8 +73,8 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     nvlink_multicast: Annotated[
         Literal["auto", "off"],
         _about(
-            "off: NCCL, PyTorch, NVSHMEM and vLLM do not use NVLink multicast; auto: off if the environment "
-            "disables it for one of them"
+            "off: NCCL, PyTorch, NVSHMEM and vLLM do not use NVLink multicast; auto: off if an environment "
+            "variable of NCCL, PyTorch or NVSHMEM disables it"
         ),
     ] = "auto"
     health_host: Annotated[
@@ -84,19 +84,23 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     drain_seconds: Annotated[
         Seconds,
         _about(
-            "seconds from SIGTERM to the end of the last process; Kubernetes' or Compose's grace period must be at "
-            "least as long; 0: stop at once"
+            "seconds from SIGTERM until the last process has exited; the grace period of Kubernetes or Compose must "
+            "not be shorter; 0: stop at once"
         ),
     ] = 90
     cache_dir: Annotated[
         Text | None,
         _about(
-            "folder for all caches, and for HOME if HOME cannot be written; default: below HOME, else below state_dir"
+            "folder for all caches; also used as HOME if HOME is not writable; default: below HOME, or in the run's "
+            "temporary folder if HOME is not writable"
         ),
     ] = None
     state_dir: Annotated[
         Text | None,
-        _about("folder for the files of one run; default: below XDG_RUNTIME_DIR, else a new temporary folder"),
+        _about(
+            "folder in which each run creates its own temporary folder; default: XDG_RUNTIME_DIR, else the system's "
+            "temporary folder"
+        ),
     ] = None
     api_key_file: Annotated[
         Text | None,
@@ -104,7 +108,10 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = None
     allowed_routes: Annotated[
         tuple[Text, ...],
-        _about("routes that clients may use, with all routes below them, separated by commas; default: every route"),
+        _about(
+            "routes that clients may use, separated by commas; a route includes all routes below it; default: every "
+            "route"
+        ),
     ] = ()
     start_stall_seconds: Annotated[
         Seconds, _about("stop vLLM if its start makes no progress for this many seconds; 0: never")
@@ -112,8 +119,8 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     stall_seconds: Annotated[
         Seconds,
         _about(
-            "stop a hung engine about this many seconds after its last step; /readyz fails after about 4/5 of "
-            "them; 0: never"
+            "stop a hung engine about this many seconds after its last step; /readyz fails after about four fifths of "
+            "this time; 0: never"
         ),
     ] = DEFAULT_STALL_S
     gpu_fault_kills: Annotated[

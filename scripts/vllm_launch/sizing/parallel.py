@@ -122,7 +122,7 @@ def _width_problems(model: Model, run: RunConfig, layout: Layout) -> Iterator[st
             # fp8_utils.py:validate_fp8_block_shape, fp8.py:Fp8MoEMethod.create_weights
             yield (
                 f"the {name} size {width} split over {ranks} ranks is {shard}, which is not a multiple of the FP8 "
-                f"block size {block[0]}"
+                f"block size {block[0]} x {block[1]}"
             )
         elif quantization and ranks > 1:
             yield from _group_problems(quantization, name, shard)

@@ -149,13 +149,13 @@ def test_the_numa_node_comes_from_sys_simulated(tmp_path: Path) -> None:
     [
         ({}, []),
         ({"ecc": gpu_facts.Ecc(volatile=None)}, []),
-        ({"ecc": gpu_facts.Ecc(volatile=3)}, ["3 uncorrectable ECC errors"]),
+        ({"ecc": gpu_facts.Ecc(volatile=3)}, ["uncorrectable ECC errors since the driver was loaded: 3"]),
         ({"remapped_rows": (1, 1, False, False)}, []),
         ({"remapped_rows": (0, 1, True, False)}, ["reset the GPU"]),
         ({"remapped_rows": (0, 1, False, True)}, ["replace the GPU"]),
         (
             {"remapped_rows": (0, 1, True, True), "ecc": gpu_facts.Ecc(volatile=1)},
-            ["replace", "reset", "1 uncorrectable"],
+            ["replace", "reset", "was loaded: 1"],
         ),
     ],
 )
@@ -198,7 +198,7 @@ class BindingWithoutGpus:
 )
 @pytest.mark.parametrize(
     ("binding", "why"),
-    [(BindingWithoutDriver(), "install the NVIDIA driver"), (BindingWithoutGpus(), "NVML shows none")],
+    [(BindingWithoutDriver(), "install the NVIDIA driver"), (BindingWithoutGpus(), "NVML finds no GPU")],
 )
 def test_without_gpus_there_is_a_warning_only_if_something_shows_gpus_simulated(
     monkeypatch: pytest.MonkeyPatch,

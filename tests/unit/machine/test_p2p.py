@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.machine.p2p import Verdict, check, judge, read_boot_id
 
-UUIDS = ["GPU-a", "GPU-b"]
+GPUS = {4: "GPU-a", 5: "GPU-b"}
 COPYING = '{"event": "copying", "pair": [0, 1]}'
 COPIED = '{"event": "copied", "pair": [0, 1], "ok": true}'
 CORRUPT = '{"event": "copied", "pair": [0, 1], "ok": false}'
@@ -25,7 +25,7 @@ class Probes:
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder, folder / "cache"
 
-    def check(self, program: str, *, gpus: list[str] = UUIDS, **changes: Any) -> Verdict:
+    def check(self, program: str, *, gpus: dict[int, str] = GPUS, **changes: Any) -> Verdict:
         probe = self.folder / "probe.py"
         probe.write_text(f"import os, sys, time\nopen({str(self.folder / 'runs')!r}, 'a').write('x')\n{program}\n")
         settings: dict[str, Any] = {
@@ -58,16 +58,15 @@ def probes(tmp_path: Path) -> Probes:
 
 def test_copies_that_arrive_leave_p2p_on(probes: Probes) -> None:
     verdict = probes.check(ALL_COPIED)
-    assert (verdict.ok, verdict.why, verdict.cached) == (True, "all 2 peer copies arrived", False)
+    assert (verdict.ok, verdict.why, verdict.cached) == (True, "all 2 P2P copies arrived", False)
     assert verdict.seconds > 0
 
 
 def test_a_copy_that_delivers_wrong_data_turns_p2p_off(probes: Probes) -> None:
     verdict = probes.check(ONE_CORRUPT)
     assert verdict.ok is False
-    assert verdict.pairs_failed == ((0, 1),)
-    assert "0 to 1" in verdict.why
-    assert "wrong data" in verdict.why
+    assert verdict.pairs_failed == ((4, 5),)
+    assert verdict.why.startswith("a P2P copy (from GPU 4 to GPU 5) delivered wrong data, so P2P is turned off. ")
 
 
 def test_a_copy_that_hangs_turns_p2p_off_and_the_probes_process_group_is_killed(probes: Probes) -> None:
@@ -108,14 +107,16 @@ def test_a_crash_during_a_copy_turns_p2p_off(probes: Probes) -> None:
 def test_after_a_crash_before_any_copy_p2p_is_unknown_and_stderr_is_quoted(probes: Probes) -> None:
     verdict = probes.check("sys.exit('CUDA driver initialization failed')")
     assert verdict.ok is None
-    assert "CUDA driver initialization failed" in verdict.why
-    assert "status 1" in verdict.why
+    assert verdict.why == (
+        "P2P copies between GPUs could not be tested: "
+        "the test exited with status 1 without a result (CUDA driver initialization failed). P2P stays on"
+    )
 
 
 def test_after_a_hang_before_any_copy_p2p_is_unknown(probes: Probes) -> None:
     verdict = probes.check("time.sleep(600)", timeout_s=0.5)
     assert verdict.ok is None
-    assert "did not finish in time" in verdict.why
+    assert "the test did not finish in time. P2P stays on" in verdict.why
 
 
 def test_without_torch_p2p_is_unknown_and_the_probe_runs_again(probes: Probes) -> None:
@@ -130,7 +131,7 @@ def test_without_an_interpreter_p2p_is_unknown(probes: Probes) -> None:
 
 
 def test_one_gpu_needs_no_probe(probes: Probes) -> None:
-    assert probes.check(ONE_CORRUPT, gpus=["GPU-a"]).ok is True
+    assert probes.check(ONE_CORRUPT, gpus={4: "GPU-a"}).ok is True
     assert probes.runs == 0
 
 
@@ -156,7 +157,15 @@ def test_a_verdict_is_cached_until_the_next_boot(probes: Probes, program: str, *
     assert probes.check(ALL_COPIED, boot_id="boot-2").cached is False
 
 
-@pytest.mark.parametrize("change", [{"driver": "595.1"}, {"driver": None}, {"gpus": ["GPU-a", "GPU-c"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"driver": "595.1"},
+        {"driver": None},
+        {"gpus": {4: "GPU-a", 5: "GPU-c"}},
+        {"gpus": {0: "GPU-a", 1: "GPU-b"}},  # another container numbers the same GPUs differently
+    ],
+)
 def test_the_probe_runs_again_for_another_driver_or_other_gpus(probes: Probes, change: dict[str, Any]) -> None:
     probes.check(ONE_CORRUPT)
     assert probes.check(ALL_COPIED, **change).ok is True
@@ -201,29 +210,36 @@ def test_writing_the_cache_leaves_no_other_file(probes: Probes) -> None:
         (f"{COPYING}\n{COPIED}\n{DONE}", 1, None, ()),
         (f"{COPYING}\n{COPIED}\n{DONE}", None, None, ()),  # every copy arrived, but the probe did not exit
         (f"{COPYING}\n{COPIED}", None, None, ()),
-        (f"{COPYING}\n{CORRUPT}", None, False, ((0, 1),)),
-        (f"{COPYING}\n{CORRUPT}\n{BACK}\n{DONE}", 0, False, ((0, 1),)),
-        (COPYING, None, False, ((0, 1),)),
-        (COPYING, -11, False, ((0, 1),)),
+        (f"{COPYING}\n{CORRUPT}", None, False, ((4, 5),)),
+        (f"{COPYING}\n{CORRUPT}\n{BACK}\n{DONE}", 0, False, ((4, 5),)),
+        (COPYING, None, False, ((4, 5),)),
+        (COPYING, -11, False, ((4, 5),)),
         ("", None, None, ()),
         ("", 0, None, ()),
         ('{"event": "copied"}', 0, None, ()),
+        ('{"event": "copied", "pair": [0, 2], "ok": false}', 0, None, ()),  # no such GPU
     ],
 )
 def test_the_verdict_follows_from_the_probes_output(
     output: str, status: int | None, *, ok: bool | None, pairs_failed: tuple[tuple[int, int], ...]
 ) -> None:
-    verdict = judge(output, status=status)
+    verdict = judge(output, [4, 5], status=status)
     assert (verdict.ok, verdict.pairs_failed) == (ok, pairs_failed)
 
 
+def test_every_failed_copy_is_named() -> None:
+    back = CORRUPT.replace("[0, 1]", "[1, 0]")
+    verdict = judge(f"{COPYING}\n{CORRUPT}\n{back}\n{DONE}", [4, 5], status=0)
+    assert verdict.why.startswith("P2P copies (from GPU 4 to GPU 5, from GPU 5 to GPU 4) delivered wrong data, ")
+
+
 def test_without_peers_no_copy_is_needed() -> None:
-    assert "no two of these GPUs are peers" in judge(DONE, status=0).why
+    assert judge(DONE, [4, 5], status=0).why == "CUDA reports no P2P between any two of these GPUs"
 
 
 @given(st.text() | st.lists(st.sampled_from([COPYING, COPIED, CORRUPT, BACK, DONE, "noise"])).map("\n".join))
 def test_any_output_gives_a_one_line_verdict_and_ok_needs_the_done_event(output: str) -> None:
-    verdict = judge(output, status=0, stderr=output)
+    verdict = judge(output, [4, 5], status=0, stderr=output)
     assert len(verdict.why.splitlines()) == 1
     assert verdict.ok is not True or "done" in output
     assert (CORRUPT in output.splitlines()) <= (verdict.ok is False)

@@ -12,6 +12,8 @@ import pytest
 from vllm_launch.machine import p2p_probe
 from vllm_launch.machine.p2p import judge
 
+GPUS = (4, 5, 6)
+
 
 class Tensor:
     def __init__(self, torch: FakeTorch, device: str, values: list[int]) -> None:
@@ -74,14 +76,14 @@ def test_every_ordered_pair_is_copied_with_an_event_before_and_after_simulated(r
     assert [line.get("pair") for line in lines] == [pair for pair in pairs for _ in "ab"] + [None]
     assert [line["event"] for line in lines] == ["copying", "copied"] * 6 + ["done"]
     assert set(torch.copies) == {(f"cuda:{source}", f"cuda:{target}") for source, target in pairs}
-    assert judge(output, status=0).ok is True
+    assert judge(output, GPUS, status=0).ok is True
 
 
 @pytest.mark.parametrize("failed_copy", [1, 2, 3])
 def test_one_copy_that_does_not_arrive_fails_the_pair_simulated(run_probe: Any, failed_copy: int) -> None:
     output = run_probe(FakeTorch(2, arrives=lambda count, *_: count != failed_copy))
-    verdict = judge(output, status=0)
-    assert (verdict.ok, verdict.pairs_failed) == (False, ((0, 1),))
+    verdict = judge(output, GPUS, status=0)
+    assert (verdict.ok, verdict.pairs_failed) == (False, ((4, 5),))
 
 
 def test_pairs_that_are_not_peers_for_cuda_are_not_copied_simulated(run_probe: Any) -> None:
@@ -93,6 +95,6 @@ def test_pairs_that_are_not_peers_for_cuda_are_not_copied_simulated(run_probe: A
 
 @pytest.mark.parametrize(("torch", "why"), [(None, "torch cannot be loaded"), (FakeTorch(0), "sees no CUDA device")])
 def test_the_probe_reports_why_it_cannot_copy_simulated(run_probe: Any, torch: FakeTorch | None, why: str) -> None:
-    verdict = judge(run_probe(torch), status=0)
+    verdict = judge(run_probe(torch), GPUS, status=0)
     assert verdict.ok is None
     assert why in verdict.why

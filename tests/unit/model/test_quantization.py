@@ -109,7 +109,7 @@ def test_a_removed_method_names_its_replacement(method: str) -> None:
     with pytest.raises(UsageError) as error:
         read(quant_method=method.upper())
     assert method in str(error.value)
-    assert error.value.remedy.startswith("take ")
+    assert error.value.remedy.startswith("use ")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_awq_and_gptq_features_without_a_kernel_are_refused(section: dict[str, A
     with pytest.raises(UsageError) as error:
         read(**section)
     assert feature in error.value.problem
-    assert error.value.remedy.startswith("take ")
+    assert error.value.remedy.startswith("use ")
 
 
 def test_desc_act_is_ignored_with_one_group_for_all_inputs() -> None:

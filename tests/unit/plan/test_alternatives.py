@@ -34,8 +34,8 @@ def changes(request, *gpus, of=None, longest=0):
 def test_small_changes_come_before_larger_machines():
     request = PlanRequest(gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB, tensor_parallel_size=1)
     assert list(changes(request, H100, longest=512)) == [
-        "without --gpu-memory-utilization", "without --kv-cache-memory-bytes", "--max-model-len 512", "--kv-cache-dtype fp8",
-        "--quantization fp8", "without parallel sizes set by you", *MORE, *LARGER, *MORE_IN_FP8,
+        "remove --gpu-memory-utilization", "remove --kv-cache-memory-bytes", "--max-model-len 512", "--kv-cache-dtype fp8",
+        "--quantization fp8", "remove the parallel sizes that you set", *MORE, *LARGER, *MORE_IN_FP8,
     ]  # fmt: skip
     assert list(changes(PlanRequest(), A100)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8]
 
@@ -49,12 +49,12 @@ def test_each_change_changes_what_it_says_and_nothing_else():
     replace = msgspec.structs.replace
     free = replace(request, tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None)
     expected = {
-        "without --gpu-memory-utilization": replace(request, gpu_memory_utilization=None),
-        "without --kv-cache-memory-bytes": replace(request, kv_cache_memory_bytes=None),
+        "remove --gpu-memory-utilization": replace(request, gpu_memory_utilization=None),
+        "remove --kv-cache-memory-bytes": replace(request, kv_cache_memory_bytes=None),
         "--max-model-len 512": replace(request, max_model_len=512),
         "--kv-cache-dtype fp8": replace(request, kv_cache_dtype="fp8"),
         "--quantization fp8": replace(request, quantization="fp8"),
-        "without parallel sizes set by you": free,
+        "remove the parallel sizes that you set": free,
         "4 of these GPUs": free,
         "2 x H200": free,
         "4 of these GPUs with --quantization fp8": replace(free, quantization="fp8"),
@@ -72,7 +72,7 @@ def test_each_change_changes_what_it_says_and_nothing_else():
         (PlanRequest(), None, A100, "--kv-cache-dtype fp8"),
         (PlanRequest(quantization="awq"), None, H100, "--quantization fp8"),
         (PlanRequest(), model(quantization=quantized("awq")), H100, "--quantization fp8"),
-        (PlanRequest(), None, H100, "without parallel sizes set by you"),
+        (PlanRequest(), None, H100, "remove the parallel sizes that you set"),
     ],
 )
 def test_what_is_set_or_not_possible_is_not_suggested(request_, of, card, missing):
@@ -140,4 +140,22 @@ def test_the_smallest_number_of_gpus_that_is_enough_is_suggested_once():
     names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
     large = model(tensors=tuple(tensor(name, 420_000, 4096) for name in names))  # 102 GiB
     error = nothing_fits(PlanRequest(quantization="awq"), machine(H100), (H100,), large, [no_fit(1, "much", GIB)])
-    assert error.remedy == "it fits with: 2 of these GPUs; or 1 x H200; or 1 x B200"
+    assert error.remedy == "any of these changes makes it fit: 2 of these GPUs; or 1 x H200; or 1 x B200"
+
+
+def test_a_single_change_is_suggested_as_one():
+    names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
+    large = model(tensors=tuple(tensor(name, 620_000, 4096) for name in names))  # 151 GiB
+    request = PlanRequest(quantization="awq", kv_cache_dtype="fp8")
+    mig = msgspec.structs.replace(H100, mig_profile="7g.80gb")
+    error = nothing_fits(request, machine(mig), (mig,), large, [no_fit(1, "much", GIB)])
+    assert error.remedy == "this change makes it fit: 1 x B200"
+
+
+def test_sizes_that_the_user_set_are_named_if_no_change_is_enough():
+    request = PlanRequest(max_model_len=-1, max_num_seqs=4_000_000, max_num_batched_tokens=4_000_000)
+    error = nothing_fits(request, machine(H100), (H100,), HUGE, [no_fit(1, "much", 9 * GIB)])
+    assert error.remedy == (
+        "no small change makes it fit: use a smaller model or larger GPUs, "
+        "or lower --max-num-seqs or --max-num-batched-tokens"
+    )

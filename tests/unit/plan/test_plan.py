@@ -176,7 +176,7 @@ def test_splits_that_vllm_refuses_are_rejected_with_the_reason():
     assert re.match(r"GPU 0 lacks [\d.]+ GiB", result.rejected[0].why)
 
 
-def test_expert_parallelism_is_chosen_if_the_experts_width_cannot_be_split():
+def test_expert_parallelism_is_chosen_if_the_experts_intermediate_size_cannot_be_split():
     moe = tuple(msgspec.structs.replace(FULL, moe=True) for _ in range(32))
     block = quantized("fp8", bits=8, block_shape=(128, 128))
     experts = msgspec.structs.replace(EXPERTS, intermediate_size=768)
@@ -200,8 +200,30 @@ def test_a_half_full_gpu_is_not_used_if_it_would_shrink_the_kv_cache_of_the_othe
     assert sizes(result) == (1, 1, 3)
     assert result.env["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     assert reason(result, "data_parallel_size").why.startswith(
-        "3 replicas, 1 GPU each (3 of 4 GPUs used). The other GPUs stay unused"
+        "3 replicas, 1 GPU each (3 of 4 GPUs used). The plan does not use GPU 3 (so little free memory"
     )
+
+
+@pytest.mark.parametrize(
+    ("plan_request", "hardware", "unused"),
+    [
+        (PlanRequest(tensor_parallel_size=2), machine(3), "GPU 2 (another replica needs 2 GPUs)"),
+        (
+            PlanRequest(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
+            machine(3),
+            "GPU 1, GPU 2 (you set data_parallel_size to 1)",
+        ),
+        (
+            PlanRequest(),
+            parse_hardware_name("H100-3g.40gb:2"),
+            "1 other MIG slices or GPUs (with MIG, a vLLM process can use only one of them)",
+        ),
+    ],
+    ids=["too few", "set by the user", "MIG"],
+)
+def test_the_plan_names_the_gpus_that_it_does_not_use_and_why(plan_request, hardware, unused):
+    long = sized(16, max_model_len=2_000_000)  # the KV cache is not useful, so unused GPUs are a warning
+    assert f"the plan does not use {unused}" in plan(plan_request, hardware, long).warnings
 
 
 def test_the_emptiest_gpus_are_chosen():
@@ -244,6 +266,10 @@ def test_different_kinds_of_gpus_are_not_mixed_and_the_better_kind_is_chosen():
     result = plan(PlanRequest(), mixed(), sized(16))
     assert (result.gpus_per_replica, result.data_parallel_size) == (1, 1)
     assert result.env == NO_ESTIMATE | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+    assert reason(result, "data_parallel_size").why == (
+        "1 replica, 1 GPU (1 of 3 GPUs used). "
+        "The plan does not use GPU 0, GPU 1 (the plan does not mix GPUs of different models or memory sizes)"
+    )
 
 
 def test_different_kinds_of_gpus_are_mixed_if_the_user_needs_more_than_there_are_of_one_kind():
@@ -264,7 +290,8 @@ def test_gpus_without_kernels_are_not_used_and_a_machine_with_only_such_gpus_is_
     both = Hardware(gpus=(*machine(1).gpus, msgspec.structs.replace(old, index=1, uuid="GPU-1")))
     result = plan(PlanRequest(), both, sized(16))
     assert result.env["CUDA_VISIBLE_DEVICES"] == "0"
-    assert any("compute capability 7.0" in text and "does not use it" in text for text in result.warnings)
+    assert any("compute capability 7.0" in text and "does not use this GPU" in text for text in result.warnings)
+    assert reason(result, "data_parallel_size").why.endswith("The plan does not use GPU 1 (too old for vLLM)")
     assert "compute capability 7.0" in refusal(PlanRequest(), Hardware(gpus=(old,)), sized(16))
 
 
@@ -393,7 +420,7 @@ def test_an_estimate_of_cuda_graphs_that_costs_much_of_the_kv_cache_is_a_warning
         return [
             text
             for text in plan(plan_request, machine(total=79), sized(weights, heads=64)).warnings
-            if "estimates" in text
+            if "an estimate of" in text
         ]
 
     user_request = PlanRequest(gpu_memory_utilization=0.92)
@@ -404,7 +431,7 @@ def test_an_estimate_of_cuda_graphs_that_costs_much_of_the_kv_cache_is_a_warning
         for estimated in (True, False)
     ]
     estimate, used = (units.gib(parts.cuda_graphs) for parts in graphs)
-    assert f"vLLM reserves {estimate} for CUDA graphs that use {used}" in text
+    assert f"vLLM reserves an estimate of {estimate} for CUDA graphs, but they use only {used}" in text
     assert not estimate_warnings(user_request, 16)  # little of a large cache
     assert not estimate_warnings(PlanRequest(), 61)
     for more in ({"estimate_cudagraphs": True}, {"enforce_eager": True}, {"kv_cache_memory_bytes": 2 * GIB}):
@@ -428,7 +455,7 @@ def test_smaller_batches_are_tried_if_the_default_batch_leaves_no_useful_kv_cach
     result = plan(PlanRequest(), machine(1, total=71, free=24), wide)
     assert (result.max_num_batched_tokens, result.max_num_seqs) == (2048, 256)
     assert "less than vLLM's default of 1,024" in reason(result, "max_num_seqs").why
-    assert reason(result, "max_num_seqs").source == "rule"
+    assert reason(result, "max_num_seqs").source == "launcher"
     usual = plan(PlanRequest(), machine(1), wide)
     assert (usual.max_num_batched_tokens, usual.max_num_seqs) == (8192, 1024)
     assert reason(usual, "max_num_seqs").source == "vLLM"
@@ -470,7 +497,7 @@ def test_a_refusal_names_the_missing_bytes_and_changes_that_would_fit():
     text = refusal(PlanRequest(), machine(1), sized(100))
     assert text.startswith("made-up on 1 x NVIDIA H100 80GB HBM3: TP=1: ")
     assert re.search(r"GPU 0 lacks \d\d\.\d\d GiB", text)
-    assert "it fits with: " in text
+    assert "any of these changes makes it fit: " in text
     assert "2 of these GPUs" in text
     assert "--quantization fp8" in text
     assert text.count("; or ") == 2
@@ -485,7 +512,7 @@ def test_an_fp8_cache_is_chosen_if_allowed_and_holds_twice_the_tokens():
     assert halved.options["kv_cache_dtype"] == halved.kv_cache.dtype == "fp8"
     assert halved.kv_cache.tokens == pytest.approx(2 * plain.kv_cache.tokens, rel=1e-3)
     dtype_reason = reason(halved, "kv_cache_dtype")
-    assert dtype_reason.source == "rule"
+    assert dtype_reason.source == "launcher"
     assert "launch.quality fp8-kv" in dtype_reason.why
 
 
@@ -523,11 +550,11 @@ def test_a_refusal_suggests_a_shorter_length_and_an_fp8_cache_if_they_fit():
 
 
 def test_a_refusal_suggests_to_remove_a_utilisation_or_split_that_the_user_set():
-    assert "without --gpu-memory-utilization" in refusal(PlanRequest(gpu_memory_utilization=0.3), machine(1), sized(40))
-    assert "without parallel sizes set by you" in refusal(
+    assert "remove --gpu-memory-utilization" in refusal(PlanRequest(gpu_memory_utilization=0.3), machine(1), sized(40))
+    assert "remove the parallel sizes that you set" in refusal(
         PlanRequest(tensor_parallel_size=1, pipeline_parallel_size=1), machine(2), sized(100)
     )
-    assert "without --kv-cache-memory-bytes" in refusal(
+    assert "remove --kv-cache-memory-bytes" in refusal(
         PlanRequest(kv_cache_memory_bytes=70 * GIB), machine(1), sized(16)
     )
 
@@ -712,7 +739,8 @@ def test_one_utilisation_leaves_every_stage_enough_memory_for_serving():
     assert result.gpu_memory_utilization == safe[0]
     more = PlanRequest(pipeline_parallel_size=2, tensor_parallel_size=1, gpu_memory_utilization=safe[1],
                  estimate_cudagraphs=False)  # fmt: skip
-    assert any(text.endswith(f"up to {safe[0]} is safe") for text in plan(more, hardware, planned_model).warnings)
+    warnings = plan(more, hardware, planned_model).warnings
+    assert any(text.endswith(f"may run out of memory under load: set at most {safe[0]}") for text in warnings)
 
 
 # ---- the watermark
@@ -721,7 +749,7 @@ def test_one_utilisation_leaves_every_stage_enough_memory_for_serving():
 def test_the_watermark_is_set_if_requests_can_outgrow_the_kv_cache():
     result = plan(PlanRequest(), machine(1), sized(60))
     assert result.watermark == result.options["watermark"] == 0.02
-    assert reason(result, "watermark").source == "rule"
+    assert reason(result, "watermark").source == "launcher"
 
 
 @pytest.mark.parametrize(("share", "watermark"), [(0.9, 0), (1.1, 0.02)])
@@ -854,6 +882,6 @@ def test_bfloat16_that_the_user_sets_on_a_cpu_with_amx_is_a_warning():
     assert "SIGILL" in warning
     assert "--dtype float16" in warning
     [warning] = on_amx(quantization=quantized("mxfp4")).warnings
-    assert "no other" in warning
+    assert "no other dtype. If the engine crashes, use the model in another quantisation" in warning
     assert on_amx(plan_request=PlanRequest(dtype="float16")).warnings == []
     assert on_amx(plan_request=PlanRequest(dtype="bfloat16"), mla=DEEPSEEK).warnings == []

@@ -50,14 +50,18 @@ class DrainRun:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [(0, (0, None)), (143, (0, None)), (3, (3, "vLLM exited with 3 at the end of its drain"))],
+    [
+        (0, (0, None)),
+        (143, (0, None)),
+        (3, (3, "vLLM exited with status 3 at the end of the drain")),
+    ],
 )
 def test_a_drain_exits_with_0_unless_vllm_exits_with_an_error(tmp_path, code, expected):
     run = DrainRun(tmp_path)
     assert run.drain_child(EXITS.replace("CODE", str(code))) == expected
     assert run.lines == [
         "SIGTERM: not ready any more, still accepting new requests for 0.3 s",
-        "vLLM finishes accepted requests for at most 1 s and refuses new ones; a second signal ends it now",
+        "vLLM finishes accepted requests for at most 1 s and refuses new ones. A second signal stops vLLM at once",
     ]
 
 
@@ -75,14 +79,14 @@ def test_a_vllm_that_ignores_sigterm_is_exit_1_with_a_reason(tmp_path):
     run = DrainRun(tmp_path, delay=0, shutdown_timeout=0.5, margin=0.6)
     assert run.drain_child(IGNORES_SIGTERM) == (
         1,
-        "vLLM did not exit within 1 s of SIGTERM, so the launcher ended all processes",
+        "vLLM did not exit within 1 s of SIGTERM, so the launcher killed all of its processes",
     )
 
 
 def test_the_drain_does_not_wait_for_engines_after_the_last_api_server_exits(tmp_path):
     run = DrainRun(tmp_path, shutdown_timeout=60)
     assert run.drain_child(IGNORES_SIGTERM, title="VLLM::APIServer_0") == (0, None)
-    assert run.lines[-1] == "every stream has ended, so the launcher ends the engines"
+    assert run.lines[-1] == "all API servers have exited, so no stream is open. The launcher stops the engines"
 
 
 def test_vllm_drains_even_if_the_flag_files_cannot_be_written(tmp_path):

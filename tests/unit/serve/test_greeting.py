@@ -29,7 +29,7 @@ def test_the_answer_is_streamed_and_no_line_contains_the_key_simulated(monkeypat
     monkeypatch.setattr(smoke, "stream_answer", answer)
     lines, text = greet_simulated_server(key)
     assert text == "Hi\n\N{REPLACEMENT CHARACTER}[2J"
-    assert lines[:2] == ['asking "Hello! Who are you?"', "answered: 2 pieces in 1.50 s, TTFT 0.25 s"]
+    assert lines[:2] == ['asking "Hello! Who are you?"', "answered: 2 chunks in 1.50 s, TTFT 0.25 s"]
     assert lines[2].endswith("health http://[fe80::1]:8001/readyz")
     assert ("Bearer YOUR_KEY" in lines[3], "s3cret" in "".join(lines)) == (header, False)
 
@@ -41,4 +41,4 @@ def test_a_failed_question_is_one_line_and_the_urls_still_follow_simulated(monke
     monkeypatch.setattr(smoke, "stream_answer", refuse)
     lines, text = greet_simulated_server("")
     assert (text, len(lines)) == ("", 5)
-    assert lines[1] == f"no answer: two lines {'x' * 290}"
+    assert lines[1] == f"the test prompt got no answer: two lines {'x' * 290}"

@@ -165,6 +165,11 @@ def test_an_unexpected_exit_is_never_exit_0(status, code):
     assert progress.exit_code(status) == code
 
 
+@pytest.mark.parametrize(("status", "text"), [(0, "exited with status 0"), (-9, "was killed by SIGKILL")])
+def test_an_exit_status_is_named_in_words(status, text):
+    assert progress.how_it_ended(status) == text
+
+
 def test_the_kv_cache_is_compared_with_the_plan():
     assert progress.kv_sentence(524288, None, 0.05) == ("KV cache: 524,288 tokens", False)
     assert progress.kv_sentence(105, 100, 0.05) == ("KV cache: 105 tokens, planned 100 (+5.0%)", False)

@@ -23,7 +23,7 @@ from machine import write_distribution
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
-from vllm_launch.machine.gpus import Hardware
+from vllm_launch.machine.gpus import Hardware, visible
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
@@ -176,7 +176,7 @@ def test_a_file_in_place_of_a_cache_folder_is_a_one_line_error(tmp_path: Path) -
     with pytest.raises(UsageError) as error:
         preflight.make_caches(settings, {"HOME": str(tmp_path)}, env)
     assert message(error).startswith(f"flag --launch-cache-dir: {tmp_path / 'cache'}")
-    assert "name another folder with --launch-cache-dir" in message(error)
+    assert "give another folder with --launch-cache-dir" in message(error)
 
 
 @contextlib.contextmanager
@@ -215,16 +215,21 @@ def test_a_chat_template_may_be_a_file_its_text_or_one_of_vllms(template: str, t
     preflight.check_files(read("--chat-template", template.replace("FILE", str(tmp_path / "own"))))
 
 
-@pytest.mark.parametrize(("length", "fits"), [(70, True), (71, False)])
-def test_a_folder_whose_path_is_too_long_for_sockets_is_refused(length: int, fits: bool) -> None:  # noqa: FBT001
-    settings = read("--launch-state-dir", "/state")
-    with (
-        contextlib.nullcontext()
-        if fits
-        else pytest.raises(UsageError, match=r"sockets allow at most.*a shorter path") as error
-    ):
-        preflight.check_sockets(settings, {"VLLM_RPC_BASE_PATH": "x" * length})
-    assert fits or message(error).startswith("flag --launch-state-dir: ")
+@pytest.mark.parametrize(
+    ("words", "environ", "where", "remedy"),
+    [
+        (["--launch-state-dir", "/state"], {}, "flag --launch-state-dir", "set --launch-state-dir to a folder"),
+        ([], {}, "launch.state_dir", "set --launch-state-dir to a folder"),
+        ([], {"VLLM_RPC_BASE_PATH": "x" * 71}, "environment VLLM_RPC_BASE_PATH", "set it to a folder"),
+    ],
+)
+def test_a_folder_whose_path_is_too_long_for_sockets_is_refused(
+    words: list[str], environ: dict[str, str], where: str, remedy: str
+) -> None:
+    preflight.check_sockets(read(*words), environ, {"VLLM_RPC_BASE_PATH": "x" * 70})
+    with pytest.raises(UsageError, match=rf"sockets allow at most 70; {remedy} with a shorter path") as error:
+        preflight.check_sockets(read(*words), environ, {"VLLM_RPC_BASE_PATH": "x" * 71})
+    assert message(error).startswith(f"{where}: ")
 
 
 MIB = 1 << 20
@@ -265,7 +270,7 @@ def test_a_folder_is_writable_if_files_can_be_created_in_it(tmp_path: Path) -> N
 
 
 def pair(count: int = 2) -> tuple[Plan, Hardware]:
-    hardware = parse_hardware_name("H100:8")
+    hardware = visible(parse_hardware_name("H100:8"), "4,5,6,7")
     request = PlanRequest(tensor_parallel_size=count)
     return plan(request, hardware, read_model(str(MODELS / "meta-llama--Meta-Llama-3-8B"))), hardware
 
@@ -311,17 +316,17 @@ def test_a_corrupt_copy_of_a_simulated_probe_turns_p2p_off_and_is_tested_once_pe
     decided, hardware = pair()
     options, env, sentence = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert (options, env) == OFF
-    assert "0 to 1) delivered wrong data" in str(sentence)
-    assert "(tested in 0 s)" in str(sentence)
+    assert "(from GPU 4 to GPU 5) delivered wrong data" in str(sentence)
+    assert "(the test took 0 s)" in str(sentence)
     again = serving.settle_p2p(read(), decided, hardware, tmp_path / "cache")
     assert again[:2] == OFF
-    assert "(tested earlier since boot)" in str(again[2])
+    assert "(result of an earlier test since boot)" in str(again[2])
     assert runs.read_text() == ",".join(gpu.uuid for gpu in hardware.gpus) + "\n"  # once, with the GPUs of all replicas
 
 
 @pytest.mark.parametrize(
     ("lines", "code", "why"),
-    [((COPYING, ARRIVED, DONE), 0, "peer copies arrived"), ((), 1, "could not be tried"), ((COPYING,), 0, None)],
+    [((COPYING, ARRIVED, DONE), 0, "P2P copies arrived"), ((), 1, "could not be tested"), ((COPYING,), 0, None)],
 )
 def test_p2p_stays_on_unless_a_copy_kills_the_simulated_probe(
     lines: tuple[str, ...], code: int, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -448,14 +453,14 @@ def launch_with_greeting(folder: Path, *words: str) -> str:
 def test_the_greeting_sends_the_key_and_its_answer_cannot_move_the_cursor(folder: Path) -> None:
     output = launch_with_greeting(folder, "--api-key", "s3cret")
     assert "I am a stand-in\N{REPLACEMENT CHARACTER}[2J." in output
-    assert "answered: 2 pieces in " in output
+    assert "answered: 2 chunks in " in output
     assert "'Authorization: Bearer YOUR_KEY'" in output
     assert "s3cret" not in output
 
 
 def test_a_refused_greeting_is_reported_and_serving_continues(folder: Path) -> None:
     output = launch_with_greeting(folder)
-    assert "no answer: " in output
+    assert "the test prompt got no answer: " in output
     assert "Bearer" not in output
 
 

@@ -109,7 +109,7 @@ def test_an_unexpected_exit_0_becomes_exit_1_with_its_reason_in_the_termination_
     run = Run(tmp_path, shell("echo '(EngineCore pid=7) ValueError: no room' >&2; exit 0"))
     code, _, err = run.end()
     assert code == 1
-    assert err.endswith("vLLM exited with 0 in phase 'starting': ValueError: no room\n")
+    assert err.endswith("vLLM exited with status 0 in phase 'starting': ValueError: no room\n")
     assert run.termination_log.read_text().endswith("ValueError: no room")
 
 
@@ -139,7 +139,11 @@ def test_vllm_has_its_own_process_group_our_session_and_a_higher_niceness(tmp_pa
     ("forbidden", "backends", "message"),
     [
         (True, "'CUSTOM', 'PYNCCL'", "INFO vllm-launch: all-reduce does not use NVLink multicast: CUSTOM, PYNCCL"),
-        (True, "'FLASHINFER', 'CUSTOM'", "WARNING vllm-launch: all-reduce uses NVLink multicast: FLASHINFER"),
+        (
+            True,
+            "'FLASHINFER', 'CUSTOM'",
+            "WARNING vllm-launch: NVLink multicast is off, but these all-reduce backends of vLLM may use it: FLASHINFER",
+        ),
         (False, "'FLASHINFER', 'CUSTOM'", None),
     ],
 )
@@ -191,7 +195,8 @@ def test_a_503_of_health_ends_everything_within_one_sample(tmp_path):
     began = time.monotonic()
     code, _, err = run.end()
     assert code == 1
-    assert err.endswith("vLLM reports that its engine is dead (503 from /health). The launcher ended all processes.\n")
+    stopped = "The launcher stopped all processes."
+    assert err.endswith(f"vLLM reports that its engine is dead (503 from /health). {stopped}\n")
     assert err.count("ready after") == 1
     assert "dead:" not in err  # only the last line reports it
     assert time.monotonic() - began < 8
@@ -223,7 +228,7 @@ def test_the_drain_does_not_wait_for_engines_after_the_last_api_server_exits(tmp
     run.process.send_signal(signal.SIGTERM)
     code, _, err = run.end()
     assert code == 0
-    assert "every stream has ended" in err
+    assert "all API servers have exited" in err
 
 
 def test_a_second_signal_ends_a_drain_at_once(tmp_path):

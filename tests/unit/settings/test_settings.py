@@ -236,8 +236,8 @@ def test_a_mistake_in_the_environment_is_an_error_with_its_name(environ, message
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "no model is named"),
-        ("--launch-health-port 1", "no model is named"),
+        ("", "no model is given"),
+        ("--launch-health-port 1", "no model is given"),
         ("m --launch-helth-port 1", "did you mean --launch-health-port?"),
         ("m --launch-health-port", "its value is missing"),
         ("m --launch-health-port=", "its value is missing"),
@@ -291,7 +291,10 @@ def test_the_default_drain_gives_streams_a_minute():
 
 
 def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
-    assert "80 s do not fit" in read("m --shutdown-timeout 80").warnings[0]
+    assert (
+        "80 s plus the first drain step of 15 s exceed drain_seconds (90 s)"
+        in read("m --shutdown-timeout 80").warnings[0]
+    )
     assert read("m --shutdown-timeout 75").warnings == ()
 
 

@@ -79,7 +79,7 @@ def test_stages_share_all_layers_and_the_last_stage_never_has_the_most(layers, p
 # --- attention heads and the vocabulary
 
 
-def test_a_model_whose_sizes_divide_has_no_problems():
+def test_a_model_whose_sizes_are_divisible_by_the_ranks_has_no_problems():
     for tensor, pipeline in itertools.product([1, 2, 4, 8], [1, 2, 4]):
         assert problems(model(), run(), Layout(tensor=tensor, pipeline=pipeline), [gpu()] * 32) == []
 
@@ -101,7 +101,7 @@ def test_kv_heads_must_divide_or_replicate_evenly():
     assert problems(single_head, run(), TP8, ()) == []
 
 
-def test_each_number_of_kv_heads_is_reported_once_and_in_order():
+def test_each_number_of_kv_heads_is_reported_once_in_ascending_order():
     layers = tuple(msgspec.structs.replace(FULL, kv_heads=count) for count in (10, 8, 6, 10))
     assert problems(model(layers=(*layers, STATE), heads=64), run(), TP4, ()) == [
         "6 KV heads are not divisible by TP=4",
@@ -173,9 +173,10 @@ FP8_BLOCKS = quantized("fp8", bits=8, block_shape=(128, 128))
 def test_an_fp8_shard_must_be_a_multiple_of_the_block_size():
     # 18,432 / 8 = 2,304 = 18 blocks of 128; 12,288 + 64 = 12,352: / 2 = 6,176 is 48.25 blocks
     assert problems(model(intermediate_size=18_432, quantization=FP8_BLOCKS), run(), TP8, ()) == []
-    assert problems(model(intermediate_size=12_352, quantization=FP8_BLOCKS), run(), TP2, ()) == [
-        "the intermediate size 12352 split over 2 ranks is 6176, which is not a multiple of the FP8 block size 128"
-    ]
+    (problem,) = problems(model(intermediate_size=12_352, quantization=FP8_BLOCKS), run(), TP2, ())
+    assert problem == (
+        "the intermediate size 12352 split over 2 ranks is 6176, which is not a multiple of the FP8 block size 128 x 128"
+    )
 
 
 def test_a_width_that_is_not_split_need_not_be_a_multiple_of_the_block_size():
@@ -183,14 +184,17 @@ def test_a_width_that_is_not_split_need_not_be_a_multiple_of_the_block_size():
 
 
 @pytest.mark.parametrize("blocks", [(64, 128), (128, 64)])
-def test_both_sides_of_a_block_count_because_down_proj_is_split_on_the_other_side(blocks):
+def test_a_shard_must_be_a_multiple_of_both_sides_of_a_block(blocks):
+    """down_proj is split along its input, gate_proj and up_proj are split along their output."""
     narrow = model(intermediate_size=2 * 192, quantization=quantized("fp8", bits=8, block_shape=blocks))
-    assert problems(narrow, run(), TP2, ()) == [
-        f"the intermediate size 384 split over 2 ranks is 192, which is not a multiple of the FP8 block size {blocks[0]}"
-    ]
+    (problem,) = problems(narrow, run(), TP2, ())
+    assert problem == (
+        "the intermediate size 384 split over 2 ranks is 192, which is not a multiple of the FP8 block size "
+        f"{blocks[0]} x {blocks[1]}"
+    )
 
 
-def test_blocks_of_the_quantization_option_count_like_blocks_of_the_checkpoint():
+def test_block_size_of_the_quantization_option_is_checked_like_that_of_the_checkpoint():
     wide = model(intermediate_size=12_352)
     assert len(problems(wide, run(quantization="fp8_per_block"), TP2, ())) == 1
     assert problems(model(intermediate_size=256), run(quantization="fp8_per_block"), TP2, ()) == []
@@ -203,7 +207,7 @@ def test_blocks_of_the_quantization_option_count_like_blocks_of_the_checkpoint()
     ["gptq", "auto_gptq", "gptq_marlin", "awq", "auto_awq", "awq_marlin", "compressed-tensors", "modelopt_fp4"],
 )
 def test_a_shard_must_be_a_multiple_of_the_quantisation_group_size(method):
-    # 29,568 / 8 = 3,696 = 28.875 groups of 128 (Qwen2.5-72B's width; vLLM refuses its AWQ upload on eight GPUs)
+    # 29,568 / 8 = 3,696 = 28.875 groups of 128 (Qwen2.5-72B's width; vLLM refuses its AWQ checkpoint on 8 GPUs)
     grouped = model(intermediate_size=29_568, quantization=quantized(method, group_size=128))
     assert problems(grouped, run(), TP8, ()) == [
         "a shard of the intermediate size is 3696, which is not a multiple of the quantisation group size 128"
@@ -253,7 +257,7 @@ def test_an_architecture_without_pipeline_support_is_named():
     assert problems(bert, run(), Layout(), ()) == []
 
 
-@pytest.mark.parametrize("architecture", ["BitNetForCausalLM", "BroughtAlongForCausalLM"])
+@pytest.mark.parametrize("architecture", ["BitNetForCausalLM", "CustomCodeForCausalLM"])
 def test_the_transformers_backend_supports_pipelines(architecture):
     """models/transformers/base.py: Base(..., SupportsPP), for transformers' own models and for custom code."""
     assert problems(model(architecture=architecture), run(), pp(2), ()) == []
@@ -312,7 +316,8 @@ def test_the_dtype_of_the_run_counts(stored, runs, refused):
 
 def test_quantised_kernels_need_a_capability_that_the_oldest_gpu_has():
     v100 = gpu(capability=(7, 0), name="Tesla V100")
-    awq = model(dtype="float16", quantization=quantized("awq", group_size=128))  # quantization/awq.py: 75
+    # quantization/awq.py: minimum capability 75 (7.5)
+    awq = model(dtype="float16", quantization=quantized("awq", group_size=128))
     assert problems(awq, run(dtype="float16"), TP2, [v100, gpu()]) == [
         "awq quantisation needs compute capability 7.5 and Tesla V100 has 7.0"
     ]
@@ -321,9 +326,9 @@ def test_quantised_kernels_need_a_capability_that_the_oldest_gpu_has():
 
 def test_the_quantization_option_needs_a_capability_too():
     plain = model(dtype="float16")
-    assert problems(
-        plain, run(quantization="experts_int8", dtype="float16"), Layout(), [T4]
-    ) == [  # quantization/experts_int8.py: 80
+    # quantization/experts_int8.py: minimum capability 80 (8.0)
+    experts_int8 = run(quantization="experts_int8", dtype="float16")
+    assert problems(plain, experts_int8, Layout(), [T4]) == [
         "experts_int8 quantisation needs compute capability 8.0 and Tesla T4 has 7.5"
     ]
     assert problems(plain, run(quantization="fp8", dtype="float16"), Layout(), [T4]) == []
@@ -343,8 +348,8 @@ HEADS = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 40, 64])
 
 
 @given(heads=HEADS, kv=HEADS, tensor=st.integers(1, 16))
-def test_kv_heads_are_accepted_exactly_if_one_number_divides_the_other(heads, kv, tensor):
-    """linear.py:QKVParallelLinear divides the heads, or replicates each of them TP / heads times."""
+def test_kv_heads_are_accepted_exactly_if_they_divide_tp_or_tp_divides_them(heads, kv, tensor):
+    """linear.py:QKVParallelLinear splits the KV heads over the ranks, or replicates each KV head TP / kv times."""
     llm = model(heads=heads * tensor, layers=(msgspec.structs.replace(FULL, kv_heads=kv),), vocab_size=64 * tensor)
     wide = msgspec.structs.replace(llm, intermediate_size=tensor)
     assert (problems(wide, run(), Layout(tensor=tensor), ()) == []) == (kv % tensor == 0 or tensor % kv == 0)

@@ -87,13 +87,13 @@ def test_ecc_errors_used_memory_and_slow_clocks_are_in_the_metrics_simulated(ope
     fake.machine["gpus"][3]["mem_v2"]["used"] = 5 << 30
     report = gpu_faults.Reader(opened).read()
     assert report.ecc["1"] == 7
-    assert report.slowdowns == {"0": (), "1": (), "2": ("hardware", "heat (hardware)"), "3": ()}
+    assert report.slowdowns == {"0": (), "1": (), "2": ("HW Slowdown", "HW Thermal Slowdown"), "3": ()}
     assert report.used == 5 << 30
     values = report.values()
     assert {labels for labels, value in values["gpu_throttled"].items() if value} == {
-        ("2", "hardware"), ("2", "heat (hardware)"),
+        ("2", "HW Slowdown"), ("2", "HW Thermal Slowdown"),
     }  # fmt: skip
-    assert values["gpu_throttled"]["0", "power brake"] == 0
+    assert values["gpu_throttled"]["0", "HW Power Brake Slowdown"] == 0
     assert values["gpu_ecc_uncorrected_errors"]["1",] == 7
     assert values["nvml_up"] == {(): 1}
 
@@ -127,7 +127,8 @@ def test_a_fact_that_a_gpu_does_not_offer_is_left_out_simulated(opened, fake):
 
 def test_every_gpu_metric_is_described():
     fault = gpu_faults.Fault("0", "xid 79", "GPU 0.", fatal=True)
-    report = gpu_faults.Report(faults=(fault,), ecc={"0": 1}, slowdowns={"0": ("power brake",)}, xids={("0", "79"): 1})
+    slowdowns = {"0": ("HW Power Brake Slowdown",)}
+    report = gpu_faults.Report(faults=(fault,), ecc={"0": 1}, slowdowns=slowdowns, xids={("0", "79"): 1})
     exposition = metrics.Exposition()
     exposition.values, exposition.model = report.values(), "tiny"
     text = exposition.text().decode()

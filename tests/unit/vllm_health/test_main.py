@@ -159,6 +159,13 @@ def test_wait_ends_after_the_given_seconds():
         code, _, err = run("wait", f"http://127.0.0.1:{silent.getsockname()[1]}", "--seconds", "1")
     assert code == 1
     assert "not ready after 1 s" in err
+    assert "/readyz: Connection refused" in err
+
+
+def test_wait_names_the_status_of_a_server_that_is_not_ready(vllm):
+    vllm.answers["GET /health"] = 500, "broken"
+    _, _, err = run("wait", vllm.url, "--seconds", "1")
+    assert err.splitlines()[0] == f"vllm-health: {vllm.url}/health: HTTP 500 (broken)"
 
 
 # ---- smoke
@@ -270,15 +277,57 @@ def test_a_model_that_does_not_generate_is_tested_for_embeddings(answering):
     assert (code, results(out)) == (0, {"models": "ok", "embedding": "ok"})
     answering.answers["POST /v1/embeddings"] = 200, json.dumps(embeddings).replace("0.5, -1.0", "0.0, 0.0")
     assert run("smoke", answering.url)[0] == 1
+    answering.answers["POST /v1/embeddings"] = 200, json.dumps(embeddings | {"data": 2 * embeddings["data"]})
+    assert "FAIL  embedding: the answer has 2 vectors, not 1\n" in run("smoke", answering.url)[1]
 
 
 @pytest.mark.parametrize(
-    "answer", [(401, '{"error": {"message": "A valid API key is needed."}}'), (200, '{"data": []}')]
+    ("answer", "reason"),
+    [
+        ((401, '{"error": {"message": "A valid API key is needed."}}'), "A valid API key is needed."),
+        ((200, '{"data": []}'), "models: the server lists no model\n"),
+        ((200, "<html>"), "models: the answer is not JSON\n"),
+        ((200, '{"data": [7]}'), "models: the answer does not have the fields of OpenAI's API\n"),
+    ],
 )
-def test_a_server_that_lists_no_model_is_one_failure(vllm, answer):
+def test_a_server_that_lists_no_model_is_one_failure(vllm, answer, reason):
     vllm.answers["GET /v1/models"] = answer
-    code, out, _ = run("smoke", vllm.url)
-    assert (code, results(out)) == (1, {"models": "FAIL"})
+    code, out, err = run("smoke", vllm.url)
+    assert (code, results(out), err) == (1, {"models": "FAIL"}, "")
+    assert reason in out
+
+
+def test_a_server_that_cannot_be_reached_is_one_failure():
+    assert run("smoke", "http://127.0.0.1:1") == (
+        1,
+        "FAIL  models: http://127.0.0.1:1 cannot be reached (Connection refused)\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("{}", "chat: the field `usage` of the answer is missing or counts 0 tokens\n"),
+        (json.dumps({"usage": USAGE}), "chat: the field `choices` of the answer is missing or empty\n"),
+        (json.dumps({"usage": USAGE, "choices": [7]}), "chat: the answer does not have the fields of OpenAI's API\n"),
+        ("not JSON", "chat: the answer is not JSON\n"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_one_line(answering, answer, reason):
+    answering.answers["POST /v1/chat/completions"] = 200, answer
+    code, out, err = run("smoke", answering.url)
+    assert (code, err) == (1, "")
+    assert reason in out
+    assert results(out)["structured output"] == "FAIL"
+
+
+def test_an_answer_that_is_not_json_fails_the_structured_output(answering):
+    def answer(body):
+        return chat({name: value for name, value in body.items() if name != "response_format"})
+
+    answering.answers["POST /v1/chat/completions"] = 200, answer
+    assert "FAIL  structured output: 'Hello' is not JSON\n" in run("smoke", answering.url)[1]
 
 
 # ---- serve
@@ -310,7 +359,10 @@ def test_a_sidecar_follows_the_state_of_vllm_and_ends_on_sigterm(vllm):
         vllm.answers |= {"GET /health": (200, ""), "GET /metrics": (200, metrics[0])}
         while "ready: " not in (line := sidecar.stderr.readline()):
             assert line
-        assert get(f"{health_url}/readyz") == (200, "vLLM serves: 0 requests running, 0 waiting, KV cache 0% full.\n")
+        assert get(f"{health_url}/readyz") == (
+            200,
+            "vLLM serves: 0 running and 0 waiting requests, KV cache usage 0%.\n",
+        )
         vllm.answers["GET /health"] = 503, ""
         while "dead: " not in (line := sidecar.stderr.readline()):
             assert line

@@ -181,7 +181,7 @@ def test_a_refused_canary_is_one_warning():
             await asyncio.sleep(1.0)
         assert len(watched.vllm.ranks) == 1
         (note,) = watched.notes
-        assert "because vLLM refused one (401 from /v1/completions: model). Hangs are only suspected now" in note
+        assert "because vLLM refused one (401 from /v1/completions: model). It can now only suspect a hang" in note
 
     asyncio.run(course())
 
@@ -241,7 +241,7 @@ def test_each_gpu_fault_is_one_warning_and_a_metric_simulated(fatal):
         async with watched.run():
             await watched.until("gpu_fault" if fatal else "saturated")
             await asyncio.sleep(0.5)
-        assert watched.notes == ["GPU 3: Xid 79.", "GPU faults cannot be seen: NVML is gone"]
+        assert watched.notes == ["GPU 3: Xid 79.", "GPU faults cannot be detected: NVML is gone"]
         assert watched.value("gpu_faults", "3", "xid 79", str(fatal).lower()) == 1
         assert watched.value("nvml_up") == 0
 

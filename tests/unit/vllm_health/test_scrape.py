@@ -183,7 +183,9 @@ def test_only_wanted_lines_of_a_long_exposition_are_kept(monkeypatch):
 
 @pytest.mark.parametrize("text", ["x" * 100_001, "# filler\n" * 800_000, running(0, 3) * 3000])
 def test_an_exposition_larger_than_any_limit_is_no_answer(text, monkeypatch):
-    assert exposition(text, monkeypatch) == scrape.Answer(0, "the response is larger than 0 MiB")
+    answer = exposition(text, monkeypatch)
+    assert answer.status == 0
+    assert answer.body.endswith("/metrics: the response is larger than 0 MiB")
 
 
 def test_a_body_that_breaks_off_is_no_answer():
@@ -194,7 +196,9 @@ def test_a_body_that_breaks_off_is_no_answer():
         request.transport.close()
         return answer
 
-    assert get_from(handler).status == 0
+    answer = get_from(handler)
+    assert answer.status == 0
+    assert answer.body.endswith("/x: the server closed the connection before the end of its answer")
 
 
 def test_a_server_that_does_not_answer_in_time_is_status_0():
@@ -203,16 +207,43 @@ def test_a_server_that_does_not_answer_in_time_is_status_0():
 
     answer = get_from(handler, 0.1)
     assert (answer.status, answer.refused) == (0, False)
-    assert "Timeout" in answer.body
+    assert answer.body.endswith("/x: no answer within 0.1 s")
+
+
+def get_url(url):
+    async def ask():
+        async with scrape.session() as session:
+            return await scrape.get(session, url, 5)
+
+    return asyncio.run(ask())
 
 
 def test_a_closed_port_is_refused():
-    async def ask():
-        async with scrape.session() as session:
-            return await scrape.get(session, "http://127.0.0.1:1/x", 5)
+    answer = get_url("http://127.0.0.1:1/x")
+    assert answer == scrape.Answer(0, "http://127.0.0.1:1/x: Connection refused", refused=True)
 
-    answer = asyncio.run(ask())
-    assert (answer.status, answer.refused) == (0, True)
+
+def test_a_url_that_is_not_valid_is_no_answer():
+    assert get_url("http://[::1/x") == scrape.Answer(0, "http://[::1/x: the URL is not valid")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [("http", "the answer is not valid HTTP"), ("https", "the server does not use TLS, or its TLS does not work")],
+)
+def test_a_server_with_another_protocol_is_no_answer(scheme, reason):
+    async def ask():
+        async def answer(reader, writer):
+            await reader.read(1)
+            writer.write(b"220 mail\r\n\r\n")
+            writer.close()
+
+        listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        async with listening, scrape.session() as session:
+            return await scrape.get(session, f"{scheme}://127.0.0.1:{port}/x", 5)
+
+    assert asyncio.run(ask()).body.endswith(f"/x: {reason}")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_page_shows_state_duration_and_reason():
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
     for words in (
-        "vLLM is ready",
+        "<h1>vLLM: ready</h1>",
         "All &lt;is&gt; well.",
         "In this state for 100 s. Live. Ready. Started.",
         "compiling",

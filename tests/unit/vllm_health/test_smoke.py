@@ -18,15 +18,15 @@ class Api:
     """The stand-in's answers, and the requests that it got: (path, key, body)."""
 
     def __init__(self) -> None:
-        self.pieces = ["Hel", "", "lo"]
+        self.texts = ["Hel", "", "lo"]
         self.status = {"/v1/chat/completions": 200, "/v1/completions": 200}
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.url = ""
 
     def chunks(self, path: str) -> Iterator[dict[str, Any]]:
         yield {"choices": []}  # usage and the like
-        for piece in self.pieces:
-            choice = {"index": 0, "delta": {"content": piece}} if "chat" in path else {"index": 0, "text": piece}
+        for text in self.texts:
+            choice = {"index": 0, "delta": {"content": text}} if "chat" in path else {"index": 0, "text": text}
             yield {"id": "1", "created": 0, "model": "m", "object": "x", "choices": [choice]}
 
 
@@ -65,14 +65,14 @@ def api() -> Iterator[Api]:
 
 
 def ask(api: Api, key: str = "k") -> tuple[str, Any]:
-    pieces: list[str] = []
-    timing = stream_answer(api.url, key, "m", "Who?", pieces.append, max_tokens=7)
-    return "|".join(pieces), timing
+    texts: list[str] = []
+    timing = stream_answer(api.url, key, "m", "Who?", texts.append, max_tokens=7)
+    return "|".join(texts), timing
 
 
-def test_an_answer_is_written_piece_by_piece_and_timed(api: Api) -> None:
+def test_an_answer_is_written_chunk_by_chunk_and_timed(api: Api) -> None:
     text, timing = ask(api)
-    assert (text, timing.pieces) == ("Hel|lo", 2)
+    assert (text, timing.chunks) == ("Hel|lo", 2)
     assert 0 < timing.first_s <= timing.total_s
     ((path, key, body),) = api.requests
     assert (path, key) == ("/v1/chat/completions", "Bearer k")
@@ -80,17 +80,17 @@ def test_an_answer_is_written_piece_by_piece_and_timed(api: Api) -> None:
     assert (body["model"], body["max_tokens"], body["stream"]) == ("m", 7, True)
 
 
-def test_a_model_without_a_chat_template_continues_the_question(api: Api) -> None:
+def test_a_model_without_a_chat_template_gets_the_question_as_a_prompt(api: Api) -> None:
     api.status["/v1/chat/completions"] = 400
     assert ask(api)[0] == "Hel|lo"
     assert [path for path, _, _ in api.requests] == ["/v1/chat/completions", "/v1/completions"]
     assert api.requests[1][2]["prompt"] == "Who?"
 
 
-def test_an_empty_answer_has_no_pieces(api: Api) -> None:
-    api.pieces = [""]
+def test_an_empty_answer_has_no_chunks(api: Api) -> None:
+    api.texts = [""]
     text, timing = ask(api, key="")
-    assert (text, timing.pieces, timing.first_s) == ("", 0, 0.0)
+    assert (text, timing.chunks, timing.first_s) == ("", 0, 0.0)
 
 
 def test_a_refused_request_is_an_error_and_is_not_repeated(api: Api) -> None:

@@ -147,14 +147,24 @@ def test_small_movements_of_several_samples_add_up():
 
 def test_a_start_without_progress_is_dead_and_names_its_phase():
     course = Course()
-    course.see(starting())
-    assert course.until("dead", starting()) == LIMITS.start_stall_s
+    course.see(starting(processes=2))
+    assert course.until("dead", starting(processes=2)) == LIMITS.start_stall_s
     assert course.state.reason == (
-        "Start-up is stuck in phase 'compiling': for 600 s no log line, no bytes read or written, no change of memory."
+        "Start-up is stuck in phase 'compiling': it has made no progress for 600 s "
+        "(no log line, no bytes read or written, no change of memory)."
     )
     assert not course.verdicts.live
     course.see(starting(lines=1))
     assert course.state.name == "starting"
+
+
+def test_a_sidecar_names_only_the_gpu_memory_that_it_watched():
+    course = Course()
+    course.see(starting(gpu=7))
+    course.until("dead", starting(gpu=7))
+    assert course.state.reason == (
+        "Start-up is stuck: it has made no progress for 600 s (no change of the used GPU memory)."
+    )
 
 
 def test_a_start_whose_progress_is_hidden_is_never_dead():
@@ -200,7 +210,7 @@ def test_a_stuck_engine_is_stalled_and_then_dead(serving, running, quiet):
     assert stalled + serving.until("dead", stuck) == quiet + 3 * LIMITS.canary_s
     assert serving.verdicts == state.Verdicts(live=False, ready=False, started=True)
     assert "Engine 0 has made no step" in serving.state.reason
-    assert "3 one-token requests had no answer" in serving.state.reason
+    assert "3 one-token requests of the prober got no answer" in serving.state.reason
 
 
 def test_more_frequent_samples_do_not_change_the_time_to_dead():
@@ -247,14 +257,15 @@ def test_a_new_canary_follows_each_strike(serving):
 def test_a_suspect_engine_has_its_reason(serving):
     serving.until("suspect", sample_of(5, running=2, waiting=1))
     assert serving.verdicts.ready
-    quiet = "Engine 0 has made no step for {} s with {} requests running and 1 waiting; "
-    assert serving.state.reason == quiet.format(120, 2) + "a one-token request has waited for 0 s."
+    quiet = "Engine 0 has made no step for {} s with {} running and 1 waiting requests; "
+    assert serving.state.reason == quiet.format(120, 2) + "a one-token request of the prober has waited for 0 s."
     serving.see(sample_of(5, running=3, waiting=1))
-    assert serving.state.reason == quiet.format(125, 3) + "a one-token request has waited for 5 s."
+    assert serving.state.reason == quiet.format(125, 3) + "a one-token request of the prober has waited for 5 s."
     while not serving.state.engines["0"].strikes:
         serving.see(sample_of(5, running=3, waiting=1))
     assert serving.state.reason == (
-        quiet.format(180, 3) + "a one-token request has waited for 0 s, the one before it had no answer."
+        quiet.format(180, 3)
+        + "a one-token request of the prober has waited for 0 s, the request before it got no answer."
     )
 
 
@@ -266,7 +277,8 @@ def test_a_strike_is_in_the_reason_even_when_no_canary_is_pending(serving):
         serving.see(sample_of(5))
     assert serving.state.name == "suspect"
     assert serving.state.reason == (
-        "Engine 0 has made no step for 0 s with 0 requests running and 0 waiting; a one-token request had no answer."
+        "Engine 0 has made no step for 0 s with 0 running and 0 waiting requests; "
+        "a one-token request of the prober got no answer."
     )
 
 
@@ -298,7 +310,7 @@ def test_an_overloaded_engine_is_saturated_and_fails_no_probe(serving):
         assert serving.state.name == "saturated"
         assert serving.verdicts == state.Verdicts(live=True, ready=True, started=True)
     assert serving.state.reason == (
-        "vLLM serves as much as it can: 256 requests running, 2000 waiting, KV cache 100% full."
+        "vLLM serves as much as it can: 256 running and 2000 waiting requests, KV cache usage 100%."
     )
 
 
@@ -317,8 +329,8 @@ def test_the_stuck_engine_among_several_is_dead(stuck):
         if course.state.name == "dead":
             break
     assert course.state.reason == (
-        f"Engine {stuck} has made no step for 300 s with 1 requests running and 1 waiting, "
-        "and 3 one-token requests had no answer: it hangs."
+        f"Engine {stuck} has made no step for 300 s with 1 running and 1 waiting requests, "
+        "and 3 one-token requests of the prober got no answer: it hangs."
     )
     assert course.now <= LIMITS.dead_after_s
 
@@ -402,7 +414,7 @@ def test_without_step_counters_only_the_api_server_is_watched():
     assert state.canaries(course.state) == {}
     course.until("stalled", Sample(health="unanswered", engines=None))
     assert course.state.reason == (
-        "The API server has answered nothing for 180 s, and 2 one-token requests had no answer: it hangs."
+        "The API server has answered nothing for 180 s, and 2 one-token requests of the prober got no answer: it hangs."
     )
 
 
@@ -428,7 +440,8 @@ def test_a_refused_canary_is_the_last_one_and_never_a_strike(serving):
     assert serving.verdicts.ready
     assert serving.state.canary_off == "401 from /v1/completions: no key"
     assert serving.state.reason.startswith("Engine 0 has made no step for 10")
-    assert "The server refuses one-token requests (401 from /v1/completions: no key)" in serving.state.reason
+    refused = "The server refuses one-token requests of the prober (401 from /v1/completions: no key)."
+    assert refused in serving.state.reason
     assert state.canaries(serving.state) == {}
     serving.see(sample_of(6))
     assert serving.state.name == "ready"
@@ -533,8 +546,8 @@ def test_a_draining_vllm_is_live_but_not_ready_and_gets_no_canary(serving):
 
 
 def test_an_ended_vllm_is_dead_with_its_reason(serving):
-    serving.see(Sample(health="refused", ended="vLLM exited with 1.", draining="SIGTERM came."))
-    assert (serving.state.name, serving.state.reason) == ("dead", "vLLM exited with 1.")
+    serving.see(Sample(health="refused", ended="vLLM exited with status 1.", draining="SIGTERM came."))
+    assert (serving.state.name, serving.state.reason) == ("dead", "vLLM exited with status 1.")
 
 
 def test_a_refused_connection_after_the_start_is_a_new_start(serving):
@@ -556,8 +569,8 @@ def test_a_fatal_gpu_fault_is_not_ready_and_fails_liveness_only_with_gpu_fault_k
     assert course.state.name == "gpu_fault"
     assert course.verdicts == state.Verdicts(live=live, ready=False, started=True)
     assert course.state.reason == (
-        "GPU 1: Xid 79, the GPU has fallen off the bus; GPU 2: lost: vLLM is out of rotation. "
-        "A restart of vLLM does not repair a GPU."
+        "GPU 1: Xid 79, the GPU has fallen off the bus; GPU 2: lost: /readyz fails. "
+        "A restart of vLLM does not repair a GPU: reset the GPU, or reboot the host."
     )
     course.until("dead", sample_of(6, gpu_faults=("GPU 1",)))
     assert not course.verdicts.live
