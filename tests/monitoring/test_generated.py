@@ -167,6 +167,9 @@ def test_an_alert_has_a_runbook(alert):
         assert re.sub(r"_(bucket|sum|count)$", "", name) in vars(metrics).values() or name in vars(metrics).values(), (
             name
         )
+    code = "".join(path.read_text() for folder in ("scripts", "healthcheck") for path in (ROOT / folder).rglob("*.py"))
+    for line in re.findall(r'\| grep "([^"]+)"', text):
+        assert line in code, line
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     for title in re.findall(r"vLLM / [\w ]+", text):
