@@ -160,9 +160,11 @@ test-image: $(VENV)/.dev  ## Build both images and test them on Docker: read-onl
 	@$(bin)/pytest tests/image -v --timeout 900 -m "not long"
 
 .PHONY: test-kernels
-test-kernels: $(VENV)/.dev  ## Test the GPU image with prebuilt kernels for one architecture. Compiling takes five minutes on two cores
+test-kernels: $(VENV)/.dev  ## Long tests of the images: kernels prebuilt for one architecture (five minutes on two cores), restarts
 	@$(MAKE) -s image TARGET=cuda TAG=test-cuda KERNELS_FOR=9.0a
 	@$(bin)/pytest tests/image/test_contents.py -v --timeout 900 -k "kernel or grown"
+	@$(MAKE) -s image TARGET=cpu TAG=test-cpu
+	@$(bin)/pytest tests/image/test_serving.py -v --timeout 900 -m long
 
 .PHONY: test-compose
 test-compose: $(VENV)/.dev  ## Test the Compose stack on Docker, with the image that `make test-image` builds

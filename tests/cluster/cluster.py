@@ -176,7 +176,12 @@ VALUES = {
     "models": {"claim": "models"},
     "cache": {"kind": "emptyDir", "size": "1Gi"},
     "rollout": {"startMinutes": 15},
-    "env": [{"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}],  # the model is random, at any length
+    "env": [
+        {"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"},  # the model is random, at any length
+        # Otherwise vLLM binds the workers of all pods to the node's first core.
+        {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
+        {"name": "OMP_NUM_THREADS", "value": "1"},
+    ],
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ STREAM = {"model": "tiny", "prompt": "hi", "max_tokens": 300, "ignore_eos": True
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 
 
+@pytest.mark.long  # two starts; tests/engine has the exit code and the drain, tests/cluster a restart by kubelet
 def test_the_restart_policy_restarts_after_a_killed_engine_and_docker_stop_cuts_no_stream(begin):
     container = begin(*LOCKED_DOWN, "--restart=on-failure")
     container.wait_for("vllm-launch: ready")
