@@ -48,7 +48,7 @@ def quick(tmp_path_factory, tiny_model):
 def test_a_paused_engine_is_not_ready_but_not_dead(quick, stop_route, resume_route, state):
     """On the CPU, vLLM only has sleep level 0, which frees no memory. Both routes need vLLM's developer mode."""
     load = loaded(quick, 4)
-    after(lambda: "4 requests run" in quick.health("/readyz")[1], 60)
+    after(lambda: "4 running" in quick.health("/readyz")[1], 60)
     assert quick.ask(stop_route, {})[0] == 200
     after(lambda: not ready(quick), LIMITS.unready_after_s)
     deadline = time.monotonic() + LIMITS.dead_after_s + 5
@@ -82,7 +82,7 @@ def test_an_engine_core_that_continues_within_the_limit_stays_ready(quick):
 def test_a_stopped_engine_core_with_requests_becomes_unready_and_ends_the_run_within_the_limits(quick):
     """Last test on this run: it ends it."""
     streams = loaded(quick, 4)
-    after(lambda: "KV cache" in quick.health("/readyz")[1] and "0 requests run" not in quick.health("/readyz")[1], 60)
+    after(lambda: "KV cache" in quick.health("/readyz")[1] and "0 running" not in quick.health("/readyz")[1], 60)
     check_a_stopped_engine_ends_the_run(quick)
     ended(streams)
 

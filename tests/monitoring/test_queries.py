@@ -68,10 +68,9 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("watched")
-    # Its own cache: with phases of an earlier start, the remaining time would be known.
-    run = Serving(
-        folder, tiny_model, max_num_seqs=4, drain_seconds=40, environ={"XDG_CACHE_HOME": str(folder / "cache")}
-    )
+    home = folder / "home"  # with the phases of an earlier start, the remaining time would be known
+    home.mkdir()
+    run = Serving(folder, tiny_model, max_num_seqs=4, drain_seconds=40, environ={"HOME": str(home)})
     prometheus = Prometheus(folder, [("tiny-0", run.port), ("tiny-0", run.health_port)])
     try:
         yield Watched(prometheus, run)
