@@ -30,9 +30,11 @@ CLUSTER = f'eval "$({KIT}/env.sh)" && make' if HAS_KIT else "make"
 Suites = tuple[tuple[str, str], ...]
 PHASES: tuple[tuple[Suites, ...], ...] = (
     (
-        (("test-serving", "make test-serving"),),
         (
             ("lint", "make lint"),
+            ("test-serving", "make test-serving"),
+        ),
+        (
             ("test-image", f"make test-image {IMAGE}"),
             ("test-compose", "make test-compose"),
             ("test-unit", "make test-unit"),
@@ -40,15 +42,17 @@ PHASES: tuple[tuple[Suites, ...], ...] = (
             *([("cluster-kit", f"{KIT}/up.sh")] if HAS_KIT else []),
             ("test-chart", f"{CLUSTER} test-chart"),
         ),
-        (("test-monitoring", "make test-monitoring"),),
     ),
-    ((("test-cluster", f"{CLUSTER} test-cluster"),),),
+    (
+        (("test-monitoring", "make test-monitoring"),),
+        (("test-cluster", f"{CLUSTER} test-cluster"),),
+    ),
 )
 """Phases in their order, each with lanes that run in parallel. A lane's suites, as (name, shell command), run in order.
 
 The second phase begins when all lanes of the first have ended. The cluster's rollouts keep both cores busy: beside them
-the engine's tests took four times as long and failed, and `test-monitoring` took 20 minutes. Beside the first phase
-it mostly waits. The cluster needs the image that `test-image` builds.
+the engine's tests took four times as long and failed. `test-monitoring` has few engines, so it can run beside them.
+As a third lane of the first phase it lost requests of its load. The cluster needs the image that `test-image` builds.
 """
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 """By default vLLM binds its workers to the first core, those of all lanes to the same one. With these variables two

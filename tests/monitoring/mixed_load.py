@@ -29,7 +29,7 @@ async def main() -> None:
     outcomes: Counter[str] = Counter()
     headers = {"Authorization": f"Bearer {key[0]}"} if key else {}
     deadline = asyncio.get_running_loop().time() + float(seconds)
-    async with aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=300)) as session:
+    async with aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=600)) as session:
 
         async def client(number: int) -> None:
             generator = random.Random(number)
