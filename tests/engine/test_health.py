@@ -262,7 +262,7 @@ def test_all_documented_metrics_are_served(serving):
 
 def test_the_html_page_shows_the_engine(serving):
     page = serving.health("/")[1]
-    assert "vLLM is ready" in page
+    assert "vLLM: ready" in page
     assert "<td>0</td>" in page
 
 
