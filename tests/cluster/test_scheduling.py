@@ -90,7 +90,7 @@ def test_a_pod_is_scheduled_on_a_node_with_enough_gpus_simulated(nodes, release)
 
 def test_without_a_gpu_node_the_notes_say_so_simulated(release):
     notes = release.upgrade(gpus={"count": 1}, **HUB).stdout
-    assert f"No node has 1 {GPUS}" in notes
+    assert f"No node offers 1 {GPUS}" in notes
 
 
 @pytest.mark.long
