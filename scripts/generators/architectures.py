@@ -6,6 +6,8 @@ anything. This script loads every model class, which takes some minutes.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import sys
@@ -13,54 +15,100 @@ from pathlib import Path
 
 OUT = Path(__file__).parents[1] / "vllm_launch/engine/architectures.json"
 
-KEYS = [
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "sliding_window",
-    "use_sliding_window",
-    "max_window_layers",
-    "sliding_window_pattern",
-    "attention_bias",
-    "num_local_experts",
-    "num_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "kv_lora_rank",
-    "q_lora_rank",
-    "qk_rope_head_dim",
-    "qk_nope_head_dim",
-    "v_head_dim",
-    "attention_chunk_size",
-    "intermediate_size_mlp",
-    "interleave_moe_layer_step",
-    "num_kv_shared_layers",
-    "mlp_bias",
-    "use_qk_norm",
-]
+READER = Path(__file__).parents[1] / "vllm_launch/model"
+GETTERS = {
+    "get",
+    "has",
+    "integer",
+    "optional_integer",
+    "flag",
+    "text",
+    "number",
+    "table",
+    "array",
+    "strings",
+    "integers",
+}
+"""The methods of vllm_launch.model.config.Config that read a key."""
+
+
+def keys() -> list[str]:
+    """Return the keys of config.json that the launcher's own model reader reads."""
+    found: set[str] = set()
+    for path in READER.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(attr=name), args=arguments) if name in GETTERS:
+                    read: list[ast.AST] = list(arguments)
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.endswith("_KEYS"):
+                    read = [value]
+                case _:
+                    continue
+            constants = (inner for argument in read for inner in ast.walk(argument) if isinstance(inner, ast.Constant))
+            found |= {constant.value for constant in constants if isinstance(constant.value, str)}
+    return sorted(found)
 
 
 def defaults() -> dict[str, dict[str, object]]:
-    """Return, by model type, the values that transformers' config classes fill in for keys missing in a config.json."""
+    """Return, by model type, what config classes fill in for keys that a config.json omits.
+
+    vLLM's own classes go before those of transformers (vllm/transformers_utils/config.py:_CONFIG_REGISTRY). An entry
+    ``@key`` is another name under which the class stores the key. ``@text_config`` is the model type of a nested
+    config that states none. Values that a class computes from other values are not in the table.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY  # noqa: PLC0415, TID251
 
     table = {}
-    for model_type in sorted(CONFIG_MAPPING.keys()):
-        cls = CONFIG_MAPPING[model_type]
-        names = {key: (cls.attribute_map or {}).get(key, key) for key in KEYS}
-        row: dict[str, object] = {key: getattr(cls, name, None) for key, name in names.items()}
-        row = {key: value for key, value in row.items() if isinstance(value, bool | int | float)}
+    read = keys()
+    for model_type in sorted({*CONFIG_MAPPING.keys(), *_CONFIG_REGISTRY.keys()}):
+        registry = _CONFIG_REGISTRY if model_type in _CONFIG_REGISTRY else CONFIG_MAPPING
+        cls = registry[model_type]
+        names = {key: (cls.attribute_map or {}).get(key, key) for key in read}
+        stated = {key: default_of(cls, name) for key, name in names.items()}
+        row: dict[str, object] = {key: value for key, value in stated.items() if isinstance(value, bool | int | float)}
         row |= {f"@{key}": name for key, name in names.items() if name != key}
+        row |= layer_pattern(cls)
+        nested = (cls.sub_configs or {}).get("text_config")
+        if nested is not None and getattr(nested, "model_type", ""):
+            row["@text_config"] = nested.model_type
         if row:
             table[model_type] = row
     return table
+
+
+def layer_pattern(cls: type) -> dict[str, object]:
+    """Return ``layer_types``, one period of what a config class computes, and ``last_layer_type`` if the last differs.
+
+    {} if the class computes none, or if no period fits.
+    """
+    lengths = (24, 25)
+    try:
+        short, long = (list(cls(num_hidden_layers=length).layer_types) for length in lengths)
+    except Exception:  # noqa: BLE001 - some classes need arguments, and many compute no types
+        return {}
+    for period in range(1, 13):
+        last = short[-1]
+        if all(
+            types[:-1] == [types[n % period] for n in range(len(types) - 1)] and types[-1] == last
+            for types in (short, long)
+        ):
+            row: dict[str, object] = {"layer_types": short[:period]}
+            ends = {short[(length - 1) % period] for length in lengths}
+            return row if ends == {last} else row | {"last_layer_type": last}
+        if all(types == [types[n % period] for n in range(len(types))] for types in (short, long)):
+            return {"layer_types": short[:period]}
+    return {}
+
+
+def default_of(cls: type, name: str) -> object:
+    """Return the constant default of a config class for ``name``, or None if it has none or computes it."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc] - only read
+    if parameter is not None and parameter.default is not inspect.Parameter.empty:
+        value: object = parameter.default
+    else:
+        value = inspect.getattr_static(cls, name, None)
+    return value
 
 
 def main(out: Path) -> None:

@@ -50,6 +50,8 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         revision=text_option(engine.get("revision")),
         token=text_option(engine.get("hf_token")),
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
+        runner=text_option(engine.get("runner")),
+        convert=text_option(engine.get("convert")),
     )
     decided = plan(plan_request(settings), hardware, model)
     return with_origins(decided, settings)

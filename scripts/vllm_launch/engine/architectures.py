@@ -81,12 +81,13 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
 
 
 def _task(name: str, flags: Sequence[str]) -> Literal["generate", "pooling"]:
-    """Return the task as vLLM chooses it. If the class supports both, the suffix of the name decides.
+    """Return the task as vLLM chooses it: what the class supports, or else what the suffix of the name says.
 
     Source: vllm/config/model.py:_get_default_runner_type.
     """
-    if "pooling" in flags and "generate" not in flags:
-        return "pooling"
+    tasks = {"pooling", "generate"} & set(flags)
+    if name in _table()["architectures"] and len(tasks) == 1:
+        return "pooling" if "pooling" in tasks else "generate"
     for suffix, (task, _) in _table()["suffixes"]:
         if name.endswith(suffix):
             return "pooling" if task == "pooling" else "generate"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
 from vllm_launch.model.checkpoint import Checkpoint
-from vllm_launch.model.config import Config, language_config, short_repr
+from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
 from vllm_launch.model.layers import (
     attention_heads,
@@ -35,11 +35,28 @@ LENGTH_KEYS = (
 ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 """RoPE types whose factor vLLM does not apply to the length (vllm/config/model.py:_get_and_verify_max_len)."""
 
+SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+"""Keys whose default in a config class is not taken for a config.json that is not nested."""
+
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
 """Endings of the names of query norms, in all families that have them (tensors.FAMILIES)."""
 
 
-def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) -> Model:
+POOLING_MODULES = {
+    "sentence_transformers.models.Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+}  # fmt: skip
+"""Types of a module in modules.json that make a model a pooling model, whatever its architecture
+(vllm/config/model.py:_get_default_runner_type, transformers_utils/config.py:get_pooling_config)."""
+
+
+def build(
+    name: str,
+    checkpoint: Checkpoint,
+    hf_overrides: Mapping[str, Any],
+    *,
+    runner: str | None = None,
+    convert: str | None = None,
+) -> Model:
     """Return the model that ``checkpoint`` describes. Pure.
 
     Raises:
@@ -53,7 +70,8 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
     count = _layer_count(config)
     _check_heads(config)
     quantization = read_quantization(raw, checkpoint.files.get("hf_quant_config.json"), where)
-    dtype = _dtype(root, config, checkpoint, architecture)
+    task = _task(architecture, checkpoint, runner, convert)
+    dtype = _dtype(root, config, checkpoint, task)
     experts, mla = _experts(config), read_mla(config)
     layers = read_layers(config, SAFETENSORS_NAME[dtype], is_moe(config, count))
     tied = _ties_embeddings(root, config)
@@ -67,16 +85,16 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
         path=str(checkpoint.path) if checkpoint.path else None,
         architecture=architecture.name,
         model_type=config.text("model_type"),
-        task=architecture.task,
+        task=task,
         dtype=dtype,
         hidden_size=_hidden_size(config),
         intermediate_size=_intermediate_size(config),
-        vocab_size=config.integer("vocab_size"),
+        vocab_size=config.integer(*VOCAB_KEYS),
         heads=attention_heads(config),
         head_dim=head_dim(config),
         kv_heads=kv_heads(config),
         layers=layers,
-        max_model_len=max_model_len(root, config, checkpoint.files, pooling=architecture.task == "pooling"),
+        max_model_len=max_model_len(root, config, checkpoint.files, pooling=task == "pooling"),
         rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
         tensors=model_tensors,
@@ -90,11 +108,33 @@ def build(name: str, checkpoint: Checkpoint, hf_overrides: Mapping[str, Any]) ->
     )
 
 
+def _task(
+    architecture: Architecture, checkpoint: Checkpoint, runner: str | None, convert: str | None
+) -> Literal["generate", "pooling"]:
+    """Return what vLLM runs the model for: --runner, or --convert, or modules.json, or else the architecture.
+
+    Source: vllm/config/model.py:_get_runner_type, _get_default_runner_type.
+    """
+    if runner in {"generate", "pooling"}:
+        return "pooling" if runner == "pooling" else "generate"
+    if convert in {"classify", "embed"}:
+        return "pooling"
+    modules = checkpoint.files.get("modules.json", {}).get("modules", [])
+    types = (
+        {module.get("type") for module in modules if isinstance(module, Mapping)} if isinstance(modules, list) else ()
+    )
+    return "pooling" if POOLING_MODULES & set(types) else architecture.task
+
+
 def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]:
     """Return the language model's config with the defaults of its class, and whether it is nested in config.json."""
     inner, where, nested = language_config(raw, root.where)
-    own_type = Config(inner, where).text("model_type") or root.text("model_type")
-    return Config({"model_type": own_type, **inner}, where, _defaults(own_type, nested=nested)), nested
+    outer_type = root.text("model_type")
+    own_type = Config(inner, where).text("model_type") or config_defaults(outer_type).get("@text_config", outer_type)
+    defaults = config_defaults(own_type)
+    if not nested:  # such a config.json states its sizes: without them it is not complete
+        defaults = {key: value for key, value in defaults.items() if key not in SIZES}
+    return Config({"model_type": own_type, **inner}, where, defaults), nested
 
 
 def _layer_count(config: Config) -> int:
@@ -116,8 +156,7 @@ def _hidden_size(config: Config) -> int:
 
 
 def _intermediate_size(config: Config) -> int:
-    names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "moe_intermediate_size")
-    return config.integer(*names, default=4 * _hidden_size(config), minimum=0)
+    return config.integer(*INTERMEDIATE_KEYS, "moe_intermediate_size", default=4 * _hidden_size(config), minimum=0)
 
 
 def _deprecation(quantization: Quantization | None) -> tuple[str, ...]:
@@ -139,31 +178,6 @@ def _custom_code(root: Config) -> bool:
     return any(str(key).startswith("AutoModel") for key in root.table("auto_map") or {})
 
 
-def _defaults(model_type: str, *, nested: bool) -> dict[str, Any]:
-    """Return the defaults of the config class that apply: all for a nested config, which omits default values.
-
-    A top-level config.json states its sizes, so only defaults of optional keys apply to it.
-    """
-    defaults = config_defaults(model_type)
-    if nested:
-        return defaults
-    optional = {
-        "tie_word_embeddings",
-        "sliding_window",
-        "use_sliding_window",
-        "max_window_layers",
-        "head_dim",
-        "mlp_bias",
-        "attention_bias",
-        "attention_chunk_size",
-        "intermediate_size_mlp",
-        "interleave_moe_layer_step",
-        "num_kv_shared_layers",
-        "use_qk_norm",
-    }
-    return {key: value for key, value in defaults.items() if key.startswith("@") or key in optional}
-
-
 def _check_heads(config: Config) -> None:
     heads, groups = attention_heads(config), kv_heads(config)
     if groups and heads % groups:
@@ -178,7 +192,7 @@ def _ties_embeddings(root: Config, config: Config) -> bool:
     return config.flag("tie_word_embeddings", default=False)
 
 
-def _dtype(root: Config, config: Config, checkpoint: Checkpoint, architecture: Architecture) -> str:
+def _dtype(root: Config, config: Config, checkpoint: Checkpoint, task: str) -> str:
     """Return what ``--dtype auto`` selects on a GPU with bfloat16 (vllm/config/model.py:_resolve_auto_dtype)."""
     dtype = None
     for part in (
@@ -195,7 +209,7 @@ def _dtype(root: Config, config: Config, checkpoint: Checkpoint, architecture: A
         dtype = vllm_name[stored_dtypes.pop()] if len(stored_dtypes) == 1 else "float32"
     dtype = dtype or "float32"
     no_float16 = config.text("model_type") in NO_FLOAT16 or root.text("model_type") in NO_FLOAT16
-    preferred = "float16" if architecture.task == "pooling" and not no_float16 else "bfloat16"
+    preferred = "float16" if task == "pooling" and not no_float16 else "bfloat16"
     if dtype == "float32" or (dtype == "float16" and no_float16) or dtype not in SAFETENSORS_NAME:
         return preferred
     return dtype

@@ -20,7 +20,7 @@ HEADER_LIMIT = 100_000_000
 JSON_LIMIT = 256 * 2**20
 """Upper limit of a config or an index, in bytes. The largest known index has a tenth of it."""
 
-SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json")
+SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json")
 OTHER_WEIGHTS = {"bin": "PyTorch pickles", "pt": "PyTorch pickles", "pth": "PyTorch pickles", "gguf": "GGUF"}
 DOWNLOAD_AGAIN = "download the file again (`hf download`)"
 
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> Checkpoint:
     files = {"config.json": read_json(config)}
     for name in SMALL_FILES:
         if (folder / name).is_file():
-            files[name] = read_json(folder / name)
+            files[name] = read_small(folder / name)
     if names := shards(folder):
         return Checkpoint(folder, files, read_headers([folder / name for name in names]), ())
     suffixes = sorted({path.suffix[1:] for path in _list_files(folder)} & OTHER_WEIGHTS.keys())
@@ -69,6 +69,19 @@ def read_folder(folder: Path) -> Checkpoint:
         remedy = "convert it to safetensors (transformers' save_pretrained), or use the model's safetensors checkpoint"
         raise UsageError(f"model {folder}", f"its weights are {formats}, not safetensors", remedy)
     return Checkpoint(folder, files, None, ())
+
+
+def read_small(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``. The list in sentence-transformers' modules.json becomes ``{"modules": …}``.
+
+    Raises:
+        UsageError: the file cannot be read, or holds something else.
+    """
+    return (
+        parse_json(b'{"modules": %b}' % path.read_bytes(), str(path))
+        if path.name == "modules.json"
+        else read_json(path)
+    )
 
 
 def shards(folder: Path) -> list[str]:

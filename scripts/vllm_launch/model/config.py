@@ -27,6 +27,13 @@ Source: transformers, PreTrainedConfig.get_text_config. vLLM's own configs in vl
 """
 
 
+VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
+"""Keys of the vocabulary's size. ChatGLM has only the padded one (vllm/transformers_utils/configs/chatglm.py)."""
+
+INTERMEDIATE_KEYS = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim")
+"""Keys of the width of a dense feed-forward."""
+
+
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object in ``text``.
 
@@ -52,8 +59,10 @@ class Config:
     """A config.json, or a nested object of it, whose values are read by key.
 
     ``where`` is the file or the object, for error messages. A getter tries ``keys`` in order, and raises a UsageError
-    that names the key if the value is wrong. ``defaults`` has the values of transformers' config class for keys that
-    config.json omits. An entry such as ``@hidden_size: n_embd`` says that this class stores hidden_size as n_embd.
+    that names the key if the value is wrong. ``defaults`` has the values that the config class of the model type fills
+    in for keys that config.json omits. An entry such as ``@hidden_size: n_embd`` says that this class stores
+    hidden_size as n_embd. A key whose value is null is not omitted: Mistral 7B v0.3 has ``"sliding_window": null``,
+    which is no window, and not the 4,096 of the class.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -61,15 +70,21 @@ class Config:
 
     def get(self, *keys: str) -> Any:
         """Return the value of the first of ``keys`` that is not null, else the first default of ``keys``, else None."""
-        for key in keys:
-            for name in (key, self.defaults.get(f"@{key}")):
-                if name is not None and self.raw.get(name) is not None:
-                    return self.raw[name]
-        return next((self.defaults[key] for key in keys if key in self.defaults), None)
+        for name in (name for key in keys for name in self._names(key)):
+            if self.raw.get(name) is not None:
+                return self.raw[name]
+        omitted = (key for key in keys if not any(name in self.raw for name in self._names(key)))
+        return next((self.defaults[key] for key in omitted if key in self.defaults), None)
 
     def has(self, *keys: str) -> bool:
         """Whether config.json itself has a value other than null for one of ``keys``."""
-        return any(self.raw.get(name) is not None for key in keys for name in (key, self.defaults.get(f"@{key}", key)))
+        return any(self.raw.get(name) is not None for key in keys for name in self._names(key))
+
+    def _names(self, key: str) -> tuple[str, ...]:
+        """Return the names under which config.json can have ``key``."""
+        stored = self.defaults.get(f"@{key}", key)
+        others = (name[1:] for name, other in self.defaults.items() if name.startswith("@") and other == stored)
+        return tuple(dict.fromkeys((key, stored, *others)))
 
     def optional_integer(self, *keys: str, minimum: int = 1) -> int | None:
         """Return an integer of ``minimum`` or more, or None if config.json has none of ``keys``."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import msgspec
 
 from vllm_launch.model.config import Config
@@ -25,17 +28,23 @@ ENCODER_ARCHITECTURES = {
 }  # fmt: skip
 """Architectures that run a decoder as such an encoder (vllm/model_executor/models/config.py sets ``is_causal``)."""
 
-FULL_EVERY = {
-    "gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gemma3n": 5, "gemma3n_text": 5, "cohere2": 4, "gpt_oss": 2,
-    "exaone4": 4, "olmo3": 4, "llama4": 4, "llama4_text": 4, "gemma4": 6, "gemma4_text": 6,
-    "qwen3_next": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4,
+GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "diffusion_gemma_text"}
+
+MIMO_V2 = {"mimo_v2", "mimo_v2_flash"}
+
+OWN_WINDOWS = {
+    "afmoe", "apertus", "cohere2", "cohere2_moe", "cohere_compass", "embedding_gemma2", "exaone4", "exaone_moe",
+    "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "granite",
+    "granite_swa", "granitemoe", "granitemoe_swa", "laguna", "llama", "llama4_text", "mimo_v2", "mimo_v2_flash",
+    "minimax_m2", "ministral", "mistral", "modernbert", "muse_glimmer_text", "nemotron_h", "olmo2", "olmo3", "plamo3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rnj1", "step3p5", "step3p7",
 }  # fmt: skip
-"""Period of full attention by model type, in layers: the last layer of each period is full. Applies if config.json has
-no ``layer_types``. Source: transformers' config classes."""
+"""Model types whose class in vLLM gives each layer its own window (model_executor/models: per_layer_sliding_window).
+In other types with layers of several kinds no layer has a window (engine/arg_utils.py:create_engine_config)."""
 
 KIND_OF = {
     "full_attention": "full", "attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked",
-    "linear_attention": "mamba", "mamba": "mamba", "conv": "mamba", "hybrid": "hybrid",
+    "linear_attention": "mamba", "mamba": "mamba", "conv": "mamba", "hybrid": "hybrid", "moe": "none", "mlp": "none",
 }  # fmt: skip
 """Kind of a layer by its name in ``layer_types`` or ``layers_block_type``."""
 
@@ -94,11 +103,16 @@ def read_mla(config: Config) -> Mla | None:
     """Return the sizes of multi-head latent attention, or None if vLLM does not use it for this model."""
     if config.text("model_type") not in MLA_TYPES or not config.has("kv_lora_rank"):
         return None
+    return latent_sizes(config, v_head_dim=128)
+
+
+def latent_sizes(config: Config, v_head_dim: int) -> Mla:
+    """Return the sizes of the projections to and from latent vectors. ``v_head_dim``: the default of that key."""
     return Mla(
         kv_lora_rank=config.integer("kv_lora_rank"),
         qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
         qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
-        v_head_dim=config.integer("v_head_dim", default=128),
+        v_head_dim=config.integer("v_head_dim", default=v_head_dim),
         q_lora_rank=config.optional_integer("q_lora_rank"),
     )
 
@@ -115,6 +129,8 @@ def layer_count(config: Config) -> int:
     blocks = config.strings("layers_block_type") or config.get("hybrid_override_pattern")
     if config.text("model_type") == "nemotron_h" and isinstance(blocks, list | str):
         return len(blocks)
+    if config.text("model_type") == "whisper":
+        return config.integer("decoder_layers")
     return config.integer("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -125,98 +141,175 @@ def layer_kinds(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one
         return ["mamba"] * count
     if encoder_only(config):
         return ["none"] * count
-    if model_type == "falcon_h1":
-        return ["hybrid"] * count
-    if model_type == "jamba":
-        period, offset = (
-            config.integer("attn_layer_period", default=8),
-            config.integer("attn_layer_offset", default=4, minimum=0),
-        )
-        return ["full" if n % period == offset else "mamba" for n in range(count)]
     pattern = config.get("hybrid_override_pattern")
     if isinstance(pattern, str):
-        kinds = {"M": "mamba", "*": "full"}
-        return [kinds.get(letter, "none") for letter in pattern[:count].ljust(count, "-")]
-    if model_type == "kimi_linear":
-        linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
-        recurrent = linear.integers("kda_layers") or []  # numbered from 1 (vLLM: KimiLinearConfig.is_kda_layer)
-        return ["mamba" if n + 1 in recurrent else "full" for n in range(count)]
+        letters = {"M": "mamba", "*": "full"}
+        return [letters.get(letter, "none") for letter in pattern[:count].ljust(count, "-")]
+    if model_type in OWN_KINDS and (own := OWN_KINDS[model_type](config, count)) is not None:
+        return own
+    types = _layer_types(config, count)
+    if types is None:
+        return _kinds_without_types(config, model_type, count)
+    kinds = [KIND_OF.get(layer_type, "full") for layer_type in types]
+    if model_type not in OWN_WINDOWS and not all(kind == "sliding" for kind in kinds):
+        return ["full" if kind == "sliding" else kind for kind in kinds]
+    return kinds
+
+
+def _jamba_kinds(config: Config, count: int) -> list[str]:
+    period = config.integer("attn_layer_period", default=8)
+    offset = config.integer("attn_layer_offset", default=4, minimum=0)
+    return ["full" if n % period == offset else "mamba" for n in range(count)]
+
+
+def _kimi_linear_kinds(config: Config, count: int) -> list[str]:
+    linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
+    recurrent = linear.integers("kda_layers") or []  # numbered from 1 (vLLM: KimiLinearConfig.is_kda_layer)
+    return ["mamba" if n + 1 in recurrent else "full" for n in range(count)]
+
+
+def _zamba2_kinds(config: Config, count: int) -> list[str] | None:
     blocks = config.strings("layers_block_type")
-    if model_type == "zamba2" and blocks:
-        return [
-            "hybrid" if block == "hybrid" else "mamba"
-            for block in _first_entries(config, "layers_block_type", blocks, count)
-        ]
-    types = config.strings("layer_types") or blocks
-    if types:
-        key = "layer_types" if config.has("layer_types") else "layers_block_type"
-        return [
-            KIND_OF.get(layer_type, "none" if layer_type in {"moe", "mlp"} else "full")
-            for layer_type in _first_entries(config, key, types, count)
-        ]
-    if model_type in {"lfm2", "lfm2_moe"}:
-        attention = config.integers("full_attn_idxs")
-        return ["full" if attention is None or n in attention else "mamba" for n in range(count)]
-    return _periodic_kinds(config, model_type, count)
+    if not blocks:
+        return None
+    blocks = _first_entries(config, "layers_block_type", blocks, count)
+    return ["hybrid" if block == "hybrid" else "mamba" for block in blocks]
 
 
-def _periodic_kinds(config: Config, model_type: str, count: int) -> list[str]:
-    """Return the kinds of the layers of a model whose config class computes ``layer_types``."""
-    full_layers = config.integers("full_attention_layers")
-    period = FULL_EVERY.get(model_type)
-    if period is not None:
-        period = (
-            config.integer("sliding_window_pattern", "full_attention_interval", default=period)
-            if not isinstance(config.get("sliding_window_pattern"), str)
-            else period
-        )
-        other = (
-            "chunked" if model_type.startswith("llama4") else "mamba" if model_type.startswith("qwen3_") else "sliding"
-        )
-        if other == "chunked" and (with_rope := config.array("no_rope_layers")):  # 1: the layer has RoPE
-            return ["chunked" if n < len(with_rope) and with_rope[n] else "full" for n in range(count)]
-        return ["full" if (n + 1) % period == 0 else other for n in range(count)]
+def _mimo_v2_kinds(config: Config, count: int) -> list[str]:
+    key = "hybrid_layer_pattern"
+    slides = _first_entries(config, key, config.array(key) or [], count)
+    return ["sliding" if slide == 1 else "full" for slide in slides]
+
+
+def _lfm2_kinds(config: Config, count: int) -> list[str] | None:
+    if config.has("layer_types"):
+        return None
+    attention = config.integers("full_attn_idxs")
+    return ["full" if attention is None or n in attention else "mamba" for n in range(count)]
+
+
+def _llama4_kinds(config: Config, count: int) -> list[str] | None:
+    if config.has("layer_types"):
+        return None
+    period = config.integer("no_rope_layer_interval", "nope_layer_interval", default=4)
+    with_rope = config.array("no_rope_layers") or [(n + 1) % period for n in range(count)]  # 0: no RoPE
+    return ["chunked" if n < len(with_rope) and with_rope[n] else "full" for n in range(count)]
+
+
+OWN_KINDS: dict[str, Callable[[Config, int], list[str] | None]] = {
+    "falcon_h1": lambda _, count: ["hybrid"] * count,
+    "jamba": _jamba_kinds,
+    "kimi_linear": _kimi_linear_kinds,
+    "llama4_text": _llama4_kinds,
+    "zamba2": _zamba2_kinds,
+    **dict.fromkeys(("lfm2", "lfm2_moe"), _lfm2_kinds),
+    **dict.fromkeys(MIMO_V2, _mimo_v2_kinds),
+}
+"""Functions that return the kinds of a model type with keys of its own, or None if config.json does not have them."""
+
+
+def _layer_types(config: Config, count: int) -> list[str] | None:
+    """Return the type of each layer, or None if neither config.json nor the config class has types.
+
+    A default of the config class is one period of the pattern. config.json can have another length of it.
+    """
+    for key in ("layer_types", "layers_block_type"):
+        if config.has(key) and (types := config.strings(key)):
+            return _first_entries(config, key, types, count)
+    pattern = config.strings("layer_types")
+    if not pattern or len(set(pattern)) == 1:
+        return None
+    period = config.get("sliding_window_pattern", "full_attention_interval")
+    if isinstance(period, int) and not isinstance(period, bool) and period > 0:
+        pattern = [next(other for other in pattern if other != "full_attention")] * (period - 1) + ["full_attention"]
+    types = [pattern[n % len(pattern)] for n in range(count)]
+    return [*types[:-1], config.text("last_layer_type", types[-1])]
+
+
+def _kinds_without_types(config: Config, model_type: str, count: int) -> list[str]:
+    """Return the kinds of a model without layer types: all layers have a window or none has, except in Qwen."""
     if sliding_window(config) is None:
         return ["full"] * count
     if model_type.startswith("qwen") and config.flag("use_sliding_window"):
         first = config.integer("max_window_layers", default=count, minimum=0)
         return ["sliding" if n >= first else "full" for n in range(count)]
+    full_layers = config.integers("full_attention_layers")
     return ["full" if full_layers and n in full_layers else "sliding" for n in range(count)]
 
 
-def _first_entries(config: Config, key: str, entries: list[str], count: int) -> list[str]:
+def _first_entries(config: Config, key: str, entries: list[Any], count: int) -> list[Any]:
     if len(entries) < count:
         raise config.error(key, f"has {len(entries)} entries for {count} layers")
     return entries[:count]
 
 
+class Heads(NamedTuple):
+    """The KV heads of one layer, and the values that a head stores of a token as its key and as its value."""
+
+    kv_heads: int
+    key: int
+    value: int
+
+
+def layer_heads(config: Config, kind: str) -> Heads:
+    """Return the KV heads of a layer of ``kind``. In some models they depend on it.
+
+    Source: vllm/model_executor/models/gemma4.py and transformers' Gemma4TextConfig (per_layer_config), mimo_v2.py,
+    minicpm3.py (keys and values are padded to the width of a query), openpangu.py.
+    """
+    model_type, count, dim = config.text("model_type"), kv_heads(config), head_dim(config)
+    if model_type in GEMMA4 and kind == "full":
+        if config.flag("attention_k_eq_v", default=True):
+            count = config.optional_integer("num_global_key_value_heads") or count
+        dim = config.integer("global_head_dim", default=512)
+        return Heads(count, dim, dim)
+    if model_type in MIMO_V2:
+        prefix = "swa_" if kind == "sliding" else ""
+        key = config.integer(f"{prefix}head_dim", default=dim)
+        value = config.integer(f"{prefix}v_head_dim", default=key)
+        return Heads(config.integer(f"{prefix}num_key_value_heads", default=count), key, value)
+    if model_type == "minicpm3":
+        query = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
+        return Heads(attention_heads(config), query, query)
+    return Heads(count, dim, dim)
+
+
 def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...]:
     """Return every layer's cache. ``dtype``: the model's, by safetensors' name. ``moe``: which layers have experts."""
     count = len(moe)
-    mla, heads, dim, window = read_mla(config), kv_heads(config), head_dim(config), sliding_window(config)
+    mla, window = read_mla(config), sliding_window(config)
     shared_from = count - config.integer("num_kv_shared_layers", default=0, minimum=0)
     layers = []
     for n, kind in enumerate(layer_kinds(config, count)):
-        if kind in {"mamba", "hybrid"}:
-            layer = _recurrent_layer(config, dtype)
-            if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
-                layer = msgspec.structs.replace(layer, kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim)
-            layers.append(msgspec.structs.replace(layer, moe=moe[n]))
-        elif kind == "none" or n >= shared_from:
+        if kind == "none" or (n >= shared_from and kind not in {"mamba", "hybrid"}):
             layers.append(Layer(kind="none", moe=moe[n]))
-        elif mla is not None:
+            continue
+        if kind == "mamba":
+            layers.append(msgspec.structs.replace(_recurrent_layer(config, dtype), moe=moe[n]))
+            continue
+        if mla is not None:
             width = mla.kv_lora_rank + mla.qk_rope_head_dim
             index = _index_bytes(config) if _has_indexer(config, n) else 0
             layers.append(Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n]))
-        elif kind == "sliding" and window:
-            layers.append(
-                Layer(kind="sliding", kv_heads=heads, head_dim=dim, head_dim_v=dim, window=window, moe=moe[n])
-            )
+            continue
+        heads = layer_heads(config, kind)
+        layer = Layer(
+            kind="full", kv_heads=heads.kv_heads, head_dim=heads.key, head_dim_v=heads.value, moe=moe[n],
+            cross=config.text("model_type") == "whisper",
+        )  # fmt: skip
+        if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
+            state = _recurrent_layer(config, dtype)
+            layer = msgspec.structs.replace(
+                layer, state_shapes=state.state_shapes, state_dtypes=state.state_dtypes,
+                state_checkpoints=state.state_checkpoints,
+            )  # fmt: skip
         elif kind == "chunked":
             chunk = config.integer("attention_chunk_size", default=8192)
-            layers.append(Layer(kind="chunked", kv_heads=heads, head_dim=dim, head_dim_v=dim, window=chunk, moe=moe[n]))
-        else:
-            layers.append(Layer(kind="full", kv_heads=heads, head_dim=dim, head_dim_v=dim, moe=moe[n]))
+            layer = msgspec.structs.replace(layer, kind="chunked", window=chunk)
+        elif kind == "sliding" and window:
+            layer = msgspec.structs.replace(layer, kind="sliding", window=window)
+        layers.append(layer)
     return tuple(layers)
 
 
@@ -253,7 +346,7 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type in {"lfm2", "lfm2_moe"}:
         channels = config.integer("conv_dim", "hidden_size")
         return _state_layer(((config.integer("conv_L_cache", default=3) - 1, channels),), (dtype,))
-    if config.has("linear_num_value_heads"):  # gated delta net
+    if config.get("linear_num_value_heads") is not None:  # gated delta net
         keys, values = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
         key, value = config.integer("linear_key_head_dim"), config.integer("linear_value_head_dim")
         conv = (config.integer("linear_conv_kernel_dim", default=4) - 1, 2 * key * keys + value * values)

@@ -30,6 +30,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     index_bytes: int = 0  # bytes per token in the cache of the sparse attention's indexer, in addition to "mla"
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
+    cross: bool = False  # the layer also stores the encoder's states: as many as one batch has tokens
     state_checkpoints: int = 0  # extra states that a request keeps to resume in the middle of a prefill
     moe: bool = False
 
@@ -61,6 +62,8 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     group_size: int | None = None  # input channels per scale (AWQ, GPTQ, compressed-tensors); None: no groups
     block_shape: tuple[int, int] | None = None  # (output, input) channels per scale of block FP8
     ignored: tuple[str, ...] = ()  # patterns of module names that are not quantised
+    own_schemes: tuple[tuple[tuple[str, ...], Quantization], ...] = ()  # patterns of module names, and their scheme
+    all_linear: bool = True  # False: only modules with a scheme of their own are quantised
     format: str = ""  # compressed-tensors: "pack-quantized", "float-quantized", "int-quantized", "nvfp4-pack-quantized"
     kv_cache_dtype: str | None = None  # what kv-cache-dtype "auto" selects; None: the model's dtype
 

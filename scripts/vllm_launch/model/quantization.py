@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import FOUR_BITS, REMOVED_METHODS
@@ -24,6 +25,12 @@ MIN_CAPABILITY: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 """The lowest compute capability of each method. Source: vllm/model_executor/layers/quantization/*,
 ``get_min_capability`` of the class that ``get_quantization_config`` returns for the name."""
+
+SIZES: dict[str, tuple[int, int | None]] = {
+    "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32),
+    "nvfp4_per_token": (4, 16), "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
+}  # fmt: skip
+"""Bits of a weight and weights of a scale, for methods with a fixed format. Others have 8 bits and no groups."""
 
 DEPRECATED = {"fbgemm_fp8", "fp_quant"}
 """Methods that need --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
@@ -54,7 +61,11 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
     inner = section.get("quantization") if isinstance(section.get("quantization"), Mapping) else {}
     method = config.text("quant_method").lower().replace("compressed_tensors", "compressed-tensors")
     algorithm = Config({**section, **(inner or {})}, config.where).text("quant_algo").upper()
-    if method in {"", "modelopt"} and algorithm:
+    producer = section.get("producer")
+    legacy = (
+        isinstance(producer, Mapping) and producer.get("name") == "modelopt" and bool((inner or {}).get("quant_algo"))
+    )
+    if (method == "modelopt" or (method == "" and legacy)) and algorithm:
         method = MODELOPT.get(algorithm, "modelopt_mixed" if "MIXED" in algorithm else f"modelopt {algorithm}")
         config = Config({**section, **(inner or {})}, config.where)
     method = {"auto-round": "inc", "intel/auto-round": "inc"}.get(method, method)
@@ -95,10 +106,9 @@ def _read_method(method: str, config: Config) -> Quantization:
         return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
     if method == "compressed-tensors":
         return _compressed(config, ignored)
-    bits, group = {
-        "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32),
-        "nvfp4_per_token": (4, 16), "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
-    }.get(method, (8, None))  # fmt: skip
+    if method == "modelopt_mixed":
+        return _mixed(config, ignored)
+    bits, group = SIZES.get(method, (8, None))
     return Quantization(
         method=method,
         bits=bits,
@@ -106,6 +116,38 @@ def _read_method(method: str, config: Config) -> Quantization:
         block_shape=(block[0], block[1]) if block else None,
         ignored=ignored,
         kv_cache_dtype=_modelopt_cache(config) if method.startswith("modelopt") else None,
+    )
+
+
+def _mixed(config: Config, ignored: tuple[str, ...]) -> Quantization:
+    """Return the quantisation of a Model Optimizer checkpoint whose modules have different algorithms.
+
+    A module that ``quantized_layers`` does not name is not quantised (layers/quantization/modelopt.py:
+    ModelOptMixedPrecisionConfig).
+    """
+    by_algorithm: dict[str, list[str]] = {}
+    for module, scheme in (config.table("quantized_layers") or {}).items():
+        algorithm = scheme.get("quant_algo") if isinstance(scheme, Mapping) else None
+        if not isinstance(algorithm, str):
+            raise config.error("quantized_layers", f"has no quant_algo for {short_repr(module)}")
+        by_algorithm.setdefault(algorithm.upper(), []).append(module)
+    own = []
+    for algorithm, modules in by_algorithm.items():
+        method = MODELOPT.get(algorithm)
+        if method is None or method == "modelopt_mixed":
+            raise config.error(
+                "quantized_layers", f"has the algorithm {short_repr(algorithm)}, which vLLM does not know"
+            )
+        bits, group = SIZES.get(method, (8, None))
+        own.append((tuple(modules), Quantization(method=method, bits=bits, group_size=group)))
+    bits = min((scheme.bits for _, scheme in own), default=8)
+    return Quantization(
+        method="modelopt_mixed",
+        bits=bits,
+        ignored=ignored,
+        own_schemes=tuple(own),
+        all_linear=False,
+        kv_cache_dtype=_modelopt_cache(config),
     )
 
 
@@ -141,41 +183,45 @@ def _modelopt_cache(config: Config) -> str | None:
 
 
 def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
-    """Return the quantisation of a compressed-tensors checkpoint. The first of ``config_groups`` counts for all."""
-    groups = config.table("config_groups") or {}
-    first: Any = next(iter(groups.values()), {})
-    group = Config(first if isinstance(first, Mapping) else {}, f"{config.where} config_groups")
+    """Return the quantisation of a compressed-tensors checkpoint.
+
+    The group whose targets are a class of layers ("Linear") is that of all modules without a group of their own
+    (layers/quantization/compressed_tensors/utils.py:find_matched_target).
+    """
+    groups = [
+        Config(group if isinstance(group, Mapping) else {}, f"{config.where} config_groups")
+        for group in (config.table("config_groups") or {}).values()
+    ] or [Config({}, config.where)]
+    scheme = config.table("kv_cache_scheme")
+    schemes = [(tuple(group.strings("targets") or ("Linear",)), _group(config, group)) for group in groups]
+    by_class = [quantization for targets, quantization in schemes if _is_class(targets)]
+    first = by_class[0] if by_class else schemes[0][1]
+    return msgspec.structs.replace(
+        first,
+        ignored=ignored,
+        own_schemes=tuple(scheme for scheme in schemes if not _is_class(scheme[0])),
+        all_linear=bool(by_class),
+        kv_cache_dtype="fp8" if scheme and scheme.get("num_bits") == 8 else None,  # noqa: PLR2004
+    )
+
+
+def _is_class(targets: tuple[str, ...]) -> bool:
+    """Whether targets name classes of layers, such as "Linear", and not modules."""
+    return all("." not in target and not target.startswith("re:") for target in targets)
+
+
+def _group(config: Config, group: Config) -> Quantization:
+    """Return the quantisation of one of ``config_groups``."""
     rule = Config(group.table("weights") or {}, f"{config.where} weights")
     whole_column = rule.get("group_size") in (None, -1, 0)
-    scheme = config.table("kv_cache_scheme")
     block = rule.integers("block_structure") if isinstance(rule.get("block_structure"), list) else None
     return Quantization(
         method="compressed-tensors",
         bits=rule.integer("num_bits", default=8),
         group_size=None if whole_column else rule.integer("group_size"),
         block_shape=(block[0], block[1]) if block and len(block) == 2 and all(block) else None,  # noqa: PLR2004
-        ignored=ignored,
-        kv_cache_dtype="fp8" if scheme and scheme.get("num_bits") == 8 else None,  # noqa: PLR2004
-        format=config.text("format") or group.text("format"),
+        format=group.text("format") or config.text("format"),
     )
-
-
-def is_ignored(name: str, quantization: Quantization) -> bool:
-    """Whether module ``name`` is left unquantised. Patterns are names, parts, globs (``*``) or ``re:`` regexes."""
-    for pattern in quantization.ignored:
-        if pattern.startswith("re:"):
-            try:
-                if re.match(pattern[3:], name):
-                    return True
-            except re.error:
-                continue
-        elif "*" in pattern:
-            glob = re.escape(pattern).replace(r"\*", ".*")
-            if re.match(glob + r"(\.|$)", name):
-                return True
-        elif name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}.":
-            return True
-    return False
 
 
 def _ceil_div(count: int, divisor: int) -> int:

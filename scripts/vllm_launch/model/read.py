@@ -20,17 +20,21 @@ def read_model(
     revision: str | None = None,
     token: str | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
+    runner: str | None = None,
+    convert: str | None = None,
 ) -> Model:
     """Return the model of the folder or hub id ``name``, without reading weights.
 
-    ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides`` is the
-    value of vLLM's --hf-overrides. In the result, ``tensors_from`` is "safetensors" if tensor sizes come from
-    safetensors headers, and "config" if they are derived from config.json.
+    ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides``,
+    ``runner`` and ``convert`` are the values of vLLM's options. In the result, ``tensors_from`` is "safetensors" if
+    tensor sizes come from safetensors headers, and "config" if they are derived from config.json.
 
     Raises:
         UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.
     """
-    return build(name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {})
+    return build(
+        name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {}, runner=runner, convert=convert
+    )
 
 
 def open_checkpoint(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:

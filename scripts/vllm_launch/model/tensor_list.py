@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vllm_launch.errors import UsageError
 from vllm_launch.model.model import Quantization, Tensor
-from vllm_launch.model.quantization import is_ignored, quantized_tensors
+from vllm_launch.model.quantization import quantized_tensors
+from vllm_launch.model.schemes import Schemes
 
 MAX_TENSORS = 1_000_000
 """Upper limit for the number of tensors. The largest known checkpoint (Kimi K2, INT4) has 210,000. A larger number
@@ -16,6 +17,7 @@ class TensorList:
 
     def __init__(self, dtype: str, quantization: Quantization | None, where: str) -> None:
         self.dtype, self.quantization, self.where = dtype, quantization, where
+        self.schemes = Schemes(quantization)
         self._tensors: list[Tensor] = []
 
     def add(self, name: str, *shape: int, dtype: str | None = None) -> None:
@@ -31,8 +33,9 @@ class TensorList:
 
     def linear(self, name: str, rows: int, columns: int, *, bias: bool = False, quantized: bool = True) -> None:
         """Append the tensors of a linear layer with ``rows`` outputs and ``columns`` inputs, and its bias."""
-        if quantized and self.quantization is not None and not is_ignored(name, self.quantization):
-            for part in quantized_tensors(name, rows, columns, self.dtype, self.quantization):
+        scheme = self.schemes.of(name) if quantized else None
+        if scheme is not None:
+            for part in quantized_tensors(name, rows, columns, self.dtype, scheme):
                 self.add(part.name, *part.shape, dtype=part.dtype)
         else:
             self.add(f"{name}.weight", rows, columns)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import msgspec
 
 from vllm_launch.model import tensors_moe, tensors_state, tensors_vision
-from vllm_launch.model.config import Config
+from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
-from vllm_launch.model.layers import head_dim, kv_heads
+from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import TensorList
+from vllm_launch.model.tensors_gemma4 import gemma4
+from vllm_launch.model.tensors_whisper import whisper
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +95,11 @@ FAMILIES: dict[str, Family] = {
             mlp="feed_forward", mlp_names=("w1", "w3", "w2"), output="out_proj", final_norm="embedding_norm",
         ),
     ),
-    "mamba": LLAMA, "mamba2": LLAMA, "falcon_mamba": LLAMA, "nemotron_h": LLAMA,
-}  # fmt: skip
+    }  # fmt: skip
+
+
+BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | {"whisper": whisper}
+"""Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
 
 
 def tensors(
@@ -117,6 +122,8 @@ def tensors(
     model_type = config.text("model_type")
     warnings = []
     family = FAMILIES.get(model_type)
+    if family is None and model_type in BUILDERS:
+        family = LLAMA
     if family is None:
         family = LLAMA
         warnings.append(
@@ -125,8 +132,8 @@ def tensors(
         )
     root = "language_model." if vision is not None else ""
     tensor_list = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
-    hidden, vocab = config.integer("hidden_size"), config.integer("vocab_size")
-    append_layers = tensors_state.BUILDERS.get(model_type)
+    hidden, vocab = config.integer("hidden_size"), config.integer(*VOCAB_KEYS)
+    append_layers = BUILDERS.get(model_type)
     if append_layers is not None:
         append_layers(tensor_list, config, layers)
     else:
@@ -141,7 +148,8 @@ def tensors(
             vocab,
             hidden,
             bias=model_type in {"phi", "phimoe"} and config.flag("lm_head_bias", default=model_type == "phi"),
-            quantized=False,
+            # vLLM quantises the head only of checkpoints that name it (layers/quantization/modelopt.py).
+            quantized=tensor_list.schemes.own("lm_head") is not None,
         )
     if vision is not None:
         tensors_vision.vision(tensor_list, vision, hidden)
@@ -165,6 +173,8 @@ def _layer(  # noqa: PLR0917
     if layer.state_shapes:
         tensors_state.mixer(tensor_list, prefix, config)
     if layer.kind != "mamba":
+        if mla is None and model_type == "minicpm3":  # latent projections, but a cache of whole keys and values
+            mla = latent_sizes(config, v_head_dim=hidden // config.integer("num_attention_heads"))
         if mla is not None:
             _mla(tensor_list, f"{prefix}self_attn.", config, mla)
         else:
@@ -182,7 +192,8 @@ def _layer(  # noqa: PLR0917
 def _dense_width(config: Config) -> int:
     """Return a dense feed-forward's width. LFM2's config states 3/2 of it, before rounding (transformers: Lfm2MLP)."""
     model_type = config.text("model_type")
-    width = config.integer("intermediate_size_mlp" if model_type == "llama4_text" else "intermediate_size")
+    names = ("intermediate_size_mlp",) if model_type == "llama4_text" else INTERMEDIATE_KEYS
+    width = config.integer(*names, default=4 * config.integer("hidden_size"))
     if model_type == "lfm2" and config.flag("block_auto_adjust_ff_dim", default=True):
         multiple = config.integer("block_multiple_of", default=256)
         width = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))

@@ -63,7 +63,8 @@ def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one re
     if isinstance(pattern, str):
         return [letter == "E" for letter in pattern[:layers].ljust(layers, "-")]
     if model_type == "nemotron_h":
-        return [block == "moe" for block in config.strings("layers_block_type") or []]
+        blocks = config.strings("layers_block_type") or []
+        return [n < len(blocks) and blocks[n] == "moe" for n in range(layers)]
     types = config.strings("mlp_layer_types")
     if types:
         return [layer_type == "sparse" for layer_type in types[:layers]] + [True] * (layers - len(types))
@@ -136,8 +137,14 @@ def experts(tensor_list: TensorList, prefix: str, config: Config) -> None:
             tensor_list.linear(f"{prefix}shared_mlp.output_linear", hidden, shared)
     elif model_type == "llama4_text":
         moe = f"{prefix}feed_forward."
-        tensor_list.add(f"{moe}experts.gate_up_proj", count, hidden, 2 * width)
-        tensor_list.add(f"{moe}experts.down_proj", count, width, hidden)
+        if tensor_list.schemes.of(f"{moe}experts.0.gate_proj") is None:
+            tensor_list.add(f"{moe}experts.gate_up_proj", count, hidden, 2 * width)
+            tensor_list.add(f"{moe}experts.down_proj", count, width, hidden)
+        else:  # quantised uploads have each expert by itself
+            for expert in range(count):
+                tensor_list.linear(f"{moe}experts.{expert}.gate_proj", width, hidden)
+                tensor_list.linear(f"{moe}experts.{expert}.up_proj", width, hidden)
+                tensor_list.linear(f"{moe}experts.{expert}.down_proj", hidden, width)
         tensor_list.add(f"{moe}router.weight", count, hidden)
         for name, rows, columns in (
             ("gate_proj", shared, hidden),

@@ -11,7 +11,7 @@ from vllm_launch.model.tensor_list import TensorList
 
 def mixer(tensor_list: TensorList, prefix: str, config: Config) -> None:
     """Append the block that replaces attention in a recurrent layer. ``prefix`` is the layer's."""
-    if config.has("linear_num_value_heads"):
+    if config.get("linear_num_value_heads") is not None:
         _delta_net(tensor_list, f"{prefix}linear_attn.", config)
     elif config.text("model_type") in {"lfm2", "lfm2_moe"}:
         hidden = config.integer("hidden_size")
@@ -31,8 +31,12 @@ def _delta_net(tensor_list: TensorList, prefix: str, config: Config) -> None:
     hidden = config.integer("hidden_size")
     keys, values = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
     key, value = keys * config.integer("linear_key_head_dim"), values * config.integer("linear_value_head_dim")
-    tensor_list.linear(f"{prefix}in_proj_qkvz", 2 * key + 2 * value, hidden)
-    tensor_list.linear(f"{prefix}in_proj_ba", 2 * values, hidden)
+    if config.text("model_type") == "qwen3_next":
+        inputs = {"in_proj_qkvz": 2 * key + 2 * value, "in_proj_ba": 2 * values}
+    else:  # Qwen 3.5 stores them apart, and quantises only the large ones
+        inputs = {"in_proj_qkv": 2 * key + value, "in_proj_z": value, "in_proj_b": values, "in_proj_a": values}
+    for name, rows in inputs.items():
+        tensor_list.linear(prefix + name, rows, hidden)
     tensor_list.add(f"{prefix}conv1d.weight", 2 * key + value, 1, config.integer("linear_conv_kernel_dim", default=4))
     tensor_list.add(f"{prefix}dt_bias", values)
     tensor_list.add(f"{prefix}A_log", values)
@@ -152,4 +156,4 @@ BUILDERS: dict[str, Callable[[TensorList, Config, tuple[Layer, ...]], None]] = {
     "falcon_mamba": _plain_mamba,
     "nemotron_h": _nemotron_h,
 }
-"""Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
+"""Functions that append the embeddings and layers of a model that consists of other blocks than Llama's."""

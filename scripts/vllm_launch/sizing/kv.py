@@ -41,10 +41,10 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """One layer's page on one GPU, like vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` is in bytes."""
 
-    kind: str  # "full", "mla", "sliding", "chunked" or "mamba"
+    kind: str  # "full", "mla", "sliding", "chunked", "mamba" or "cross"
     block: int  # tokens in a page
     page: int
-    window: int = 0  # tokens, only for "sliding" and "chunked"
+    window: int = 0  # tokens, only for "sliding", "chunked" and "cross"
     shape: tuple[int, int, int] = (0, 0, 0)  # heads on one GPU, key width, value width
     states: int = 0  # pages of one request, only for "mamba"
 
@@ -199,6 +199,7 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
             ),
             *([state_spec] if state_spec and layer.state_shapes else []),
             *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
+            *([_cross_spec(layer, placement, block, dtype)] if layer.cross else []),
         )
         for layer in model.layers
     ]
@@ -287,6 +288,8 @@ def _blocks_of_spec(spec: Spec, in_flight: int, length: int) -> int:
             return math.ceil(min(spec.window + in_flight, length) / spec.block)
         case "mamba":
             return spec.states
+        case "cross":
+            return math.ceil(spec.window / spec.block)
         case _:
             return math.ceil(length / spec.block)
 
@@ -300,6 +303,15 @@ def _attention_spec(layer: Layer, layout: Layout, block: int, dtype: str, model_
         window=layer.window or 0 if layer.kind in {"sliding", "chunked"} else 0,
         shape=(heads, layer.head_dim, layer.head_dim_v),
     )
+
+
+def _cross_spec(layer: Layer, placement: Placement, block: int, dtype: str) -> Spec:
+    """Return the cache of an encoder's states. vLLM plans as many of them for a request as one batch has tokens.
+
+    Source: v1/kv_cache_interface.py:CrossAttentionSpec, config/scheduler.py:max_num_encoder_input_tokens.
+    """
+    spec = _attention_spec(layer, placement.layout, block, dtype, placement.model.dtype)
+    return msgspec.structs.replace(spec, kind="cross", window=placement.run_config.max_num_batched_tokens)
 
 
 def _page_bytes(layer: Layer, layout: Layout, block: int, dtype: str, model_dtype: str) -> int:

@@ -103,7 +103,9 @@ def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
         vision = bool(_VISION.search(tensor.name))
         if vision and run.language_model_only:
             continue
-        if model.tie_word_embeddings and _HEAD.search(tensor.name) and "layers." not in tensor.name:
+        # A pooling model has no head (model_executor/models/adapters.py:_create_pooling_model_cls).
+        headless = model.tie_word_embeddings or model.task == "pooling"
+        if headless and _HEAD.search(tensor.name) and "layers." not in tensor.name:
             continue
         layer_match = None if vision else _LAYER.search(tensor.name)
         if layer_match and int(layer_match[1]) >= len(model.layers):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vllm_launch.engine.architectures import config_defaults
 from vllm_launch.errors import UsageError
 from vllm_launch.model.config import Config
 from vllm_launch.model.layers import kv_heads, layer_count, read_layers
@@ -17,7 +18,7 @@ STATE = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_g
 
 
 def layers(model_type: str, **changes: Any) -> tuple[Layer, ...]:
-    config = Config({**BASE, "model_type": model_type, **changes}, "config.json")
+    config = Config({**BASE, "model_type": model_type, **changes}, "config.json", config_defaults(model_type))
     return read_layers(config, "BF16", is_moe(config, layer_count(config)))
 
 

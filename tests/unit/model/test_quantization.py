@@ -16,10 +16,10 @@ from vllm_launch.model.model import Quantization
 from vllm_launch.model.quantization import (
     DEPRECATED,
     MIN_CAPABILITY,
-    is_ignored,
     quantized_tensors,
     read_quantization,
 )
+from vllm_launch.model.schemes import Schemes
 
 
 def read(hf_quant: Any = None, **section: Any) -> Quantization:
@@ -50,7 +50,7 @@ def test_a_plain_checkpoint_has_no_quantization() -> None:
         ({"quant_method": "mxfp4"}, "mxfp4", 4, 32),
         ({"quant_method": "fp8"}, "fp8", 8, None),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt_fp4", 4, 16),
-        ({"quant_algo": "FP8", "producer": {"name": "modelopt"}}, "modelopt", 8, None),
+        ({"quantization": {"quant_algo": "FP8"}, "producer": {"name": "modelopt"}}, "modelopt", 8, None),
         ({"quant_method": "compressed_tensors", "format": "x"}, "compressed-tensors", 8, None),
     ],
 )
@@ -97,7 +97,13 @@ def test_the_section_is_read_from_a_nested_text_config() -> None:
     ],
 )
 def test_model_optimizer_checkpoints_set_the_cache_dtype(cache_settings: dict[str, Any], dtype: str | None) -> None:
-    assert read(hf_quant={"quantization": {"quant_algo": "FP8", **cache_settings}}).kv_cache_dtype == dtype
+    quantization = {"quant_algo": "FP8", **cache_settings}
+    assert read(hf_quant={"producer": {"name": "modelopt"}, "quantization": quantization}).kv_cache_dtype == dtype
+
+
+@pytest.mark.parametrize("section", [{"quant_algo": "FP8"}, {"quantization": {"quant_algo": "FP8"}}])
+def test_a_section_without_a_method_is_not_quantized_as_in_vllm(section: dict[str, Any]) -> None:
+    assert read_quantization({"quantization_config": section}, None, "config.json") is None
 
 
 def test_only_model_optimizer_checkpoints_set_the_cache_dtype() -> None:
@@ -190,7 +196,7 @@ def test_a_section_that_is_no_object_is_an_error(section: object) -> None:
     ],
 )
 def test_modules_that_match_a_pattern_are_not_quantized(pattern: str, name: str, ignored: object) -> None:
-    assert is_ignored(name, Quantization(method="fp8", bits=8, ignored=(pattern,))) is ignored
+    assert (Schemes(Quantization(method="fp8", bits=8, ignored=(pattern,))).of(name) is None) is ignored
 
 
 def test_awq_packs_outputs_and_gptq_inputs() -> None:

@@ -14,7 +14,8 @@ from vllm_launch.model.build import build
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Model, Quantization, Tensor
-from vllm_launch.model.quantization import MIN_CAPABILITY, is_ignored, quantized_tensors
+from vllm_launch.model.quantization import MIN_CAPABILITY, quantized_tensors
+from vllm_launch.model.schemes import Schemes
 
 SMALL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 256,
@@ -137,7 +138,7 @@ def test_gpt_oss_in_bfloat16_stacks_its_experts() -> None:
     ],
 )
 def test_ignored_patterns_are_names_parts_globs_or_regexes(pattern: str, name: str, ignored: bool) -> None:  # noqa: FBT001
-    assert is_ignored(name, Quantization(method="fp8", bits=8, ignored=(pattern,))) is ignored
+    assert (Schemes(Quantization(method="fp8", bits=8, ignored=(pattern,))).of(name) is None) is ignored
 
 
 def test_a_method_has_either_a_compute_capability_or_a_replacement() -> None:
