@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -33,12 +34,18 @@ class Schemes:
         return next((scheme for targets, scheme in self._own if targets.match(module)), None)
 
 
+@functools.lru_cache(maxsize=8)
+def schemes_of(quantization: Quantization | None) -> Schemes:
+    """Return the schemes of a checkpoint. A plan asks for them with each of its layouts."""
+    return Schemes(quantization)
+
+
 class _Patterns:
     """Patterns of module names: names, parts of names, globs (``*``) or regexes (``re:``)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._names: set[str] = set()
-        self._starts: list[str] = []
+        starts: list[str] = []
         self._regexes: list[re.Pattern[str]] = []
         for pattern in patterns:
             inner = _OUTER.sub("", pattern)
@@ -50,17 +57,17 @@ class _Patterns:
             elif "*" not in inner:
                 self._names.add(inner)
             elif inner.index("*") == len(inner) - 1:
-                self._starts.append(inner[:-1])
+                starts.append(inner[:-1])
             else:
                 self._regexes.append(re.compile(re.escape(inner).replace(r"\*", ".*") + r"(?:\.|$)"))
-        self._start = tuple(self._starts)
+        self._starts = tuple(starts)
 
     def match(self, module: str) -> bool:
         """Whether a pattern names ``module``, or a module that contains it."""
         inner = _OUTER.sub("", module)
-        if self._names and any(part in self._names for part in _parts(inner)):
+        if not self._names.isdisjoint(_parts(inner)):
             return True
-        if self._start and inner.startswith(self._start):
+        if inner.startswith(self._starts):
             return True
         names = {module, inner, f"model.{inner}", f"model.language_model.{inner}", f"language_model.model.{inner}"}
         return any(regex.match(name) for regex in self._regexes for name in names)

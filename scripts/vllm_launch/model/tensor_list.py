@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm_launch.errors import UsageError
 from vllm_launch.model.model import Quantization, Tensor
 from vllm_launch.model.quantization import quantized_tensors
-from vllm_launch.model.schemes import Schemes
+from vllm_launch.model.schemes import schemes_of
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+"""The usual names of the layers of a gated feed-forward."""
 
 MAX_TENSORS = 1_000_000
 """Upper limit for the number of tensors. The largest known checkpoint (Kimi K2, INT4) has 210,000. A larger number
@@ -17,7 +22,7 @@ class TensorList:
 
     def __init__(self, dtype: str, quantization: Quantization | None, where: str) -> None:
         self.dtype, self.quantization, self.where = dtype, quantization, where
-        self.schemes = Schemes(quantization)
+        self.schemes = schemes_of(quantization)
         self._tensors: list[Tensor] = []
 
     def add(self, name: str, *shape: int, dtype: str | None = None) -> None:
@@ -41,6 +46,19 @@ class TensorList:
             self.add(f"{name}.weight", rows, columns)
         if bias:
             self.add(f"{name}.bias", rows)
+
+    def norm(self, name: str, width: int, *, bias: bool = False) -> None:
+        """Append the weight of a norm over ``width`` channels, and its bias."""
+        self.add(f"{name}.weight", width)
+        if bias:
+            self.add(f"{name}.bias", width)
+
+    def gated(self, prefix: str, width: int, hidden: int, names: Sequence[str] = GATED, *, bias: bool = False) -> None:
+        """Append a gated feed-forward: gate, up and down, by their ``names``. ``prefix`` is its module's."""
+        gate, up, down = names
+        self.linear(prefix + gate, width, hidden, bias=bias)
+        self.linear(prefix + up, width, hidden, bias=bias)
+        self.linear(prefix + down, hidden, width, bias=bias)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors in the order of appending."""

@@ -13,7 +13,7 @@ from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
-from vllm_launch.model.tensor_list import TensorList
+from vllm_launch.model.tensor_list import GATED, TensorList
 from vllm_launch.model.tensors_gemma4 import gemma4
 from vllm_launch.model.tensors_whisper import whisper
 
@@ -32,7 +32,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     gate_up: str = ""  # name of the fused gate and up projection
     plain_mlp: tuple[str, str] | None = None  # names of up and down in a feed-forward without a gate
     mlp: str = "mlp"
-    mlp_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    mlp_names: tuple[str, str, str] = GATED
     output: str = "o_proj"
     final_norm: str = "norm"
     final_norm_weight: bool = True
@@ -141,7 +141,7 @@ def tensors(
         for number, layer in enumerate(layers):
             _layer(tensor_list, f"{root}model.layers.{number}.", config, family, layer, mla)
         if family.final_norm_weight:
-            _norm(tensor_list, f"{root}model.{family.final_norm}", hidden, bias=family.norm_bias)
+            tensor_list.norm(f"{root}model.{family.final_norm}", hidden, bias=family.norm_bias)
     if not tied:
         tensor_list.linear(
             f"{root}lm_head",
@@ -157,19 +157,13 @@ def tensors(
     return tensor_list.tensors(), tuple(warnings)
 
 
-def _norm(tensor_list: TensorList, name: str, width: int, *, bias: bool) -> None:
-    tensor_list.add(f"{name}.weight", width)
-    if bias:
-        tensor_list.add(f"{name}.bias", width)
-
-
 def _layer(  # noqa: PLR0917
     tensor_list: TensorList, prefix: str, config: Config, family: Family, layer: Layer, mla: Mla | None
 ) -> None:
     """Append one decoder layer: norms, attention or a recurrent block, and the feed-forward or experts."""
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
     for name in family.norms:
-        _norm(tensor_list, prefix + name, hidden, bias=family.norm_bias)
+        tensor_list.norm(prefix + name, hidden, bias=family.norm_bias)
     if layer.state_shapes:
         tensors_state.mixer(tensor_list, prefix, config)
     if layer.kind != "mamba":
@@ -249,7 +243,7 @@ def _mla(tensor_list: TensorList, prefix: str, config: Config, mla: Mla) -> None
         index_heads, index_dim = config.integer("index_n_heads"), config.integer("index_head_dim")
         tensor_list.linear(f"{prefix}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)
         tensor_list.linear(f"{prefix}indexer.wk", index_dim, hidden)
-        _norm(tensor_list, f"{prefix}indexer.k_norm", index_dim, bias=True)
+        tensor_list.norm(f"{prefix}indexer.k_norm", index_dim, bias=True)
         tensor_list.linear(f"{prefix}indexer.weights_proj", index_heads, hidden, quantized=False)
 
 
@@ -265,7 +259,6 @@ def feed_forward(tensor_list: TensorList, prefix: str, config: Config, family: F
         down = "down_proj"
         tensor_list.linear(prefix + family.gate_up, 2 * width, hidden, bias=bias)
     else:
-        gate, up, down = family.mlp_names
-        tensor_list.linear(prefix + gate, width, hidden, bias=bias)
-        tensor_list.linear(prefix + up, width, hidden, bias=bias)
+        tensor_list.gated(prefix, width, hidden, family.mlp_names, bias=bias)
+        return
     tensor_list.linear(prefix + down, hidden, width, bias=bias)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from vllm_launch.model import tensors_moe
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
-from vllm_launch.model.layers import layer_heads, layer_kinds
+from vllm_launch.model.layer_kinds import layer_kinds
+from vllm_launch.model.layers import layer_heads
 from vllm_launch.model.model import Layer
 from vllm_launch.model.tensor_list import TensorList
 
@@ -31,13 +32,11 @@ def gemma4(tensor_list: TensorList, config: Config, layers: tuple[Layer, ...]) -
     for n, kind in enumerate(layer_kinds(config, len(layers))):
         prefix = f"model.layers.{n}."
         for name in NORMS + (EXPERT_NORMS if layers[n].moe else ()):
-            tensor_list.add(f"{prefix}{name}.weight", hidden)
+            tensor_list.norm(prefix + name, hidden)
         _attention(tensor_list, f"{prefix}self_attn.", config, kind, shared=n >= shared_from)
         wide = 2 if n >= shared_from and config.flag("use_double_wide_mlp") else 1
         width = wide * config.integer(*INTERMEDIATE_KEYS)
-        tensor_list.linear(f"{prefix}mlp.gate_proj", width, hidden)
-        tensor_list.linear(f"{prefix}mlp.up_proj", width, hidden)
-        tensor_list.linear(f"{prefix}mlp.down_proj", hidden, width)
+        tensor_list.gated(f"{prefix}mlp.", width, hidden)
         if layers[n].moe:
             _experts(tensor_list, prefix, config)
         if per_layer:
@@ -48,11 +47,8 @@ def gemma4(tensor_list: TensorList, config: Config, layers: tuple[Layer, ...]) -
 
 
 def _attention(tensor_list: TensorList, prefix: str, config: Config, kind: str, *, shared: bool) -> None:
-    hidden, queries, heads = (
-        config.integer("hidden_size"),
-        config.integer("num_attention_heads"),
-        layer_heads(config, kind),
-    )
+    hidden, queries = config.integer("hidden_size"), config.integer("num_attention_heads")
+    heads = layer_heads(config, kind)
     bias = config.flag("attention_bias")
     tensor_list.linear(f"{prefix}q_proj", queries * heads.key, hidden, bias=bias)
     tensor_list.linear(f"{prefix}o_proj", hidden, queries * heads.key, bias=bias)
@@ -72,7 +68,4 @@ def _experts(tensor_list: TensorList, prefix: str, config: Config) -> None:
     tensor_list.add(f"{prefix}router.scale", hidden)
     tensor_list.add(f"{prefix}router.per_expert_scale", mixture.count)
     for expert in range(mixture.count):
-        module = f"{prefix}experts.{expert}."
-        tensor_list.linear(f"{module}gate_proj", mixture.intermediate_size, hidden)
-        tensor_list.linear(f"{module}up_proj", mixture.intermediate_size, hidden)
-        tensor_list.linear(f"{module}down_proj", hidden, mixture.intermediate_size)
+        tensor_list.gated(f"{prefix}experts.{expert}.", mixture.intermediate_size, hidden)

@@ -6,7 +6,7 @@ import msgspec
 
 from vllm_launch.model.config import Config
 from vllm_launch.model.model import Experts
-from vllm_launch.model.tensor_list import TensorList
+from vllm_launch.model.tensor_list import GATED, TensorList
 
 COUNT_KEYS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 """Keys of the number of experts (vllm/transformers_utils/model_arch_config_convertor.py:get_num_experts)."""
@@ -19,7 +19,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True):
 
     prefix: str = "mlp."
     router: str = "gate"
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    names: tuple[str, str, str] = GATED
     shared: str = ""
     shared_gate: str = ""
     correction: str = ""  # the name of a float32 bias with one value per expert
@@ -142,16 +142,9 @@ def experts(tensor_list: TensorList, prefix: str, config: Config) -> None:
             tensor_list.add(f"{moe}experts.down_proj", count, width, hidden)
         else:  # quantised uploads have each expert by itself
             for expert in range(count):
-                tensor_list.linear(f"{moe}experts.{expert}.gate_proj", width, hidden)
-                tensor_list.linear(f"{moe}experts.{expert}.up_proj", width, hidden)
-                tensor_list.linear(f"{moe}experts.{expert}.down_proj", hidden, width)
+                tensor_list.gated(f"{moe}experts.{expert}.", width, hidden)
         tensor_list.add(f"{moe}router.weight", count, hidden)
-        for name, rows, columns in (
-            ("gate_proj", shared, hidden),
-            ("up_proj", shared, hidden),
-            ("down_proj", hidden, shared),
-        ):
-            tensor_list.linear(f"{moe}shared_expert.{name}", rows, columns)
+        tensor_list.gated(f"{moe}shared_expert.", shared, hidden)
     else:
         _separate_experts(tensor_list, prefix, config, NAMINGS.get(model_type, QWEN), mixture)
 
@@ -168,9 +161,7 @@ def _separate_experts(tensor_list: TensorList, prefix: str, config: Config, nami
         groups.append((f"{prefix}{naming.shared}.", mixture.shared_intermediate_size))
     bias = config.flag("use_bias") and config.text("model_type") == "ernie4_5_moe"
     for module, width in groups:
-        names = naming.names if ".experts." in module else ("gate_proj", "up_proj", "down_proj")
-        for name, rows, columns in zip(names, (width, width, hidden), (hidden, hidden, width), strict=True):
-            tensor_list.linear(module + name, rows, columns, bias=bias)
+        tensor_list.gated(module, width, hidden, naming.names if ".experts." in module else GATED, bias=bias)
     if naming.shared_gate:
         tensor_list.add(f"{prefix}{naming.shared_gate}.weight", 1, hidden)
 

@@ -17,25 +17,20 @@ def whisper(tensor_list: TensorList, config: Config, layers: tuple[Layer, ...]) 
     tensor_list.add("model.encoder.embed_positions.weight", positions, hidden)
     for n in range(config.integer("encoder_layers")):
         _layer(tensor_list, f"model.encoder.layers.{n}.", hidden, config.integer("encoder_ffn_dim"), ("self_attn",))
-    _norm(tensor_list, "model.encoder.layer_norm", hidden)
+    tensor_list.norm("model.encoder.layer_norm", hidden, bias=True)
     tensor_list.add("model.decoder.embed_tokens.weight", config.integer("vocab_size"), hidden)
     tensor_list.add("model.decoder.embed_positions.weight", config.integer("max_target_positions", default=448), hidden)
     for n in range(len(layers)):
         modules = ("self_attn", "encoder_attn")
         _layer(tensor_list, f"model.decoder.layers.{n}.", hidden, config.integer("decoder_ffn_dim"), modules)
-    _norm(tensor_list, "model.decoder.layer_norm", hidden)
+    tensor_list.norm("model.decoder.layer_norm", hidden, bias=True)
 
 
 def _layer(tensor_list: TensorList, prefix: str, hidden: int, width: int, attention: tuple[str, ...]) -> None:
     for module in attention:
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             tensor_list.linear(f"{prefix}{module}.{name}", hidden, hidden, bias=name != "k_proj")
-        _norm(tensor_list, f"{prefix}{module}_layer_norm", hidden)
+        tensor_list.norm(f"{prefix}{module}_layer_norm", hidden, bias=True)
     tensor_list.linear(f"{prefix}fc1", width, hidden, bias=True)
     tensor_list.linear(f"{prefix}fc2", hidden, width, bias=True)
-    _norm(tensor_list, f"{prefix}final_layer_norm", hidden)
-
-
-def _norm(tensor_list: TensorList, name: str, width: int) -> None:
-    tensor_list.add(f"{name}.weight", width)
-    tensor_list.add(f"{name}.bias", width)
+    tensor_list.norm(f"{prefix}final_layer_norm", hidden, bias=True)

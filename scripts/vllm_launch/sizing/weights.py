@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.model.model import Model
-from vllm_launch.model.schemes import Schemes
+from vllm_launch.model.schemes import schemes_of
 from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -175,7 +175,7 @@ def _mla_copies(placement: Placement, layers: int) -> int:
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     name = "model.layers.0.self_attn.kv_b_proj"
-    quantized_in_checkpoint = Schemes(model.quantization).of(name) is not None
+    quantized_in_checkpoint = schemes_of(model.quantization).of(name) is not None
     quantized_at_start = _quantized_share(model, run) < 1 and run.quantization != "experts_int8"
     if model.mla is None or not (quantized_in_checkpoint or quantized_at_start):
         return 0
