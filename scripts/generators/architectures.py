@@ -13,23 +13,13 @@ import os
 import sys
 from pathlib import Path
 
+from vllm_launch.model.config import Config
+
 OUT = Path(__file__).parents[1] / "vllm_launch/engine/architectures.json"
 
 READER = Path(__file__).parents[1] / "vllm_launch/model"
-GETTERS = {
-    "get",
-    "has",
-    "integer",
-    "optional_integer",
-    "flag",
-    "text",
-    "number",
-    "table",
-    "array",
-    "strings",
-    "integers",
-}
-"""The methods of vllm_launch.model.config.Config that read a key."""
+GETTERS = {name for name in vars(Config) if not name.startswith("_")} - {"error"}
+"""The methods that read a key."""
 
 
 def keys() -> list[str]:
@@ -53,8 +43,8 @@ def defaults() -> dict[str, dict[str, object]]:
     """Return, by model type, what config classes fill in for keys that a config.json omits.
 
     vLLM's own classes go before those of transformers (vllm/transformers_utils/config.py:_CONFIG_REGISTRY). An entry
-    ``@key`` is another name under which the class stores the key. ``@text_config`` is the model type of a nested
-    config that states none. Values that a class computes from other values are not in the table.
+    ``@key`` is another name under which the class stores the key. ``nested_model_type`` is the model type of
+    a nested config that states none. Values that a class computes from other values are not in the table.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
     from vllm.transformers_utils.config import _CONFIG_REGISTRY  # noqa: PLC0415, TID251
@@ -71,7 +61,7 @@ def defaults() -> dict[str, dict[str, object]]:
         row |= layer_pattern(cls)
         nested = (cls.sub_configs or {}).get("text_config")
         if nested is not None and getattr(nested, "model_type", ""):
-            row["@text_config"] = nested.model_type
+            row["nested_model_type"] = nested.model_type
         if row:
             table[model_type] = row
     return table

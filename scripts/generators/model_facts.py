@@ -87,19 +87,10 @@ def _grouped(specs: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the distinct specs, each with the names of its layers."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name, spec in specs.items():
-        values = {field: _plain(getattr(spec, field)) for field in SPEC_FIELDS if hasattr(spec, field)}
-        names[json.dumps({"type": type(spec).__name__} | {k: v for k, v in values.items() if v is not None})].append(
-            name
-        )
+        values = {field: getattr(spec, field, None) for field in SPEC_FIELDS}
+        stated = {field: value for field, value in values.items() if value is not None}
+        names[json.dumps({"type": type(spec).__name__} | stated, default=str)].append(name)
     return [json.loads(spec) | {"layers": layers} for spec, layers in names.items()]
-
-
-def _plain(value: object) -> object:
-    return (
-        [_plain(item) for item in value]
-        if isinstance(value, (list, tuple))
-        else (value if isinstance(value, (bool, int, float, str, type(None))) else str(value))
-    )
 
 
 def _register_unknown_type(folder: Path) -> None:

@@ -35,7 +35,7 @@ LENGTH_KEYS = (
 ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 """RoPE types whose factor vLLM does not apply to the length (vllm/config/model.py:_get_and_verify_max_len)."""
 
-SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+REQUIRED_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
 """Keys whose default in a config class is not taken for a config.json that is not nested."""
 
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
@@ -130,10 +130,12 @@ def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]
     """Return the language model's config with the defaults of its class, and whether it is nested in config.json."""
     inner, where, nested = language_config(raw, root.where)
     outer_type = root.text("model_type")
-    own_type = Config(inner, where).text("model_type") or config_defaults(outer_type).get("@text_config", outer_type)
+    own_type = Config(inner, where).text("model_type") or config_defaults(outer_type).get(
+        "nested_model_type", outer_type
+    )
     defaults = config_defaults(own_type)
     if not nested:  # such a config.json states its sizes: without them it is not complete
-        defaults = {key: value for key, value in defaults.items() if key not in SIZES}
+        defaults = {key: value for key, value in defaults.items() if key not in REQUIRED_KEYS}
     return Config({"model_type": own_type, **inner}, where, defaults), nested
 
 

@@ -67,6 +67,7 @@ class Config:
 
     def __init__(self, raw: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.raw, self.where, self.defaults = raw, where, defaults or {}
+        self._stored = {key[1:]: name for key, name in self.defaults.items() if key.startswith("@")}
 
     def get(self, *keys: str) -> Any:
         """Return the value of the first of ``keys`` that is not null, else the first default of ``keys``, else None."""
@@ -82,9 +83,8 @@ class Config:
 
     def _names(self, key: str) -> tuple[str, ...]:
         """Return the names under which config.json can have ``key``."""
-        stored = self.defaults.get(f"@{key}", key)
-        others = (name[1:] for name, other in self.defaults.items() if name.startswith("@") and other == stored)
-        return tuple(dict.fromkeys((key, stored, *others)))
+        stored = self._stored.get(key, key)
+        return tuple(dict.fromkeys((key, stored, *(other for other, name in self._stored.items() if name == stored))))
 
     def optional_integer(self, *keys: str, minimum: int = 1) -> int | None:
         """Return an integer of ``minimum`` or more, or None if config.json has none of ``keys``."""
