@@ -207,7 +207,7 @@ def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
 
 def _is_class(targets: tuple[str, ...]) -> bool:
     """Whether targets name classes of layers, such as "Linear", and not modules."""
-    return all("." not in target and not target.startswith("re:") for target in targets)
+    return all(target[:1].isupper() for target in targets)
 
 
 def _group(config: Config, group: Config) -> Quantization:

@@ -59,6 +59,13 @@ def test_method_bits_and_group_are_read(section: dict[str, Any], method: str, bi
     assert (quantization.method, quantization.bits, quantization.group_size) == (method, bits, group)
 
 
+def test_a_group_for_a_module_without_outer_modules_is_not_that_of_all_linear_layers() -> None:
+    groups = {"group_0": {"targets": ["lm_head"], "weights": {"num_bits": 8}}}
+    quantization = read(quant_method="compressed-tensors", config_groups=groups)
+    assert not quantization.all_linear
+    assert [targets for targets, _ in quantization.own_schemes] == [("lm_head",)]
+
+
 def test_compressed_tensors_reads_its_first_group() -> None:
     weights = {"num_bits": 4, "group_size": 64}
     quantization = read(
