@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
@@ -122,6 +124,16 @@ def test_sentence_transformers_modules_make_a_pooling_model(tmp_path: Path) -> N
     }  # fmt: skip
     model = read(tmp_path, **config)
     assert (model.task, model.dtype, {layer.kind for layer in model.layers}) == ("pooling", "float16", {"none"})
+
+
+@pytest.mark.parametrize("options", [{"runner": "pooling"}, {"convert": "embed"}])
+def test_the_users_runner_or_convert_makes_a_pooling_model(tmp_path: Path, options: dict[str, str]) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 128,
+    }  # fmt: skip
+    assert read(tmp_path, **config).task == "generate"
+    assert read_model(str(tmp_path), **options).task == "pooling"  # type: ignore[arg-type]
 
 
 def test_quantized_experts_of_llama_4_are_counted_as_quantized(tmp_path: Path) -> None:
