@@ -40,9 +40,39 @@ MODEL_TYPES = {
     "OpenVLAForActionPrediction": "openvla", "Ovis": "ovis", "PixtralForConditionalGeneration": "pixtral",
     "Qwen2_5OmniModel": "qwen2_5_omni", "UltravoxModel": "ultravox", "VoxtralRealtimeGeneration": "voxtral_realtime",
     "SarvamMLAForCausalLM": "deepseek_v3", "MistralLarge3ForCausalLM": "deepseek_v3",
-    "HYV4ForCausalLM": "hy_v4", "HCXVisionV2ForCausalLM": "hyperclovax", "DeepseekForCausalLM": "deepseek",
+    "HCXVisionV2ForCausalLM": "hyperclovax", "DeepseekForCausalLM": "deepseek",
 }  # fmt: skip
 """Model type of the config class of architectures whose name is not that of a class in transformers."""
+
+STATED: dict[str, dict[str, Any]] = {
+    "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0, "n_group": 1, "topk_group": 1},
+    "chatglm": {"original_rope": True},
+    "lfm2": {"block_dim": 2048, "block_norm_eps": 1e-05, "conv_dim": 2048, "conv_dim_out": 2048},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1},
+    "dbrx": {"attn_config": {"rope_theta": 500000, "kv_n_heads": 8, "clip_qkv": 8}},
+    "glm4_moe": {"head_dim": 128},
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
+    "glm4v_moe": {"text_config": {"head_dim": 128}},
+    "gte": {"position_embedding_type": "rope"},
+    "hunyuan_v1_dense": {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    "hunyuan_v1_moe": {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    "hy_v3": {"first_k_dense_replace": 1},
+    "kimi_vl": {"text_config": {"n_group": 1, "topk_group": 1}},
+    "lfm2_vl": {"text_config": {"block_dim": 2048, "block_norm_eps": 1e-05, "conv_dim": 2048, "conv_dim_out": 2048}},
+    "longcat_flash": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "nemotron": {"num_key_value_heads": 8},
+    "nomic_bert": {"activation_function": "swiglu", "position_embedding_type": "rope"},
+    "qwen3_omni_moe": {"thinker_config": {"vision_config": {"image_size": 768}}},
+    "qwen3_vl_moe": {"text_config": {"norm_topk_prob": True}},
+    "voxtral": {"audio_config": {"downsample_factor": 4}},
+    "voxtral_realtime": {"audio_config": {"downsample_factor": 4}},
+    "xlm-roberta": {"position_embedding_type": "absolute"},
+    "qwen4_exp": {"output_gate_type": "swish"},
+}
+"""Values by model type that vLLM requires and the config class does not have. They are those of a released model."""
+
+BIDIRECTIONAL = {"pooling": "avg"}
+"""A value of models whose architecture has "Bidirectional" in its name."""
 
 DRAFTS = ("MTP", "Eagle", "EAGLE", "DFlash", "DSpark", "Medusa", "LiLiCorr", "ExtractHiddenStates")
 """Parts of the names of draft models. vLLM runs them beside the model that they draft for."""
@@ -97,8 +127,16 @@ def default_config(architecture: str, cls: Any) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 - some composite classes need their parts
         instance = cls(**_parts(cls))
     config = {"architectures": [architecture], "model_type": cls.model_type, "dtype": "bfloat16"}
-    stated = _without_unused(instance.to_diff_dict())
+    stated = _merged(_without_unused(instance.to_diff_dict()), STATED.get(cls.model_type, {}))
+    stated |= BIDIRECTIONAL if architecture.startswith("LlamaBidirectional") else {}
     return config | {key: value for key, value in stated.items() if key not in config}
+
+
+def _merged(values: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+    for key, value in added.items():
+        inner = values.get(key)
+        values[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return values
 
 
 def _parts(cls: Any) -> dict[str, Any]:

@@ -111,15 +111,40 @@ def _grouped(specs: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"layers": count} | json.loads(spec) for spec, count in counts.items()]
 
 
+class _Block(dict[str, Any]):
+    """A JSON object whose values are attributes too, as in DeciLM's ``block_configs``."""
+
+    __getattr__ = dict.__getitem__
+
+
 def _register_unknown_type(folder: Path) -> None:
     """Let a model type whose config class is only on the hub have a class that holds what config.json says."""
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
+    def init(self: Any, **values: Any) -> None:
+        values = {name: nested(name, value) for name, value in values.items()}
+        for name, value in values.items():
+            setattr(self, name, value)
+        PreTrainedConfig.__init__(self, **values)
+
+    def nested(name: str, value: Any) -> Any:
+        if name == "block_configs":
+            return json.loads(json.dumps(value), object_hook=_Block)
+        if not isinstance(value, dict) or "hidden_size" not in value:
+            return value
+        known = value.get("model_type") in CONFIG_MAPPING
+        return AutoConfig.for_model(**value) if known else hub_config("")(**value)
+
+    def hub_config(model_type: str) -> Any:
+        defaults = {"model_type": model_type, "tie_word_embeddings": False, "rope_theta": 10000.0}
+        names = {"num_hidden_layers": "num_layers"} if model_type == "exaone" else {}
+        return type("HubConfig", (PreTrainedConfig,), {**defaults, "attribute_map": names, "__init__": init})
+
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type and model_type not in CONFIG_MAPPING and model_type not in _CONFIG_REGISTRY:
-        AutoConfig.register(model_type, type("HubConfig", (PreTrainedConfig,), {"model_type": model_type}))
+        AutoConfig.register(model_type, hub_config(model_type))
 
 
 def start() -> None:

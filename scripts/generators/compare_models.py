@@ -1,0 +1,91 @@
+"""Compares the planner with vLLM's facts in tests/data/model_facts.jsonl: ``differences(row)``. Needs no vLLM."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vllm_launch.errors import UsageError
+from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.build import build
+from vllm_launch.model.checkpoint import Checkpoint
+from vllm_launch.sizing import kv
+from vllm_launch.sizing.parallel import Layout
+from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.run_config import RunConfig
+from vllm_launch.sizing.weights import weights
+from vllm_launch.units import GIB, MIB
+
+TABLE = Path(__file__).parents[2] / "tests/data/model_facts.jsonl"
+KV_BYTES = 40 * GIB
+H200 = Gpu(
+    index=0, uuid="GPU-0", name="NVIDIA H200", memory_total=140 * GIB, memory_free=139 * GIB, compute_capability=(9, 0)
+)
+KINDS = {
+    "FullAttentionSpec": "full", "SlidingWindowSpec": "sliding", "ChunkedLocalAttentionSpec": "chunked",
+    "MLAAttentionSpec": "mla", "SlidingWindowMLASpec": "sliding mla", "MambaSpec": "mamba", "CrossAttentionSpec": "cross",
+    "HMAFullAttentionSpec": "full",
+}  # fmt: skip
+TOLERANCE, ROUNDING = 0.01, 24 * MIB
+"""Weights may differ by this share, and by the allocator's rounding and the table of cosines in addition."""
+
+
+def read_table() -> list[dict[str, Any]]:
+    """Return the rows of the committed table."""
+    return [json.loads(line) for line in TABLE.read_text().splitlines()]
+
+
+def differences(row: dict[str, Any]) -> dict[str, str]:
+    """Return what the planner reads otherwise than vLLM, by kind: "ours, and not theirs". Empty if all is equal.
+
+    The kinds are "refused", "length", "dtype", "runner", "layers", "tokens" and "weights". Weights are those of the
+    language model, without towers of images or sound.
+    """
+    facts = row["facts"]
+    try:
+        model = build(row["name"], Checkpoint(None, {"config.json": row["config"]}, None, ()), {})
+    except UsageError as error:
+        return {"refused": str(error)}
+    run = RunConfig(
+        max_model_len=facts["max_model_len"], max_num_seqs=256, max_num_batched_tokens=facts["max_num_batched_tokens"],
+        dtype=model.dtype, language_model_only=True,
+    )  # fmt: skip
+    placement = Placement(model, run, Layout(), H200)
+    ours = {"length": model.max_model_len, "dtype": model.dtype, "runner": model.task}
+    theirs = {"length": facts["max_model_len"], "dtype": facts["dtype"], "runner": facts["runner"]}
+    ours["layers"], theirs["layers"] = _caches(placement), _their_caches(facts)
+    if "tokens" in facts:
+        ours["tokens"], theirs["tokens"] = kv.kv_cache(placement, KV_BYTES).tokens, facts["tokens"]
+    found = {kind: f"{ours[kind]}, and not {theirs[kind]}" for kind in ours if ours[kind] != theirs[kind]}
+    size, expected = weights(placement), facts["weights"] - facts["tower"]
+    if abs(size - expected) > TOLERANCE * expected + ROUNDING:
+        found["weights"] = f"{size / GIB:.3f} GiB, and not {expected / GIB:.3f} ({size / expected - 1:+.1%})"
+    return found
+
+
+def _caches(placement: Placement) -> str:
+    specs = Counter(
+        (spec.kind, spec.block, spec.page, spec.window if spec.kind != "cross" else 0)
+        for layer in kv.layer_specs(placement)
+        for spec in layer
+    )
+    return _text(specs)
+
+
+def _their_caches(facts: dict[str, Any]) -> str:
+    specs: Counter[tuple[str, int, int, int]] = Counter()
+    for cache in facts["caches"]:
+        window = cache.get("sliding_window") or cache.get("attention_chunk_size") or 0
+        kind = KINDS.get(cache["type"], cache["type"])
+        specs[kind, cache["block_size"], cache["page_size_bytes"], window] += cache["layers"]
+    return _text(specs)
+
+
+def _text(specs: Counter[tuple[str, int, int, int]]) -> str:
+    """Return ``specs`` as text: the number of layers, the kind, tokens and bytes of a page, and the window."""
+    return "; ".join(
+        f"{count} {kind} {block} tokens {page} B" + (f" window {window}" if window else "")
+        for (kind, block, page, window), count in sorted(specs.items())
+    )
