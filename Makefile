@@ -209,6 +209,7 @@ bench: $(VENV)/.dev  ## Measure plans per minute, time until vLLM's command line
 .PHONY: generate
 generate: $(VENV)/.dev  ## Write all generated files again (`make verify` checks them)
 	@$(bin)/python scripts/generators/engine_options.py && $(bin)/python scripts/generators/architectures.py && \
+	$(bin)/python scripts/generators/model_table.py && $(bin)/python scripts/generators/compared.py && \
 	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
 

@@ -13,41 +13,78 @@ from collections.abc import Iterator
 from typing import Any
 
 MODEL_TYPES = {
-    "AquilaModel": "llama", "LLaMAForCausalLM": "llama", "LlamaBidirectionalModel": "llama",
-    "LlamaBidirectionalForSequenceClassification": "llama", "TeleChat3ForCausalLM": "llama",
-    "InternLM3ForCausalLM": "llama", "IQuestCoderForCausalLM": "llama",
-    "ChatGLMModel": "chatglm", "ChatGLMForConditionalGeneration": "chatglm",
-    "PhiMoEForCausalLM": "phimoe", "ExaoneMoEForCausalLM": "exaone_moe",
-    "MuseGlimmerForCausalLM": "muse_glimmer", "MiniMaxM3SparseForCausalLM": "minimax_m3_vl",
-    "Step3TextForCausalLM": "step3_text", "Step3VLForConditionalGeneration": "step3_vl", "Step3p5ForCausalLM": "step3p5",
-    "BertSpladeSparseEmbeddingModel": "bert", "BgeM3EmbeddingModel": "xlm-roberta",
-    "VoyageQwen3BidirectionalEmbedModel": "qwen3", "Qwen2ForRewardModel": "qwen2", "Qwen2ForProcessRewardModel": "qwen2",
-    "HF_ColBERT": "bert", "ColBERTModernBertModel": "modernbert", "ColBERTLfm2Model": "lfm2",
-    "JinaForRanking": "qwen3", "JinaVLForRanking": "qwen2_vl", "ColQwen3": "colqwen3", "OpsColQwen3Model": "ops_colqwen3",
-    "ColQwen3_5": "qwen3_5", "Qwen3VLNemotronEmbedModel": "qwen3_vl_nemotron_embed",
-    "Qwen3ASRForcedAlignerForTokenClassification": "qwen3_asr", "Qwen3ASRRealtimeGeneration": "qwen3_asr",
-    "BagelForConditionalGeneration": "bagel", "BailingMoeV3VLForConditionalGeneration": "bailing_moe_v3_vl",
-    "Cosmos3ForConditionalGeneration": "cosmos3_edge", "DeepseekVLV2ForCausalLM": "deepseek_vl_v2",
-    "DeepseekOCRForCausalLM": "deepseek_vl_v2", "DeepseekOCR2ForCausalLM": "deepseek_vl_v2",
-    "DeepseekV4ForConditionalGeneration": "deepseek_v4", "DeepseekV41ForCausalLM": "deepseek_v41",
-    "DeepseekV3BidirectionalModel": "deepseek_v3", "Dots3NoteForCausalLM": "dots3_note",
-    "UnlimitedOCRForCausalLM": "unlimited_ocr", "FunAudioChatForConditionalGeneration": "funaudiochat",
-    "InternS1ForConditionalGeneration": "interns1", "IsaacForConditionalGeneration": "isaac",
-    "KimiVLForConditionalGeneration": "kimi_vl", "KimiK25ForConditionalGeneration": "kimi_k25",
-    "KimiK3ForConditionalGeneration": "kimi_k3", "MossTranscribeDiarizeForConditionalGeneration": "moss_transcribe_diarize",
-    "LightOnOCRForConditionalGeneration": "lightonocr", "MiDashengLMModel": "midashenglm",
-    "Moondream3ForCausalLM": "moondream3", "HfMoondream": "moondream3", "NemotronHPuzzleForCausalLM": "nemotron_h",
-    "OpenVLAForActionPrediction": "openvla", "Ovis": "ovis", "PixtralForConditionalGeneration": "pixtral",
-    "Qwen2_5OmniModel": "qwen2_5_omni", "UltravoxModel": "ultravox", "VoxtralRealtimeGeneration": "voxtral_realtime",
-    "SarvamMLAForCausalLM": "deepseek_v3", "MistralLarge3ForCausalLM": "deepseek_v3",
-    "HCXVisionV2ForCausalLM": "hyperclovax", "DeepseekForCausalLM": "deepseek",
-}  # fmt: skip
+    "AquilaModel": "llama",
+    "LLaMAForCausalLM": "llama",
+    "LlamaBidirectionalModel": "llama",
+    "LlamaBidirectionalForSequenceClassification": "llama",
+    "TeleChat3ForCausalLM": "llama",
+    "InternLM3ForCausalLM": "llama",
+    "IQuestCoderForCausalLM": "llama",
+    "ChatGLMModel": "chatglm",
+    "ChatGLMForConditionalGeneration": "chatglm",
+    "PhiMoEForCausalLM": "phimoe",
+    "ExaoneMoEForCausalLM": "exaone_moe",
+    "MuseGlimmerForCausalLM": "muse_glimmer",
+    "MiniMaxM3SparseForCausalLM": "minimax_m3_vl",
+    "Step3TextForCausalLM": "step3_text",
+    "Step3VLForConditionalGeneration": "step3_vl",
+    "Step3p5ForCausalLM": "step3p5",
+    "BertSpladeSparseEmbeddingModel": "bert",
+    "BgeM3EmbeddingModel": "xlm-roberta",
+    "VoyageQwen3BidirectionalEmbedModel": "qwen3",
+    "Qwen2ForRewardModel": "qwen2",
+    "Qwen2ForProcessRewardModel": "qwen2",
+    "HF_ColBERT": "bert",
+    "ColBERTModernBertModel": "modernbert",
+    "ColBERTLfm2Model": "lfm2",
+    "JinaForRanking": "qwen3",
+    "JinaVLForRanking": "qwen2_vl",
+    "ColQwen3": "colqwen3",
+    "OpsColQwen3Model": "ops_colqwen3",
+    "ColQwen3_5": "qwen3_5",
+    "Qwen3VLNemotronEmbedModel": "qwen3_vl_nemotron_embed",
+    "Qwen3ASRForcedAlignerForTokenClassification": "qwen3_asr",
+    "Qwen3ASRRealtimeGeneration": "qwen3_asr",
+    "BagelForConditionalGeneration": "bagel",
+    "BailingMoeV3VLForConditionalGeneration": "bailing_moe_v3_vl",
+    "Cosmos3ForConditionalGeneration": "cosmos3_edge",
+    "DeepseekVLV2ForCausalLM": "deepseek_vl_v2",
+    "DeepseekOCRForCausalLM": "deepseek_vl_v2",
+    "DeepseekOCR2ForCausalLM": "deepseek_vl_v2",
+    "DeepseekV4ForConditionalGeneration": "deepseek_v4",
+    "DeepseekV41ForCausalLM": "deepseek_v41",
+    "DeepseekV3BidirectionalModel": "deepseek_v3",
+    "Dots3NoteForCausalLM": "dots3_note",
+    "UnlimitedOCRForCausalLM": "unlimited_ocr",
+    "FunAudioChatForConditionalGeneration": "funaudiochat",
+    "InternS1ForConditionalGeneration": "interns1",
+    "IsaacForConditionalGeneration": "isaac",
+    "KimiVLForConditionalGeneration": "kimi_vl",
+    "KimiK25ForConditionalGeneration": "kimi_k25",
+    "KimiK3ForConditionalGeneration": "kimi_k3",
+    "MossTranscribeDiarizeForConditionalGeneration": "moss_transcribe_diarize",
+    "LightOnOCRForConditionalGeneration": "lightonocr",
+    "MiDashengLMModel": "midashenglm",
+    "Moondream3ForCausalLM": "moondream3",
+    "HfMoondream": "moondream3",
+    "NemotronHPuzzleForCausalLM": "nemotron_h",
+    "OpenVLAForActionPrediction": "openvla",
+    "Ovis": "ovis",
+    "PixtralForConditionalGeneration": "pixtral",
+    "Qwen2_5OmniModel": "qwen2_5_omni",
+    "UltravoxModel": "ultravox",
+    "VoxtralRealtimeGeneration": "voxtral_realtime",
+    "SarvamMLAForCausalLM": "deepseek_v3",
+    "MistralLarge3ForCausalLM": "deepseek_v3",
+    "HCXVisionV2ForCausalLM": "hyperclovax",
+    "DeepseekForCausalLM": "deepseek",
+}
 """Model type of the config class of architectures whose name is not that of a class in transformers."""
 
 STATED: dict[str, dict[str, Any]] = {
     "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0, "n_group": 1, "topk_group": 1},
     "chatglm": {"original_rope": True},
-    "lfm2": {"block_dim": 2048, "block_norm_eps": 1e-05, "conv_dim": 2048, "conv_dim_out": 2048},
+    "lfm2": {"block_dim": 2560, "block_norm_eps": 1e-05, "conv_dim": 2560, "conv_dim_out": 2560},
     "deepseek_v2": {"n_group": 1, "topk_group": 1},
     "dbrx": {"attn_config": {"rope_theta": 500000, "kv_n_heads": 8, "clip_qkv": 8}},
     "glm4_moe": {"head_dim": 128},
@@ -58,7 +95,7 @@ STATED: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
     "hy_v3": {"first_k_dense_replace": 1},
     "kimi_vl": {"text_config": {"n_group": 1, "topk_group": 1}},
-    "lfm2_vl": {"text_config": {"block_dim": 2048, "block_norm_eps": 1e-05, "conv_dim": 2048, "conv_dim_out": 2048}},
+    "lfm2_vl": {"text_config": {"block_dim": 2560, "block_norm_eps": 1e-05, "conv_dim": 2560, "conv_dim_out": 2560}},
     "longcat_flash": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
     "nemotron": {"num_key_value_heads": 8},
     "nomic_bert": {"activation_function": "swiglu", "position_embedding_type": "rope"},
@@ -78,13 +115,41 @@ DRAFTS = ("MTP", "Eagle", "EAGLE", "DFlash", "DSpark", "Medusa", "LiLiCorr", "Ex
 """Parts of the names of draft models. vLLM runs them beside the model that they draft for."""
 
 UNUSED = {
-    "transformers_version", "_name_or_path", "use_cache", "id2label", "label2id", "initializer_range", "initializer_factor",
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "attention_dropout", "hidden_dropout",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "resid_pdrop", "embd_pdrop",
-    "attn_pdrop", "router_aux_loss_coef", "output_router_logits", "return_dict", "chunk_size_feed_forward",
-    "output_hidden_states", "output_attentions", "problem_type", "begin_suppress_tokens", "suppress_tokens",
-    "router_jitter_noise", "activation_dropout", "layerdrop", "encoder_layerdrop", "decoder_layerdrop",
-}  # fmt: skip
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "id2label",
+    "label2id",
+    "initializer_range",
+    "initializer_factor",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "attention_dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "output_hidden_states",
+    "output_attentions",
+    "problem_type",
+    "begin_suppress_tokens",
+    "suppress_tokens",
+    "router_jitter_noise",
+    "activation_dropout",
+    "layerdrop",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+}
 """Keys that change neither sizes nor kinds of layers."""
 
 
@@ -92,7 +157,7 @@ def configurations() -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Yield each architecture of vLLM's registry with its config.json, or with the reason why it has none."""
     from vllm.model_executor.models.registry import ModelRegistry
 
-    for architecture, entry in sorted(ModelRegistry.models.items()):
+    for architecture, _entry in sorted(ModelRegistry.models.items()):
         if any(part in architecture for part in DRAFTS):
             yield architecture, "it is a draft model, which vLLM runs beside the model that it drafts for"
         elif architecture.startswith("Transformers"):
@@ -115,9 +180,10 @@ def config_class(architecture: str) -> type | None:
     model_type = MODEL_TYPES.get(architecture)
     cls: type | None = getattr(getattr(transformers, architecture, None), "config_class", None)
     model_type = model_type or getattr(cls, "model_type", None)
-    if model_type in _CONFIG_REGISTRY:
-        return _CONFIG_REGISTRY[model_type]
-    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else cls
+    for registry in (_CONFIG_REGISTRY, CONFIG_MAPPING):  # neither has a working get()
+        if model_type in registry:
+            return registry[model_type]
+    return cls
 
 
 def default_config(architecture: str, cls: Any) -> dict[str, Any]:

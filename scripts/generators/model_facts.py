@@ -21,6 +21,9 @@ from typing import Any
 from paper_gpu import on_meta, pretend_h200
 
 KV_BYTES = 40 << 30
+HUB_BASES = {"dots_ocr": "qwen2", "mimo": "qwen2"}
+"""Model types whose config class, in the model's repository, is a subclass of that of the other type."""
+
 SPEC_FIELDS = (
     "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
     "attention_chunk_size", "tokens_per_state", "shapes",
@@ -29,7 +32,6 @@ SPEC_FIELDS = (
 
 def facts(folder: Path) -> dict[str, Any]:
     """Return what vLLM derives from the model in ``folder``. Raises what vLLM raises."""
-    import torch
     from vllm.config import set_current_vllm_config
     from vllm.distributed import destroy_model_parallel, initialize_model_parallel
     from vllm.engine.arg_utils import EngineArgs
@@ -83,9 +85,12 @@ def _language_parameters(model: Any) -> list[Any]:
     if not supports_multimodal(model):
         return list(model.parameters())
     try:
-        return list(model.get_language_model().parameters())
+        language = list(model.get_language_model().parameters())
     except NotImplementedError:
         return list(model.parameters())
+    known = {id(parameter) for parameter in language}
+    head = [value for name, value in model.named_parameters() if name.startswith("lm_head") and id(value) not in known]
+    return language + head
 
 
 def _tokens(kv_cache_utils: Any, config: Any, specs: dict[str, Any]) -> int:
@@ -138,6 +143,8 @@ def _register_unknown_type(folder: Path) -> None:
         return AutoConfig.for_model(**value) if known else hub_config("")(**value)
 
     def hub_config(model_type: str) -> Any:
+        if base := HUB_BASES.get(model_type):
+            return type("HubConfig", (CONFIG_MAPPING[base],), {"model_type": model_type})
         defaults = {"model_type": model_type, "tie_word_embeddings": False, "rope_theta": 10000.0}
         names = {"num_hidden_layers": "num_layers"} if model_type == "exaone" else {}
         return type("HubConfig", (PreTrainedConfig,), {**defaults, "attribute_map": names, "__init__": init})

@@ -25,6 +25,7 @@ with warnings.catch_warnings():
         FullAttentionSpec,
         MambaSpec,
         MLAAttentionSpec,
+        SlidingWindowMLASpec,
         SlidingWindowSpec,
     )
     from vllm.v1.kv_cache_layout import KVCacheLayout
@@ -124,7 +125,8 @@ def random_model(rng):
     if kind == "mla":
         mla = Mla(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, q_lora_rank=None)
     model = Model(
-        name="random", path=None, architecture="LlamaForCausalLM", model_type="llama", task="generate",
+        name="random", path=None, architecture="LlamaForCausalLM", task="generate",
+        model_type="mamba2" if all(layer.kind == "mamba" for layer in layers) else "llama",
         dtype=rng.choice(["bfloat16", "float16", "float32"]), hidden_size=4096, intermediate_size=14336, vocab_size=128256,
         heads=32, head_dim=dim, kv_heads=heads, layers=layers, max_model_len=131072, tie_word_embeddings=False,
         tensors=(), tensors_from="config", mla=mla,
@@ -163,3 +165,48 @@ def test_tokens_and_the_longest_request_equal_vllms(seed):
         usable = memory - theirs._pool_bytes_per_block(config, projected)
         longest = min(longest, theirs._estimate_max_model_len_from_groups(config, projected, usable))
     assert longest_that_fits(Placement(model, run, layout, GPU), available) == longest
+
+
+def compressed_specs_of_vllm(model, layer_caches):
+    """Return vLLM's specs for the caches of a model with compressed layers. ``tokens_per_state`` gives a page its size."""
+    specs = {}
+    for number, caches in enumerate(layer_caches):
+        for place, cache in enumerate(caches):
+            sizes = {
+                "block_size": cache.block, "num_kv_heads": 1, "max_tp_shards": 1, "head_size": cache.page // cache.block,
+                "dtype": torch.uint8, "page_size_padded": cache.page,
+            }  # fmt: skip
+            name = f"layers.{number}.{place}"
+            if cache.kind == "mla":
+                specs[name] = MLAAttentionSpec(**sizes)
+            else:
+                specs[name] = SlidingWindowMLASpec(sliding_window=cache.window, **sizes)
+    return specs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_pages_of_several_sizes_share_blocks_as_in_vllm(seed):
+    rng = random.Random(seed)
+    pattern = [rng.choice([0, 4, 128]) for _ in range(rng.randint(1, 5))]
+    pattern += [4]  # vLLM needs no packing without a layer that has an indexer
+    layers = tuple(
+        Layer(
+            kind="compressed", kv_heads=1, head_dim=512, window=128, compression=ratio, index_bytes=132 * (ratio == 4)
+        )
+        for ratio in (pattern[n % len(pattern)] for n in range(rng.randint(len(pattern), 62)))
+    )
+    model = msgspec.structs.replace(
+        random_model(rng)[0], layers=layers, mla=None, dtype="bfloat16", model_type="deepseek_v4"
+    )
+    run = RunConfig(
+        max_model_len=rng.choice([8192, 65_536, 1_048_576]), max_num_seqs=256,
+        max_num_batched_tokens=rng.choice([2048, 8192]), dtype="bfloat16",
+    )  # fmt: skip
+    placement = Placement(model, run, Layout(tensor=rng.choice([1, 8])), GPU)
+    config = engine_config(model, run, Layout())
+    config.cache_config.get_resolved_kv_cache_layout = lambda: KVCacheLayout.BLHNC
+    specs = compressed_specs_of_vllm(model, layer_specs(placement))
+    available = rng.randint(16 * GIB, 100 * GIB)
+    configs = theirs.get_kv_cache_configs(config, [specs], [available])
+    tokens, _ = theirs.get_kv_cache_capacity(config, theirs.generate_scheduler_kv_cache_config(configs))
+    assert kv_cache(placement, available).tokens == tokens

@@ -14,9 +14,13 @@ from vllm_launch.errors import UsageError
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """One model architecture and what vLLM can do with it. generators/architectures.py defines the ``flags``."""
+    """One model architecture and what vLLM can do with it. generators/architectures.py defines the ``flags``.
+
+    ``registered`` is the name of the class in vLLM's registry. It differs from ``name`` if vLLM converts the model.
+    """
 
     name: str
+    registered: str
     flags: tuple[str, ...]
     task: Literal["generate", "pooling"]
     native: bool  # False: vLLM runs it through the Transformers backend
@@ -51,16 +55,15 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
     for name in architectures:
         if name in known["architectures"]:
             flags = tuple(known["architectures"][name])
-            return Architecture(name=name, flags=flags, task=_task(name, flags), native=True), ()
+            return Architecture(name=name, registered=name, flags=flags, task=_task(name, flags), native=True), ()
         for suffix, (task, convert) in known["suffixes"]:
             if not name.endswith(suffix) or convert == "none":
                 continue
             for other, _ in known["suffixes"]:  # vLLM converts a base model into a pooling model
                 base = name.removesuffix(suffix) + other
                 if base in known["architectures"]:
-                    return Architecture(
-                        name=name, flags=tuple(known["architectures"][base]), task=task, native=True
-                    ), ()
+                    flags = tuple(known["architectures"][base])
+                    return Architecture(name=name, registered=base, flags=flags, task=task, native=True), ()
     name = architectures[0]
     if name in known["transformers_backend"] or custom_code:
         code = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers' code"
@@ -68,7 +71,8 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
             f"vLLM {known['vllm']} has no implementation of {name}. It runs {code} through the Transformers backend, "
             "which is slower"
         )
-        return Architecture(name=name, flags=("generate",), task=_task(name, ("generate",)), native=False), (warning,)
+        task = _task(name, ("generate",))
+        return Architecture(name=name, registered=name, flags=("generate",), task=task, native=False), (warning,)
     if name in known["removed"]:
         problem = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"
         raise UsageError(f"{where} architecture {name}", problem, "use another model, or that release of vLLM")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.engine.compared import compared
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
@@ -21,6 +22,7 @@ from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
+from vllm_launch.model.worst_layers import worst_layers
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 100_000
@@ -32,11 +34,14 @@ LENGTH_KEYS = (
 )  # fmt: skip
 """Keys of the maximum length (vllm/transformers_utils/model_arch_config_convertor.py:derive_max_model_len_and_key)."""
 
-ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+ALREADY_SCALED = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 """RoPE types whose factor vLLM does not apply to the length (vllm/config/model.py:_get_and_verify_max_len)."""
 
 REQUIRED_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
 """Keys whose default in a config class is not taken for a config.json that is not nested."""
+
+EMBEDDING_GEMMA_LENGTH = 8192
+"""Tokens (vllm/model_executor/models/config.py)."""
 
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
 """Endings of the names of query norms, in all families that have them (tensors.FAMILIES)."""
@@ -56,8 +61,11 @@ def build(
     *,
     runner: str | None = None,
     convert: str | None = None,
+    pessimistic: bool = True,
 ) -> Model:
     """Return the model that ``checkpoint`` describes. Pure.
+
+    ``pessimistic``: count layers at their worst if their reading was not compared with vLLM's.
 
     Raises:
         UsageError: a key is missing or wrong, or vLLM does not run this model.
@@ -73,13 +81,20 @@ def build(
     task = _task(architecture, checkpoint, runner, convert)
     dtype = _dtype(root, config, checkpoint, task)
     experts, mla = _experts(config), read_mla(config)
-    layers = read_layers(config, SAFETENSORS_NAME[dtype], is_moe(config, count))
-    tied = _ties_embeddings(root, config)
+    moe = is_moe(config, count)
+    unsure = tuple[str, ...]()
+    if pessimistic and not compared("layers", architecture.registered, config.text("model_type")):
+        layers, unsure = worst_layers(config, SAFETENSORS_NAME[dtype], moe), (_not_compared(architecture, config),)
+    else:
+        layers = read_layers(config, SAFETENSORS_NAME[dtype], moe)
+    tied = _ties_embeddings(root, config, nested=nested)
     tower = root.table("vision_config") if nested else None
     vision = None if tower is None else Config(tower, f"{where} vision_config")
     model_tensors, estimates = checkpoint.tensors, tuple[str, ...]()
     if model_tensors is None:
-        model_tensors, estimates = tensors(config, layers, mla, dtype, quantization, tied=tied, vision=vision)
+        model_tensors, estimates = tensors(
+            config, layers, mla, dtype, quantization, tied=tied, vision=vision, architecture=architecture.registered
+        )
     return Model(
         name=name,
         path=str(checkpoint.path) if checkpoint.path else None,
@@ -104,7 +119,7 @@ def build(
         quantization=quantization,
         multimodal="multimodal" in architecture.flags or vision is not None,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
-        warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates),
+        warnings=(*checkpoint.warnings, *warnings, *unsure, *_deprecation(quantization), *estimates),
     )
 
 
@@ -137,6 +152,13 @@ def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]
     if not nested:  # such a config.json states its sizes: without them it is not complete
         defaults = {key: value for key, value in defaults.items() if key not in REQUIRED_KEYS}
     return Config({"model_type": own_type, **inner}, where, defaults), nested
+
+
+def _not_compared(architecture: Architecture, config: Config) -> str:
+    return (
+        f"the plan has not been compared with vLLM for architecture {architecture.name} with model type "
+        f"{config.text('model_type')!r}: it counts every layer at its worst, with full attention and the largest heads"
+    )
 
 
 def _layer_count(config: Config) -> int:
@@ -186,12 +208,13 @@ def _check_heads(config: Config) -> None:
         raise config.error("num_key_value_heads", f"is {groups}, which does not divide the {heads} attention heads")
 
 
-def _ties_embeddings(root: Config, config: Config) -> bool:
-    if "tie_word_embeddings" in config.raw:
-        return config.flag("tie_word_embeddings")
-    if "tie_word_embeddings" in root.raw:
-        return root.flag("tie_word_embeddings")
-    return config.flag("tie_word_embeddings", default=False)
+def _ties_embeddings(root: Config, config: Config, *, nested: bool) -> bool:
+    """Return whether the head is the embedding. The outer config decides, if it or its class has a value.
+
+    Source: vllm/config/vllm.py:with_hf_config.
+    """
+    outer = Config(root.raw, root.where, config_defaults(root.text("model_type")) if nested else None)
+    return outer.flag("tie_word_embeddings", default=config.flag("tie_word_embeddings"))
 
 
 def _dtype(root: Config, config: Config, checkpoint: Checkpoint, task: str) -> str:
@@ -232,6 +255,8 @@ def max_model_len(root: Config, config: Config, files: Mapping[str, Mapping[str,
         length = min(length, tokenizer) if length is not None else float(tokenizer)
     if length is None:
         length = 2048.0
+    if config.text("model_type") == "embedding_gemma2_text":
+        return min(int(length), EMBEDDING_GEMMA_LENGTH)
     ropes = _ropes(config)
     if "gemma3" not in root.text("model_type"):
         factor = 1.0
@@ -274,6 +299,7 @@ def _ropes(config: Config) -> list[Config]:
     ropes = []
     for rope in nested or [raw]:
         kind = rope.get("rope_type", rope.get("type", "default"))
+        kind = "longrope" if kind == "su" else kind
         if not isinstance(kind, str):
             raise config.error("rope_scaling", f"has the type {short_repr(kind)}, not a string")
         ropes.append(Config({**rope, "rope_type": kind}, f"{config.where} rope_scaling"))

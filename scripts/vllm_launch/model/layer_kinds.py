@@ -7,24 +7,32 @@ from typing import Any
 
 from vllm_launch.model.config import Config
 
-ENCODER_TYPES = {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "openai_privacy_filter"}
+ENCODER_TYPES = {
+    "bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "openai_privacy_filter",
+    "embedding_gemma2_text", "siglip_text_model",
+}  # fmt: skip
 """Model types that process their whole input at once and store no cache (vllm/model_executor/models:
 EncoderOnlyAttention in bert.py, bert_with_rope.py, modernbert.py and openai_privacy_filter.py)."""
 
 ENCODER_ARCHITECTURES = {
     "LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification", "VoyageQwen3BidirectionalEmbedModel",
-    "DeepseekV3BidirectionalModel",
 }  # fmt: skip
 """Architectures that run a decoder as such an encoder (vllm/model_executor/models/config.py sets ``is_causal``)."""
 
 MIMO_V2 = {"mimo_v2", "mimo_v2_flash"}
 
+DEEPSEEK_V4 = {"deepseek_v4", "deepseek_ref"}
+
+ATTENTION_FREE = {"mamba", "mamba2", "falcon_mamba"}
+"""Model types that have only layers of Mamba."""
+
 OWN_WINDOWS = {
-    "afmoe", "apertus", "cohere2", "cohere2_moe", "cohere_compass", "embedding_gemma2", "exaone4", "exaone_moe",
+    "afmoe", "apertus", "cohere2", "cohere2_moe", "cohere_compass", "cwm", "diffusion_gemma_text",
+    "embedding_gemma2", "exaone4", "exaone_moe",
     "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "granite",
     "granite_swa", "granitemoe", "granitemoe_swa", "laguna", "llama", "llama4_text", "mimo_v2", "mimo_v2_flash",
     "minimax_m2", "ministral", "mistral", "modernbert", "muse_glimmer_text", "nemotron_h", "olmo2", "olmo3", "plamo3",
-    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rnj1", "step3p5", "step3p7",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rnj1", "step3p5", "step3p7", "vaultgemma",
 }  # fmt: skip
 """Model types whose class in vLLM gives each layer its own window (model_executor/models: per_layer_sliding_window).
 In other types with layers of several kinds no layer has a window (engine/arg_utils.py:create_engine_config)."""
@@ -38,7 +46,7 @@ KIND_OF = {
 
 def attention_free(config: Config) -> bool:
     """Whether the model has only Mamba layers."""
-    return config.text("model_type") in {"mamba", "mamba2", "falcon_mamba"}
+    return config.text("model_type") in ATTENTION_FREE
 
 
 def encoder_only(config: Config) -> bool:
@@ -55,7 +63,10 @@ def sliding_window(config: Config) -> int | None:
     """Return the sliding window in tokens, or None. ``use_sliding_window: false`` and a window of 0 switch it off."""
     if config.get("use_sliding_window") is False and not config.text("model_type").startswith("gemma"):
         return None
-    return config.optional_integer("sliding_window", "sliding_window_size", "window_size", minimum=0) or None
+    window = config.optional_integer("sliding_window", "sliding_window_size", "window_size", minimum=0) or None
+    if window and config.text("model_type") in {"cohere2", "cohere2_moe"}:
+        return window + 1  # the window does not count the token itself (model_executor/models/commandr.py)
+    return window
 
 
 def layer_kinds(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one return for each format
@@ -127,6 +138,7 @@ OWN_KINDS: dict[str, Callable[[Config, int], list[str] | None]] = {
     "kimi_linear": _kimi_linear_kinds,
     "llama4_text": _llama4_kinds,
     "zamba2": _zamba2_kinds,
+    **dict.fromkeys(DEEPSEEK_V4, lambda _, count: ["compressed"] * count),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _lfm2_kinds),
     **dict.fromkeys(MIMO_V2, _mimo_v2_kinds),
 }

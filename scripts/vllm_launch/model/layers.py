@@ -18,6 +18,9 @@ MLA_TYPES = {
 """Model types with multi-head latent attention (vllm/transformers_utils/model_arch_config_convertor.py:
 is_deepseek_mla)."""
 
+INDEXED_RATIO = 4
+"""Tokens in one latent vector of those layers of DeepSeek V4 that have an indexer."""
+
 GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "diffusion_gemma_text"}
 
 
@@ -32,6 +35,8 @@ def kv_heads(config: Config) -> int:
     """Return the number of KV heads (model_arch_config_convertor.py:get_total_num_kv_heads and its Falcon version)."""
     heads = attention_heads(config)
     model_type = config.text("model_type")
+    if model_type == "dbrx":
+        return Config(config.table("attn_config") or {}, f"{config.where} attn_config").integer("kv_n_heads", default=8)
     if model_type in {"falcon", "RefinedWeb", "RefinedWebModel"}:
         if config.flag("new_decoder_architecture"):
             return config.integer("n_head_kv", "num_kv_heads", default=heads)
@@ -92,13 +97,16 @@ class Heads(NamedTuple):
     value: int
 
 
-def layer_heads(config: Config, kind: str) -> Heads:
-    """Return the KV heads of a layer of ``kind``. In some models they depend on it.
+def layer_heads(config: Config, kind: str, n: int = -1) -> Heads:
+    """Return the KV heads of layer ``n``, which is of ``kind``. In some models they depend on either.
 
     Source: vllm/model_executor/models/gemma4.py and transformers' Gemma4TextConfig (per_layer_config), mimo_v2.py,
     minicpm3.py (keys and values are padded to the width of a query), openpangu.py.
     """
     model_type, count, dim = config.text("model_type"), kv_heads(config), head_dim(config)
+    if own := _own_config(config, n):
+        dim = own.integer("head_dim", default=dim)
+        return Heads(own.integer("num_key_value_heads", default=count), dim, dim)
     if model_type in GEMMA4 and kind == "full":
         if config.flag("attention_k_eq_v", default=True):
             count = config.optional_integer("num_global_key_value_heads") or count
@@ -113,6 +121,14 @@ def layer_heads(config: Config, kind: str) -> Heads:
         query = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
         return Heads(attention_heads(config), query, query)
     return Heads(count, dim, dim)
+
+
+def _own_config(config: Config, n: int) -> Config | None:
+    """Return the values that transformers' ``per_layer_config`` has for layer ``n``, or None."""
+    for key, value in (config.table("per_layer_config") or {}).items():
+        if key.isdecimal() and int(key) == n and isinstance(value, dict):
+            return Config(value, f"{config.where} per_layer_config {key}")
+    return None
 
 
 def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...]:
@@ -133,10 +149,13 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             index = _index_bytes(config) if _has_indexer(config, n) else 0
             layers.append(Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n]))
             continue
-        heads = layer_heads(config, kind)
+        if kind == "compressed":
+            layers.append(msgspec.structs.replace(_compressed_layer(config, n), moe=moe[n]))
+            continue
+        heads = layer_heads(config, kind, n)
         layer = Layer(
             kind="full", kv_heads=heads.kv_heads, head_dim=heads.key, head_dim_v=heads.value, moe=moe[n],
-            cross=config.text("model_type") == "whisper",
+            cross=config.text("model_type") == "whisper", index_bytes=_block_index_bytes(config, n),
         )  # fmt: skip
         if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
             state = _recurrent_layer(config, dtype)
@@ -158,7 +177,7 @@ def _has_indexer(config: Config, n: int) -> bool:
 
     Source: vllm/model_executor/models/deepseek_v2.py:DeepseekV2MLAAttention.
     """
-    if not config.has("index_topk"):
+    if not config.has("index_topk") or config.text("model_type") == "hy_v4":
         return False
     pattern = config.get("index_topk_pattern")
     if isinstance(pattern, str | list):
@@ -173,13 +192,38 @@ def _index_bytes(config: Config) -> int:
     return width + width // 128 * 4
 
 
+def _block_index_bytes(config: Config, n: int) -> int:
+    """Return the bytes of an indexer's key in layer ``n`` of MiniMax M3: one for each token, in bfloat16.
+
+    Source: vllm/models/minimax_m3.
+    """
+    sparse = Config(config.table("sparse_attention_config") or {}, f"{config.where} sparse_attention_config")
+    layers = sparse.array("sparse_attention_freq") or []
+    used = sparse.flag("use_sparse_attention") and (n >= len(layers) or bool(layers[n]))
+    return 2 * sparse.integer("sparse_index_dim", default=128) if used else 0
+
+
+def _compressed_layer(config: Config, n: int) -> Layer:
+    """Return a layer of DeepSeek V4: a window, and latent vectors of several tokens each in most layers.
+
+    Layers that compress few tokens choose vectors with an indexer (vllm/models/deepseek_v4/attention.py).
+    """
+    ratios = config.integers("compress_ratios") or []
+    ratio = ratios[n] if n < len(ratios) else 0
+    return Layer(
+        kind="compressed", kv_heads=1, head_dim=config.integer("head_dim", default=512),
+        window=config.integer("sliding_window", default=128), compression=ratio,
+        index_bytes=_index_bytes(config) if ratio == INDEXED_RATIO else 0,
+    )  # fmt: skip
+
+
 def _recurrent_layer(config: Config, dtype: str) -> Layer:
     """Return a layer with the recurrent state of one request, before tensor parallelism.
 
     The first shape is the convolution's, (kernel - 1, channels). The second is the recurrent state's, (heads, ...).
     Tensor parallelism divides the last number of the first shape and the first number of the second. If ``n_groups`` is
     not a multiple of the tensor parallel size, vLLM copies Mamba 2's groups.
-    Only Mamba 2 keeps a checkpoint of its prefill (mamba_mixer2.py:get_kv_cache_spec).
+    Mamba 2 keeps a checkpoint of its prefill (mamba_mixer2.py:get_kv_cache_spec), and so does Kimi K3.
     Source: vllm/model_executor/layers/mamba/mamba_utils.py:MambaStateShapeCalculator.
     """
     model_type = config.text("model_type")
@@ -196,7 +240,9 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
         linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
         heads, dim = linear.integer("num_heads"), linear.integer("head_dim")
         kernel = linear.integer("short_conv_kernel_size", default=4)
-        return _state_layer(((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32"))
+        # A prefill stores a checkpoint only with kernels that need the bound (vllm/models/kimi_k3/nvidia/kda.py).
+        checkpoints = int(linear.get("gate_lower_bound") is not None)
+        return _state_layer(((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32"), checkpoints)
     hidden = config.integer("hidden_size", "d_model")
     size = config.integer("mamba_d_state", "ssm_state_size", "state_size", default=16)
     kernel = config.integer("mamba_d_conv", "conv_kernel", default=4)

@@ -6,9 +6,10 @@ from typing import Literal
 
 import msgspec
 
-AttentionKind = Literal["full", "sliding", "chunked", "mla", "mamba", "none"]
+AttentionKind = Literal["full", "sliding", "chunked", "mla", "compressed", "mamba", "none"]
 """What a layer stores of earlier tokens. "mamba" is any fixed-size recurrent state: Mamba 1 and 2, gated delta net,
-short convolution. "none" stores nothing."""
+short convolution. "compressed" is DeepSeek V4's: a window of latent vectors, and one for several older tokens. "none"
+stores nothing."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -26,8 +27,9 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int = 0
     head_dim: int = 0  # of keys
     head_dim_v: int = 0  # of values; usually the same as of keys
-    window: int | None = None  # tokens, for "sliding" and "chunked"
-    index_bytes: int = 0  # bytes per token in the cache of the sparse attention's indexer, in addition to "mla"
+    window: int | None = None  # tokens, for "sliding", "chunked" and "compressed"
+    compression: int = 0  # tokens in one latent vector, for "compressed"; 0: the layer has only the window
+    index_bytes: int = 0  # bytes of a key in the cache of the sparse attention's indexer, beside the layer's own
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
     cross: bool = False  # the layer also stores the encoder's states: as many as one batch has tokens

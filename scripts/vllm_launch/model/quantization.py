@@ -229,7 +229,9 @@ def _ceil_div(count: int, divisor: int) -> int:
     return -(-count // divisor)
 
 
-def quantized_tensors(name: str, rows: int, columns: int, dtype: str, quantization: Quantization) -> Iterator[Tensor]:
+def quantized_tensors(  # noqa: C901 - one branch for each format
+    name: str, rows: int, columns: int, dtype: str, quantization: Quantization
+) -> Iterator[Tensor]:
     """Yield the tensors of a quantised linear layer with ``rows`` outputs and ``columns`` inputs, without its bias."""
     method, bits = quantization.method, quantization.bits
     group = quantization.group_size or columns
@@ -249,6 +251,9 @@ def quantized_tensors(name: str, rows: int, columns: int, dtype: str, quantizati
         yield Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, _ceil_div(columns, 16)))
         yield Tensor(f"{name}.{'weight_global_scale' if quantization.format else 'weight_scale_2'}", "F32", (1,))
         yield Tensor(f"{name}.{'input_global_scale' if quantization.format else 'input_scale'}", "F32", (1,))
+    elif quantization.format == "mxfp4-pack-quantized":
+        yield Tensor(f"{name}.weight_packed", "U8", (rows, columns // 2))
+        yield Tensor(f"{name}.weight_scale", "U8", (rows, _ceil_div(columns, 32)))
     elif quantization.format == "pack-quantized":
         yield Tensor(f"{name}.weight_packed", "I32", (rows, _ceil_div(columns * bits, 32)))
         yield Tensor(f"{name}.weight_scale", dtype, (rows, _ceil_div(columns, group)))

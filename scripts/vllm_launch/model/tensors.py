@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import msgspec
 
+from vllm_launch.engine.compared import compared
 from vllm_launch.model import tensors_moe, tensors_state, tensors_vision
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
+from vllm_launch.model.layer_kinds import DEEPSEEK_V4
 from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import GATED, TensorList
+from vllm_launch.model.tensors_deepseek_v4 import deepseek_v4
 from vllm_launch.model.tensors_gemma4 import gemma4
+from vllm_launch.model.tensors_kimi import residual_attention
 from vllm_launch.model.tensors_whisper import whisper
 
 
@@ -36,11 +40,15 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     output: str = "o_proj"
     final_norm: str = "norm"
     final_norm_weight: bool = True
+    positions: bool = False  # absolute positions have an embedding
 
 
 PRE_POST = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 POST = ("post_attention_layernorm", "post_feedforward_layernorm")
 LLAMA = Family()
+BERT = Family(
+    norm_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True, plain_mlp=("up_proj", "down_proj"), positions=True
+)  # fmt: skip
 QWEN2 = Family(qkv_bias=True, o_bias=False, mlp_bias=False)
 QWEN3 = Family(qk_norm="head")
 
@@ -52,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text"), QWEN3),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), QWEN3),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa"), LLAMA),
+    "kimi_linear": LLAMA,
     "arcee": Family(plain_mlp=("up_proj", "down_proj")),
     "nemotron": Family(plain_mlp=("up_proj", "down_proj"), norm_bias=True),
     "ministral3": LLAMA,
@@ -80,6 +89,12 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(norms=("input_layernorm",), norm_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True,
                   plain_mlp=("fc1", "fc2"), output="dense", final_norm="final_layernorm"),
     "phimoe": Family(norm_bias=True),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "gpt2", "gpt_bigcode", "opt"), BERT),
+    **dict.fromkeys(("gpt_neox", "jais2"), msgspec.structs.replace(BERT, positions=False)),
+    "gptj": Family(norms=("ln_1",), norm_bias=True, qkv_bias=False, o_bias=False, mlp_bias=True,
+                   plain_mlp=("up_proj", "down_proj")),
+    "falcon": Family(norms=("input_layernorm",), norm_bias=True, plain_mlp=("up_proj", "down_proj")),
+    "bailing_moe": LLAMA,
     "gpt_oss": LLAMA,
     "llama4_text": Family(mlp="feed_forward"),
     "jamba": Family(
@@ -98,7 +113,8 @@ FAMILIES: dict[str, Family] = {
     }  # fmt: skip
 
 
-BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | {"whisper": whisper}
+BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | dict.fromkeys(DEEPSEEK_V4, deepseek_v4)
+BUILDERS |= {"whisper": whisper}
 """Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
 
 
@@ -111,10 +127,12 @@ def tensors(
     *,
     tied: bool,
     vision: Config | None = None,
+    architecture: str = "",
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
     """Return the tensors, and warnings about estimated ones.
 
-    ``config`` is the language model's, ``vision`` the vision tower's. ``dtype`` is vLLM's name.
+    ``config`` is the language model's, ``vision`` the vision tower's. ``dtype`` is vLLM's name. ``architecture`` is
+    the one in vLLM's registry.
 
     Raises:
         UsageError: a key is missing or wrong.
@@ -130,9 +148,14 @@ def tensors(
             f"model type {model_type!r} is unknown, so the plan assumes the same tensors as in a Llama model: "
             "download the safetensors files for an exact plan"
         )
+    elif not compared("weights", architecture, model_type):
+        warnings.append(
+            f"the weights that config.json gives for model type {model_type!r} have not been compared with vLLM's: "
+            "download the safetensors files for an exact plan"
+        )
     root = "language_model." if vision is not None else ""
     tensor_list = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
-    hidden, vocab = config.integer("hidden_size"), config.integer(*VOCAB_KEYS)
+    hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer(*VOCAB_KEYS)
     append_layers = BUILDERS.get(model_type)
     if append_layers is not None:
         append_layers(tensor_list, config, layers)
@@ -142,6 +165,9 @@ def tensors(
             _layer(tensor_list, f"{root}model.layers.{number}.", config, family, layer, mla)
         if family.final_norm_weight:
             tensor_list.norm(f"{root}model.{family.final_norm}", hidden, bias=family.norm_bias)
+        if family.positions:
+            length = config.integer("max_position_embeddings", "n_positions")
+            tensor_list.add(f"{root}model.position_embedding.weight", length, hidden)
     if not tied:
         tensor_list.linear(
             f"{root}lm_head",
@@ -164,6 +190,7 @@ def _layer(  # noqa: PLR0917
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
     for name in family.norms:
         tensor_list.norm(prefix + name, hidden, bias=family.norm_bias)
+    residual_attention(tensor_list, prefix, config)
     if layer.state_shapes:
         tensors_state.mixer(tensor_list, prefix, config)
     if layer.kind != "mamba":
@@ -214,6 +241,8 @@ def attention(tensor_list: TensorList, prefix: str, config: Config, family: Fami
     )
     if model_type == "gpt_oss":
         tensor_list.add(f"{prefix}sinks", heads)
+    if model_type == "muse_glimmer_text":
+        tensor_list.linear(f"{prefix}output_gate_proj", heads * dim, hidden)
     norm_kind = family.qk_norm
     if model_type in {"cohere", "glm4_moe", "phi"}:
         norm_kind = ("each" if model_type == "cohere" else "head") if config.flag("use_qk_norm") else ""
@@ -239,6 +268,8 @@ def _mla(tensor_list: TensorList, prefix: str, config: Config, mla: Mla) -> None
     tensor_list.add(f"{prefix}kv_a_layernorm.weight", mla.kv_lora_rank)
     tensor_list.linear(f"{prefix}kv_b_proj", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank)
     tensor_list.linear(f"{prefix}o_proj", hidden, heads * mla.v_head_dim, bias=bias)
+    if config.flag("mla_use_output_gate"):
+        tensor_list.linear(f"{prefix}g_proj", heads * mla.v_head_dim, hidden)
     if config.has("index_n_heads"):  # DeepSeek sparse attention's indexer
         index_heads, index_dim = config.integer("index_n_heads"), config.integer("index_head_dim")
         tensor_list.linear(f"{prefix}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)

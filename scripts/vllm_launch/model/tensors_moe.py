@@ -26,6 +26,9 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 QWEN = Naming()
+SHARED = Naming(shared="shared_experts")
+"""Of a family that is not in NAMINGS: shared experts count if config.json has them."""
+
 QWEN_SHARED = Naming(shared="shared_expert", shared_gate="shared_expert_gate")
 DEEPSEEK3 = Naming(shared="shared_experts", correction="gate.e_score_correction_bias")
 MIXTRAL = Naming(prefix="block_sparse_moe.", names=("w1", "w3", "w2"))
@@ -39,8 +42,12 @@ NAMINGS = {
     "ernie4_5_moe": Naming(shared="shared_experts", correction="moe_statics.e_score_correction_bias"),
     "jamba": Naming(prefix="feed_forward.", router="router"),
     "lfm2_moe": Naming(prefix="feed_forward.", names=("w1", "w3", "w2"), correction="expert_bias"),
+    "kimi_linear": Naming(
+        prefix="block_sparse_moe.", names=("w1", "w3", "w2"), shared="shared_experts",
+        correction="gate.e_score_correction_bias",
+    ),
     "hunyuan_v1_moe": Naming(router="gate.wg", shared="shared_mlp"),
-}
+}  # fmt: skip
 
 
 def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one return for each format
@@ -65,6 +72,8 @@ def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one re
     if model_type == "nemotron_h":
         blocks = config.strings("layers_block_type") or []
         return [n < len(blocks) and blocks[n] == "moe" for n in range(layers)]
+    if listed := config.text("moe_layers_enum"):  # Step 3.5: the numbers of the layers, with commas
+        return [str(n) in listed.split(",") for n in range(layers)]
     types = config.strings("mlp_layer_types")
     if types:
         return [layer_type == "sparse" for layer_type in types[:layers]] + [True] * (layers - len(types))
@@ -100,12 +109,18 @@ def read_experts(config: Config) -> Experts | None:
         "shared_expert_intermediate_size",
         "shared_intermediate_size",
         "moe_shared_expert_intermediate_size",
+        "share_expert_dim",
         default=0,
         minimum=0,
     )
     if not shared:
         shared = width * config.integer(
-            "n_shared_experts", "moe_num_shared_experts", "num_shared_expert", default=0, minimum=0
+            "n_shared_experts",
+            "moe_num_shared_experts",
+            "num_shared_expert",
+            "num_shared_experts",
+            default=0,
+            minimum=0,
         )
     if not shared and config.text("model_type") == "llama4_text":
         shared = width
@@ -146,7 +161,7 @@ def experts(tensor_list: TensorList, prefix: str, config: Config) -> None:
         tensor_list.add(f"{moe}router.weight", count, hidden)
         tensor_list.gated(f"{moe}shared_expert.", shared, hidden)
     else:
-        _separate_experts(tensor_list, prefix, config, NAMINGS.get(model_type, QWEN), mixture)
+        _separate_experts(tensor_list, prefix, config, NAMINGS.get(model_type, SHARED), mixture)
 
 
 def _separate_experts(tensor_list: TensorList, prefix: str, config: Config, naming: Naming, mixture: Experts) -> None:
@@ -156,12 +171,16 @@ def _separate_experts(tensor_list: TensorList, prefix: str, config: Config, nami
     if naming.correction:
         shape = (1, mixture.count) if "moe_statics" in naming.correction else (mixture.count,)
         tensor_list.add(prefix + naming.correction, *shape, dtype="F32")
-    groups = [(f"{prefix}experts.{n}.", mixture.intermediate_size) for n in range(mixture.count)]
-    if naming.shared and mixture.shared_intermediate_size:
-        groups.append((f"{prefix}{naming.shared}.", mixture.shared_intermediate_size))
     bias = config.flag("use_bias") and config.text("model_type") == "ernie4_5_moe"
-    for module, width in groups:
-        tensor_list.gated(module, width, hidden, naming.names if ".experts." in module else GATED, bias=bias)
+    latent = config.integer("routed_expert_hidden_size", default=hidden)
+    for n in range(mixture.count):
+        tensor_list.gated(f"{prefix}experts.{n}.", mixture.intermediate_size, latent, naming.names, bias=bias)
+    if latent != hidden:
+        tensor_list.linear(f"{prefix}routed_expert_down_proj", latent, hidden, quantized=False)
+        tensor_list.norm(f"{prefix}routed_expert_norm", latent)
+        tensor_list.linear(f"{prefix}routed_expert_up_proj", hidden, latent, quantized=False)
+    if naming.shared and mixture.shared_intermediate_size:
+        tensor_list.gated(f"{prefix}{naming.shared}.", mixture.shared_intermediate_size, hidden, bias=bias)
     if naming.shared_gate:
         tensor_list.add(f"{prefix}{naming.shared_gate}.weight", 1, hidden)
 

@@ -11,7 +11,11 @@ import msgspec
 
 from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
+from vllm_launch.model.layer_kinds import ATTENTION_FREE
 from vllm_launch.model.model import Layer, Model
+from vllm_launch.sizing.kv_compressed import COMPRESSED_BLOCK, compressed_specs
+from vllm_launch.sizing.kv_packed import packed_groups
+from vllm_launch.sizing.kv_spec import Spec
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -36,17 +40,6 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     tokens: int
     bytes_per_token: int
-
-
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer's page on one GPU, like vllm/v1/kv_cache_interface.py:KVCacheSpec. ``page`` is in bytes."""
-
-    kind: str  # "full", "mla", "sliding", "chunked", "mamba" or "cross"
-    block: int  # tokens in a page
-    page: int
-    window: int = 0  # tokens, only for "sliding", "chunked" and "cross"
-    shape: tuple[int, int, int] = (0, 0, 0)  # heads on one GPU, key width, value width
-    states: int = 0  # pages of one request, only for "mamba"
 
 
 class Grouping(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +123,7 @@ def bytes_per_request(placement: Placement, tokens: int) -> int:
     return _blocks_per_request(grouping, placement, tokens) * sum(grouping.block_bytes) * layout.tensor
 
 
-def block_size(placement: Placement) -> int:
+def block_size(placement: Placement) -> int:  # noqa: PLR0911 - one return for each kind of backend
     """Return the tokens in a block. For hybrid models, ``layer_specs`` increases it.
 
     Source: platforms/interface.py:update_block_size_for_backend, platforms/cpu.py, and the first MLA backend that
@@ -141,6 +134,10 @@ def block_size(placement: Placement) -> int:
         return 16 if model.mla else run.block_size or 128
     if run.block_size is not None:
         return run.block_size
+    if any(layer.kind == "compressed" for layer in model.layers):
+        return COMPRESSED_BLOCK
+    if _is_sparse(model) and model.mla is None:
+        return 128  # MiniMax M3's blocks of keys (models/minimax_m3/nvidia)
     if _is_sparse(model):
         return 64  # mla/indexer.py. A multiple of the block size of every sparse backend.
     if model.mla and placement.generation is Generation.BLACKWELL:
@@ -182,6 +179,9 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
         state_only = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
+        if model.model_type not in ATTENTION_FREE:  # a hybrid whose layers happen to have no attention
+            checkpoints = max(layer.state_checkpoints for layer in model.layers)
+            state_only = Spec(kind="mamba", block=block, page=state, states=2 + checkpoints)
         return [(state_only,) if layer.kind == "mamba" else () for layer in model.layers]
     state_spec = None
     if state:
@@ -190,6 +190,9 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
         block = max(block, unit * math.ceil(state / (unit * token_bytes)))
         checkpoints = max(layer.state_checkpoints for layer in model.layers)
         state_spec = Spec(kind="mamba", block=block, page=block * token_bytes, states=2 + checkpoints)
+    if any(layer.kind == "compressed" for layer in model.layers):
+        packed = kv_dtype(model, run) not in COMPUTE_BITS or run.kv_cache_dtype == "auto"
+        return [compressed_specs(layer, block, packed=packed) for layer in model.layers]
     return [
         (
             *(
@@ -214,7 +217,9 @@ def grouping_of(placement: Placement) -> Grouping:
     ranks = [rank for rank, _ in caches]
     if not pages:
         return Grouping(groups=(), block_bytes=())
-    if _need_same_block_count(pages):
+    if any(spec.kind == "sliding mla" for spec in pages):
+        groups = packed_groups(pages)
+    elif _need_same_block_count(pages):
         groups = [list(range(len(pages)))]
     else:
         pages = _pad_to_one_page_size(pages)
@@ -270,11 +275,12 @@ def _blocks_per_request(grouping: Grouping, placement: Placement, length: int) -
     """Return the largest number of blocks that a request of ``length`` tokens needs, over all groups.
 
     Tokens in flight occupy blocks that are already outside the window: one batch for each concurrent step. There is
-    one step for each pipeline stage and, on GPUs, one more for async scheduling (config/vllm.py:max_concurrent_batches,
-    platforms/cpu.py).
+    one step for each pipeline stage and, on GPUs, one more for async scheduling, which pooling models do without
+    (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
     """
     run, layout, gpu = placement.run_config, placement.layout, placement.gpu
-    steps = layout.pipeline if gpu is None else layout.pipeline + 1
+    synchronous = gpu is None or placement.model.task == "pooling"
+    steps = layout.pipeline if synchronous else layout.pipeline + 1
     in_flight = steps * run.max_num_batched_tokens
     return sum(max(_blocks_of_spec(spec, in_flight, length) for spec in group) for group in grouping.groups)
 
@@ -282,7 +288,7 @@ def _blocks_per_request(grouping: Grouping, placement: Placement, length: int) -
 def _blocks_of_spec(spec: Spec, in_flight: int, length: int) -> int:
     """Return the blocks that a request needs for ``spec`` (max_memory_usage_bytes / page_size_bytes of each spec)."""
     match spec.kind:
-        case "sliding":
+        case "sliding" | "sliding mla":
             return math.ceil(min(spec.window - 1 + in_flight, length) / spec.block) + 1
         case "chunked":
             return math.ceil(min(spec.window + in_flight, length) / spec.block)

@@ -35,7 +35,7 @@ _ROW = re.compile(r"\.(?:o_proj|down_proj|w2|out_proj|dense|dense_4h_to_h|c_proj
 _REPLICATED = re.compile(
     r"norm|\.(?:gate|router|shared_expert_gate|q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj|e_score_correction_bias|"
     r"sinks?_bias|wk|weights_proj|wq_a)\.|layernorm|\.ln_|position_embedding|\.wpe\.|e_score_correction_bias|"
-    r"\.indexer\."
+    r"\.indexer\.|\.hc_|_res_proj\."
 )
 
 _VOCAB = re.compile(

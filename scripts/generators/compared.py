@@ -1,0 +1,113 @@
+"""Generate compared.json and docs/models.md from the table of vLLM's facts: ``generators/compared.py``. Needs no vLLM.
+
+compared.json has, by architecture and model type, what the planner reads as vLLM does. The page shows the same to
+people, with each difference that stands and each architecture that was not compared.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compare_models import TABLE, differences, read_table
+
+ROOT = Path(__file__).parents[2]
+OUT, PAGE = ROOT / "scripts/vllm_launch/engine/compared.json", ROOT / "docs/models.md"
+NOT_COMPARED, ACCEPTED = TABLE.with_name("model_not_compared.json"), TABLE.with_name("model_differences.json")
+UNEQUAL = {"layers": {"refused", "length", "runner", "dtype", "layers", "tokens"}, "weights": {"refused", "weights"}}
+"""Kinds of differences that make a row of the table unequal, by fact."""
+
+Found = list[tuple[dict[str, Any], dict[str, str]]]
+
+
+def find() -> Found:
+    """Return the rows of the table, each with the planner's differences from vLLM."""
+    return [(row, differences(row)) for row in read_table()]
+
+
+def compared(found: Found) -> str:
+    """Return compared.json: by fact, architectures and model types whose rows are equal, and pairs that differ."""
+    table = {}
+    for fact, kinds in UNEQUAL.items():
+        pairs: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
+        for row, different in found:
+            equal = not kinds & different.keys()
+            pairs[equal] |= {(row["facts"]["architecture"], model_type) for model_type in model_types(row["config"])}
+        equal_pairs = pairs[True] - pairs[False]
+        architectures, types = (sorted({pair[part] for pair in equal_pairs}) for part in (0, 1))
+        table[fact] = {"architectures": architectures, "model_types": types, "different": sorted(pairs[False])}
+    return json.dumps(table, indent=0) + "\n"
+
+
+def model_types(config: dict[str, Any]) -> set[str]:
+    """Return the model types in a config.json: its own, and the language model's."""
+    types = {config.get("model_type", "")}
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), dict):
+            types |= model_types(config[key])
+    return types - {""}
+
+
+def page(found: Found) -> str:
+    """Return docs/models.md."""
+    missing: dict[str, str] = json.loads(NOT_COMPARED.read_text())
+    accepted: dict[str, dict[str, str]] = json.loads(ACCEPTED.read_text())
+    architectures = {row["facts"]["architecture"] for row, _ in found}
+    unequal = {fact: {row["facts"]["architecture"] for row, different in found if kinds & different.keys()}
+               for fact, kinds in UNEQUAL.items()}  # fmt: skip
+    drafts = sum("draft" in reason for reason in missing.values())
+    rows = [
+        ("architectures in vLLM's registry", len(architectures) + len(missing)),
+        ("compared", len(architectures)),
+        ("layers, heads, windows, KV cache and length equal", len(architectures - unequal["layers"])),
+        ("weights of the language model within 1 %", len(architectures - unequal["weights"])),
+        ("not compared: draft models", drafts),
+        ("not compared: other reasons", len(missing) - drafts),
+        ("configurations compared", len(found)),
+    ]
+    lines = [
+        "# Models compared with vLLM",
+        "",
+        "The planner reads config.json without vLLM. For each configuration, vLLM 0.32.0's own classes were built as",
+        "on an H200, on the meta device. The planner must give the same maximum length, dtype, runner, KV cache of",
+        "each layer, and tokens in 40 GiB of KV cache, to the token. Weights may differ by 1 %.",
+        "",
+        "`make generate` makes the table (tests/data/model_facts.jsonl) and this page. `make test-against-vllm` judges",
+        "changed rows and a sample of the others again. `make test-unit` compares the planner with all rows.",
+        "",
+        "If an architecture or its model type was not compared, or differs, the plan has a warning, and counts every",
+        "layer with full attention and the largest heads.",
+        "",
+        "|  | number |",
+        "|---|---:|",
+        *(f"| {name} | {count} |" for name, count in rows),
+        "",
+        "## Differences that stand",
+        "",
+        "| configuration | what differs | reason |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {kind} | {reason} |"
+            for name, kinds in sorted(accepted.items())
+            for kind, reason in kinds.items()
+        ),
+        "",
+        "## Architectures that were not compared",
+        "",
+        "| architecture | reason |",
+        "|---|---|",
+        *(f"| {name} | {reason.replace('|', '/')} |" for name, reason in missing.items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write both files."""
+    found = find()
+    OUT.write_text(compared(found))
+    PAGE.write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()
