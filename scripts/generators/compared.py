@@ -12,6 +12,8 @@ from typing import Any
 
 from compare_models import TABLE, differences, read_table
 
+from vllm_launch.engine.options import pinned_vllm
+
 ROOT = Path(__file__).parents[2]
 OUT, PAGE = ROOT / "scripts/vllm_launch/engine/compared.json", ROOT / "docs/models.md"
 NOT_COMPARED, ACCEPTED = TABLE.with_name("model_not_compared.json"), TABLE.with_name("model_differences.json")
@@ -69,9 +71,9 @@ def page(found: Found) -> str:
     lines = [
         "# Models compared with vLLM",
         "",
-        "The planner reads config.json without vLLM. For each configuration, vLLM 0.32.0's own classes were built as",
-        "on an H200, on the meta device. The planner must give the same maximum length, dtype, runner, KV cache of",
-        "each layer, and tokens in 40 GiB of KV cache, to the token. Weights may differ by 1 %.",
+        f"The planner reads config.json without vLLM. For each configuration, the classes of vLLM {pinned_vllm()} were",
+        "built as on an H200, on the meta device. The planner must give the same maximum length, dtype, runner, KV cache",
+        "of each layer, and tokens in 40 GiB of KV cache, to the token. Weights may differ by 1 %.",
         "",
         "`make generate` makes the table (tests/data/model_facts.jsonl) and this page. `make test-against-vllm` judges",
         "changed rows and a sample of the others again. `make test-unit` compares the planner with all rows.",

@@ -167,8 +167,8 @@ def test_tokens_and_the_longest_request_equal_vllms(seed):
     assert longest_that_fits(Placement(model, run, layout, GPU), available) == longest
 
 
-def compressed_specs_of_vllm(model, layer_caches):
-    """Return vLLM's specs for the caches of a model with compressed layers. ``tokens_per_state`` gives a page its size."""
+def compressed_specs_of_vllm(layer_caches):
+    """Return vLLM's specs for the caches of a model with compressed layers."""
     specs = {}
     for number, caches in enumerate(layer_caches):
         for place, cache in enumerate(caches):
@@ -205,7 +205,7 @@ def test_pages_of_several_sizes_share_blocks_as_in_vllm(seed):
     placement = Placement(model, run, Layout(tensor=rng.choice([1, 8])), GPU)
     config = engine_config(model, run, Layout())
     config.cache_config.get_resolved_kv_cache_layout = lambda: KVCacheLayout.BLHNC
-    specs = compressed_specs_of_vllm(model, layer_specs(placement))
+    specs = compressed_specs_of_vllm(layer_specs(placement))
     available = rng.randint(16 * GIB, 100 * GIB)
     configs = theirs.get_kv_cache_configs(config, [specs], [available])
     tokens, _ = theirs.get_kv_cache_capacity(config, theirs.generate_scheduler_kv_cache_config(configs))

@@ -310,13 +310,42 @@ def test_a_stage_without_a_cache_does_not_limit_the_number_of_blocks():
 
 
 def test_a_model_with_only_states_stores_one_for_each_request():
-    llm = model(layers=(STATE,) * 32)
+    llm = model(layers=(STATE,) * 32, model_type="mamba2")
     assert groups(*[STATE] * 32) == (1, (32 * MIB,))
     assert bytes_per_request(placed(llm, run(), ONE, H200), 1) == 32 * MIB
     assert bytes_per_request(placed(llm, run(), ONE, H200), 100_000) == 32 * MIB
     assert groups(STATE, NONE) == (1, (MIB,))
     cache = kv_cache(placed(llm, run(), ONE, H200), 10 * GIB)
     assert (cache.tokens, cache.bytes) == (320 * 8192, 10 * GIB)
+
+
+def compressed(ratio: int) -> Layer:
+    return Layer(
+        kind="compressed", kv_heads=1, head_dim=512, window=128, compression=ratio, index_bytes=132 * (ratio == 4)
+    )
+
+
+def test_compressed_layers_have_a_window_vectors_states_and_keys_of_an_indexer():
+    """DeepSeek V4 Flash, as vLLM's own classes give it (tests/data/model_facts.jsonl)."""
+    window = ("sliding mla", 64, 37_440, 128)
+    few, many = ("mla", 256, 37_440, 0), ("mla", 256, 1_728, 0)
+    states = (("sliding mla", 4, 32_832, 8), ("sliding mla", 4, 8_640, 8), ("sliding mla", 8, 32_832, 128))
+    specs = layer_specs(placed(model(layers=(compressed(0), compressed(4), compressed(128))), run(), ONE, H200))
+    assert [[(spec.kind, spec.block, spec.page, spec.window) for spec in layer] for layer in specs] == [
+        [window],
+        [window, few, states[0], ("mla", 256, 8_640, 0), states[1]],
+        [window, many, states[2]],
+    ]
+
+
+def test_tensor_parallelism_does_not_split_compressed_layers():
+    """The field's DeepSeek V4 Flash on 8 H200: less than 29.4 million tokens in 152 GB."""
+    layers = tuple(compressed(ratio) for ratio in [0, 0, *[4, 128] * 20, 4])
+    llm = model(layers=layers, model_type="deepseek_v4")
+    eight, one = (
+        kv_cache(placed(llm, run(max_model_len=1 << 20), Layout(tensor=n), H200), 152 * 10**9) for n in (8, 1)
+    )
+    assert eight.tokens == one.tokens < 29_400_000
 
 
 def test_attention_blocks_grow_until_they_hold_a_state_and_a_request_has_two_states():
@@ -331,7 +360,9 @@ def test_a_checkpoint_of_a_prefill_is_one_more_state():
     """MambaSpec.max_memory_usage_bytes: 2 + num_prefill_checkpoint_blocks."""
     checkpointed = msgspec.structs.replace(STATE, state_checkpoints=1)
     assert blocks((checkpointed, checkpointed, checkpointed, FULL)) == 32_768 // 256 + 3 * 3
-    assert blocks((checkpointed,)) == 1  # without attention there is no prefix cache that needs it
+    assert blocks((checkpointed,)) == 3  # a hybrid model has a prefix cache, even if no layer has attention
+    mamba = placed(model(layers=(checkpointed,), model_type="mamba2"), run(), ONE, H200)
+    assert bytes_per_request(mamba, 8192) == MIB  # a model of Mamba alone has none
 
 
 def test_a_slightly_larger_state_adds_16_tokens_to_a_block():
