@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "tests/data"
 TABLE, NOT_COMPARED = DATA / "model_facts.jsonl", DATA / "model_not_compared.json"
 SOURCES = ("model_facts.py", "paper_gpu.py")
-SLICES = 20
+SLICES = 30
 Row = dict[str, Any]
 
 
