@@ -52,33 +52,36 @@ class _Unstarted:
         pass
 
 
-class _CompiledModule(types.ModuleType):
+class _StandIn(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - as a package's
 
     def __getattr__(self, name: str) -> _Anything:
         return _Anything.__getattr__(_Anything(), name)
 
 
-class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for each of vLLM's compiled ones."""
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a stand-in for each module whose name matches ``pattern``: it has every attribute, and no code."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of a compiled module, or None for others."""
+        """Return the spec of a module that matches, or None for others."""
         del path, target
-        return importlib.machinery.ModuleSpec(name, self) if COMPILED.search(name) else None
+        return importlib.machinery.ModuleSpec(name, self) if self._pattern.search(name) else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         """Return an empty module."""
-        return _CompiledModule(spec.name)
+        return _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run nothing: there is no code."""
 
 
-def pretend_h200() -> None:
-    """Prepare this process. Call it before anything imports vLLM; it cannot be undone."""
+def pretend_h200(count: int = 1) -> None:
+    """Prepare this process for ``count`` GPUs. Call it before anything imports vLLM; it cannot be undone."""
     if "vllm" in sys.modules:
         raise RuntimeError("vLLM is imported already")
     os.environ |= {
@@ -88,14 +91,14 @@ def pretend_h200() -> None:
     }
     _replace_compiled_code()
     _name_the_package()
-    _replace_platform()
+    _replace_platform(count)
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # noqa: SLF001 - a new process would be a CPU again
 
 
 def _replace_compiled_code() -> None:
-    sys.meta_path.insert(0, _CompiledModules())
+    sys.meta_path.insert(0, StandIns(COMPILED))
     import torch
     from torch._ops import _OpNamespace
 
@@ -128,7 +131,7 @@ def _name_the_package() -> None:
     importlib.metadata.version = lambda name: pinned if name == "vllm" else version(name)
 
 
-def _replace_platform() -> None:
+def _replace_platform(count: int) -> None:
     from vllm import platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
@@ -136,7 +139,7 @@ def _replace_platform() -> None:
     answers = {
         "get_device_capability": DeviceCapability(9, 0), "get_device_name": "NVIDIA H200",
         "get_device_total_memory": H200_BYTES, "get_cuda_runtime_major": 13, "is_fully_connected": True,
-        "num_compute_units": 132, "current_device": "meta", "import_kernels": None,
+        "num_compute_units": 132, "device_count": count, "current_device": "meta", "import_kernels": None,
     }  # fmt: skip
     methods = {name: classmethod(lambda *_, answer=answer, **__: answer) for name, answer in answers.items()}
     h200 = type("H200", (NonNvmlCudaPlatform,), methods)

@@ -7,6 +7,7 @@ import msgspec
 from vllm_launch.engine import multicast
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
+from vllm_launch.plan import refusals
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
@@ -52,8 +53,15 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
+        pooler_config=pooler if isinstance(pooler := engine.get("pooler_config"), dict) else None,
     )
-    decided = plan(plan_request(settings), hardware, model)
+    request = plan_request(settings)
+    case = refusals.Case(settings, request, model, on_gpu=bool(hardware.gpus))
+    refusals.check(case)
+    if model.quantization is not None:  # vLLM uses the checkpoint's method, whatever accepted name the user gave
+        request = msgspec.structs.replace(request, quantization=None)
+    decided = plan(request, hardware, model)
+    decided = msgspec.structs.replace(decided, warnings=[*decided.warnings, *refusals.warnings(case)])
     return with_origins(decided, settings)
 
 

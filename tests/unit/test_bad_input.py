@@ -641,7 +641,10 @@ def test_typical_vllm_serve_arguments_give_a_plan(
             "model: m\ntensor-parallel-size: 2\nmax_model_len: 32k\nhf_overrides: {rope_scaling: {factor: 2}}",
             "--port 9000",
         ),
-        ("served_model_name: [a, b]\napi_key: k\nlora-modules: [{name: a, path: /b}]", "m --launch-greet"),
+        (
+            "served_model_name: [a, b]\napi_key: k\nenable-lora: true\nlora-modules: [{name: a, path: /b}]",
+            "m --launch-greet",
+        ),
         ('{"model": "m", "port": 8080}', "--launch-drain-seconds=0"),
         ("# only words\n", "m"),
     ],

@@ -34,6 +34,17 @@ def config_defaults(model_type: str) -> dict[str, Any]:
     return values
 
 
+def is_known_type(model_type: str) -> bool:
+    """Whether vLLM or its transformers has a config class for ``model_type``."""
+    return model_type in _table()["defaults"]
+
+
+def tasks_of(architecture: str) -> tuple[str, ...]:
+    """Return what vLLM's class for ``architecture`` can do: "generate", "pooling", both, or () if it has no class."""
+    flags = _table()["architectures"].get(architecture, ())
+    return tuple(flag for flag in flags if flag in {"generate", "pooling"})
+
+
 def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:  # noqa: C901 - vLLM's own order of fallbacks
     """Return the first of ``architectures`` that vLLM runs, and warnings.
 

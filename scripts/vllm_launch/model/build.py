@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.engine.architectures import Architecture, config_defaults, is_known_type, resolve
+from vllm_launch.model import pooling
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
+from vllm_launch.model.layer_kinds import encoder_only
 from vllm_launch.model.layers import (
     attention_heads,
     head_dim,
@@ -42,13 +44,6 @@ QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight
 """Endings of the names of query norms, in all families that have them (tensors.FAMILIES)."""
 
 
-POOLING_MODULES = {
-    "sentence_transformers.models.Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
-}  # fmt: skip
-"""Types of a module in modules.json that make a model a pooling model, whatever its architecture
-(vllm/config/model.py:_get_default_runner_type, transformers_utils/config.py:get_pooling_config)."""
-
-
 def build(
     name: str,
     checkpoint: Checkpoint,
@@ -56,6 +51,7 @@ def build(
     *,
     runner: str | None = None,
     convert: str | None = None,
+    pooler_config: Mapping[str, Any] | None = None,
 ) -> Model:
     """Return the model that ``checkpoint`` describes. Pure.
 
@@ -70,7 +66,7 @@ def build(
     count = _layer_count(config)
     _check_heads(config)
     quantization = read_quantization(raw, checkpoint.files.get("hf_quant_config.json"), where)
-    task = _task(architecture, checkpoint, runner, convert)
+    task = pooling.task(architecture, checkpoint.files, runner, convert)
     dtype = _dtype(root, config, checkpoint, task)
     experts, mla = _experts(config), read_mla(config)
     layers = read_layers(config, SAFETENSORS_NAME[dtype], is_moe(config, count))
@@ -94,6 +90,8 @@ def build(
         head_dim=head_dim(config),
         kv_heads=kv_heads(config),
         layers=layers,
+        chunked_prefill=task != "pooling" or not _pools_whole_prompts(architecture, checkpoint, config, pooler_config),
+        config_code=_config_code(root),
         max_model_len=max_model_len(root, config, checkpoint.files, pooling=task == "pooling"),
         rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
@@ -108,22 +106,23 @@ def build(
     )
 
 
-def _task(
-    architecture: Architecture, checkpoint: Checkpoint, runner: str | None, convert: str | None
-) -> Literal["generate", "pooling"]:
-    """Return what vLLM runs the model for: --runner, or --convert, or modules.json, or else the architecture.
+def _pools_whole_prompts(
+    architecture: Architecture, checkpoint: Checkpoint, config: Config, pooler_config: Mapping[str, Any] | None
+) -> bool:
+    """Whether this pooling model needs a whole prompt in one batch, so that vLLM does not split prompts."""
+    causal = not encoder_only(config) and checkpoint.files["config.json"].get("is_causal") is not False
+    return not pooling.splits_prompts(architecture, checkpoint.files, pooler_config, causal=causal)
 
-    Source: vllm/config/model.py:_get_runner_type, _get_default_runner_type.
+
+def _config_code(root: Config) -> Literal["vllm", "repository", "unknown"]:
+    """Return where the code is that reads config.json: in vLLM or transformers, or in the model's repository.
+
+    Source: vllm/transformers_utils/config.py:HFConfigParser, transformers' AutoConfig.from_pretrained.
     """
-    if runner in {"generate", "pooling"}:
-        return "pooling" if runner == "pooling" else "generate"
-    if convert in {"classify", "embed"}:
-        return "pooling"
-    modules = checkpoint.files.get("modules.json", {}).get("modules", [])
-    types = (
-        {module.get("type") for module in modules if isinstance(module, Mapping)} if isinstance(modules, list) else ()
-    )
-    return "pooling" if POOLING_MODULES & set(types) else architecture.task
+    model_type = root.text("model_type")
+    if not model_type or is_known_type(model_type):
+        return "vllm"
+    return "repository" if "AutoConfig" in (root.table("auto_map") or {}) else "unknown"
 
 
 def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]:

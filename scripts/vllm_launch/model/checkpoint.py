@@ -13,6 +13,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.model.config import parse_json, short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.pooling import pooling_file
 
 HEADER_LIMIT = 100_000_000
 """Upper limit of a safetensors header, in bytes (safetensors/src/tensor.rs: MAX_HEADER_SIZE)."""
@@ -56,6 +57,8 @@ def read_folder(folder: Path) -> Checkpoint:
     for name in SMALL_FILES:
         if (folder / name).is_file():
             files[name] = read_small(folder / name)
+    if (pooling := pooling_file(files)) and (folder / pooling).is_file():
+        files[pooling] = read_small(folder / pooling)
     if names := shards(folder):
         return Checkpoint(folder, files, read_headers([folder / name for name in names]), ())
     suffixes = sorted({path.suffix[1:] for path in _list_files(folder)} & OTHER_WEIGHTS.keys())

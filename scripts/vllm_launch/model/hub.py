@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import tempfile
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -29,6 +30,7 @@ from vllm_launch.model.checkpoint import SMALL_FILES, Checkpoint, read_headers, 
 from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.pooling import pooling_file
 
 
 def read_hub(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
@@ -42,10 +44,9 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
         config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
         files = {"config.json": read_json(config)}
         for small in SMALL_FILES:
-            try:
-                files[small] = read_small(Path(hf_hub_download(name, small, revision=revision, token=token)))
-            except EntryNotFoundError:  # also LocalEntryNotFoundError: offline and not in the cache
-                continue
+            _add_small(files, name, small, revision, token)
+        if pooling := pooling_file(files):
+            _add_small(files, name, pooling, revision, token)
         tensors = _cached_tensors(name, config.parent)
         if tensors is None and not constants.HF_HUB_OFFLINE:
             tensors = _remote_tensors(name, revision, token)
@@ -55,6 +56,14 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
     if tensors is None:
         warnings.append(f"{name}: no safetensors files were found, so tensor sizes are derived from config.json")
     return Checkpoint(None, files, tensors, warnings)
+
+
+def _add_small(
+    files: dict[str, dict[str, Any]], name: str, small: str, revision: str | None, token: str | None
+) -> None:
+    """Add the file ``small`` to ``files``, if the repository has it."""
+    with contextlib.suppress(EntryNotFoundError):  # also LocalEntryNotFoundError: offline and not in the cache
+        files[small] = read_small(Path(hf_hub_download(name, small, revision=revision, token=token)))
 
 
 OTHER_FORMATS = ("original/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")

@@ -92,6 +92,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     mla: Mla | None = None
     quantization: Quantization | None = None
     multimodal: bool = False
+    chunked_prefill: bool = True  # False: a pooling model whose prompts must each fit into one batch
+    config_code: Literal["vllm", "repository", "unknown"] = "vllm"  # where the code is that reads config.json
     qk_norm: bool = False  # attention normalises queries and keys
     rope_positions: int | None = None  # rows of the tables of cosines and sines, if not max_model_len
     warnings: tuple[str, ...] = ()

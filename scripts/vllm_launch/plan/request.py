@@ -74,7 +74,7 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
 
     The default tokens are lowered to what max_num_seqs requests can use. They are raised to max_model_len if one batch
-    must hold a whole prompt (pooling models, or no chunked prefill). The result passes
+    must hold a whole prompt (``splits_prompts``). The result passes
     config/scheduler.py:verify_max_model_len.
     Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
     """
@@ -84,10 +84,20 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     if tokens is None:
         length = request.length or model.max_model_len
         tokens = min(default[0] * factor, seqs * length)
-        if request.enable_chunked_prefill is False or model.task == "pooling":
+        if not splits_prompts(request, model):
             tokens = max(tokens, length)
         tokens = max(tokens, request.max_num_seqs or 1)
     return tokens, request.max_num_seqs or min(seqs, tokens)
+
+
+def splits_prompts(request: PlanRequest, model: Model) -> bool:
+    """Whether vLLM splits a prompt over several batches: the user's choice, or else what the model allows.
+
+    Source: engine/arg_utils.py:_set_default_chunked_prefill_and_prefix_caching_args, config/scheduler.py.
+    """
+    if any(layer.cross for layer in model.layers):  # an encoder-decoder model
+        return False
+    return model.chunked_prefill if request.enable_chunked_prefill is None else request.enable_chunked_prefill
 
 
 def should_use_fp8_cache(model: Model, oldest: Generation | None) -> bool:

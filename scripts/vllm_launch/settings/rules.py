@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from vllm_launch.engine import multicast
-from vllm_launch.engine.options import pinned_vllm
-from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
+from vllm_launch.settings import combinations
+from vllm_launch.settings.mistake import Mistake, number
 from vllm_launch.settings.settings import Settings
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
@@ -21,14 +20,6 @@ EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 
 NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
-
-
-class Mistake(NamedTuple):
-    """One invalid value. ``key``: of ``Settings.origin``. ``problem``: what is wrong. ``remedy``: what to do."""
-
-    key: str
-    problem: str
-    remedy: str
 
 
 def check(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -66,7 +57,7 @@ def _check_vllm_port(port: str) -> None:
 
 def _counts(settings: Settings) -> Iterator[Mistake]:
     for dest in COUNTS:
-        if (value := _whole(settings, dest, 1)) < 1:
+        if (value := number(settings.engine, dest, 1)) < 1:
             yield Mistake(dest, f"{dest} is {value}", "give 1 or more")
 
 
@@ -78,7 +69,7 @@ def _utilization(settings: Settings) -> Iterator[Mistake]:
 
 
 def _length(settings: Settings) -> Iterator[Mistake]:
-    length = _whole(settings, "max_model_len", 1)
+    length = number(settings.engine, "max_model_len", 1)
     if length < 1 and length != -1:
         yield Mistake("max_model_len", f"max_model_len is {length}", "give 1 or more, or auto")
 
@@ -93,15 +84,15 @@ def _ports(settings: Settings) -> Iterator[Mistake]:
 
 
 def _batch(settings: Settings) -> Iterator[Mistake]:
-    seqs = _whole(settings, "max_num_seqs", 1)
-    if _whole(settings, "max_num_batched_tokens", 1 << 30) < seqs:
+    seqs = number(settings.engine, "max_num_seqs", 1)
+    if number(settings.engine, "max_num_batched_tokens", 1 << 30) < seqs:
         problem = f"max_num_seqs {seqs} is more than max_num_batched_tokens"
         remedy = "lower max_num_seqs or raise max_num_batched_tokens: each request in a batch has at least one token"
         yield Mistake("max_num_seqs", problem, remedy)
 
 
 def _shutdown(settings: Settings) -> Iterator[Mistake]:
-    if (seconds := _whole(settings, "shutdown_timeout", 0)) < 0:
+    if (seconds := number(settings.engine, "shutdown_timeout", 0)) < 0:
         yield Mistake("shutdown_timeout", f"shutdown_timeout is {seconds}", "give 0 or more seconds")
 
 
@@ -110,13 +101,6 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
         value = settings.engine.get(dest)
         if value is not None and not isinstance(value, dict):
             yield Mistake(dest, f"{dest} is not a JSON object", OBJECT_REMEDY)
-
-
-def _quantization(settings: Settings) -> Iterator[Mistake]:
-    method = str(settings.engine.get("quantization") or "").lower()
-    if method in REMOVED_METHODS:
-        problem = f"vLLM {pinned_vllm()} no longer supports the method {method!r}"
-        yield Mistake("quantization", problem, REMOVED_METHODS[method])
 
 
 def _executor(settings: Settings) -> Iterator[Mistake]:
@@ -170,16 +154,10 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _quantization, _executor, _http, _device_ids,
-    _multicast, _certificate, _api_keys, _routes,
+    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _executor, _http, _device_ids,
+    _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
-
-
-def _whole(settings: Settings, dest: str, default: int) -> int:
-    """Return the whole number that the user set for ``dest``, else ``default``."""
-    value = settings.engine.get(dest)
-    return value if isinstance(value, int) else default
 
 
 def _long_shutdown(settings: Settings) -> Iterator[str]:

@@ -475,7 +475,7 @@ def test_the_source_of_a_batch_that_vllm_itself_would_choose_is_vllm():
     assert (doubled.max_num_batched_tokens, doubled.max_num_seqs) == (16384, 2048)
     short = plan(PlanRequest(max_num_seqs=2, max_model_len=100), machine(1), sized(16))
     assert short.max_num_batched_tokens == 200
-    whole = plan(PlanRequest(), machine(1), sized(1, task="pooling", max_model_len=32_768))
+    whole = plan(PlanRequest(), machine(1), sized(1, task="pooling", chunked_prefill=False, max_model_len=32_768))
     assert whole.max_num_batched_tokens == 32_768
     for result in (doubled, short, whole):
         batch_reason = reason(result, "max_num_batched_tokens")
