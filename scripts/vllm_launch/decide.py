@@ -6,11 +6,13 @@ import msgspec
 
 from vllm_launch.engine import multicast
 from vllm_launch.machine.gpus import Hardware
+from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
 from vllm_launch.plan import refusals
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
+from vllm_launch.settings import rules
 from vllm_launch.settings.settings import Settings
 
 
@@ -55,14 +57,41 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         convert=text_option(engine.get("convert")),
         pooler_config=pooler if isinstance(pooler := engine.get("pooler_config"), dict) else None,
     )
+    if engine.get("disable_sliding_window"):
+        model = without_windows(model)
     request = plan_request(settings)
     case = refusals.Case(settings, request, model, on_gpu=bool(hardware.gpus))
     refusals.check(case)
     if model.quantization is not None:  # vLLM uses the checkpoint's method, whatever accepted name the user gave
         request = msgspec.structs.replace(request, quantization=None)
     decided = plan(request, hardware, model)
+    _check_planned(case, decided)
     decided = msgspec.structs.replace(decided, warnings=[*decided.warnings, *refusals.warnings(case)])
     return with_origins(decided, settings)
+
+
+def without_windows(model: Model) -> Model:
+    """Return ``model`` with --disable-sliding-window: all layers attend to everything, at most the window's length.
+
+    Source: vllm/config/model.py:_get_and_verify_max_len.
+    """
+    windows = [layer.window for layer in model.layers if layer.kind == "sliding" and layer.window]
+    layers = tuple(
+        msgspec.structs.replace(layer, kind="full", window=None) if layer.kind == "sliding" else layer
+        for layer in model.layers
+    )
+    return msgspec.structs.replace(model, layers=layers, max_model_len=min([model.max_model_len, *windows]))
+
+
+def _check_planned(case: refusals.Case, decided: Plan) -> None:
+    """Check the user's options together with those that the plan sets.
+
+    Raises:
+        UsageError: vLLM would refuse the command line.
+    """
+    together = msgspec.structs.replace(case.settings, engine=decided.options | dict(case.settings.chosen))
+    rules.check_combinations(together)
+    refusals.check(case._replace(settings=together))
 
 
 def text_option(value: object) -> str | None:

@@ -46,6 +46,12 @@ class Case(NamedTuple):
         value = self.settings.engine.get(dest)
         return value if isinstance(value, int) else 1
 
+    @property
+    def length(self) -> int:
+        """Return max_model_len."""
+        length = self.size("max_model_len")
+        return length if self.option("max_model_len") is not None and length > 0 else self.model.max_model_len
+
 
 class Refusal(NamedTuple):
     """One thing that vLLM refuses. ``dest``: the option, or "model". ``problem``: what is wrong."""
@@ -144,8 +150,8 @@ def _float16(case: Case) -> Iterator[Refusal]:
 
 def _batch(case: Case) -> Iterator[Refusal]:
     """A batch must hold a whole prompt if vLLM does not split prompts (config/scheduler.py:verify_max_model_len)."""
-    tokens, length = case.request.max_num_batched_tokens, case.request.length or case.model.max_model_len
-    if tokens is None or tokens >= length or splits_prompts(case.request, case.model):
+    tokens, length = case.option("max_num_batched_tokens"), case.length
+    if not isinstance(tokens, int) or tokens >= length or splits_prompts(case.request, case.model):
         return
     problem = (
         f"a batch of {tokens} tokens is smaller than max_model_len ({length}), and vLLM does not split prompts here"
@@ -166,8 +172,7 @@ def _states(case: Case) -> Iterator[Refusal]:
 
 
 def _long_prefill(case: Case) -> Iterator[Refusal]:
-    length = case.request.length or case.model.max_model_len
-    threshold = case.size("long_prefill_token_threshold")
+    length, threshold = case.length, case.size("long_prefill_token_threshold")
     if threshold > length and not any(layer.cross for layer in case.model.layers):
         problem = f"it is {threshold}, more than max_model_len ({length})"
         yield Refusal("long_prefill_token_threshold", problem, f"set at most {length}")
@@ -224,15 +229,6 @@ def _routed_experts(case: Case) -> Iterator[Refusal]:
                 yield Refusal(dest, f"it does not work with {size} {case.size(size)}", "remove one of them")
 
 
-def _no_window(case: Case) -> Iterator[Refusal]:
-    """Without sliding windows the window is the model's length (config/model.py:_get_and_verify_max_len)."""
-    windows = [layer.window for layer in case.model.layers if layer.kind == "sliding" and layer.window]
-    length = case.request.length or case.model.max_model_len
-    if case.option("disable_sliding_window") and windows and length > min(windows):
-        problem = f"without sliding windows vLLM limits max_model_len to the window, {min(windows)} tokens"
-        yield Refusal("disable_sliding_window", problem, f"set --max-model-len {min(windows)}, or remove it")
-
-
 def _kv_cache_dtype(case: Case) -> Iterator[Refusal]:
     dtype = str(case.option("kv_cache_dtype") or "")
     if dtype.startswith("nvfp4") and not dtype.endswith("_ds_mla") and case.model.mla is not None:
@@ -260,6 +256,6 @@ def _runner(case: Case) -> Iterator[Refusal]:
 
 RULES = (
     _config_code, _runner, _quantization, _float16, _dtype, _batch, _states, _long_prefill, _encoder_decoder, _adapters,
-    _decode_context, _external_balancer, _routed_experts, _no_window, _kv_cache_dtype, _block_size,
+    _decode_context, _external_balancer, _routed_experts, _kv_cache_dtype, _block_size,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first refusal."""

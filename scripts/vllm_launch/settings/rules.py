@@ -34,9 +34,19 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
 
 
+def check_combinations(settings: Settings) -> None:
+    """Check what vLLM refuses of options together. ``settings`` may hold a plan's options too.
+
+    Raises:
+        UsageError: the first mistake.
+    """
+    for mistake in combinations.mistakes(settings):
+        raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
+
+
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return (*_long_shutdown(settings), *_uncounted_draft(settings))
+    return (*_long_shutdown(settings), *_uncounted_draft(settings), *_other_packages(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -178,3 +188,20 @@ def _uncounted_draft(settings: Settings) -> Iterator[str]:
             f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
             "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
         )
+
+
+def _other_packages(settings: Settings) -> Iterator[str]:
+    """Warn of options that need a Python package which the launcher's requirements do not contain."""
+    engine = settings.engine
+    speculative = engine.get("speculative_config")
+    needed = {
+        "distributed_executor_backend": "ray" if engine.get("distributed_executor_backend") == "ray" else None,
+        "data_parallel_backend": "ray" if engine.get("data_parallel_backend") == "ray" else None,
+        "speculative_config": "arctic-inference"
+        if isinstance(speculative, dict) and speculative.get("method") == "suffix"
+        else None,
+    }
+    for dest, package in needed.items():
+        if package:
+            where = settings.origin[dest]
+            yield f"{where}: vLLM refuses it without the package {package}, which vllm-launch does not install"
