@@ -141,7 +141,7 @@ against = $(wildcard tests/engine/test_*_against_*.py)
 test-engine: test-against-vllm test-serving  ## Tests against the pinned vLLM, on the CPU if there is no GPU
 
 .PHONY: test-against-vllm
-test-against-vllm: $(VENV)/.dev  ## Compare options, models, KV cache and memory with the pinned vLLM's code. No engine is started
+test-against-vllm: $(VENV)/.dev  ## Compare options, plans, models, KV cache and memory with the pinned vLLM's code. No engine is started
 	@$(bin)/pytest $(against) -v --timeout 900
 
 .PHONY: test-serving

@@ -15,6 +15,8 @@ from vllm_launch.plan.request import PlanRequest
 from vllm_launch.settings import rules
 from vllm_launch.settings.settings import Settings
 
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
 
 def plan_request(settings: Settings) -> PlanRequest:
     """Return the user settings that the plan must not change."""
@@ -89,7 +91,8 @@ def _check_planned(case: refusals.Case, decided: Plan) -> None:
     Raises:
         UsageError: vLLM would refuse the command line.
     """
-    together = msgspec.structs.replace(case.settings, engine=decided.options | dict(case.settings.chosen))
+    sizes = {name: getattr(decided, name) for name in PARALLEL_SIZES}
+    together = msgspec.structs.replace(case.settings, engine=sizes | decided.options | dict(case.settings.chosen))
     rules.check_combinations(together)
     refusals.check(case._replace(settings=together))
 

