@@ -61,6 +61,9 @@ def _replicas(engine: Engine) -> Iterator[Mistake]:
     if isinstance(local, int) and local > replicas:
         problem = f"it is {local}, more than data_parallel_size ({replicas})"
         yield Mistake("data_parallel_size_local", problem, "lower it, or raise --data-parallel-size")
+    if replicas == 1 and (external or rank is not None):
+        dest = "data_parallel_external_lb" if rank is None else "data_parallel_rank"
+        yield Mistake(dest, "it needs a data_parallel_size above 1", "set --data-parallel-size too, or remove it")
     if isinstance(rank, int) and not 0 <= rank < replicas:
         problem = f"it is {rank}, and {replicas} replicas have ranks 0 to {replicas - 1}"
         yield Mistake("data_parallel_rank", problem, "set --data-parallel-size too, or another rank")

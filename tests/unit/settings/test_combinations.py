@@ -39,6 +39,7 @@ REFUSED = [
     (["--nnodes=2", "-tp=8", "--node-rank=2"], "ranks 0 to 1"),
     (["--nnodes=2", "-tp=8", "--data-parallel-backend=ray"], "takes only mp"),
     (["-dp=2", "-dpl=4"], "more than data_parallel_size (2)"),
+    (["--data-parallel-rank=0"], "data_parallel_size above 1"),
     (["-dp=2", "--data-parallel-rank=2"], "ranks 0 to 1"),
     (["-dp=2", "--data-parallel-external-lb"], "add --data-parallel-rank"),
     (["-dp=2", "--data-parallel-hybrid-lb"], "add --data-parallel-size-local"),
