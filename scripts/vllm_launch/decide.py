@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import msgspec
 
 from vllm_launch.engine import multicast
+from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Hardware
+from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
@@ -52,9 +56,26 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
+        processor_options=options if isinstance(options := engine.get("mm_processor_kwargs"), dict) else None,
     )
+    _check_torchvision(hardware, model)
     decided = plan(plan_request(settings), hardware, model)
     return with_origins(decided, settings)
+
+
+def _check_torchvision(hardware: Hardware, model: Model) -> None:
+    """Check that vLLM on a CPU can import the model. vLLM runs in this Python environment.
+
+    Raises:
+        UsageError: the model needs torchvision, and it is not installed.
+    """
+    needed = not hardware.gpus and model.media is not None and model.media.needs_torchvision
+    if needed and importlib.util.find_spec("torchvision") is None:
+        raise UsageError(
+            f"{model.name} on a CPU",
+            f"vLLM's {model.architecture} needs torchvision, which vLLM's packages for CPUs do not include",
+            "install torchvision for CPUs beside vLLM, or plan for GPUs with --hardware",
+        )
 
 
 def text_option(value: object) -> str | None:

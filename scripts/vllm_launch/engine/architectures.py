@@ -34,6 +34,11 @@ def config_defaults(model_type: str) -> dict[str, Any]:
     return values
 
 
+def is_multimodal(architecture: str) -> bool:
+    """Whether vLLM has an implementation of ``architecture`` that takes images, videos or audio."""
+    return "multimodal" in _table()["architectures"].get(architecture, ())
+
+
 def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:  # noqa: C901 - vLLM's own order of fallbacks
     """Return the first of ``architectures`` that vLLM runs, and warnings.
 

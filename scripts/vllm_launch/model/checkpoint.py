@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vllm_launch.engine.architectures import is_multimodal
 from vllm_launch.errors import UsageError
 from vllm_launch.model.config import parse_json, short_repr
 from vllm_launch.model.dtypes import STORED_BITS
@@ -21,6 +22,9 @@ JSON_LIMIT = 256 * 2**20
 """Upper limit of a config or an index, in bytes. The largest known index has a tenth of it."""
 
 SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Files of the processor of images, videos and audio. Only models with an encoder have them."""
+
 OTHER_WEIGHTS = {"bin": "PyTorch pickles", "pt": "PyTorch pickles", "pth": "PyTorch pickles", "gguf": "GGUF"}
 DOWNLOAD_AGAIN = "download the file again (`hf download`)"
 
@@ -38,6 +42,14 @@ class Checkpoint:
         self.path, self.files, self.tensors, self.warnings = path, files, tensors, tuple(warnings)
 
 
+def small_files(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the files besides config.json that describe the model with this config.json."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    has_encoder = is_multimodal(first) or any(str(key).endswith(("vision_config", "audio_config")) for key in config)
+    return SMALL_FILES + (PROCESSOR_FILES if has_encoder else ())
+
+
 def read_folder(folder: Path) -> Checkpoint:
     """Return the checkpoint in ``folder``.
 
@@ -53,7 +65,7 @@ def read_folder(folder: Path) -> Checkpoint:
         )
         raise UsageError(f"model {folder}", problem, "give the folder of a model in the Hugging Face format")
     files = {"config.json": read_json(config)}
-    for name in SMALL_FILES:
+    for name in small_files(files["config.json"]):
         if (folder / name).is_file():
             files[name] = read_small(folder / name)
     if names := shards(folder):

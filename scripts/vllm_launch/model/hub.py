@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from vllm_launch.errors import UsageError
-from vllm_launch.model.checkpoint import SMALL_FILES, Checkpoint, read_headers, read_json, read_small, shard_names
+from vllm_launch.model.checkpoint import small_files, Checkpoint, read_headers, read_json, read_small, shard_names
 from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
@@ -41,7 +41,7 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
     try:
         config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
         files = {"config.json": read_json(config)}
-        for small in SMALL_FILES:
+        for small in small_files(files["config.json"]):
             try:
                 files[small] = read_small(Path(hf_hub_download(name, small, revision=revision, token=token)))
             except EntryNotFoundError:  # also LocalEntryNotFoundError: offline and not in the cache

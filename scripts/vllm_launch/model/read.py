@@ -22,18 +22,24 @@ def read_model(
     hf_overrides: Mapping[str, Any] | None = None,
     runner: str | None = None,
     convert: str | None = None,
+    processor_options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Return the model of the folder or hub id ``name``, without reading weights.
 
     ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides``,
-    ``runner`` and ``convert`` are the values of vLLM's options. In the result, ``tensors_from`` is "safetensors" if
+    ``runner``, ``convert`` and ``processor_options`` (--mm-processor-kwargs) are the values of vLLM's options. In the result, ``tensors_from`` is "safetensors" if
     tensor sizes come from safetensors headers, and "config" if they are derived from config.json.
 
     Raises:
         UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.
     """
     return build(
-        name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {}, runner=runner, convert=convert
+        name,
+        open_checkpoint(name, revision=revision, token=token),
+        hf_overrides or {},
+        runner=runner,
+        convert=convert,
+        processor_options=processor_options,
     )
 
 

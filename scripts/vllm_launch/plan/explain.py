@@ -12,6 +12,7 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
 from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
 from vllm_launch.sizing import kv, memory
+from vllm_launch.sizing.encoder import active_items, encoder_memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig, default_batch
@@ -60,6 +61,7 @@ def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Cand
     planned = [
         *_parallel_reasons(request, hardware, model, chosen),
         *_memory_reasons(request, model, chosen),
+        *_media_reasons(model, chosen),
         *_dtype_reasons(request, model, chosen),
         *_batch_reasons(request, model, chosen),
     ]
@@ -214,6 +216,24 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
         yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
 
 
+def _media_reasons(model: Model, chosen: Candidate) -> Iterator[Reason]:
+    """Yield the size of the encoder's cache, and what it and the encoder need."""
+    run, encoder = chosen.run_config, encoder_memory(chosen.placement)
+    if encoder is None:
+        if model.media is not None:
+            why = "you disabled images, videos and audio, so vLLM loads no encoder for them and reserves no memory"
+            yield Reason(field="encoder_cache", value=0, why=why, source=Source.YOU)
+        return
+    sizes = [f"{item.modality} {item.tokens_within(run.max_model_len):,}" for item in active_items(model, run)]
+    held = "a batch" if encoder.tokens == run.max_num_batched_tokens else "the largest item"
+    why = (
+        f"tokens of {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to {gib(encoder.peak)}, "
+        f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}. If requests are text only, set "
+        "--language-model-only"
+    )
+    yield Reason(field="encoder_cache", value=encoder.tokens, why=why, source=Source.MODEL)
+
+
 def _dtype_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     dtype = chosen.run_config.dtype
     if not chosen.gpus and request.dtype is None and dtype != model.dtype:
@@ -287,6 +307,7 @@ def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Can
         *_size_warnings(request, model, chosen),
         *_hardware_warnings(request, hardware, chosen),
         *_cuda_graph_warnings(request, model, chosen),
+        *_media_warnings(request, model, chosen),
     ]
 
 
@@ -348,3 +369,18 @@ def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) 
             f"they use only {gib(used)}. Remove that option for a larger KV cache: the plan then reserves only "
             f"{gib(used)}"
         )
+
+
+def _media_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
+    """Yield what the options for images, videos and audio do not do, and the host memory of the processor's cache."""
+    limits = request.limit_mm_per_prompt or {}
+    options = {name for limit in limits.values() if isinstance(limit, dict) for name in limit} - {"count"}
+    if model.media is None:
+        return
+    if options and active_items(model, chosen.run_config):
+        yield (
+            f"{', '.join(sorted(options))} in --limit-mm-per-prompt make only vLLM's profile smaller, and requests can "
+            "still send the largest item. The plan counts the largest item"
+        )
+    if request.mm_encoder_tp_mode == "data" and not model.media.encoder_tp_data:
+        yield "this model does not support --mm-encoder-tp-mode data, so vLLM uses weights"

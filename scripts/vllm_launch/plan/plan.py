@@ -18,7 +18,7 @@ from vllm_launch.plan.alternatives import nothing_fits
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.explain import Reason, Rejected
 from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, watermark_of
-from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
+from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of, unsplit_item
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
@@ -71,6 +71,13 @@ def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
             f"the model supports at most {model.max_model_len} tokens, and vLLM refuses more",
             "lower it, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 if you know that the model works beyond that length",
         )
+    for modality, tokens in unsplit_item(request, model):
+        if request.max_num_batched_tokens is not None and request.max_num_batched_tokens < tokens:
+            raise UsageError(
+                f"max_num_batched_tokens {request.max_num_batched_tokens}",
+                f"one {modality} has up to {tokens:,} tokens, and a batch of this model must hold all of them",
+                f"set --max-num-batched-tokens {tokens} or more",
+            )
     if not hardware.gpus:
         return _plan_cpu(request, hardware, model)
     usable = tuple(gpu for gpu in hardware.gpus if not gpu_too_old(gpu))

@@ -43,6 +43,11 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
+    limit_mm_per_prompt: dict[str, int | dict[str, int]] | None = None
+    skip_mm_profiling: bool = False
+    mm_encoder_tp_mode: str | None = None
+    disable_chunked_mm_input: bool = False
+    mm_processor_cache_gb: float | None = None
     enable_lora: bool = False
     max_loras: int | None = None
     max_lora_rank: int | None = None
@@ -65,6 +70,13 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.gpu_memory_utilization is not None or self.kv_cache_memory_bytes is not None
 
     @property
+    def item_limits(self) -> dict[str, int]:
+        """Return the items that a prompt may have, by modality. A limit with options can leave the number open."""
+        limits = self.limit_mm_per_prompt or {}
+        counts = {name: limit.get("count") if isinstance(limit, dict) else limit for name, limit in limits.items()}
+        return {name: count for name, count in counts.items() if count is not None}
+
+    @property
     def length(self) -> int | None:
         """Return ``max_model_len`` in tokens, or None if it is not set or "auto"."""
         return None if self.max_model_len == AUTO else self.max_model_len
@@ -74,7 +86,7 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
 
     The default tokens are lowered to what max_num_seqs requests can use. They are raised to max_model_len if one batch
-    must hold a whole prompt (pooling models, or no chunked prefill). The result passes
+    must hold a whole prompt (pooling models, or no chunked prefill), or to the largest item if it must hold that. The result passes
     config/scheduler.py:verify_max_model_len.
     Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
     """
@@ -86,8 +98,21 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
         tokens = min(default[0] * factor, seqs * length)
         if request.enable_chunked_prefill is False or model.task == "pooling":
             tokens = max(tokens, length)
-        tokens = max(tokens, request.max_num_seqs or 1)
+        tokens = max(tokens, request.max_num_seqs or 1, *(size for _, size in unsplit_item(request, model)))
     return tokens, request.max_num_seqs or min(seqs, tokens)
+
+
+def unsplit_item(request: PlanRequest, model: Model) -> tuple[tuple[str, int], ...]:
+    """Return the largest item as (modality, tokens) if a batch must hold all of it, else ().
+
+    Source: v1/core/encoder_cache_manager.py:compute_mm_encoder_budget ("Chunked MM input disabled").
+    """
+    media = model.media
+    if media is None or request.language_model_only or (media.chunked and not request.disable_chunked_mm_input):
+        return ()
+    length, limits = request.length or model.max_model_len, request.item_limits
+    sizes = [(item.modality, item.tokens_within(length)) for item in media.items if limits.get(item.modality) != 0]
+    return (max(sizes, key=lambda size: size[1]),) if sizes else ()
 
 
 def should_use_fp8_cache(model: Model, oldest: Generation | None) -> bool:
@@ -153,6 +178,9 @@ def run_of(
         enforce_eager=request.enforce_eager,
         max_cudagraph_capture_size=request.max_cudagraph_capture_size,
         language_model_only=request.language_model_only,
+        item_limits=request.item_limits,
+        skip_mm_profiling=request.skip_mm_profiling,
+        mm_encoder_tp_mode=request.mm_encoder_tp_mode or "weights",
         quantization=request.quantization,
         dtype=dtype_of(request, model, oldest, cpu),
         fuse_allreduce_rms=request.fuse_allreduce_rms,

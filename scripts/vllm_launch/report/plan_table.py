@@ -76,6 +76,7 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
         ("W", "weights", memory.weights),
         ("n", "CUDA, NCCL, buffers" if gpu else "vLLM and activations", memory.non_torch),
         ("a", "activation peak", memory.activation_peak),
+        ("e", "multimodal encoder", memory.encoder),
         ("g", "CUDA graphs", memory.cuda_graphs),
         ("K", "KV cache", plan.kv_cache.bytes // workers),
         ("s", "safety margin" if gpu else "left for others", memory.safety),

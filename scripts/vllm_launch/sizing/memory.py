@@ -12,6 +12,7 @@ from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
+from vllm_launch.sizing.encoder import encoder_memory
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -76,6 +77,7 @@ MAX_UTILIZATION = 0.99
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """The memory of one GPU besides the KV cache, in bytes.
 
+    ``encoder`` is what images, videos and audio add to the activation peak, and the buffers for them.
     ``cuda_graphs`` is vLLM's estimate if vLLM makes one (``RunConfig.estimate_cudagraphs``), or else the real use.
     """
 
@@ -85,12 +87,13 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     non_torch: int
     context: int
     safety: int
+    encoder: int = 0
 
 
 def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     """Return the memory of one GPU of each pipeline rank, besides the KV cache.
 
-    vLLM counts the first four fields against ``gpu_memory_utilization``. The consumed memory of ``memory_profiling`` is
+    vLLM counts the first four fields and ``encoder`` against ``gpu_memory_utilization``. The consumed memory of ``memory_profiling`` is
     ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the estimate is disabled,
     vLLM counts no CUDA graphs. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
@@ -101,17 +104,34 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     for rank, weight_bytes in enumerate(weights_by_rank(placement)):
         first, last = rank == 0, rank == placement.layout.pipeline - 1
         forward = activation_peak(placement, first=first, last=last)
+        peak = max(forward, timing_peak(placement) if first else 0)
+        encoder, unprofiled = _encoder(placement, forward, peak) if first else (0, 0)
         ranks.append(
             Memory(
                 weights=weight_bytes,
-                activation_peak=max(forward, timing_peak(placement) if first else 0),
+                activation_peak=peak,
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(placement, first=first, last=last),
                 context=_context(placement),
-                safety=overhead + max(sampler, attention - forward),  # the activation peak covers ``forward``
+                # The activation peak covers ``forward``.
+                safety=overhead + max(sampler, attention - forward, unprofiled),
+                encoder=encoder,
             )
         )
     return tuple(ranks)
+
+
+def _encoder(placement: Placement, forward: int, peak: int) -> tuple[int, int]:
+    """Return the bytes that the encoder adds to ``peak``, with its buffers, and what it can need beyond them.
+
+    ``forward`` is the peak of the language model, which runs after the encoder while the encoder's output is kept.
+    """
+    encoder = encoder_memory(placement)
+    if encoder is None:
+        return 0, 0
+    counted = max(0, max(encoder.profiled_peak, encoder.profiled_output + forward) - peak)
+    needed = max(encoder.peak, encoder.cache + forward)
+    return counted + encoder.buffers, max(0, needed - peak - counted)
 
 
 def memory_of_gpu(placement: Placement) -> Memory:
@@ -151,13 +171,15 @@ def cpu_memory(placement: Placement) -> int:
     Weights are loaded completely into host memory. PyTorch, vLLM and the compiled model need about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (vLLM uses the resident size of the process).
     """
-    peak = activation_peak(placement, first=True, last=True)
+    forward = activation_peak(placement, first=True, last=True)
+    encoder = encoder_memory(placement)
+    peak = forward if encoder is None else encoder.buffers + max(encoder.peak, encoder.cache + forward)
     return max(weights_by_rank(placement)) + peak + 1536 * MIB
 
 
 def _counted_by_vllm(memory: Memory, run: RunConfig) -> int:
     graphs = memory.cuda_graphs if run.estimate_cudagraphs else 0
-    return memory.weights + memory.activation_peak + graphs + memory.non_torch
+    return memory.weights + memory.activation_peak + graphs + memory.non_torch + memory.encoder
 
 
 def _uses_collectives(placement: Placement) -> bool:

@@ -21,10 +21,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     max_cudagraph_capture_size: int | None = None
     language_model_only: bool = False
+    item_limits: dict[str, int] = {}  # --limit-mm-per-prompt: items of each modality
+    skip_mm_profiling: bool = False
+    mm_encoder_tp_mode: str = "weights"
     quantization: str | None = None  # --quantization, such as "fp8". None: the checkpoint's own
     fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
     estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+    @property
+    def disabled_modalities(self) -> frozenset[str]:
+        """Return the modalities of which no prompt may have an item."""
+        return frozenset(modality for modality, limit in self.item_limits.items() if not limit)
 
     @property
     def activation_bytes(self) -> int:
