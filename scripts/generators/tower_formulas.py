@@ -32,11 +32,7 @@ class Formulas:
 
     def of(self, size: int, select: Callable[[Mapping[str, Any]], int]) -> str:
         """Return the formula of ``size``, which ``select`` finds in the rows before and after a change."""
-        relevant = [
-            (change, select(change.after))
-            for change in self._changes
-            if select(change.after) != size
-        ]
+        relevant = [(change, select(change.after)) for change in self._changes if select(change.after) != size]
         if not relevant:
             return str(size)
         formula = _product(size, relevant) or _sum(size, relevant)

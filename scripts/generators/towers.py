@@ -10,6 +10,7 @@ with another value. tower_samples.json has values for configurations that the de
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -31,7 +32,9 @@ PORT = 29578
 
 LANGUAGE_MODEL = re.compile(r"^(?:language_model|llm|lm_head|model\.(?:language_model|layers|norm|embed_tokens))\.")
 TEXT_CONFIGS = {"text_config", "llm_config", "language_config"}
-NOT_SIZES = re.compile(r"token|_ids?$|_idx$|dropout|range|eps$|theta|std$|version|seed|vocab|talker|token2wav|layer_type")
+NOT_SIZES = re.compile(
+    r"token|_ids?$|_idx$|dropout|range|eps$|theta|std$|version|seed|vocab|talker|token2wav|layer_type"
+)
 """Keys that decide no shape in a tower, or that no other value may replace."""
 
 HEADS = re.compile(r"(?:^|_)(?:heads|key_value_heads)$")
@@ -50,6 +53,8 @@ class Row(NamedTuple):
 
 def main(out: Path, only: set[str]) -> None:
     """Write the formulas of all architectures, or of ``only``, to ``out``. Print the architectures left out."""
+    if importlib.util.find_spec("torchvision") is None:
+        sys.exit("towers.py: most models cannot be built without torchvision: install it, of the version for torch")
     pretend_h200()
     replace_kernels()
     from vllm import __version__
@@ -64,11 +69,10 @@ def main(out: Path, only: set[str]) -> None:
             continue
         try:
             towers[name] = describe(config) | {"needs_torchvision": name.partition("|")[0] in refused}
-            print(name, len(towers[name]["tensors"]), file=sys.stderr, flush=True)
         except Exception as error:  # noqa: BLE001 - whatever a model's code raises, the architecture is left out
             print(f"{name}: cannot be built: {type(error).__name__}: {str(error)[:150]!r}", file=sys.stderr)
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(tower)}" for name, tower in sorted(towers.items()))
-    head = json.dumps({"vllm": __version__.partition("+")[0], "made_by": "make generate"})[:-1]
+    head = json.dumps({"vllm": __version__.partition("+")[0], "made_by": "make towers"})[:-1]
     out.write_text(f'{head}, "towers": {{\n{rows}\n}}}}\n')
 
 
@@ -110,7 +114,9 @@ for name, (module, _) in registry._MULTIMODAL_MODELS.items():
 
 def without_torchvision() -> set[str]:
     """Return the architectures whose modules cannot be imported without torchvision."""
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if not Path(path, "torchvision").is_dir()]
+    paths = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if not Path(path, "torchvision").is_dir()
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     lines = subprocess.run(
         [sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=True
@@ -136,9 +142,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it has no tower beside a language model")
     changes = [change for path in sizes(config) if (change := changed(config, path, base))]
     formulas = Formulas(changes)
-    missing = {
-        modality: set(base) - set(tower(build(config, [modality])[0])) for modality in MODALITIES
-    }
+    missing = {modality: set(base) - set(tower(build(config, [modality])[0])) for modality in MODALITIES}
     missing["all"] = set(base) - set(tower(build(config, MODALITIES)[0]))
     rows = []
     for name, row in base.items():
@@ -193,9 +197,9 @@ def sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             continue
         elif isinstance(value, Mapping):
             yield from sizes(value, f"{path}.")
-        elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            yield path
-        elif isinstance(value, list) and len(value) > 1 and all(isinstance(item, int) for item in value):
+        elif (isinstance(value, int) and not isinstance(value, bool) and value > 0) or (
+            isinstance(value, list) and len(value) > 1 and all(isinstance(item, int) for item in value)
+        ):
             yield path
 
 

@@ -9,6 +9,7 @@ from vllm_launch.engine.architectures import Architecture, config_defaults, reso
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
+from vllm_launch.model.encoder import read_media, tower_tensors
 from vllm_launch.model.layers import (
     attention_heads,
     head_dim,
@@ -17,7 +18,6 @@ from vllm_launch.model.layers import (
     read_layers,
     read_mla,
 )
-from vllm_launch.model.encoder import read_media, tower_tensors
 from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors

@@ -79,7 +79,7 @@ def read_media(
         items = unknown_items(processor)
         warnings.append(
             f"the largest image, video or audio of {architecture} is unknown, so the plan assumes "
-            f"{items[0].tokens:,} tokens. vLLM's log has the true number: \"Encoder cache will be initialized\""
+            f'{items[0].tokens:,} tokens. vLLM\'s log has the true number: "Encoder cache will be initialized"'
         )
     hidden = config.integer("hidden_size", "n_embd", "d_model")
     tower = _tower(SAME_ENCODER.get(architecture, architecture), root)
@@ -112,7 +112,8 @@ def _tower(architecture: str, root: Config) -> Tower | None:
 
 def _most_bytes_per_token(processor: Processor) -> int:
     tables = (processor.vision, processor.nested("audio_config"), processor.nested("encoder_config"))
-    widths = [table.integer("hidden_size", "embed_dim", "d_model", "width", default=1280) for table in tables if table.raw]
+    keys = ("hidden_size", "embed_dim", "d_model", "width")
+    widths = [table.integer(*keys, default=1280) for table in tables if table.raw]
     return PATCHES_PER_TOKEN * ALIVE * 2 * max(widths, default=1280)
 
 
@@ -121,5 +122,5 @@ def _whole_items(root: Config, config: Config) -> bool:
     if "is_mm_prefix_lm" in root.raw:
         return root.flag("is_mm_prefix_lm")
     if root.text("model_type").startswith("gemma4"):
-        return config.get("use_bidirectional_attention") == "vision"
+        return bool(config.get("use_bidirectional_attention") == "vision")
     return root.text("model_type") in PREFIX_MODELS or root.text("model_type") == "whisper"

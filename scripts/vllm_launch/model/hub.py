@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from vllm_launch.errors import UsageError
-from vllm_launch.model.checkpoint import small_files, Checkpoint, read_headers, read_json, read_small, shard_names
+from vllm_launch.model.checkpoint import Checkpoint, read_headers, read_json, read_small, shard_names, small_files
 from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor

@@ -31,7 +31,9 @@ class Processor:
         self.vision = self.nested("vision_config")
         whole = files.get("processor_config.json", {})
         self.image_values = _table(whole.get("image_processor")) | dict(files.get("preprocessor_config.json", {}))
-        self._video_values = _table(whole.get("video_processor")) | dict(files.get("video_preprocessor_config.json", {}))
+        self._video_values = _table(whole.get("video_processor")) | dict(
+            files.get("video_preprocessor_config.json", {})
+        )
 
     def nested(self, key: str) -> Config:
         """Return a nested config, also of the thinker of an omni model, or an empty one."""
@@ -107,11 +109,12 @@ def _qwen3(processor: Processor) -> tuple[MediaItem, ...]:
 
 def _glm4v(processor: Processor) -> tuple[MediaItem, ...]:
     """GLM-4.1V: pixels count for each of two frames (models/glm4_1v.py:_get_vision_info)."""
-    square = 2 * _unit(processor.vision, 14) ** 2
-    image, video = processor.pixels(28 * 28 * 15000), processor.pixels(28 * 28 * 2 * 30000, video=True)
+    unit = _unit(processor.vision, 14)
+    image, video = processor.pixels(unit**2 * 15000), processor.pixels(unit**2 * 2 * 30000, video=True)
+    side = max(1, math.isqrt(image // 2) // unit)
     return (
-        MediaItem(modality="image", tokens=max(1, image // square)),
-        MediaItem(modality="video", tokens=max(1, video // square), per_prompt=1),
+        MediaItem(modality="image", tokens=side * side),
+        MediaItem(modality="video", tokens=max(1, video // (2 * unit**2)), per_prompt=1),
     )
 
 
@@ -168,8 +171,9 @@ def _internvl(processor: Processor) -> tuple[MediaItem, ...]:
     most = _whole(processor.options.get("max_dynamic_patch"), root.integer("max_dynamic_patch",
                   default=processor.image("max_patches", MAX_PATCHES_OF_TILES)))  # fmt: skip
     frames = 2**20  # as many as the model's length holds
+    tiles = 1 if processor.image_values.get("crop_to_patches") is False else most + 1
     return (
-        MediaItem(modality="image", tokens=tile * (most + 1)),
+        MediaItem(modality="image", tokens=tile * tiles),
         MediaItem(modality="video", tokens=tile, parts=frames),
     )
 

@@ -27,8 +27,9 @@ def read_model(
     """Return the model of the folder or hub id ``name``, without reading weights.
 
     ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides``,
-    ``runner``, ``convert`` and ``processor_options`` (--mm-processor-kwargs) are the values of vLLM's options. In the result, ``tensors_from`` is "safetensors" if
-    tensor sizes come from safetensors headers, and "config" if they are derived from config.json.
+    ``runner``, ``convert`` and ``processor_options`` (--mm-processor-kwargs) are the values of vLLM's options. In the
+    result, ``tensors_from`` is "safetensors" if tensor sizes come from safetensors headers, and "config" if they are
+    derived from config.json.
 
     Raises:
         UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.

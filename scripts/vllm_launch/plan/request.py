@@ -86,8 +86,8 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
 
     The default tokens are lowered to what max_num_seqs requests can use. They are raised to max_model_len if one batch
-    must hold a whole prompt (pooling models, or no chunked prefill), or to the largest item if it must hold that. The result passes
-    config/scheduler.py:verify_max_model_len.
+    must hold a whole prompt (pooling models, or no chunked prefill), and to the largest item if one batch must hold it.
+    The result passes config/scheduler.py:verify_max_model_len.
     Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
     """
     factor = 2 if request.performance_mode == "throughput" else 1

@@ -14,7 +14,6 @@ from vllm_launch.model.model import Media, MediaItem, Model
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 
-
 DEFAULT_LIMIT = 999
 """Items of one modality in a prompt, without --limit-mm-per-prompt (config/multimodal.py:get_limit_per_prompt)."""
 
@@ -22,8 +21,8 @@ DEFAULT_LIMIT = 999
 class EncoderMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What the encoder needs on the first pipeline rank, in bytes, except ``tokens``.
 
-    ``profiled_peak`` and ``profiled_output`` are what vLLM's profile measures. ``peak`` and ``cache`` are the most while
-    vLLM serves. A peak includes the output. ``buffers`` stay allocated.
+    ``profiled_peak`` and ``profiled_output`` are what vLLM's profile measures. ``peak`` and ``cache`` are the most
+    while vLLM serves. A peak includes the output. ``buffers`` stay allocated.
     """
 
     tokens: int  # of the encoder's cache

@@ -93,9 +93,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     """Return the memory of one GPU of each pipeline rank, besides the KV cache.
 
-    vLLM counts the first four fields and ``encoder`` against ``gpu_memory_utilization``. The consumed memory of ``memory_profiling`` is
-    ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the estimate is disabled,
-    vLLM counts no CUDA graphs. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    vLLM counts the first four fields and ``encoder`` against ``gpu_memory_utilization``. The consumed memory of
+    ``memory_profiling`` is ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the
+    estimate is disabled, vLLM counts no CUDA graphs. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
     sampler, attention = _sampler_copies(placement), attention_peak(placement)

@@ -76,7 +76,7 @@ def test_the_json_has_exactly_the_documented_fields(machine: str) -> None:
         "data_parallel_size": "int", "gpus_per_replica": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
         "max_num_seqs": "int", "max_num_batched_tokens": "int", "watermark": "float",
         "kv_cache": {"dtype": "str", "bytes": "int", "tokens": "int", "bytes_per_token": "int"},
-        "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int"},
+        "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int", "encoder": "int"},
         "argv": "list", "reasons": "list", "rejected": "list", "warnings": "list",
     }  # fmt: skip
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in env.items())

@@ -16,6 +16,7 @@ from builders import (
     EXPERTS,
     FULL,
     GIB,
+    IMAGES,
     LATENT,
     MIB,
     MOE,
@@ -238,16 +239,6 @@ def test_only_the_last_stage_samples():
     wide = model(**TINY_FFN, vocab_size=1_280_000, tensors=heavy)
     assert peak(wide, layout=Layout(pipeline=2)) == 4.5 * ROW
     assert peak(wide) > 10 * ROW
-
-
-def test_a_vision_encoder_adds_its_largest_item_unless_language_model_only_is_set():
-    vision = model(multimodal=True)
-    assert peak(vision) == peak() + 2 * ROW + 512 * MIB
-    assert peak(vision, run(language_model_only=True)) == peak()
-    first, last = memory.memory_by_rank(
-        placed(vision, run(), Layout(pipeline=2), gpu())
-    )  # v1/worker/gpu/model_runner.py:profile_run
-    assert (first.activation_peak, last.activation_peak) == (peak(vision), peak() + ROW)
 
 
 def test_a_compiled_stage_copies_its_input():
@@ -510,13 +501,13 @@ def test_no_kernels_are_timed_with_shards_eager_mode_external_embeddings_or_on_l
     for llm, batch_run, layout in (
         (model(), batch, Layout(tensor=2)),
         (model(), eager(batch), ONE),
-        (model(multimodal=True), batch, ONE),
+        (model(media=IMAGES), batch, ONE),
     ):
         (result,) = first_start(llm, batch_run, layout)
         assert result.activation_peak == peak(llm, batch_run, layout)
     first, last = first_start(batch=batch, layout=Layout(pipeline=2))
     assert first.activation_peak > last.activation_peak == peak(batch=batch) + ROW // 4
-    (text,) = first_start(model(multimodal=True), msgspec.structs.replace(batch, language_model_only=True))
+    (text,) = first_start(model(media=IMAGES), msgspec.structs.replace(batch, language_model_only=True))
     assert text.activation_peak == first_start(batch=batch)[0].activation_peak
 
 
@@ -655,5 +646,5 @@ ODD = Experts(count=64, per_token=8, intermediate_size=1027, shared_intermediate
 )
 def test_memory_is_in_integer_bytes(llm):
     result = memory_of_gpu(placed(llm, run(max_num_batched_tokens=8191), Layout(tensor=7), gpu()))
-    assert [type(value) for value in msgspec.structs.astuple(result)] == [int] * 6
+    assert [type(value) for value in msgspec.structs.astuple(result)] == [int] * 7
     assert math.isfinite(safe_utilization(result, run(), gpu()))
