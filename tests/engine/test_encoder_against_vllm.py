@@ -81,7 +81,11 @@ SPECIAL = [
     "<|tile_y_separator|>",
     "<|image_start|>",
     "<|image_end|>",
-] + ["\n", "\n\n", "\n\n\n", "\n\n\n\n"]
+    "\n",
+    "\n\n",
+    "\n\n\n",
+    "\n\n\n\n",
+]
 NAMED = {
     "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
     "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",

@@ -95,7 +95,8 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
 
     vLLM counts the first four fields and ``encoder`` against ``gpu_memory_utilization``. The consumed memory of
     ``memory_profiling`` is ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the
-    estimate is disabled, vLLM counts no CUDA graphs. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    estimate is disabled, vLLM counts no CUDA graphs.
+    Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
     sampler, attention = _sampler_copies(placement), attention_peak(placement)
