@@ -86,7 +86,7 @@ def sample_gpu_load(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[
 
 
 def model_folder(shape: str, tokenizer: Path, parent: Path) -> Path:
-    """Make and return a folder with ``shape``'s config.json, a tokenizer and a processor, for ``--load-format dummy``."""
+    """Make and return a folder with ``shape``'s config.json, tokenizer and processor, for ``--load-format dummy``."""
     model = parent / shape
     shutil.copytree(tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
     config = SHAPES[shape]

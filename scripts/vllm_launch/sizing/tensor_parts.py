@@ -19,8 +19,11 @@ from vllm_launch.sizing.run_config import RunConfig
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
-_VISION = re.compile(r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|image_newline|"
-                     r"multi_modal_projector|mm_projector|audio_tower|patch_embed|aligner|mlp1)(?:\.|_|$)")  # fmt: skip
+_VISION = re.compile(
+    r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|vision_adapter|vision_embed_tokens|image_newline|"
+    r"multi_modal_projector|mm_projector|audio_tower|audio_encoder|patch_embed|aligner|mlp1|vpm|apm|connector|"
+    r"embed_tokens_extend)(?:\.|_|$)"
+)
 
 _SKIPPED = re.compile(r"rotary_emb\.inv_freq$|(?:^|\.)mtp\.|\.g_idx$|attn\.(?:masked_)?bias$|_(?:output|input)_scale$")
 

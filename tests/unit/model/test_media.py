@@ -43,6 +43,7 @@ def test_pixels_come_from_the_options_then_the_processors_files_then_what_is_usu
 
 def test_a_qwen2_video_is_as_long_as_the_model() -> None:
     qwen2 = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    assert sizes(read(qwen2))["image"] == 16384
     model = read(qwen2, preprocessor_config={"max_pixels": 28 * 28 * 1000})
     assert [sizes(model, length)["video"] for length in (10, 2500, 10**6)] == [1000, 2000, 7000]
 
