@@ -16,7 +16,7 @@ from vllm_launch.sizing.encoder import active_items, encoder_memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig, default_batch
-from vllm_launch.units import gib
+from vllm_launch.units import GIB, gib
 
 WARNING_SHARE = 1 / 20
 """Share of the KV cache that must be lost before the plan warns."""
@@ -307,7 +307,7 @@ def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Can
         *_size_warnings(request, model, chosen),
         *_hardware_warnings(request, hardware, chosen),
         *_cuda_graph_warnings(request, model, chosen),
-        *_media_warnings(request, model, chosen),
+        *_media_warnings(request, hardware, model, chosen),
     ]
 
 
@@ -371,12 +371,19 @@ def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) 
         )
 
 
-def _media_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[str]:
+def _media_warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[str]:
     """Yield what the options for images, videos and audio do not do, and the host memory of the processor's cache."""
     limits = request.limit_mm_per_prompt or {}
     options = {name for limit in limits.values() if isinstance(limit, dict) for name in limit} - {"count"}
     if model.media is None:
         return
+    size = 4.0 if request.mm_processor_cache_gb is None else request.mm_processor_cache_gb
+    cached = int(size * GIB) * (1 + chosen.layout.data)  # the API server's, and one for each engine
+    if active_items(model, chosen.run_config) and hardware.cpu and cached > hardware.cpu.memory_available:
+        yield (
+            f"vLLM keeps processed images, videos and audio in up to {gib(cached)} of host memory, and "
+            f"{gib(hardware.cpu.memory_available)} are available: set --mm-processor-cache-gb to less than {size:g}"
+        )
     if options and active_items(model, chosen.run_config):
         yield (
             f"{', '.join(sorted(options))} in --limit-mm-per-prompt make only vLLM's profile smaller, and requests can "

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import IMAGES, model
+from builders import GIB, IMAGES, model
 
 from vllm_launch.__main__ import main
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.cpu import Cpu
 from vllm_launch.plan.explain import Reason
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest
@@ -77,6 +78,16 @@ def test_a_batch_that_is_set_too_small_for_an_item_is_refused() -> None:
     with pytest.raises(UsageError, match=r"one image has up to 20,000 tokens.*--max-num-batched-tokens 20000 or more"):
         planned(WHOLE, max_num_batched_tokens=4096)
     assert planned(max_num_batched_tokens=512).max_num_batched_tokens == 512
+
+
+def test_a_processor_cache_larger_than_the_host_memory_is_warned_about() -> None:
+    """vLLM keeps it in the API server and in each engine (config/multimodal.py:mm_processor_cache_gb)."""
+    small = Cpu(cores=4, numa_nodes=(), memory_total=8 * GIB, memory_available=6 * GIB, memory_limit=None)
+    host = msgspec.structs.replace(H200, cpu=small)
+    for size, warned in ((None, True), (2.5, False), (3.5, True), (0.0, False)):
+        result = plan(PlanRequest(mm_processor_cache_gb=size), host, model(media=IMAGES))
+        assert any("mm-processor-cache-gb" in warning for warning in result.warnings) is warned
+    assert not any("mm-processor" in warning for warning in plan(PlanRequest(), host, model()).warnings)
 
 
 def test_data_parallel_encoders_are_warned_about_if_the_model_has_none() -> None:
