@@ -23,6 +23,7 @@ def plan_request(settings: Settings) -> PlanRequest:
     fields["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
     fields["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
+    fields["expandable_segments"] = settings.expandable_segments
     fields["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(fields, PlanRequest)
 

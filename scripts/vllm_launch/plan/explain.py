@@ -12,9 +12,10 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
 from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
 from vllm_launch.sizing import kv, memory
+from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
-from vllm_launch.sizing.run_config import RunConfig, default_batch
+from vllm_launch.sizing.run_config import default_batch
 from vllm_launch.units import gib
 
 WARNING_SHARE = 1 / 20
@@ -165,12 +166,12 @@ def _why_pipeline(hardware: Hardware, model: Model, chosen: Candidate) -> str:
 
 
 def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    cache, run, parts = chosen.kv_cache, chosen.run_config, chosen.memory
+    cache, run = chosen.kv_cache, chosen.run_config
     if chosen.gpus:
         yield Reason(
             field="gpu_memory_utilization",
             value=chosen.utilization,
-            why=_why_utilization(tightest(chosen.gpus), chosen.run_config, parts),
+            why=_why_utilization(tightest(chosen.gpus), chosen),
             source=Source.HARDWARE,
         )
         if request.kv_cache_memory_bytes:
@@ -227,8 +228,9 @@ def _requests_that_fit(chosen: Candidate) -> str:
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _why_utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
+def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
     """Return a GPU's memory and what must be subtracted from it, because vLLM may not claim it."""
+    run, parts = chosen.run_config, chosen.memory
     used_bytes = gpu.memory_total - gpu.memory_free
     used = f", minus {gib(used_bytes)} already in use" if used_bytes else ""
     graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
@@ -236,6 +238,7 @@ def _why_utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
         f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
         "vLLM measures at start-up"
+        + ("" if uses_expandable_segments(chosen.placement) else " and PyTorch's allocator loses memory to fragments")
     )
 
 
@@ -326,6 +329,12 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
         yield f"the plan does not use {_unused_gpus(request, hardware, chosen)}"
+    if request.expandable_segments and chosen.layout.tensor > 1 and not request.disable_custom_all_reduce:
+        yield (
+            "PyTorch's allocator has expandable_segments:True. With tensor parallelism vLLM's custom all-reduce then "
+            "ends the engine at start-up (vllm-project/vllm#42609): remove that setting, or set "
+            "--disable-custom-all-reduce"
+        )
     if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
         yield (
             f"gpu_memory_utilization {chosen.utilization} leaves less than the safety margin of "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm_launch.engine.allocator import EXPANDABLE
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
 from vllm_launch.model.model import Model
@@ -19,6 +20,7 @@ from vllm_launch.plan.choose import choose
 from vllm_launch.plan.explain import Reason, Rejected
 from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, watermark_of
 from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
+from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
@@ -105,7 +107,7 @@ def _plan_of(
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
         options=_options(request, chosen),
-        env=_environment(hardware, chosen),
+        env=_environment(request, hardware, chosen),
         reasons=explain.reasons(request, hardware, model, chosen),
         rejected=[Rejected(plan=no_fit.layout.title, why=no_fit.why) for no_fit in no_fits],
         warnings=[*hardware.warnings, *model.warnings, *explain.warnings(request, hardware, model, chosen)],
@@ -144,17 +146,20 @@ def _options(request: PlanRequest, chosen: Candidate) -> dict[str, object]:
     return {dest: value for dest, value in planned.items() if getattr(request, dest) is None}
 
 
-def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
+def _environment(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> dict[str, str]:
     """Return the environment of vLLM.
 
     It names the visible GPUs, unless vLLM uses all GPUs of one kind in their order. It disables vLLM's estimate of
-    CUDA graphs, if the plan reserves memory for them. GPUs are given by index in NVML's bus order, because vLLM expects
-    integers. MIG slices are given by UUID, because they have no index.
+    CUDA graphs, if the plan reserves memory for them. It turns on the allocator's expandable segments, unless they do
+    not work or the user decided on them. GPUs are given by index in NVML's bus order, because vLLM expects integers.
+    MIG slices are given by UUID, because they have no index.
     """
     gpus = chosen.gpus
     if not gpus:
         return {}
     environment = {} if chosen.run_config.estimate_cudagraphs else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    if request.expandable_segments is None and uses_expandable_segments(chosen.placement):
+        environment |= EXPANDABLE
     if gpus == hardware.gpus and len({gpu.name for gpu in gpus}) == 1 and not gpus[0].mig_profile:
         return environment
     names = [gpu.uuid if gpu.mig_profile else str(gpu.index) for gpu in gpus]

@@ -52,6 +52,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: do not check the length
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, overrides kv_cache_memory_bytes
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+    disable_custom_all_reduce: bool = False
+    expandable_segments: bool | None = None  # PYTORCH_CUDA_ALLOC_CONF, or False if an option forbids them
 
     @property
     def vllm_estimates_graphs(self) -> bool:
@@ -158,4 +160,5 @@ def run_of(
         fuse_allreduce_rms=request.fuse_allreduce_rms,
         adapter_ranks=(request.max_loras or 1) * (request.max_lora_rank or 16) if request.enable_lora else 0,
         estimate_cudagraphs=request.vllm_estimates_graphs,
+        expandable_segments=request.expandable_segments,
     )

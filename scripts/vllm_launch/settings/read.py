@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import msgspec
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import allocator, multicast
 from vllm_launch.engine.options import options
 from vllm_launch.engine.parse import parse
 from vllm_launch.engine.values import find_option, validate_value
@@ -77,6 +77,7 @@ def read_settings(
         estimate_cudagraphs={"0": False, "1": True}.get(
             environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "").strip()
         ),
+        expandable_segments=allocator.expandable_segments(environ, engine),
         cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import allocator, multicast
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.engine.values import OBJECT_REMEDY
@@ -41,6 +41,19 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
         for mistake in rule(settings):
             raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
+    _check_allocator(settings, environ)
+
+
+def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Check that no KV connector is combined with expandable segments. Source: vllm/config/vllm.py."""
+    ((variable, value),) = allocator.EXPANDABLE.items()
+    connector = next((dest for dest in ("kv_transfer_config", "kv_offloading_size") if settings.engine.get(dest)), None)
+    if connector and value in environ.get(variable, "") and not settings.engine.get("enable_sleep_mode"):
+        raise UsageError(
+            f"environment {variable}",
+            f"has {value}, and vLLM refuses it with a KV connector ({settings.origin[connector]})",
+            f"remove {value} from it",
+        )
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:

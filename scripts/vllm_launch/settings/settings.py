@@ -162,6 +162,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads only from the environment
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS, likewise
+    expandable_segments: bool | None = None  # of PyTorch's allocator (engine/allocator.py:expandable_segments)
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, likewise; that variable is in GiB
     no_multicast: str | None = None  # the flag, line or variable that forbids NVLink multicast
 

@@ -11,6 +11,7 @@ from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
+from vllm_launch.sizing.allocator import fragments
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.placement import Placement
@@ -66,9 +67,6 @@ model's logits in half the width, the processed logits, FlashInfer's masked logi
 Measured: H200, Llama-3-8B, 1,024 requests with top-k, top-p, penalties and logprobs: utilisation 0.985 works, 0.99 runs
 out of memory."""
 
-FRAGMENTS = 256 * MIB
-"""Bytes that PyTorch's allocator cannot reuse because of fragmentation while vLLM serves."""
-
 MAX_UTILIZATION = 0.99
 """Largest ``gpu_memory_utilization`` that the plan chooses."""
 
@@ -101,6 +99,7 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     for rank, weight_bytes in enumerate(weights_by_rank(placement)):
         first, last = rank == 0, rank == placement.layout.pipeline - 1
         forward = activation_peak(placement, first=first, last=last)
+        beyond = max(sampler, attention - forward)  # the profile counts ``forward``, but neither of these
         ranks.append(
             Memory(
                 weights=weight_bytes,
@@ -108,7 +107,7 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(placement, first=first, last=last),
                 context=_context(placement),
-                safety=overhead + max(sampler, attention - forward),  # the activation peak covers ``forward``
+                safety=overhead + beyond + fragments(placement, forward + beyond),
             )
         )
     return tuple(ranks)
@@ -209,7 +208,7 @@ def _sampler_copies(placement: Placement) -> int:
 def _serving_overhead(placement: Placement) -> int:
     """Return the bytes that serving always needs beyond vLLM's profile.
 
-    They are block tables, fragments, channels and FlashInfer's workspace. Block tables are two rows of int32 for each
+    They are block tables, channels and FlashInfer's workspace. Block tables are two rows of int32 for each
     request and group of layers (v1/worker/gpu/block_table.py). vLLM allocates them after it chose the size of the KV
     cache. The row of a sliding window is as long as any other row.
     """
@@ -219,7 +218,7 @@ def _serving_overhead(placement: Placement) -> int:
     )
     tables = 2 * 4 * run.max_num_seqs * row_length
     channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return tables + FRAGMENTS + channels + _flashinfer_workspace(placement)
+    return tables + channels + _flashinfer_workspace(placement)
 
 
 def _flashinfer_workspace(placement: Placement) -> int:

@@ -25,6 +25,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper
     adapter_ranks: int = 0  # max_loras * max_lora_rank; 0 without --enable-lora
     estimate_cudagraphs: bool = True  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+    expandable_segments: bool | None = None  # of PyTorch's allocator. None: the split and the GPU decide
 
     @property
     def activation_bytes(self) -> int:

@@ -56,6 +56,9 @@ def machine(count=1, *, total=80, free=None, linked=True, name="NVIDIA H100 80GB
 
 
 NO_ESTIMATE = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+ALONE = NO_ESTIMATE | EXPANDABLE
+"""The environment of a plan whose GPUs run whole layers alone."""
 """Environment of a plan that reserves the memory of CUDA graphs itself."""
 
 
@@ -96,7 +99,7 @@ def test_a_replica_gets_the_fewest_gpus_that_fit_and_the_other_gpus_become_repli
     result = plan(PlanRequest(), machine(count), sized(weights))
     assert sizes(result) == expected
     assert result.gpus_per_replica == expected[0] * expected[1]
-    assert result.env == NO_ESTIMATE
+    assert result.env == (ALONE if expected[0] == 1 else NO_ESTIMATE)
 
 
 def test_objective_latency_chooses_the_largest_tensor_parallel_size_that_the_heads_allow():
@@ -236,7 +239,7 @@ def test_the_emptiest_gpus_are_chosen():
 def test_a_small_difference_of_free_memory_changes_only_the_utilisation():
     result = plan(PlanRequest(), machine(2, free=[79, 80]), sized(16))
     assert sizes(result) == (1, 1, 2)
-    assert result.env == NO_ESTIMATE
+    assert result.env == ALONE
     assert result.gpu_memory_utilization < plan(PlanRequest(), machine(2), sized(16)).gpu_memory_utilization
 
 
@@ -265,7 +268,7 @@ def mixed():
 def test_different_kinds_of_gpus_are_not_mixed_and_the_better_kind_is_chosen():
     result = plan(PlanRequest(), mixed(), sized(16))
     assert (result.gpus_per_replica, result.data_parallel_size) == (1, 1)
-    assert result.env == NO_ESTIMATE | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+    assert result.env == ALONE | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
     assert reason(result, "data_parallel_size").why == (
         "1 replica, 1 GPU (1 of 3 GPUs used). "
         "The plan does not use GPU 0, GPU 1 (the plan does not mix GPUs of different models or memory sizes)"
@@ -801,7 +804,29 @@ def test_the_watermark_is_zero_if_the_kv_cache_cannot_hold_two_of_the_longest_re
 )
 def test_vllm_estimates_cuda_graphs_if_the_user_sets_memory_options(plan_request):
     result = plan(plan_request, machine(1), sized(16))
-    assert result.env == {}
+    assert result.env == EXPANDABLE
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_the_plan_does_not_change_the_users_allocator(choice):
+    result = plan(PlanRequest(expandable_segments=choice), machine(1), sized(16))
+    assert result.env == NO_ESTIMATE
+    fragments = "loses memory to fragments" in reason(result, "gpu_memory_utilization").why
+    assert fragments is not choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"expandable_segments": True}, True),
+        ({"expandable_segments": True, "disable_custom_all_reduce": True}, False),
+        ({"expandable_segments": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_plan_warns_of_expandable_segments_that_end_vllms_custom_all_reduce(changes, warned):
+    result = plan(PlanRequest(tensor_parallel_size=2, **changes), machine(2), sized(16))
+    assert any("custom all-reduce" in warning for warning in result.warnings) is warned
 
 
 def test_the_plan_reserves_the_real_size_of_cuda_graphs_and_names_it():
@@ -809,12 +834,12 @@ def test_the_plan_reserves_the_real_size_of_cuda_graphs_and_names_it():
         plan(PlanRequest(), machine(1), sized(16)),
         plan(PlanRequest(estimate_cudagraphs=True), machine(1), sized(16)),
     )
-    assert by_plan.env == NO_ESTIMATE
+    assert by_plan.env == ALONE
     assert by_plan.kv_cache.tokens > by_vllm.kv_cache.tokens
     assert f"CUDA graphs {units.gib(by_plan.memory.cuda_graphs)}, and" in reason(by_plan, "gpu_memory_utilization").why
     assert "CUDA graphs" not in reason(by_vllm, "gpu_memory_utilization").why
     by_user = plan(PlanRequest(gpu_memory_utilization=0.9, estimate_cudagraphs=False), machine(1), sized(16))
-    assert by_user.env == NO_ESTIMATE
+    assert by_user.env == ALONE
 
 
 def test_the_reason_for_the_utilisation_names_no_cuda_graphs_if_there_are_none():

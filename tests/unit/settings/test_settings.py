@@ -372,6 +372,37 @@ def test_the_estimate_of_cuda_graphs_is_read_as_in_vllm(value, expected):
 
 
 @pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        ("m", {}, None),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": ""}, None),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64, expandable_segments: True"}, True),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, False),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, False),
+        (
+            "m",
+            {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            False,
+        ),
+        ("m --kv-offloading-size 4", {}, False),
+        ("m --enable-sleep-mode", {}, False),
+        ('m --kv-transfer-config {"kv_connector":"NixlConnector","kv_role":"kv_both"}', {}, False),
+    ],
+)
+def test_expandable_segments_are_the_users_choice_or_forbidden_by_an_option(words, environ, expected):
+    assert plan_request(read(words, environ)).expandable_segments is expected
+
+
+def test_expandable_segments_with_a_kv_connector_are_refused_as_vllm_does():
+    environ = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    text = str(refused("m --kv-offloading-size 4", environ))
+    assert text.startswith("environment PYTORCH_CUDA_ALLOC_CONF: has expandable_segments:True")
+    assert "flag --kv-offloading-size" in text
+    read("m --kv-offloading-size 4 --enable-sleep-mode", environ)
+
+
+@pytest.mark.parametrize(
     ("words", "url"),
     [("m", "http://127.0.0.1:8000"), ("m --host 0.0.0.0 --port 1", "http://127.0.0.1:1"), ("m --host ::", "http://[::1]:8000"),
      ("m --host 10.0.0.1 --ssl-certfile c", "https://10.0.0.1:8000"), ("m --host fe80::1", "http://[fe80::1]:8000")],

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.model.model import Experts, Layer
 from vllm_launch.sizing import activations, memory
+from vllm_launch.sizing.allocator import FRAGMENTS
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, memory_of_gpu, requested_bytes, safe_utilization
 from vllm_launch.sizing.parallel import Layout
@@ -387,15 +388,16 @@ def test_a_cuda_context_depends_on_the_gpu_and_nccl_adds_to_it(capability, base)
 
 
 def safety(llm=None, batch=None, layout=ONE, device=AMPERE):
-    """Return the safety margin without CUDA graphs."""
-    return memory_of_gpu(placed(llm or model(), eager(batch), layout, device)).safety
+    """Return the safety margin without CUDA graphs and with expandable segments."""
+    batch = msgspec.structs.replace(eager(batch), expandable_segments=True)
+    return memory_of_gpu(placed(llm or model(), batch, layout, device)).safety
 
 
 def test_serving_needs_logit_copies_block_tables_and_fragments():
     copies = memory.SAMPLER_COPIES * 4 * 1024 * 128_256
     tables = 2 * 4 * 1024 * 512  # two rows of int32, 8,192 / 16 blocks long
-    assert safety() == copies + tables + memory.FRAGMENTS
-    assert safety(model(**POOLING)) == tables + memory.FRAGMENTS
+    assert safety() == copies + tables + FRAGMENTS
+    assert safety(model(**POOLING)) == tables + FRAGMENTS
     assert safety(batch=run(max_model_len=8193)) - safety() == 2 * 4 * 1024
     assert safety(layout=Layout(tensor=2)) == safety()
 
@@ -464,7 +466,7 @@ def test_on_hopper_a_batch_of_short_prompts_with_a_long_context_must_fit():
     splits = 15 * 8192 * 32 * (128 + 1) * 4
     other_tensors = 4.5 * ROW - (3 + 3 * 0.875) * ROW
     tables = 2 * 4 * 1024 * 512
-    assert safety(small, device=gpu()) == splits + other_tensors + tables + memory.FRAGMENTS
+    assert safety(small, device=gpu()) == splits + other_tensors + tables + FRAGMENTS
     assert safety(small, device=gpu(capability=(12, 0))) == safety(small)
     latent = model(vocab_size=64, layers=(LATENT,), mla=DEEPSEEK)
     assert safety(latent, device=gpu()) == safety(latent)
