@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import speculative
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import PlanRequest
+from vllm_launch.plan.request import PlanRequest, without_windows
 from vllm_launch.settings.settings import Settings
 
 
@@ -19,8 +19,9 @@ def plan_request(settings: Settings) -> PlanRequest:
     fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
     fields["objective"] = settings.launch.objective
     fields["fp8_kv"] = settings.launch.quality == "fp8-kv"
-    fused = multicast.fused_all_reduce(engine.get("compilation_config"))
-    fields["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
+    fields["fuse_allreduce_rms"] = not settings.no_multicast
+    fields["num_speculative_tokens"] = speculative.draft_tokens(engine)
+    fields["verifies_in_chunks"] = not speculative.needs_runner_v1(engine)
     fields["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
     fields["expandable_segments"] = settings.expandable_segments
@@ -54,7 +55,8 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
     )
-    decided = plan(plan_request(settings), hardware, model)
+    request = plan_request(settings)
+    decided = plan(request, hardware, without_windows(model) if request.disable_sliding_window else model)
     return with_origins(decided, settings)
 
 

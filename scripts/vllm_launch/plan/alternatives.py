@@ -70,6 +70,8 @@ def _changes(
         yield "remove --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
     if request.kv_cache_memory_bytes is not None:
         yield "remove --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
+    if request.num_gpu_blocks_override is not None:
+        yield "remove --num-gpu-blocks-override", change(request, num_gpu_blocks_override=None), hardware
     if longest:
         yield f"--max-model-len {longest}", change(request, max_model_len=longest), hardware
     if request.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:

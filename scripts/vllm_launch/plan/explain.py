@@ -16,6 +16,7 @@ from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import default_batch
+from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
 from vllm_launch.units import gib
 
 WARNING_SHARE = 1 / 20
@@ -193,6 +194,7 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
             why = "set by VLLM_CPU_KVCACHE_SPACE, which overrides --kv-cache-memory-bytes"
         source = Source.YOU if request.cpu_kv_cache_bytes else Source.LAUNCHER
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
+    yield from _set_memory_reasons(request, chosen)
     source, why = Source.MODEL, "the model's own limit, and it fits"
     if run.max_model_len < model.max_model_len:
         source, why = (
@@ -213,6 +215,25 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
             f"{size} hold {cache.tokens:,} tokens of {cache.bytes_per_token:,} bytes each: {_requests_that_fit(chosen)}"
         )
         yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
+
+
+def _set_memory_reasons(request: PlanRequest, chosen: Candidate) -> Iterator[Reason]:
+    """Yield the reasons of the number of blocks and of the offloaded weights, which only the user sets."""
+    if (blocks := request.num_gpu_blocks_override) is not None:
+        why = "set by you. The KV cache has this many blocks, however much memory is left. One of them stays empty"
+        yield Reason(field="num_gpu_blocks_override", value=blocks, why=why, source=Source.YOU)
+    moved = max(offloaded_by_rank(chosen.placement))
+    if moved.host:
+        total = sum(on_gpu.pinned for on_gpu in offloaded_on_host(chosen.placement))
+        why = (
+            f"set by you. {gib(moved.host)} of each GPU's weights are in host memory. They need up to {gib(total)} of "
+            "pinned memory on this machine"
+        )
+        uva = request.offload is not None and request.offload.backend == "uva"
+        field, value = (
+            ("cpu_offload_gb", request.cpu_offload_gb) if uva else ("offload_group_size", request.offload_group_size)
+        )
+        yield Reason(field=field, value=value, why=why, source=Source.YOU)
 
 
 def _dtype_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
@@ -304,8 +325,18 @@ def _size_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
         )
     if not chosen.useful and longest == (request.length or model.max_model_len):
         yield f"the KV cache is small: it holds {_requests_that_fit(chosen)} at a time. Other requests wait"
+    yield from _offload_warnings(chosen)
     if model.tensors_from == "config":
         yield "no safetensors files were found, so the size of the weights is computed from config.json and may differ"
+
+
+def _offload_warnings(chosen: Candidate) -> Iterator[str]:
+    """Yield a warning if the options for offloading move nothing."""
+    offload = chosen.run_config.offload
+    if offload is not None and chosen.gpus and not any(moved.host for moved in offloaded_by_rank(chosen.placement)):
+        yield f"the plan finds no weights that match {', '.join(offload.params) or 'offloading'}, so it counts all on the GPU"
+    elif offload is not None and not chosen.gpus:
+        yield "vLLM offloads no weights on a CPU, so the options for offloading have no effect"
 
 
 def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:

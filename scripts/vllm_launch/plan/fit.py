@@ -115,7 +115,13 @@ def fit_on_gpus(
     if refusal := _too_little_memory(request, layout, parts, gpu, kv_bytes):
         return refusal
     cache_bytes: kv.CacheBytes = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
-    if request.kv_cache_memory_bytes:
+    if blocks_bytes := kv.override_bytes(placement):
+        room = [memory.kv_bytes(rank, run, gpu, safe) for rank in ranks]
+        if (missing := max(size - left for size, left in zip(blocks_bytes, room, strict=True))) > 0:
+            why = f"GPU {gpu.index} lacks {gib(missing)} of memory for {run.num_gpu_blocks_override:,} KV cache blocks"
+            return NoFit(layout=layout, why=why, missing=missing)
+        cache_bytes, kv_bytes = blocks_bytes, max(blocks_bytes)
+    elif request.kv_cache_memory_bytes:
         cache_bytes = kv_bytes = request.kv_cache_memory_bytes
     result = _with_cache(request, placement, cache_bytes)
     if isinstance(result, NoFit):
@@ -183,7 +189,8 @@ def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run
     if left <= 0:
         why = f"a worker lacks {gib(max(-left, 1))} of memory even without a KV cache (it needs {gib(worker_bytes)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
-    set_bytes = request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
+    blocks_bytes = kv.override_bytes(placement)
+    set_bytes = max(blocks_bytes, default=0) or request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
     if request.gpu_memory_utilization is not None and not set_bytes:
         set_bytes = max(1, _cpu_share(cpu, request.gpu_memory_utilization) - worker_bytes)
     if set_bytes and (missing := set_bytes - left) > 0:
@@ -258,6 +265,8 @@ def _state_blocks(placement: Placement, cache: KvCache) -> int | None:
     With full CUDA graphs vLLM refuses a ``max_num_seqs`` above it (config/compilation.py, "exceeds available Mamba
     cache blocks").
     """
-    if placement.run_config.enforce_eager or not any(layer.state_shapes for layer in placement.model.layers):
+    if placement.run_config.cudagraph_mode in {"NONE", "PIECEWISE"} or not any(
+        layer.state_shapes for layer in placement.model.layers
+    ):
         return None
     return cache.bytes // (sum(kv.grouping_of(placement).block_bytes) * placement.layout.tensor)

@@ -25,6 +25,8 @@ from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import default_batch
+from vllm_launch.sizing.weights import offloaded_on_host
+from vllm_launch.units import gib
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,16 @@ def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
     chosen, no_fits = choose(request, hardware, usable, model)
     if chosen is None:
         raise nothing_fits(request, hardware, usable, model, no_fits)
+    _check_host_memory(hardware, chosen)
     return _plan_of(request, hardware, model, chosen, no_fits)
+
+
+def _check_host_memory(hardware: Hardware, chosen: Candidate) -> None:
+    """Refuse a plan whose weights in host memory are larger than the memory that is available there."""
+    host = sum(moved.host for moved in offloaded_on_host(chosen.placement))
+    if hardware.cpu and host > hardware.cpu.memory_available:
+        why = f"{gib(host)} of weights would be in host memory, and {gib(hardware.cpu.memory_available)} are available"
+        raise UsageError("weight offloading", why, "offload less, or raise the memory limit")
 
 
 def _plan_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,7 +10,10 @@ from vllm_launch.machine.cpu import Cpu
 from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, ONLY_BFLOAT16
 from vllm_launch.model.model import Model
+from vllm_launch.plan.compilation import compilation_of
+from vllm_launch.sizing.offload import Offload
 from vllm_launch.sizing.run_config import RunConfig
+from vllm_launch.units import GIB
 
 Objective = Literal["throughput", "latency"]
 
@@ -35,12 +38,29 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    num_gpu_blocks_override: int | None = None
+    enable_prefix_caching: bool | None = None
+    disable_hybrid_kv_cache_manager: bool | None = None
+    disable_sliding_window: bool = False
+    async_scheduling: bool | None = None
     watermark: float | None = None
     kv_cache_dtype: str | None = None
     block_size: int | None = None
     dtype: str | None = None
     quantization: str | None = None
     enforce_eager: bool = False
+    optimization_level: str | None = None
+    compilation_config: dict[str, Any] = {}
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
+    offload_backend: str = "auto"
+    cpu_offload_gb: float = 0
+    cpu_offload_params: tuple[str, ...] = ()
+    offload_group_size: int = 0
+    offload_num_in_group: int = 1
+    offload_prefetch_step: int = 1
+    offload_params: tuple[str, ...] = ()
+    num_speculative_tokens: int = 0  # of speculative decoding; 0 without it
+    verifies_in_chunks: bool = True  # as in ``RunConfig``
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
     enable_lora: bool = False
@@ -71,6 +91,25 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Return ``max_model_len`` in tokens, or None if it is not set or "auto"."""
         return None if self.max_model_len == AUTO else self.max_model_len
 
+    @property
+    def offload(self) -> Offload | None:
+        """Return how vLLM offloads weights, or None if it does not (model_executor/offloader/base.py).
+
+        With the backend "auto" a group size selects "prefetch", and otherwise cpu_offload_gb selects "uva".
+        """
+        backend = self.offload_backend
+        if self.offload_group_size > 0 and backend != "uva":
+            return Offload(
+                backend="prefetch",
+                group_size=self.offload_group_size,
+                num_in_group=self.offload_num_in_group,
+                prefetch_step=self.offload_prefetch_step,
+                params=self.offload_params,
+            )
+        if self.cpu_offload_gb > 0 and backend != "prefetch":
+            return Offload(backend="uva", limit=int(self.cpu_offload_gb * GIB), params=self.cpu_offload_params)
+        return None
+
 
 def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tuple[int, int]:
     """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
@@ -90,6 +129,21 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
             tokens = max(tokens, length)
         tokens = max(tokens, request.max_num_seqs or 1)
     return tokens, request.max_num_seqs or min(seqs, tokens)
+
+
+def without_windows(model: Model) -> Model:
+    """Return ``model`` as vLLM runs it with --disable-sliding-window: every layer keeps all tokens.
+
+    Requests then are at most as long as the window (vllm/config/model.py:_get_and_verify_max_len).
+    """
+    windows = [layer.window for layer in model.layers if layer.kind == "sliding" and layer.window]
+    if not windows:
+        return model
+    layers = tuple(
+        msgspec.structs.replace(layer, kind="full", window=None) if layer.kind == "sliding" else layer
+        for layer in model.layers
+    )
+    return msgspec.structs.replace(model, layers=layers, max_model_len=min(model.max_model_len, *windows))
 
 
 def should_use_fp8_cache(model: Model, oldest: Generation | None) -> bool:
@@ -145,6 +199,10 @@ def run_of(
 
     ``oldest`` is the oldest generation of the GPUs. It is None on the CPU engine, which runs on ``cpu``.
     """
+    config = request.compilation_config
+    compilation = compilation_of(
+        model, enforce_eager=request.enforce_eager, optimization_level=request.optimization_level, config=config
+    )
     return RunConfig(
         max_model_len=request.length or model.max_model_len,
         max_num_seqs=batch[1],
@@ -152,12 +210,22 @@ def run_of(
         kv_cache_dtype=request.kv_cache_dtype
         or ("fp8" if request.fp8_kv and should_use_fp8_cache(model, oldest) else "auto"),
         block_size=request.block_size,
-        enforce_eager=request.enforce_eager,
-        max_cudagraph_capture_size=request.max_cudagraph_capture_size,
+        num_gpu_blocks_override=request.num_gpu_blocks_override,
+        enable_prefix_caching=request.enable_prefix_caching is not False,
+        disable_hybrid_kv_cache_manager=request.disable_hybrid_kv_cache_manager is True,
+        async_scheduling=request.async_scheduling is not False,
+        compiled=compilation.compiled,
+        cudagraph_mode=compilation.cudagraph_mode,
+        cudagraph_capture_sizes=request.cudagraph_capture_sizes or config.get("cudagraph_capture_sizes"),
+        max_cudagraph_capture_size=request.max_cudagraph_capture_size or config.get("max_cudagraph_capture_size"),
+        performance_mode=request.performance_mode or "balanced",
+        num_speculative_tokens=request.num_speculative_tokens,
+        verifies_in_chunks=request.verifies_in_chunks,
+        offload=request.offload,
         language_model_only=request.language_model_only,
         quantization=request.quantization,
         dtype=dtype_of(request, model, oldest, cpu),
-        fuse_allreduce_rms=request.fuse_allreduce_rms,
+        fuse_allreduce_rms=request.fuse_allreduce_rms and compilation.fuse_allreduce_rms,
         adapter_ranks=(request.max_loras or 1) * (request.max_lora_rank or 16) if request.enable_lora else 0,
         estimate_cudagraphs=request.vllm_estimates_graphs,
         expandable_segments=request.expandable_segments,

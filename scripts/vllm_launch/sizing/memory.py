@@ -67,6 +67,10 @@ model's logits in half the width, the processed logits, FlashInfer's masked logi
 Measured: H200, Llama-3-8B, 1,024 requests with top-k, top-p, penalties and logprobs: utilisation 0.985 works, 0.99 runs
 out of memory."""
 
+VERIFIED_BYTES = 1024 * MIB
+"""Bytes of float32 logits that vLLM verifies at once in speculative decoding.
+Source: v1/worker/gpu/spec_decode/rejection_sampler.py:MAX_CHUNK_BYTES."""
+
 MAX_UTILIZATION = 0.99
 """Largest ``gpu_memory_utilization`` that the plan chooses."""
 
@@ -184,8 +188,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
         message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
         assert gpu is not None  # noqa: S101 - ``cpu_memory`` computes the CPU engine
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
-        fused = run.fuse_allreduce_rms and not run.enforce_eager
-        total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
+        total += 4 * layout.tensor * min(round(limit * MIB), message) if run.fuse_allreduce_rms else 0
     if not first:  # buffers for the hidden states and residual of the previous rank
         total += 2 * run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
     return total
@@ -198,11 +201,21 @@ def _context(placement: Placement) -> int:
 
 
 def _sampler_copies(placement: Placement) -> int:
-    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``)."""
+    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``).
+
+    With speculative decoding a batch has logits for each draft token too. The model's logits of all of them are alive
+    while vLLM verifies them. Model runner V2 copies at most VERIFIED_BYTES of them at once, V1 copies all.
+    """
     model, run = placement.model, placement.run_config
     if model.task != "generate":
         return 0
-    return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
+    vocab = padded_vocab(model.vocab_size)
+    copied = min(run.max_num_seqs, run.max_num_batched_tokens)
+    if not run.num_speculative_tokens:
+        return SAMPLER_COPIES * 4 * copied * vocab
+    rows = min(run.max_num_seqs * (1 + run.num_speculative_tokens), run.max_num_batched_tokens)
+    copied = min(rows, max(1, VERIFIED_BYTES // (4 * vocab))) if run.verifies_in_chunks else rows
+    return rows * vocab * run.activation_bytes + SAMPLER_COPIES * 4 * copied * vocab
 
 
 def _serving_overhead(placement: Placement) -> int:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.dtypes import COMPUTE_BITS
+from vllm_launch.sizing.offload import Offload
 from vllm_launch.units import GIB
+
+CudaGraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
+"""For which batches vLLM captures CUDA graphs (vllm/config/compilation.py:CUDAGraphMode)."""
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,8 +24,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # the model computes in it: "bfloat16", "float16" or "float32"
     kv_cache_dtype: str = "auto"
     block_size: int | None = None
-    enforce_eager: bool = False
+    num_gpu_blocks_override: int | None = None  # blocks of the KV cache, whatever memory is left for it
+    enable_prefix_caching: bool = True
+    disable_hybrid_kv_cache_manager: bool = False  # True: layers with a window keep all tokens
+    async_scheduling: bool = True
+    compiled: bool = True  # vLLM compiles the model with Inductor
+    cudagraph_mode: CudaGraphMode = "FULL_AND_PIECEWISE"
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
     max_cudagraph_capture_size: int | None = None
+    performance_mode: str = "balanced"
+    num_speculative_tokens: int = 0
+    verifies_in_chunks: bool = True  # False: model runner V1, which verifies all draft tokens at once
+    offload: Offload | None = None
     language_model_only: bool = False
     quantization: str | None = None  # --quantization, such as "fp8". None: the checkpoint's own
     fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper

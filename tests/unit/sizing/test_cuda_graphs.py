@@ -46,7 +46,7 @@ NO_ESTIMATE = run(estimate_cudagraphs=False)
         ({"max_cudagraph_capture_size": 2048}, (9, 0), 3 + 31 + 113),
         ({"max_cudagraph_capture_size": 1}, (9, 0), 1),
         ({"max_cudagraph_capture_size": 0}, (9, 0), 0),
-        ({"enforce_eager": True}, (9, 0), 0),
+        ({"cudagraph_mode": "NONE"}, (9, 0), 0),
     ],
 )
 def test_the_number_of_captured_batch_sizes(changes, capability, count):
@@ -127,7 +127,7 @@ def test_a_stage_captures_only_its_own_layers():
 
 
 def test_without_graphs_their_memory_is_zero():
-    assert graphs(run(enforce_eager=True)) == 0
+    assert graphs(run(cudagraph_mode="NONE")) == 0
 
 
 def without_estimate(batch=None, layout=ONE, device=AMPERE):
@@ -138,7 +138,7 @@ def without_estimate(batch=None, layout=ONE, device=AMPERE):
 def test_the_real_memory_of_graphs_is_not_counted_by_vllm():
     result, estimated = without_estimate(), memory_of_gpu(placed(model(), run(), ONE, AMPERE))
     assert result.cuda_graphs == round(cuda_graphs.ACTUAL_BASE + 102 * 32 * cuda_graphs.ACTUAL_PER_LAYER)
-    assert result.safety == memory_of_gpu(placed(model(), run(enforce_eager=True), ONE, AMPERE)).safety
+    assert result.safety == memory_of_gpu(placed(model(), run(cudagraph_mode="NONE"), ONE, AMPERE)).safety
     assert kv_bytes(result, NO_ESTIMATE, AMPERE, 0.9) - kv_bytes(estimated, run(), AMPERE, 0.9) == estimated.cuda_graphs
     left = AMPERE.memory_free - result.context - result.safety - result.cuda_graphs
     assert safe_utilization(result, NO_ESTIMATE, AMPERE) == math.floor(left / AMPERE.memory_total * 10_000) / 10_000

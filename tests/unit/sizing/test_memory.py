@@ -50,7 +50,7 @@ NONE = Layer(kind="none")
 
 
 def eager(batch=None):
-    return msgspec.structs.replace(batch or run(), enforce_eager=True)
+    return msgspec.structs.replace(batch or run(), compiled=False, cudagraph_mode="NONE")
 
 
 def peak(llm=None, batch=None, layout=ONE):
@@ -334,8 +334,8 @@ def test_the_fused_all_reduce_has_a_workspace_on_gpus_that_flashinfer_supports(c
     """compilation/passes/fusion/allreduce_rms_fusion.py:FI_ALLREDUCE_FUSION_MAX_SIZE_MB."""
     layout, device = Layout(tensor=tensor_parallel), gpu(capability=capability)
     assert non_torch(layout=layout, device=device) - non_torch(layout=layout, device=TURING) == mib * MIB
-    for without in ({"enforce_eager": True}, {"fuse_allreduce_rms": False}):
-        assert non_torch(batch=run(**without), layout=layout, device=device) == non_torch(layout=layout, device=TURING)
+    without = run(fuse_allreduce_rms=False)
+    assert non_torch(batch=without, layout=layout, device=device) == non_torch(layout=layout, device=TURING)
 
 
 def test_a_small_batch_needs_a_small_all_reduce_workspace():
