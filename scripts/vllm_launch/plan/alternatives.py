@@ -26,6 +26,10 @@ SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_cudagra
 """Options that need less memory if the user lowers them."""
 
 
+CACHE_SIZES = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")
+"""Options that fix the size of the KV cache. The plan can choose it if the user removes them."""
+
+
 def nothing_fits(
     request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model, no_fits: Sequence[NoFit]
 ) -> UsageError:
@@ -66,12 +70,9 @@ def _changes(
 ) -> Iterator[tuple[str, PlanRequest, Hardware]]:
     """Yield possible changes, the smallest first: a description, the changed request, and the machine."""
     change = msgspec.structs.replace
-    if request.gpu_memory_utilization is not None:
-        yield "remove --gpu-memory-utilization", change(request, gpu_memory_utilization=None), hardware
-    if request.kv_cache_memory_bytes is not None:
-        yield "remove --kv-cache-memory-bytes", change(request, kv_cache_memory_bytes=None), hardware
-    if request.num_gpu_blocks_override is not None:
-        yield "remove --num-gpu-blocks-override", change(request, num_gpu_blocks_override=None), hardware
+    for name in CACHE_SIZES:
+        if getattr(request, name) is not None:
+            yield f"remove --{name.replace('_', '-')}", change(request, **{name: None}), hardware
     if longest:
         yield f"--max-model-len {longest}", change(request, max_model_len=longest), hardware
     if request.kv_cache_dtype in {None, "auto"} and gpus[0].generation >= Generation.ADA:

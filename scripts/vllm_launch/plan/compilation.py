@@ -39,7 +39,7 @@ def compilation_of(
     """Return how vLLM compiles ``model``. ``config``: the user's compilation_config."""
     if enforce_eager:
         return Compilation(compiled=False, cudagraph_mode="NONE", fuse_allreduce_rms=False)
-    level = int(optimization_level) if str(optimization_level).isdecimal() else DEFAULT_LEVEL
+    level = int(text) if (text := optimization_level or "").isdecimal() else DEFAULT_LEVEL
     mode = _mode(config.get("mode"), "VLLM_COMPILE" if level else "NONE")
     compiled = mode == "VLLM_COMPILE"
     fused = multicast.fused_all_reduce(config)

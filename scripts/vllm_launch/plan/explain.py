@@ -333,10 +333,13 @@ def _size_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
 def _offload_warnings(chosen: Candidate) -> Iterator[str]:
     """Yield a warning if the options for offloading move nothing."""
     offload = chosen.run_config.offload
-    if offload is not None and chosen.gpus and not any(moved.host for moved in offloaded_by_rank(chosen.placement)):
-        yield f"the plan finds no weights that match {', '.join(offload.params) or 'offloading'}, so it counts all on the GPU"
-    elif offload is not None and not chosen.gpus:
+    if offload is None:
+        return
+    if not chosen.gpus:
         yield "vLLM offloads no weights on a CPU, so the options for offloading have no effect"
+    elif not any(moved.host for moved in offloaded_by_rank(chosen.placement)):
+        names = f" of {', '.join(offload.params)}" if offload.params else ""
+        yield f"the plan finds no weights{names} that vLLM could offload, so it counts all weights on the GPU"
 
 
 def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:

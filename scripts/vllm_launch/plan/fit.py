@@ -116,14 +116,10 @@ def fit_on_gpus(
         return refusal
     cache_bytes: kv.CacheBytes = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
     if blocks_bytes := kv.override_bytes(placement):
-        room = [memory.kv_bytes(rank, run, gpu, safe) for rank in ranks]
-        if (missing := max(size - left for size, left in zip(blocks_bytes, room, strict=True))) > 0:
-            why = f"GPU {gpu.index} lacks {gib(missing)} of memory for {run.num_gpu_blocks_override:,} KV cache blocks"
-            return NoFit(layout=layout, why=why, missing=missing)
         cache_bytes, kv_bytes = blocks_bytes, max(blocks_bytes)
     elif request.kv_cache_memory_bytes:
         cache_bytes = kv_bytes = request.kv_cache_memory_bytes
-    result = _with_cache(request, placement, cache_bytes)
+    result = _blocks_do_not_fit(placement, ranks, safe) or _with_cache(request, placement, cache_bytes)
     if isinstance(result, NoFit):
         return result
     placement, cache, useful = result
@@ -143,6 +139,19 @@ def fit_on_gpus(
         kv_cache=cache,
         useful=useful,
     )
+
+
+def _blocks_do_not_fit(placement: Placement, ranks: Sequence[Memory], safe: float) -> NoFit | None:
+    """Return why the user's number of blocks does not fit, or None. vLLM does not check it before it allocates."""
+    run, gpu = placement.run_config, placement.gpu
+    needed = kv.override_bytes(placement)
+    if not needed or gpu is None:
+        return None
+    missing = max(size - memory.kv_bytes(rank, run, gpu, safe) for size, rank in zip(needed, ranks, strict=True))
+    if missing <= 0:
+        return None
+    why = f"GPU {gpu.index} lacks {gib(missing)} of memory for {run.num_gpu_blocks_override:,} KV cache blocks"
+    return NoFit(layout=placement.layout, why=why, missing=missing)
 
 
 def _too_little_memory(request: PlanRequest, layout: Layout, parts: Memory, gpu: Gpu, kv_bytes: int) -> NoFit | None:

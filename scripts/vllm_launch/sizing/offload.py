@@ -40,7 +40,7 @@ class LayerTensor(NamedTuple):
 class Offloaded(NamedTuple):
     """What moves from one GPU, in bytes.
 
-    ``saved``: what the GPU needs less. ``host``: the weights in host memory. ``pinned``: the host memory that they take.
+    ``saved``: what the GPU needs less. ``host``: the weights in host memory. ``pinned``: host memory that they occupy.
     PyTorch rounds each tensor in pinned memory up to a power of two (ATen/core/CachingHostAllocator.h:allocate).
     """
 
