@@ -16,6 +16,7 @@ from vllm_launch.engine.parse import parse
 from vllm_launch.engine.values import find_option, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
+from vllm_launch.settings import uncounted
 from vllm_launch.settings.flags import Flags, field_of
 from vllm_launch.settings.rules import check, warnings
 from vllm_launch.settings.settings import LauncherSettings, Settings
@@ -82,7 +83,9 @@ def read_settings(
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
     check(settings, environ)
-    return msgspec.structs.replace(settings, warnings=(*override_warnings, *warnings(settings)))
+    return msgspec.structs.replace(
+        settings, warnings=(*override_warnings, *warnings(settings), *uncounted.warnings(settings, environ))
+    )
 
 
 def _no_multicast(setting: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:

@@ -13,7 +13,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.settings.settings import Settings
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
-          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "num_gpu_blocks_override")  # fmt: skip
 """Options whose values are at least 1."""
 
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
@@ -58,7 +58,7 @@ def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return (*_long_shutdown(settings), *_uncounted_draft(settings))
+    return tuple(_long_shutdown(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -125,6 +125,47 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
             yield Mistake(dest, f"{dest} is not a JSON object", OBJECT_REMEDY)
 
 
+def _capture_sizes(settings: Settings) -> Iterator[Mistake]:
+    """Yield contradictions in the sizes of CUDA graphs (engine/arg_utils.py:create_engine_config, config/vllm.py)."""
+    engine = settings.engine
+    config = engine.get("compilation_config")
+    keys = config if isinstance(config, dict) else {}
+    values = {}
+    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
+        if engine.get(name) is not None and keys.get(name) is not None:
+            yield Mistake(name, f"{name} is also a key of compilation_config", "keep one of them")
+        values[name] = engine.get(name) if engine.get(name) is not None else keys.get(name)
+    sizes, largest = values["cudagraph_capture_sizes"], values["max_cudagraph_capture_size"]
+    where = "cudagraph_capture_sizes" if "cudagraph_capture_sizes" in settings.origin else "compilation_config"
+    if sizes == []:
+        yield Mistake(
+            where, "cudagraph_capture_sizes is empty", "give a size, or set --enforce-eager for no CUDA graphs"
+        )
+    elif isinstance(sizes, list) and isinstance(largest, int) and max(sizes) != largest:
+        problem = f"the largest of cudagraph_capture_sizes is {max(sizes)}, and max_cudagraph_capture_size is {largest}"
+        yield Mistake(where, problem, "leave max_cudagraph_capture_size out")
+
+
+def _offload(settings: Settings) -> Iterator[Mistake]:
+    """Yield numbers that vLLM's offloading refuses (config/offload.py:validate_offload_config)."""
+    engine = settings.engine
+    group, layers = _whole(settings, "offload_group_size", 0), _whole(settings, "offload_num_in_group", 1)
+    if isinstance(size := engine.get("cpu_offload_gb"), float) and not size >= 0:
+        yield Mistake("cpu_offload_gb", f"cpu_offload_gb is {size}", "give 0 or more GiB")
+    if group < 0:
+        yield Mistake("offload_group_size", f"offload_group_size is {group}", "give 0 or more layers")
+    if layers < 1:
+        yield Mistake("offload_num_in_group", f"offload_num_in_group is {layers}", "give 1 or more layers")
+    if group == 0 and engine.get("offload_backend") != "prefetch":
+        return
+    if layers > group:
+        keys = ("offload_num_in_group", "offload_group_size", "offload_backend")
+        problem = f"offload_num_in_group {layers} is more than offload_group_size {group}"
+        yield Mistake(next(key for key in keys if key in settings.origin), problem, "set a larger group of layers")
+    if (step := _whole(settings, "offload_prefetch_step", 1)) < 1:
+        yield Mistake("offload_prefetch_step", f"offload_prefetch_step is {step}", "give 1 or more layers")
+
+
 def _quantization(settings: Settings) -> Iterator[Mistake]:
     method = str(settings.engine.get("quantization") or "").lower()
     if method in REMOVED_METHODS:
@@ -183,8 +224,8 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _quantization, _executor, _http, _device_ids,
-    _multicast, _certificate, _api_keys, _routes,
+    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _capture_sizes, _offload, _quantization,
+    _executor, _http, _device_ids, _multicast, _certificate, _api_keys, _routes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 
@@ -202,14 +243,3 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         problem = f"{timeout} s plus the first drain step of {drain.delay:g} s exceed drain_seconds ({drain.total} s)"
         effect = "Kubernetes or Compose cuts the streams that are still open when its grace period ends"
         yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
-
-
-def _uncounted_draft(settings: Settings) -> Iterator[str]:
-    """Warn of speculative decoding. The plan does not know its memory, so vLLM's KV cache is smaller than planned."""
-    speculative = settings.engine.get("speculative_config")
-    if isinstance(speculative, dict) and "ngram" not in str(speculative.get("method", "")):
-        where = settings.origin["speculative_config"]
-        yield (
-            f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
-            "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
-        )

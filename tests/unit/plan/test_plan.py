@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, placed, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, SLIDING, STATE, model, placed, quantized, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import PlanRequest, dtype_of
+from vllm_launch.plan.request import PlanRequest, dtype_of, without_windows
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout
 
@@ -910,3 +910,134 @@ def test_bfloat16_that_the_user_sets_on_a_cpu_with_amx_is_a_warning():
     assert "no other dtype. If the engine crashes, use the model in another quantisation" in warning
     assert on_amx(plan_request=PlanRequest(dtype="float16")).warnings == []
     assert on_amx(plan_request=PlanRequest(dtype="bfloat16"), mla=DEEPSEEK).warnings == []
+
+
+# ---- options that set memory
+
+
+def test_a_number_of_blocks_decides_on_the_cache_and_the_longest_request():
+    llama = sized(15, max_model_len=131_072)
+    result = plan(PlanRequest(num_gpu_blocks_override=1000), machine(1), llama)
+    assert result.max_model_len == 999 * 16
+    assert result.kv_cache.bytes == 1000 * 16 * result.kv_cache.bytes_per_token
+    assert reason(result, "num_gpu_blocks_override").source is Source.YOU
+    assert any("max_model_len is cut" in warning for warning in result.warnings)
+
+
+def test_a_length_that_the_number_of_blocks_cannot_hold_is_refused_with_a_remedy():
+    text = refusal(
+        PlanRequest(num_gpu_blocks_override=1000, max_model_len=15_985), machine(1), sized(15, max_model_len=131_072)
+    )
+    assert "the longest that fits: 15,984" in text
+    assert "remove --num-gpu-blocks-override" in text
+    assert "--max-model-len 15984" in text
+
+
+def test_more_blocks_than_the_memory_holds_are_refused():
+    text = refusal(PlanRequest(num_gpu_blocks_override=100_000), machine(1), sized(15))
+    assert "for 100,000 KV cache blocks" in text
+    assert "remove --num-gpu-blocks-override" in text
+
+
+def test_blocks_hold_for_each_stage_and_each_replica():
+    request = PlanRequest(num_gpu_blocks_override=600, pipeline_parallel_size=2, data_parallel_size=2)
+    result = plan(request, machine(4), sized(15))
+    assert result.kv_cache.bytes == 600 * 16 * result.kv_cache.bytes_per_token
+    assert result.kv_cache.tokens == 600 * 16
+
+
+def test_blocks_decide_on_the_cache_of_the_cpu_engine_too():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    result = plan(PlanRequest(num_gpu_blocks_override=100), Hardware(gpus=(), cpu=cpu), sized(4))
+    assert result.max_model_len == 8192
+    assert result.kv_cache.bytes == 100 * 128 * result.kv_cache.bytes_per_token
+    assert result.options["kv_cache_memory_bytes"] == result.kv_cache.bytes
+
+
+def test_recurrent_states_limit_requests_by_the_number_of_blocks():
+    hybrid = sized(15, layers=32)
+    hybrid = msgspec.structs.replace(hybrid, layers=(STATE, FULL) * 16)
+    assert plan(PlanRequest(num_gpu_blocks_override=300, max_model_len=2048), machine(1), hybrid).max_num_seqs == 300
+
+
+def test_offloaded_weights_make_room_and_are_named():
+    assert "lacks" in refusal(PlanRequest(), machine(1), sized(131))
+    result = plan(PlanRequest(cpu_offload_gb=80), machine(1), sized(131))
+    assert result.memory.weights < 60 * GIB
+    assert reason(result, "cpu_offload_gb").value == 80
+    assert "80.0" in reason(result, "cpu_offload_gb").why or "81." in reason(result, "cpu_offload_gb").why
+
+
+def test_offloaded_layers_are_named_by_their_group():
+    result = plan(PlanRequest(offload_group_size=4, offload_num_in_group=3), machine(1), sized(131))
+    assert result.memory.weights < 60 * GIB
+    assert reason(result, "offload_group_size").value == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend"),
+    [
+        (PlanRequest(cpu_offload_gb=1), "uva"),
+        (PlanRequest(offload_group_size=2), "prefetch"),
+        (PlanRequest(cpu_offload_gb=1, offload_group_size=2), "prefetch"),
+        (PlanRequest(cpu_offload_gb=1, offload_group_size=2, offload_backend="uva"), "uva"),
+        (PlanRequest(cpu_offload_gb=1, offload_backend="prefetch"), None),
+        (PlanRequest(offload_group_size=2, offload_backend="uva"), None),
+        (PlanRequest(offload_backend="uva"), None),
+    ],
+)
+def test_the_backend_of_offloading_follows_from_the_options(request_, backend):
+    assert (request_.offload and request_.offload.backend) == backend
+
+
+def test_weights_that_the_host_cannot_hold_are_refused():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    text = refusal(PlanRequest(cpu_offload_gb=80), machine(1, cpu=cpu), sized(131))
+    assert "of weights would be in host memory, and 60.00 GiB are available" in text
+
+
+def test_names_that_match_no_weights_are_warned_of():
+    result = plan(PlanRequest(cpu_offload_gb=80, cpu_offload_params=("expert",)), machine(1), sized(15))
+    assert any("finds no weights of expert" in warning for warning in result.warnings)
+
+
+def test_the_cpu_engine_says_that_it_does_not_offload():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    result = plan(PlanRequest(cpu_offload_gb=2), Hardware(gpus=(), cpu=cpu), sized(4))
+    assert any("offloads no weights on a CPU" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimization_level": "0"}, {"compilation_config": {"cudagraph_mode": "NONE"}}, {"enforce_eager": True}],
+)
+def test_without_cuda_graphs_the_plan_reserves_no_memory_for_them(changes):
+    assert plan(PlanRequest(), machine(1), sized(15)).memory.cuda_graphs > 0
+    result = plan(PlanRequest(**changes), machine(1), sized(15))
+    assert result.memory.cuda_graphs == 0
+
+
+def test_fewer_captured_sizes_need_less_memory():
+    few = plan(PlanRequest(cudagraph_capture_sizes=(1, 8)), machine(1), sized(15))
+    same = plan(PlanRequest(compilation_config={"cudagraph_capture_sizes": [8, 1]}), machine(1), sized(15))
+    assert few.memory == same.memory
+    assert few.memory.cuda_graphs < plan(PlanRequest(), machine(1), sized(15)).memory.cuda_graphs
+
+
+def test_draft_tokens_need_memory_for_their_logits():
+    plain = plan(PlanRequest(), machine(1), sized(15))
+    drafted = plan(PlanRequest(num_speculative_tokens=4), machine(1), sized(15))
+    at_once = plan(PlanRequest(num_speculative_tokens=4, verifies_in_chunks=False), machine(1), sized(15))
+    logits = 5 * 1024 * 128_256
+    assert drafted.memory.safety - plain.memory.safety == pytest.approx(
+        2 * logits + 4 * GIB - 16 * 1024 * 128_256, rel=0.001
+    )
+    assert at_once.memory.safety - plain.memory.safety == pytest.approx(18 * logits - 16 * 1024 * 128_256, rel=0.001)
+
+
+def test_without_sliding_windows_requests_are_at_most_as_long_as_the_window():
+    mistral = model(layers=(SLIDING, FULL) * 4, max_model_len=32_768)
+    full = without_windows(mistral)
+    assert full.max_model_len == 4096
+    assert {layer.kind for layer in full.layers} == {"full"}
+    assert without_windows(model()) == model()

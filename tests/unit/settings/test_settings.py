@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,8 @@ from vllm_launch.decide import plan_request
 from vllm_launch.engine import values
 from vllm_launch.engine.options import flags
 from vllm_launch.errors import UsageError
+from vllm_launch.machine.generation import Generation
+from vllm_launch.plan.request import run_of
 from vllm_launch.settings import config_file
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.flags import parse_flags
@@ -298,11 +301,78 @@ def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
     assert read("m --shutdown-timeout 75").warnings == ()
 
 
-def test_speculative_decoding_warns_that_the_plan_does_not_count_its_memory():
-    for words in ("--speculative-config.method mtp", "--speculative-config.model small"):
-        [warning] = read(f"m {words} --speculative-config.num_speculative_tokens 1").warnings
-        assert warning.startswith("flag --speculative-config: the plan does not count")
-    assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("--speculative-config.method mtp", "extra layers"),
+        ("--speculative-config.model small", "the draft model"),
+        ("--speculative-config.method extract_hidden_states", "hidden states"),
+        ("--speculative-config.method custom_class", "your own class"),
+    ],
+)
+def test_speculative_decoding_warns_of_the_memory_that_the_plan_does_not_count(words, what):
+    [warning] = read(f"m {words} --speculative-config.num-speculative-tokens 1").warnings
+    assert warning.startswith("flag --speculative-config: the plan does not consider")
+    assert what in warning
+    assert "smaller than planned" in warning
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix"])
+def test_speculative_decoding_without_a_draft_model_warns_of_none(method):
+    words = f"m --speculative-config.method {method} --speculative-config.num-speculative-tokens 4"
+    settings = read(words)
+    assert settings.warnings == ()
+    assert plan_request(settings).num_speculative_tokens == 4
+    assert read(f"m --spec-method {method} --spec-tokens 4").warnings == ()
+
+
+def test_an_option_that_changes_memory_and_is_not_planned_is_warned_of_with_its_place():
+    [warning] = read("m", {}, "model: m\nattention-config:\n  backend: FLASHINFER\n").warnings
+    assert warning.startswith("c.yaml line 2: backend: the plan does not consider the workspaces")
+    assert "smaller or larger than planned" in warning
+    [warning] = read("m --enable-eplb").warnings
+    assert warning.startswith("flag --enable-eplb: the plan does not consider")
+    [warning] = read("m", {"VLLM_MLA_DISABLE": "1"}).warnings
+    assert warning.startswith("environment VLLM_MLA_DISABLE=1: the plan does not consider")
+
+
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [
+        ("--max-logprobs 5 --no-enable-eplb --load-format safetensors", {}),
+        ("--attention-backend auto", {}),
+        ("--enable-lora --max-loras 4 --num-gpu-blocks-override 100 -O0", {}),
+        ("--served-model-name a --structured-outputs-config.backend xgrammar", {}),
+        ("", {"VLLM_MLA_DISABLE": "0", "VLLM_USE_V2_MODEL_RUNNER": "1"}),
+    ],
+)
+def test_values_without_an_effect_on_memory_are_not_warned_of(words, environ):
+    assert read(f"m {words}", environ).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--num-gpu-blocks-override 0", "num_gpu_blocks_override is 0"),
+        ("--cpu-offload-gb=-1", "cpu_offload_gb is -1.0"),
+        ("--offload-group-size=-1", "offload_group_size is -1"),
+        ("--offload-group-size 2 --offload-num-in-group 3", "offload_num_in_group 3 is more than offload_group_size 2"),
+        ("--offload-backend prefetch", "offload_num_in_group 1 is more than offload_group_size 0"),
+        ("--offload-group-size 2 --offload-num-in-group 0", "offload_num_in_group is 0"),
+        ("--offload-group-size 2 --offload-prefetch-step 0", "offload_prefetch_step is 0"),
+        ("--compilation-config.cudagraph_capture_sizes []", "cudagraph_capture_sizes is empty"),
+        (
+            "--cudagraph-capture-sizes 1 2 --max-cudagraph-capture-size 4",
+            "the largest of cudagraph_capture_sizes is 2, and max_cudagraph_capture_size is 4",
+        ),
+        (
+            "--max-cudagraph-capture-size 4 --compilation-config.max_cudagraph_capture_size 4",
+            "is also a key of compilation_config",
+        ),
+    ],
+)
+def test_sizes_that_vllm_refuses_are_refused_before_the_start(words, message):
+    assert message in refused(f"m {words}")
 
 
 def test_the_plan_request_has_the_users_values():
@@ -333,8 +403,9 @@ def test_multicast_is_forbidden_by_the_setting_or_by_a_librarys_variable(words, 
 
 def test_the_plan_counts_a_fused_all_reduce_only_if_the_user_does_not_turn_it_off():
     words = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
-    assert plan_request(read(words.format("false"))).fuse_allreduce_rms is False
-    assert plan_request(read(words.format("true"))).fuse_allreduce_rms is True
+    for text, fused in (("false", False), ("true", True)):
+        request = plan_request(read(words.format(text)))
+        assert run_of(request, model(), (8192, 1024), Generation.HOPPER).fuse_allreduce_rms is fused
 
 
 @pytest.mark.parametrize(
