@@ -79,7 +79,6 @@ NO_MEMORY = frozenset(
         # what the prefix cache keeps. models/config.py sets the mode and the block size of recurrent states itself
         "prefix_caching_hash_algo", "prefix_cache_retention_interval", "prefix_match_unit", "mamba_block_size",
         "mamba_cache_mode", "enable_mamba_shared_prefix_checkpoint", "kv_sharing_fast_prefill",
-        "kv_offloading_backend",
         # the scheduler's order and its limits below the batch
         "max_num_scheduled_tokens", "max_num_active_seqs", "max_num_queued_reqs", "max_num_queued_tokens",
         "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "scheduling_policy",

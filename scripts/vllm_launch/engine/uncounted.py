@@ -142,8 +142,9 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "use_replayssm": _REPLAY,
     "replayssm_buffer_len": _REPLAY,
     "kv_offloading_size": Uncounted("the KV cache in host memory", HOST),
+    "kv_offloading_backend": Uncounted("that layers with a window then keep all tokens", FEWER, ("native",)),
     "kv_transfer_config.kv_connector": Uncounted(
-        "the buffers of the KV connector, on the GPU and on the host", SMALLER
+        "the buffers of the KV connector, and that with some connectors layers with a window keep all tokens", SMALLER
     ),
     "kv_transfer_config.kv_connector_extra_config": Uncounted(
         "the buffers that the KV connector's options set", HOST, ({},)

@@ -211,7 +211,7 @@ def run_of(
         or ("fp8" if request.fp8_kv and should_use_fp8_cache(model, oldest) else "auto"),
         block_size=request.block_size,
         num_gpu_blocks_override=request.num_gpu_blocks_override,
-        enable_prefix_caching=request.enable_prefix_caching is not False,
+        enable_prefix_caching=request.enable_prefix_caching,
         disable_hybrid_kv_cache_manager=request.disable_hybrid_kv_cache_manager is True,
         async_scheduling=request.async_scheduling is not False,
         compiled=compilation.compiled,

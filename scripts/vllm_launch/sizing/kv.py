@@ -179,9 +179,9 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     """Return the caches of each layer on one GPU, in the model's order.
 
     A layer has no cache, one cache, or a cache for attention and one for its state. In a hybrid model, attention pages
-    grow until they hold a recurrent state, and states are padded to the same size. With prefix caching, vLLM's default
-    for these models, a request has two states, and one more if a prefill stores a checkpoint. Without, it has one
-    (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
+    grow until they hold a recurrent state, and states are padded to the same size. Prefix caching is vLLM's default for
+    these models, but not for models without attention (platforms/interface.py:_align_hybrid_block_size,
+    config/model.py:is_prefix_caching_supported).
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     block = block_size(placement)
@@ -189,16 +189,15 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
-        state_only = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
+        state_only = _state_spec(model, run, block, state, caching=run.enable_prefix_caching is True)
         return [(state_only,) if layer.kind == "mamba" else () for layer in model.layers]
     state_spec = None
     if state:
         token_bytes = max(_page_bytes(layer, layout, 1, dtype, model.dtype) for layer in attention)
         unit = max(block, 128) if model.mla else block
         block = max(block, unit * math.ceil(state / (unit * token_bytes)))
-        states = 2 + max(layer.state_checkpoints for layer in model.layers) if run.enable_prefix_caching else 1
-        tokens = block if run.enable_prefix_caching else run.max_model_len
-        state_spec = Spec(kind="mamba", block=tokens, page=block * token_bytes, states=states)
+        caching = run.enable_prefix_caching is not False
+        state_spec = _state_spec(model, run, block, block * token_bytes, caching=caching)
     return [
         (
             *(
@@ -212,6 +211,18 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
         )
         for layer in model.layers
     ]
+
+
+def _state_spec(model: Model, run: RunConfig, block: int, page: int, *, caching: bool) -> Spec:
+    """Return the cache of a recurrent state.
+
+    With prefix caching a request has two states, and one more if a prefill stores a checkpoint. Without, it has one
+    (MambaSpec.max_memory_usage_bytes, models/config.py:MambaModelConfig).
+    """
+    if not caching:
+        return Spec(kind="mamba", block=run.max_model_len, page=page, states=1)
+    checkpoints = max(layer.state_checkpoints for layer in model.layers)
+    return Spec(kind="mamba", block=block, page=page, states=2 + checkpoints)
 
 
 @functools.lru_cache(maxsize=64)

@@ -85,6 +85,7 @@ def problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) 
         *_width_problems(model, run, layout),
         *_pipeline_problems(model, layout),
         *_expert_problems(model, layout),
+        *_cache_problems(model, run),
         *_gpu_problems(model, run, layout, gpus),
     ]
 
@@ -173,6 +174,17 @@ def _expert_problems(model: Model, layout: Layout) -> Iterator[str]:
         yield "expert parallelism needs a mixture-of-experts model, and this model has no experts"
     elif model.experts.count < expert_ranks(layout):
         yield f"{model.experts.count} experts are fewer than the {expert_ranks(layout)} ranks of expert parallelism"
+
+
+def _cache_problems(model: Model, run: RunConfig) -> Iterator[str]:
+    """Yield the problem of a hybrid model without the hybrid KV cache manager.
+
+    Source: v1/core/kv_cache_utils.py:_promote_local_kv_cache_specs.
+    """
+    kinds = {layer.kind for layer in model.layers} - {"none"}
+    hybrid = any(layer.state_shapes for layer in model.layers) and kinds != {"mamba"}
+    if run.disable_hybrid_kv_cache_manager and hybrid:
+        yield "a model with attention and recurrent states needs vLLM's hybrid KV cache manager"
 
 
 def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) -> Iterator[str]:

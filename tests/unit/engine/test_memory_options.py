@@ -54,7 +54,7 @@ def test_every_option_on_the_list_of_planned_options_is_read(monkeypatch):
     monkeypatch.setattr(Settings, "chosen", property(lambda settings: settings.engine))
     read = set()
 
-    def read_model(name, **arguments):
+    def read_model(_, **arguments):
         read.update(arguments, {"model"})
         raise LookupError
 

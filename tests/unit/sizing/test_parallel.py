@@ -353,3 +353,14 @@ def test_kv_heads_are_accepted_exactly_if_they_divide_tp_or_tp_divides_them(head
     llm = model(heads=heads * tensor, layers=(msgspec.structs.replace(FULL, kv_heads=kv),), vocab_size=64 * tensor)
     wide = msgspec.structs.replace(llm, intermediate_size=tensor)
     assert (problems(wide, run(), Layout(tensor=tensor), ()) == []) == (kv % tensor == 0 or tensor % kv == 0)
+
+
+# --- the KV cache
+
+
+def test_a_hybrid_model_needs_the_hybrid_kv_cache_manager():
+    without = run(disable_hybrid_kv_cache_manager=True)
+    [problem] = problems(model(layers=(STATE, FULL) * 4), without, Layout(), ())
+    assert "hybrid KV cache manager" in problem
+    assert problems(model(layers=(STATE,) * 4), without, Layout(), ()) == []
+    assert problems(model(), without, Layout(), ()) == []
