@@ -12,7 +12,7 @@ import pytest
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Layer, Mla, Model
 from vllm_launch.sizing.kv import kv_cache, layer_specs, longest_that_fits
-from vllm_launch.sizing.parallel import Layout, layer_split
+from vllm_launch.sizing.parallel import Layout, layer_split, problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 
@@ -151,6 +151,20 @@ def random_model(rng):
     )
     pipeline = rng.choice([1, 1, 2, 3]) if len(layers) >= 12 else 1
     return model, run, Layout(tensor=rng.choice([1, 2, 4, 8]), pipeline=pipeline)
+
+
+def test_vllm_refuses_a_hybrid_model_without_its_hybrid_manager():
+    attention = Layer(kind="full", kv_heads=8, head_dim=128, head_dim_v=128)
+    state = Layer(kind="mamba", state_shapes=((32, 3, 64),), state_dtypes=("BF16",))
+    model, run, _ = random_model(random.Random(0))
+    model = msgspec.structs.replace(model, layers=(attention, state) * 2, mla=None, heads=32)
+    run = msgspec.structs.replace(run, disable_hybrid_kv_cache_manager=True)
+    [specs] = engine_specs(model, run, Layout())
+    with pytest.raises(ValueError, match="Failed to promote"):
+        theirs.get_kv_cache_groups(engine_config(model, run, Layout()), specs)
+    assert problems(model, run, Layout(), ()) == [
+        "a model with attention and recurrent states needs vLLM's hybrid KV cache manager"
+    ]
 
 
 @pytest.mark.parametrize("seed", range(400))

@@ -21,7 +21,7 @@ PLANNED = frozenset(
         "compilation_config.max_cudagraph_capture_size", "compilation_config.pass_config",
         # weights in host memory, and adapters
         "offload_backend", "cpu_offload_gb", "cpu_offload_params", "offload_group_size", "offload_num_in_group",
-        "offload_prefetch_step", "offload_params", "enable_lora", "max_loras", "max_lora_rank",
+        "offload_prefetch_step", "offload_params", "kv_offloading_size", "enable_lora", "max_loras", "max_lora_rank",
         # speculative decoding: draft tokens are counted, and ``speculative`` knows which methods need more
         "spec_method", "spec_model", "spec_tokens", "speculative_config.method", "speculative_config.model",
         "speculative_config.num_speculative_tokens", "speculative_config.suffix_decoding_max_tree_depth",

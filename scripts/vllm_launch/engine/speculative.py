@@ -80,7 +80,7 @@ def draft_tokens(engine: Mapping[str, object]) -> int:
     config = speculative_config(engine)
     tokens = config.get("num_speculative_tokens")
     if isinstance(tokens, int):
-        return tokens
+        return max(0, tokens)
     if config and method_of(config) == "suffix":
         depth = config.get("suffix_decoding_max_tree_depth", SUFFIX_TOKENS)
         return depth if isinstance(depth, int) else SUFFIX_TOKENS

@@ -15,6 +15,7 @@ LARGER = "so vLLM's KV cache can be larger than planned"
 UNKNOWN = "so vLLM's KV cache can be smaller or larger than planned"
 FEWER = "so the KV cache holds fewer tokens than planned. Set --max-model-len if vLLM refuses the planned length"
 LATE = "so a GPU can run out of memory. Lower --gpu-memory-utilization if it does"
+KERNELS = "so vLLM's KV cache can be smaller or larger than planned, and a GPU can run out of memory"
 HOST = "so vLLM needs more host memory than planned"
 OTHER_GPUS = "so the plan is for this machine alone, with all replicas on it"
 
@@ -34,7 +35,7 @@ _ROUTED = Uncounted("the buffers of routed experts", SMALLER, (False,))
 _MOE = Uncounted("the workspaces of that kernel for experts", UNKNOWN, ("auto",))
 _LINEAR = Uncounted("how that kernel stores weights", UNKNOWN, ("auto",))
 _ATTENTION = Uncounted(
-    "the workspaces and block sizes of another attention backend than vLLM's default", UNKNOWN, ("auto", "AUTO")
+    "the workspaces and block sizes of another attention backend than vLLM's default", KERNELS, ("auto", "AUTO")
 )
 _NODES = Uncounted("the GPUs of other machines", OTHER_GPUS, (False,))
 _DBO = Uncounted("the second half of a batch that runs at the same time", SMALLER, (False, 0))
@@ -141,7 +142,6 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "mamba_ssm_cache_dtype": _STATE_DTYPE,
     "use_replayssm": _REPLAY,
     "replayssm_buffer_len": _REPLAY,
-    "kv_offloading_size": Uncounted("the KV cache in host memory", HOST),
     "kv_offloading_backend": Uncounted("that layers with a window then keep all tokens", FEWER, ("native",)),
     "kv_transfer_config.kv_connector": Uncounted(
         "the buffers of the KV connector, and that with some connectors layers with a window keep all tokens", SMALLER

@@ -9,7 +9,15 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.model.model import Model
-from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
+from vllm_launch.plan.fit import (
+    USEFUL_REQUESTS,
+    USEFUL_TOKENS,
+    Candidate,
+    NoFit,
+    kv_cache_on_host,
+    tightest,
+    watermark_of,
+)
 from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
 from vllm_launch.sizing import kv, memory
 from vllm_launch.sizing.allocator import uses_expandable_segments
@@ -218,10 +226,13 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
 
 
 def _set_memory_reasons(request: PlanRequest, chosen: Candidate) -> Iterator[Reason]:
-    """Yield the reasons of the number of blocks and of the offloaded weights, which only the user sets."""
+    """Yield the reasons of the number of blocks and of what is offloaded, which only the user sets."""
     if (blocks := request.num_gpu_blocks_override) is not None:
         why = "set by you. The KV cache has this many blocks, however much memory is left. One of them stays empty"
         yield Reason(field="num_gpu_blocks_override", value=blocks, why=why, source=Source.YOU)
+    if host := kv_cache_on_host(request, chosen):
+        why = f"set by you. {gib(host)} of host memory on this machine hold KV cache blocks that left the GPU"
+        yield Reason(field="kv_offloading_size", value=request.kv_offloading_size, why=why, source=Source.YOU)
     moved = max(offloaded_by_rank(chosen.placement))
     if moved.host:
         total = sum(on_gpu.pinned for on_gpu in offloaded_on_host(chosen.placement))

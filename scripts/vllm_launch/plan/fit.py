@@ -17,7 +17,7 @@ from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights
-from vllm_launch.units import MIB, gib
+from vllm_launch.units import GIB, MIB, gib
 
 USEFUL_REQUESTS = 16
 USEFUL_TOKENS = 2048
@@ -91,6 +91,14 @@ def watermark_of(request: PlanRequest, candidate: Candidate) -> float:
     longest, tokens = candidate.run_config.max_model_len, candidate.kv_cache.tokens
     can_outgrow = 2 * longest <= tokens < candidate.run_config.max_num_seqs * longest
     return WATERMARK if can_outgrow and candidate.useful and candidate.placement.model.task == "generate" else 0.0
+
+
+def kv_cache_on_host(request: PlanRequest, candidate: Candidate) -> int:
+    """Return the bytes of host memory for KV cache blocks that left the GPU (vllm/config/cache.py:kv_offloading_size).
+
+    Each replica has this memory, shared by its GPUs.
+    """
+    return int(request.kv_offloading_size * GIB) * candidate.layout.data
 
 
 def tightest(gpus: Sequence[Gpu]) -> Gpu:

@@ -18,7 +18,7 @@ from vllm_launch.plan import explain
 from vllm_launch.plan.alternatives import nothing_fits
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.explain import Reason, Rejected
-from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, watermark_of
+from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, kv_cache_on_host, watermark_of
 from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
 from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.kv import KvCache
@@ -86,16 +86,17 @@ def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
     chosen, no_fits = choose(request, hardware, usable, model)
     if chosen is None:
         raise nothing_fits(request, hardware, usable, model, no_fits)
-    _check_host_memory(hardware, chosen)
+    _check_host_memory(request, hardware, chosen)
     return _plan_of(request, hardware, model, chosen, no_fits)
 
 
-def _check_host_memory(hardware: Hardware, chosen: Candidate) -> None:
-    """Refuse a plan whose weights in host memory are larger than the memory that is available there."""
-    host = sum(moved.host for moved in offloaded_on_host(chosen.placement))
+def _check_host_memory(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> None:
+    """Refuse a plan whose weights and KV cache in host memory exceed the memory that is available there."""
+    weights = sum(moved.host for moved in offloaded_on_host(chosen.placement))
+    host = weights + kv_cache_on_host(request, chosen)
     if hardware.cpu and host > hardware.cpu.memory_available:
-        why = f"{gib(host)} of weights would be in host memory, and {gib(hardware.cpu.memory_available)} are available"
-        raise UsageError("weight offloading", why, "offload less, or raise the memory limit")
+        why = f"{gib(host)} would be in host memory, and {gib(hardware.cpu.memory_available)} are available"
+        raise UsageError("offloading", why, "offload less, or raise the memory limit")
 
 
 def _plan_of(

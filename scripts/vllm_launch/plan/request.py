@@ -59,6 +59,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     offload_num_in_group: int = 1
     offload_prefetch_step: int = 1
     offload_params: tuple[str, ...] = ()
+    kv_offloading_size: float = 0  # GiB of host memory for each replica
     num_speculative_tokens: int = 0  # of speculative decoding; 0 without it
     verifies_in_chunks: bool = True  # as in ``RunConfig``
     enable_expert_parallel: bool | None = None

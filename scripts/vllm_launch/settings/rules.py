@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -136,8 +137,12 @@ def _capture_sizes(settings: Settings) -> Iterator[Mistake]:
             yield Mistake(name, f"{name} is also a key of compilation_config", "keep one of them")
         values[name] = engine.get(name) if engine.get(name) is not None else keys.get(name)
     sizes, largest = values["cudagraph_capture_sizes"], values["max_cudagraph_capture_size"]
-    where = "cudagraph_capture_sizes" if "cudagraph_capture_sizes" in settings.origin else "compilation_config"
-    if sizes == []:
+    where = next((name for name in values if name in settings.origin), "compilation_config")
+    if largest is not None and (not isinstance(largest, int) or largest < 0):
+        yield Mistake(where, f"max_cudagraph_capture_size is {largest!r}", "give a whole number of tokens")
+    if sizes is not None and not _are_counts(sizes):
+        yield Mistake(where, f"cudagraph_capture_sizes is {sizes!r}", "give a list of whole numbers of 1 or more")
+    elif sizes == []:
         yield Mistake(
             where, "cudagraph_capture_sizes is empty", "give a size, or set --enforce-eager for no CUDA graphs"
         )
@@ -146,11 +151,16 @@ def _capture_sizes(settings: Settings) -> Iterator[Mistake]:
         yield Mistake(where, problem, "leave max_cudagraph_capture_size out")
 
 
+def _are_counts(values: object) -> bool:
+    """Whether ``values`` is a list of whole numbers of at least 1."""
+    return isinstance(values, list) and all(isinstance(value, int) and value >= 1 for value in values)
+
+
 def _offload(settings: Settings) -> Iterator[Mistake]:
     """Yield numbers that vLLM's offloading refuses (config/offload.py:validate_offload_config)."""
     engine = settings.engine
     group, layers = _whole(settings, "offload_group_size", 0), _whole(settings, "offload_num_in_group", 1)
-    if isinstance(size := engine.get("cpu_offload_gb"), float) and not size >= 0:
+    if isinstance(size := engine.get("cpu_offload_gb"), float) and not 0 <= size < math.inf:
         yield Mistake("cpu_offload_gb", f"cpu_offload_gb is {size}", "give 0 or more GiB")
     if group < 0:
         yield Mistake("offload_group_size", f"offload_group_size is {group}", "give 0 or more layers")

@@ -329,7 +329,7 @@ def test_speculative_decoding_without_a_draft_model_warns_of_none(method):
 def test_an_option_that_changes_memory_and_is_not_planned_is_warned_of_with_its_place():
     [warning] = read("m", {}, "model: m\nattention-config:\n  backend: FLASHINFER\n").warnings
     assert warning.startswith("c.yaml line 2: backend: the plan does not consider the workspaces")
-    assert "smaller or larger than planned" in warning
+    assert "and a GPU can run out of memory" in warning
     [warning] = read("m --enable-eplb").warnings
     assert warning.startswith("flag --enable-eplb: the plan does not consider")
     [warning] = read("m", {"VLLM_MLA_DISABLE": "1"}).warnings
@@ -355,11 +355,16 @@ def test_values_without_an_effect_on_memory_are_not_warned_of(words, environ):
     [
         ("--num-gpu-blocks-override 0", "num_gpu_blocks_override is 0"),
         ("--cpu-offload-gb=-1", "cpu_offload_gb is -1.0"),
+        ("--cpu-offload-gb inf", "cpu_offload_gb is inf"),
         ("--offload-group-size=-1", "offload_group_size is -1"),
         ("--offload-group-size 2 --offload-num-in-group 3", "offload_num_in_group 3 is more than offload_group_size 2"),
         ("--offload-backend prefetch", "offload_num_in_group 1 is more than offload_group_size 0"),
         ("--offload-group-size 2 --offload-num-in-group 0", "offload_num_in_group is 0"),
         ("--offload-group-size 2 --offload-prefetch-step 0", "offload_prefetch_step is 0"),
+        ("--compilation-config.cudagraph_capture_sizes 8", "cudagraph_capture_sizes is 8"),
+        ("--cudagraph-capture-sizes 4 0", "cudagraph_capture_sizes is [4, 0]"),
+        ("--compilation-config.max_cudagraph_capture_size x", "max_cudagraph_capture_size is 'x'"),
+        ("--max-cudagraph-capture-size=-1", "max_cudagraph_capture_size is -1"),
         ("--compilation-config.cudagraph_capture_sizes []", "cudagraph_capture_sizes is empty"),
         (
             "--cudagraph-capture-sizes 1 2 --max-cudagraph-capture-size 4",
