@@ -142,7 +142,9 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "mamba_ssm_cache_dtype": _STATE_DTYPE,
     "use_replayssm": _REPLAY,
     "replayssm_buffer_len": _REPLAY,
-    "kv_offloading_backend": Uncounted("that layers with a window then keep all tokens", FEWER, ("native",)),
+    "kv_offloading_backend": Uncounted(
+        "that layers with a window can keep all tokens with this backend", FEWER, ("native",)
+    ),
     "kv_transfer_config.kv_connector": Uncounted(
         "the buffers of the KV connector, and that with some connectors layers with a window keep all tokens", SMALLER
     ),
