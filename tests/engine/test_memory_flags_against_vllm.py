@@ -89,6 +89,7 @@ CASES = [
     *[("llama", words) for words in [*GRAPHS, *SIZES, *OFFLOADS, "--no-async-scheduling"]],
     *[(model, words) for model in ("bert", "whisper") for words in GRAPHS],
     *[(model, words) for model in ("mistral", "jamba") for words in ["", *CACHES]],
+    ("llama", "--enable-lora --spec-method ngram --spec-tokens 7 --max-num-seqs 1024 --max-num-batched-tokens 8192"),
     *[("mamba", words) for words in ("", "--enable-prefix-caching", "--no-enable-prefix-caching")],
 ]
 GPU = Gpu(

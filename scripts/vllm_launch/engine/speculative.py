@@ -37,7 +37,7 @@ _EXTRA = {
     CUSTOM: "the memory of your own class",
 }
 
-_FLAGS = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+FLAGS = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
 """Options that set one key of speculative_config."""
 
 SUFFIX_TOKENS = 24
@@ -48,7 +48,7 @@ def speculative_config(engine: Mapping[str, object]) -> dict[str, object]:
     """Return the user's speculative_config with the keys that other options set. Empty: no speculative decoding."""
     config = engine.get("speculative_config")
     keys = {str(key).replace("-", "_"): value for key, value in config.items()} if isinstance(config, dict) else {}
-    return keys | {key: engine[dest] for dest, key in _FLAGS.items() if engine.get(dest) is not None}
+    return keys | {key: engine[dest] for dest, key in FLAGS.items() if engine.get(dest) is not None}
 
 
 def method_of(config: Mapping[str, object]) -> str:

@@ -116,20 +116,21 @@ def batch_of(request: PlanRequest, model: Model, default: tuple[int, int]) -> tu
     """Return (max_num_batched_tokens, max_num_seqs): the user's values, or else ``default``.
 
     The default tokens are lowered to what max_num_seqs requests can use. They are raised to max_model_len if one batch
-    must hold a whole prompt (pooling models, or no chunked prefill). The result passes
-    config/scheduler.py:verify_max_model_len.
-    Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args.
+    must hold a whole prompt (pooling models, or no chunked prefill). With adapters a batch must hold all draft tokens
+    of all requests. The result passes config/scheduler.py:verify_max_model_len.
+    Source: vllm/engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args, create_engine_config.
     """
     factor = 2 if request.performance_mode == "throughput" else 1
     seqs = request.max_num_seqs or default[1] * factor
+    tokens_each = 1 + request.num_speculative_tokens if request.enable_lora else 1
     tokens = request.max_num_batched_tokens
     if tokens is None:
         length = request.length or model.max_model_len
         tokens = min(default[0] * factor, seqs * length)
         if request.enable_chunked_prefill is False or model.task == "pooling":
             tokens = max(tokens, length)
-        tokens = max(tokens, request.max_num_seqs or 1)
-    return tokens, request.max_num_seqs or min(seqs, tokens)
+        tokens = max(tokens, (request.max_num_seqs or 1) * tokens_each)
+    return tokens, request.max_num_seqs or max(1, min(seqs, tokens // tokens_each))
 
 
 def without_windows(model: Model) -> Model:

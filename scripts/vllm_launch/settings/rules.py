@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from vllm_launch.engine import allocator, multicast
+from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.engine.values import OBJECT_REMEDY
@@ -112,6 +112,23 @@ def _batch(settings: Settings) -> Iterator[Mistake]:
         problem = f"max_num_seqs {seqs} is more than max_num_batched_tokens"
         remedy = "lower max_num_seqs or raise max_num_batched_tokens: each request in a batch has at least one token"
         yield Mistake("max_num_seqs", problem, remedy)
+
+
+def _speculative(settings: Settings) -> Iterator[Mistake]:
+    """Yield keys that are set twice, and batches that are too small for draft tokens with adapters.
+
+    Source: engine/arg_utils.py (create_speculative_config, create_engine_config).
+    """
+    config = settings.engine.get("speculative_config")
+    keys = {str(key).replace("-", "_") for key in config} if isinstance(config, dict) else set()
+    for dest, key in speculative.FLAGS.items():
+        if settings.engine.get(dest) is not None and key in keys:
+            yield Mistake(dest, f"{key} is also a key of speculative_config", "keep one of them")
+    tokens, each = settings.engine.get("max_num_batched_tokens"), 1 + speculative.draft_tokens(settings.engine)
+    seqs = _whole(settings, "max_num_seqs", 1)
+    if settings.engine.get("enable_lora") and each > 1 and isinstance(tokens, int) and tokens < seqs * each:
+        problem = f"with adapters and draft tokens {seqs} requests need {seqs * each} tokens in a batch, not {tokens}"
+        yield Mistake("max_num_batched_tokens", problem, "raise it, or lower max_num_seqs")
 
 
 def _shutdown(settings: Settings) -> Iterator[Mistake]:
@@ -234,8 +251,8 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _capture_sizes, _offload, _quantization,
-    _executor, _http, _device_ids, _multicast, _certificate, _api_keys, _routes,
+    _counts, _utilization, _length, _ports, _batch, _speculative, _shutdown, _objects, _capture_sizes, _offload,
+    _quantization, _executor, _http, _device_ids, _multicast, _certificate, _api_keys, _routes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 

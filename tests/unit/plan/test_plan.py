@@ -1041,3 +1041,11 @@ def test_without_sliding_windows_requests_are_at_most_as_long_as_the_window():
     assert full.max_model_len == 4096
     assert {layer.kind for layer in full.layers} == {"full"}
     assert without_windows(model()) == model()
+
+
+def test_with_adapters_a_batch_holds_the_draft_tokens_of_all_requests():
+    lora = {"enable_lora": True, "num_speculative_tokens": 15}
+    result = plan(PlanRequest(**lora), machine(1), sized(15))
+    assert (result.max_num_batched_tokens, result.max_num_seqs) == (8192, 512)
+    result = plan(PlanRequest(**lora, max_num_seqs=600), machine(1), sized(15))
+    assert (result.max_num_batched_tokens, result.max_num_seqs) == (9600, 600)

@@ -361,6 +361,14 @@ def test_values_without_an_effect_on_memory_are_not_warned_of(words, environ):
         ("--offload-backend prefetch", "offload_num_in_group 1 is more than offload_group_size 0"),
         ("--offload-group-size 2 --offload-num-in-group 0", "offload_num_in_group is 0"),
         ("--offload-group-size 2 --offload-prefetch-step 0", "offload_prefetch_step is 0"),
+        (
+            "--spec-method ngram --speculative-config.method ngram",
+            "method is also a key of speculative_config",
+        ),
+        (
+            "--enable-lora --spec-method ngram --spec-tokens 4 --max-num-seqs 10 --max-num-batched-tokens 49",
+            "10 requests need 50 tokens in a batch, not 49",
+        ),
         ("--compilation-config.cudagraph_capture_sizes 8", "cudagraph_capture_sizes is 8"),
         ("--cudagraph-capture-sizes 4 0", "cudagraph_capture_sizes is [4, 0]"),
         ("--compilation-config.max_cudagraph_capture_size x", "max_cudagraph_capture_size is 'x'"),
