@@ -22,11 +22,18 @@ def plan_request(settings: Settings) -> PlanRequest:
     fields["fuse_allreduce_rms"] = not settings.no_multicast
     fields["num_speculative_tokens"] = speculative.draft_tokens(engine)
     fields["verifies_in_chunks"] = not speculative.needs_runner_v1(engine)
+    fields["redundant_experts"] = redundant_experts(engine.get("eplb_config"))
     fields["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
     fields["expandable_segments"] = settings.expandable_segments
     fields["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(fields, PlanRequest)
+
+
+def redundant_experts(eplb_config: object) -> int:
+    """Return the number of redundant experts that ``eplb_config`` sets."""
+    count = eplb_config.get("num_redundant_experts") if isinstance(eplb_config, dict) else None
+    return max(0, count) if isinstance(count, int) else 0
 
 
 def with_origins(plan: Plan, settings: Settings) -> Plan:

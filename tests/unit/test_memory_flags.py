@@ -104,3 +104,14 @@ def test_layers_with_a_window_keep_all_tokens_without_the_hybrid_manager():
 def test_a_hybrid_model_without_the_hybrid_manager_is_refused():
     with pytest.raises(UsageError, match="needs vLLM's hybrid KV cache manager"):
         planned("Qwen--Qwen3-Next-80B-A3B-Instruct", "--disable-hybrid-kv-cache-manager", "H200:4")
+
+
+def test_redundant_experts_are_as_many_more_experts_in_each_layer():
+    words = "--enable-expert-parallel --tensor-parallel-size 2 --enable-eplb --eplb-config.num_redundant_experts {}"
+    plain, _ = planned("Qwen--Qwen3-30B-A3B", words.format(0), "H100:2")
+    more, warnings = planned("Qwen--Qwen3-30B-A3B", words.format(32), "H100:2")
+    assert len(warnings) == 1  # of the buffers of load balancing
+    expert = 3 * 2048 * 768 * 2
+    assert more.memory.weights - plain.memory.weights == pytest.approx(48 * 16 * expert, rel=0.01)
+    with pytest.raises(UsageError, match="128 experts and 31 redundant experts are not divisible by the 2 ranks"):
+        planned("Qwen--Qwen3-30B-A3B", words.format(31), "H100:2")

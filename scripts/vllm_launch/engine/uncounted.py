@@ -128,7 +128,6 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "enable_elastic_ep": _ELASTIC,
     "elastic_ep_max_dp_size": _ELASTIC,
     "enable_eplb": Uncounted("the buffers and the counters of expert load balancing", SMALLER, (False,)),
-    "eplb_config.num_redundant_experts": Uncounted("the weights of redundant experts", SMALLER, (0,)),
     "eplb_config.window_size": Uncounted("the counters of expert load balancing", SMALLER, tuple(range(1001))),
     "eplb_config.communicator": Uncounted("the buffers of that communicator", SMALLER),
     "disable_custom_all_reduce": Uncounted("that the buffers of custom all-reduce are missing", LARGER, (False,)),

@@ -61,6 +61,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     offload_params: tuple[str, ...] = ()
     kv_offloading_size: float = 0  # GiB of host memory for each replica
     num_speculative_tokens: int = 0  # of speculative decoding; 0 without it
+    redundant_experts: int = 0  # num_redundant_experts of eplb_config
     verifies_in_chunks: bool = True  # as in ``RunConfig``
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
@@ -223,6 +224,7 @@ def run_of(
         performance_mode=request.performance_mode or "balanced",
         num_speculative_tokens=request.num_speculative_tokens,
         verifies_in_chunks=request.verifies_in_chunks,
+        redundant_experts=request.redundant_experts,
         offload=request.offload,
         language_model_only=request.language_model_only,
         quantization=request.quantization,

@@ -114,6 +114,15 @@ def _batch(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("max_num_seqs", problem, remedy)
 
 
+def _eplb(settings: Settings) -> Iterator[Mistake]:
+    """Yield what expert load balancing lacks (config/parallel.py:ParallelConfig)."""
+    engine, config = settings.engine, settings.engine.get("eplb_config")
+    if engine.get("enable_eplb") and not engine.get("enable_expert_parallel"):
+        yield Mistake("enable_eplb", "expert load balancing needs expert parallelism", "set enable_expert_parallel too")
+    if isinstance(config, dict) and config.get("num_redundant_experts") and not engine.get("enable_eplb"):
+        yield Mistake("eplb_config", "redundant experts need expert load balancing", "set enable_eplb too")
+
+
 def _speculative(settings: Settings) -> Iterator[Mistake]:
     """Yield keys that are set twice, and batches that are too small for draft tokens with adapters.
 
@@ -251,7 +260,7 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _speculative, _shutdown, _objects, _capture_sizes, _offload,
+    _counts, _utilization, _length, _ports, _batch, _eplb, _speculative, _shutdown, _objects, _capture_sizes, _offload,
     _quantization, _executor, _http, _device_ids, _multicast, _certificate, _api_keys, _routes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""

@@ -84,7 +84,7 @@ def problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) 
         *_head_problems(model, layout),
         *_width_problems(model, run, layout),
         *_pipeline_problems(model, layout),
-        *_expert_problems(model, layout),
+        *_expert_problems(model, run, layout),
         *_cache_problems(model, run),
         *_gpu_problems(model, run, layout, gpus),
     ]
@@ -166,14 +166,20 @@ def _pipeline_problems(model: Model, layout: Layout) -> Iterator[str]:
         yield f"{model.architecture} does not support pipeline parallelism"
 
 
-def _expert_problems(model: Model, layout: Layout) -> Iterator[str]:
-    """Yield the problems of expert parallelism (config/model.py:_verify_with_expert_parallelism)."""
+def _expert_problems(model: Model, run: RunConfig, layout: Layout) -> Iterator[str]:
+    """Yield the problems of expert parallelism.
+
+    Source: config/model.py:_verify_with_expert_parallelism, layers/fused_moe/layer.py:FusedMoE.
+    """
     if not layout.expert_parallel:
         return
     if model.experts is None:
         yield "expert parallelism needs a mixture-of-experts model, and this model has no experts"
     elif model.experts.count < expert_ranks(layout):
         yield f"{model.experts.count} experts are fewer than the {expert_ranks(layout)} ranks of expert parallelism"
+    elif run.redundant_experts and (model.experts.count + run.redundant_experts) % expert_ranks(layout):
+        both = f"{model.experts.count} experts and {run.redundant_experts} redundant experts"
+        yield f"{both} are not divisible by the {expert_ranks(layout)} ranks of expert parallelism"
 
 
 def _cache_problems(model: Model, run: RunConfig) -> Iterator[str]:

@@ -36,6 +36,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_speculative_tokens: int = 0
     verifies_in_chunks: bool = True  # False: model runner V1, which verifies all draft tokens at once
     offload: Offload | None = None
+    redundant_experts: int = 0  # copies of experts that balance the load
     language_model_only: bool = False
     quantization: str | None = None  # --quantization, such as "fp8". None: the checkpoint's own
     fuse_allreduce_rms: bool = True  # False if the user disabled it. No effect on one GPU or before Hopper

@@ -85,7 +85,7 @@ def offloaded_on_host(placement: Placement) -> list[Offloaded]:
 
 def _tensor_sizes(placement: Placement) -> Iterator[tuple[Fused, int]]:
     """Yield each tensor of the model and its bytes on a GPU that holds it. Padding depends on the GPU's kernels."""
-    model, run, layout = placement.model, placement.run_config, placement.layout
+    model, run = placement.model, placement.run_config
     quantized_share, padding = _quantized_share(model, run), _padding_factors(placement)
     for fused in fused_tensors(model, run):
         yield (
@@ -93,7 +93,7 @@ def _tensor_sizes(placement: Placement) -> Iterator[tuple[Fused, int]]:
             allocated(
                 sum(
                     math.ceil(
-                        _bytes_per_gpu(part, layout)
+                        _bytes_per_gpu(part, placement)
                         * (quantized_share if _can_be_quantized(part, run) else 1)
                         * padding.get(part.split, 1)
                     )
@@ -155,8 +155,9 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _bytes_per_gpu(part: Part, layout: Layout) -> int:
-    """Return the bytes of ``part`` on one GPU."""
+def _bytes_per_gpu(part: Part, placement: Placement) -> int:
+    """Return the bytes of ``part`` on one GPU. Redundant experts are as many more experts in each layer."""
+    layout, experts = placement.layout, placement.model.experts
     match part.split:
         case "tensor" | "vocab":
             return math.ceil(part.size / layout.tensor)
@@ -165,7 +166,9 @@ def _bytes_per_gpu(part: Part, layout: Layout) -> int:
         case "whole":
             return part.size
         case _:  # experts
-            return math.ceil(part.size / expert_ranks(layout))
+            redundant = placement.run_config.redundant_experts
+            copies = 1 + redundant / experts.count if experts and redundant else 1
+            return math.ceil(part.size * copies / expert_ranks(layout))
 
 
 def _quantized_share(model: Model, run: RunConfig) -> float:

@@ -104,7 +104,7 @@ def test_draft_tokens_are_those_of_the_user_or_vllms_default(engine, tokens):
 
 
 def test_a_warning_names_the_key_of_a_json_option():
-    engine = {"eplb_config": {"num_redundant_experts": 16, "step_interval": 5}, "enable_dbo": False, "nnodes": 1}
+    engine = {"eplb_config": {"window_size": 2000, "step_interval": 5}, "enable_dbo": False, "nnodes": 1}
     [(dest, name, row)] = uncounted(engine)
-    assert (dest, name) == ("eplb_config", "eplb_config.num_redundant_experts")
-    assert "redundant experts" in row.what
+    assert (dest, name) == ("eplb_config", "eplb_config.window_size")
+    assert "load balancing" in row.what

@@ -330,7 +330,7 @@ def test_an_option_that_changes_memory_and_is_not_planned_is_warned_of_with_its_
     [warning] = read("m", {}, "model: m\nattention-config:\n  backend: FLASHINFER\n").warnings
     assert warning.startswith("c.yaml line 2: backend: the plan does not consider the workspaces")
     assert "and a GPU can run out of memory" in warning
-    [warning] = read("m --enable-eplb").warnings
+    [warning] = read("m --enable-eplb --enable-expert-parallel").warnings
     assert warning.startswith("flag --enable-eplb: the plan does not consider")
     [warning] = read("m", {"VLLM_MLA_DISABLE": "1"}).warnings
     assert warning.startswith("environment VLLM_MLA_DISABLE=1: the plan does not consider")
@@ -361,6 +361,8 @@ def test_values_without_an_effect_on_memory_are_not_warned_of(words, environ):
         ("--offload-backend prefetch", "offload_num_in_group 1 is more than offload_group_size 0"),
         ("--offload-group-size 2 --offload-num-in-group 0", "offload_num_in_group is 0"),
         ("--offload-group-size 2 --offload-prefetch-step 0", "offload_prefetch_step is 0"),
+        ("--enable-eplb", "needs expert parallelism"),
+        ("--eplb-config.num_redundant_experts 8", "redundant experts need expert load balancing"),
         (
             "--spec-method ngram --speculative-config.method ngram",
             "method is also a key of speculative_config",
