@@ -12,6 +12,7 @@ PLANNED = frozenset(
         # the split and the batch
         "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel",
         "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "performance_mode",
+        "disable_custom_all_reduce",
         "eplb_config.num_redundant_experts",
         # the KV cache
         "gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "kv_cache_dtype", "block_size",

@@ -130,7 +130,6 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "enable_eplb": Uncounted("the buffers and the counters of expert load balancing", SMALLER, (False,)),
     "eplb_config.window_size": Uncounted("the counters of expert load balancing", SMALLER, tuple(range(1001))),
     "eplb_config.communicator": Uncounted("the buffers of that communicator", SMALLER),
-    "disable_custom_all_reduce": Uncounted("that the buffers of custom all-reduce are missing", LARGER, (False,)),
     "worker_cls": _CUSTOM,
     "worker_extension_cls": _CUSTOM,
     "weight_transfer_config": Uncounted("the buffers that receive new weights", LATE),
