@@ -39,8 +39,7 @@ def test_the_user_decides_on_expandable_segments_on_every_split(choice, layout):
 
 def test_ordinary_segments_lose_a_third_of_the_temporary_memory():
     ordinary, expandable = (
-        placed(model(), run(expandable_segments=choice, enforce_eager=True), Layout(), gpu())
-        for choice in (False, True)
+        placed(model(), run(expandable_segments=choice, compiled=False), Layout(), gpu()) for choice in (False, True)
     )
     assert fragments(expandable, 900 * MIB) == FRAGMENTS
     assert fragments(ordinary, 900 * MIB) == FRAGMENTS + 300 * MIB
