@@ -12,12 +12,16 @@ from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.plan.request import PlanRequest, without_windows
 from vllm_launch.settings.settings import Settings
 
+OTHER_TOKENIZER = ("tokenizer", "tokenizer_mode", "skip_tokenizer_init")
+"""Options with which vLLM does not read the tokenizer of the model, so that the plan does not know its template."""
+
 
 def plan_request(settings: Settings) -> PlanRequest:
     """Return the user settings that the plan must not change."""
     engine = settings.chosen
     fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
     fields["objective"] = settings.launch.objective
+    fields["parsers"] = settings.launch.parsers == "auto"
     fields["fp8_kv"] = settings.launch.quality == "fp8-kv"
     fields["fuse_allreduce_rms"] = not settings.no_multicast
     fields["num_speculative_tokens"] = speculative.draft_tokens(engine)
@@ -61,7 +65,10 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
+        chat_template=text_option(engine.get("chat_template")),
     )
+    if any(engine.get(option) not in {None, "auto", False} for option in OTHER_TOKENIZER):
+        model = msgspec.structs.replace(model, chat=None)
     request = plan_request(settings)
     decided = plan(request, hardware, without_windows(model) if request.disable_sliding_window else model)
     return with_origins(decided, settings)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.model.chat import Chat, read_chat
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
@@ -56,6 +57,7 @@ def build(
     *,
     runner: str | None = None,
     convert: str | None = None,
+    chat_template: str | None = None,
 ) -> Model:
     """Return the model that ``checkpoint`` describes. Pure.
 
@@ -104,7 +106,24 @@ def build(
         quantization=quantization,
         multimodal="multimodal" in architecture.flags or vision is not None,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
+        chat=_chat(root, architecture, checkpoint, task, chat_template),
         warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates),
+    )
+
+
+def _chat(
+    root: Config, architecture: Architecture, checkpoint: Checkpoint, task: str, chat_template: str | None
+) -> Chat | None:
+    """Return how vLLM chats with the model. None also for a model that does not chat: pooling, transcription."""
+    if task == "pooling" or "transcription_only" in architecture.flags:
+        return None
+    return read_chat(
+        checkpoint.files,
+        checkpoint.names,
+        architecture=architecture.name,
+        model_type=root.text("model_type"),
+        multimodal="multimodal" in architecture.flags,
+        chat_template=chat_template,
     )
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import msgspec
+
 from vllm_launch.errors import UsageError
+from vllm_launch.model.chat import NAMED_TEMPLATES
 from vllm_launch.model.config import parse_json, short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.model import Tensor
@@ -20,13 +23,21 @@ HEADER_LIMIT = 100_000_000
 JSON_LIMIT = 256 * 2**20
 """Upper limit of a config or an index, in bytes. The largest known index has a tenth of it."""
 
-SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json")
+SMALL_FILES = (
+    "hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json", "chat_template.jinja",
+    "chat_template.json", "processor_config.json", "added_tokens.json",
+)  # fmt: skip
+TOKENIZER = "tokenizer.json"
 OTHER_WEIGHTS = {"bin": "PyTorch pickles", "pt": "PyTorch pickles", "pth": "PyTorch pickles", "gguf": "GGUF"}
 DOWNLOAD_AGAIN = "download the file again (`hf download`)"
 
 
 class Checkpoint:
-    """The files of one checkpoint: ``files`` are its JSON files by name, ``tensors`` is None if it has no weights."""
+    """The files of one checkpoint.
+
+    ``files`` are its small files by name, as JSON objects. ``tensors`` is None if it has no weights. ``names`` are the
+    names of all files that are known.
+    """
 
     def __init__(
         self,
@@ -34,8 +45,10 @@ class Checkpoint:
         files: dict[str, dict[str, Any]],
         tensors: tuple[Tensor, ...] | None,
         warnings: Sequence[str],
+        names: Iterable[str] = (),
     ) -> None:
         self.path, self.files, self.tensors, self.warnings = path, files, tensors, tuple(warnings)
+        self.names = frozenset(names)
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -56,8 +69,13 @@ def read_folder(folder: Path) -> Checkpoint:
     for name in SMALL_FILES:
         if (folder / name).is_file():
             files[name] = read_small(folder / name)
+    if (folder / TOKENIZER).is_file():
+        files[TOKENIZER] = read_tokenizer(folder / TOKENIZER)
+    if (templates := folder / NAMED_TEMPLATES).is_dir():
+        files[NAMED_TEMPLATES] = {path.stem: read_template(path)["text"] for path in sorted(templates.glob("*.jinja"))}
+    present = [path.name for path in _list_files(folder)]
     if names := shards(folder):
-        return Checkpoint(folder, files, read_headers([folder / name for name in names]), ())
+        return Checkpoint(folder, files, read_headers([folder / name for name in names]), (), present)
     suffixes = sorted({path.suffix[1:] for path in _list_files(folder)} & OTHER_WEIGHTS.keys())
     suffixes = [
         suffix
@@ -68,20 +86,48 @@ def read_folder(folder: Path) -> Checkpoint:
         formats = " and ".join(sorted({OTHER_WEIGHTS[suffix] for suffix in suffixes}))
         remedy = "convert it to safetensors (transformers' save_pretrained), or use the model's safetensors checkpoint"
         raise UsageError(f"model {folder}", f"its weights are {formats}, not safetensors", remedy)
-    return Checkpoint(folder, files, None, ())
+    return Checkpoint(folder, files, None, (), present)
 
 
 def read_small(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``. The list in sentence-transformers' modules.json becomes ``{"modules": …}``.
 
+    The text of a Jinja template becomes ``{"text": …}``.
+
     Raises:
         UsageError: the file cannot be read, or holds something else.
     """
+    if path.suffix == ".jinja":
+        return read_template(path)
     return (
         parse_json(b'{"modules": %b}' % path.read_bytes(), str(path))
         if path.name == "modules.json"
         else read_json(path)
     )
+
+
+def read_template(path: Path) -> dict[str, Any]:
+    """Return the text of a Jinja template as ``{"text": …}``."""
+    try:
+        return {"text": _read_bytes(path, JSON_LIMIT).decode()}
+    except UnicodeDecodeError as error:
+        raise UsageError(str(path), f"is not UTF-8 ({error.reason} at byte {error.start})", DOWNLOAD_AGAIN) from None
+
+
+class _Tokenizer(msgspec.Struct):
+    added_tokens: list[dict[str, Any]] = []
+
+
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """Return ``{"added_tokens": […]}`` of a tokenizer.json, without its vocabulary of up to 30 MB.
+
+    Raises:
+        UsageError: the file cannot be read, or is not JSON of this form.
+    """
+    try:
+        return {"added_tokens": msgspec.json.decode(_read_bytes(path, JSON_LIMIT), type=_Tokenizer).added_tokens}
+    except msgspec.DecodeError as error:
+        raise UsageError(str(path), f"is not a tokenizer's JSON ({str(error)[:120]})", DOWNLOAD_AGAIN) from None
 
 
 def shards(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.build import build
-from vllm_launch.model.checkpoint import Checkpoint, read_folder, shards
+from vllm_launch.model.checkpoint import Checkpoint, read_folder, read_template, shards
 from vllm_launch.model.model import Model
 
 
@@ -22,19 +22,34 @@ def read_model(
     hf_overrides: Mapping[str, Any] | None = None,
     runner: str | None = None,
     convert: str | None = None,
+    chat_template: str | None = None,
 ) -> Model:
     """Return the model of the folder or hub id ``name``, without reading weights.
 
     ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides``,
-    ``runner`` and ``convert`` are the values of vLLM's options. In the result, ``tensors_from`` is "safetensors" if
+    ``runner`` and ``convert`` are the values of vLLM's options. ``chat_template`` is that of vLLM's
+    option: a file, or Jinja itself. In the result, ``tensors_from`` is "safetensors" if
     tensor sizes come from safetensors headers, and "config" if they are derived from config.json.
 
     Raises:
         UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.
     """
     return build(
-        name, open_checkpoint(name, revision=revision, token=token), hf_overrides or {}, runner=runner, convert=convert
+        name,
+        open_checkpoint(name, revision=revision, token=token),
+        hf_overrides or {},
+        runner=runner,
+        convert=convert,
+        chat_template=None if chat_template is None else _template_source(chat_template),
     )
+
+
+def _template_source(option: str) -> str:
+    """Return the Jinja source of --chat-template, or "" if no file here has it (renderers/chat_utils.py)."""
+    if any(sign in option for sign in "{}\n"):
+        return option
+    path = Path(option)
+    return read_template(path)["text"] if path.is_file() else ""
 
 
 def open_checkpoint(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:

@@ -47,7 +47,8 @@ class Source(StrEnum):
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """The reason for one value of the plan.
 
-    ``field`` is a vLLM option by dest, or "kv_cache", which is not an option. ``origin`` is where the user set the
+    ``field`` is a vLLM option by dest, or "kv_cache", which is not an option. ``value`` is None if the plan does not
+    set the option. ``origin`` is where the user set the
     value, such as "flag --max-model-len". It is None if the user did not set it.
     """
 

@@ -17,6 +17,7 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
 from vllm_launch.plan.alternatives import nothing_fits
 from vllm_launch.plan.choose import choose
+from vllm_launch.plan.clients import clients
 from vllm_launch.plan.explain import Reason, Rejected
 from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, kv_cache_on_host, watermark_of
 from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
@@ -103,6 +104,7 @@ def _plan_of(
     request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate, no_fits: Sequence[NoFit]
 ) -> Plan:
     layout, run = chosen.layout, chosen.run_config
+    for_clients = clients(request, model)
     return Plan(
         model=model.name,
         objective=request.objective,
@@ -118,11 +120,16 @@ def _plan_of(
         watermark=watermark_of(request, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
-        options=_options(request, chosen),
+        options=_options(request, chosen) | dict(for_clients.options),
         env=_environment(request, hardware, chosen),
-        reasons=explain.reasons(request, hardware, model, chosen),
+        reasons=[*explain.reasons(request, hardware, model, chosen), *for_clients.reasons],
         rejected=[Rejected(plan=no_fit.layout.title, why=no_fit.why) for no_fit in no_fits],
-        warnings=[*hardware.warnings, *model.warnings, *explain.warnings(request, hardware, model, chosen)],
+        warnings=[
+            *hardware.warnings,
+            *model.warnings,
+            *explain.warnings(request, hardware, model, chosen),
+            *for_clients.warnings,
+        ],
     )
 
 

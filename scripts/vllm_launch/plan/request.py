@@ -29,6 +29,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     objective: Objective = "throughput"
     fp8_kv: bool = False  # launch.quality: the plan may choose an FP8 cache
+    parsers: bool = True  # launch.parsers: the plan may choose parsers of reasoning and tool calls
     fuse_allreduce_rms: bool = True  # False if vLLM must not use NVLink multicast
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
@@ -71,6 +72,10 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
+    chat_template: str | None = None
+    tool_call_parser: str | None = None
+    enable_auto_tool_choice: bool | None = None
+    reasoning_parser: str | None = None
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or --hf-overrides: do not check the length
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, overrides kv_cache_memory_bytes
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS

@@ -62,6 +62,8 @@ def _source_text(reason: Reason) -> str:
 
 
 def _value_text(value: object) -> str:
+    if value is None:
+        return "not set"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

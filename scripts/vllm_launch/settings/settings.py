@@ -70,6 +70,13 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Literal["lossless", "fp8-kv"],
         _about("lossless: keep the checkpoint's dtypes; fp8-kv: the plan may use an FP8 KV cache"),
     ] = "lossless"
+    parsers: Annotated[
+        Literal["auto", "off"],
+        _about(
+            "auto: the plan sets the parsers of reasoning and tool calls that vLLM has for the model's family, unless "
+            "you set them; off: it sets none"
+        ),
+    ] = "auto"
     nvlink_multicast: Annotated[
         Literal["auto", "off"],
         _about(
