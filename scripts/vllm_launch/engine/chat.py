@@ -57,7 +57,6 @@ class ParserRule(msgspec.Struct, frozen=True, kw_only=True):
 class ChatTable(msgspec.Struct, frozen=True, kw_only=True):
     """The content of chat.json."""
 
-    vllm: str
     native: tuple[str, ...]  # architectures whose prompts vLLM writes in Python (config/model.py: tokenizer_mode)
     fallbacks: tuple[str, ...]  # model types for which vLLM has a template (transformers_utils/chat_templates)
     tool_call_parsers: tuple[ParserRule, ...]

@@ -98,8 +98,11 @@ def added_tokens(files: Mapping[str, Mapping[str, Any]]) -> frozenset[str] | Non
 
 def _tokenizer_templates(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the tokenizer's templates by name (transformers/tokenization_utils_base.py:from_pretrained)."""
-    if TEMPLATE_FILE in files:
-        return {**_texts(files.get(NAMED_TEMPLATES, {})), **_texts({"default": files[TEMPLATE_FILE].get("text")})}
+    if files.keys() & {TEMPLATE_FILE, NAMED_TEMPLATES}:
+        return {
+            **_texts(files.get(NAMED_TEMPLATES, {})),
+            **_texts({"default": files.get(TEMPLATE_FILE, {}).get("text")}),
+        }
     stored = files.get("tokenizer_config.json", {}).get("chat_template")
     if isinstance(stored, list):
         stored = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, Mapping)}

@@ -73,17 +73,18 @@ def _no_template(model: Model) -> str:
     )
 
 
-def _rule(rules: Sequence[ParserRule], model: Model, chat: Chat) -> ParserRule | None:
-    return next((rule for rule in rules if rule.matches(model.architecture, chat.template, chat.whole_prompt)), None)
+def _matching(rules: Sequence[ParserRule], model: Model, chat: Chat) -> list[ParserRule]:
+    return [rule for rule in rules if rule.matches(model.architecture, chat.template, chat.whole_prompt)]
 
 
 def _tools(model: Model, chat: Chat) -> Choice:
     """Return the parser of the format in which the model writes tool calls."""
     if chat.renderer == "Mistral":
         return Choice("mistral", "Mistral's tokenizer writes tool calls as [TOOL_CALLS], and this parser reads them")
-    rule = _rule(chat_table().tool_call_parsers, model, chat)
-    if rule is None:
+    rules = _matching(chat_table().tool_call_parsers, model, chat)
+    if not rules:
         return NONE
+    rule = rules[0]
     if rule.parser is None:
         return Choice(None, f"the template writes tool calls as {rule.family}", rule.need)
     if not chat.shows_tools:
@@ -98,25 +99,28 @@ def _reasoning(model: Model, chat: Chat) -> Choice:
     With a parser on a model that does not think, vLLM reports the whole answer as reasoning, and waits for the end of
     reasoning before it enforces a JSON schema (v1/structured_output/__init__.py:should_fill_bitmask).
     """
-    rule = _rule(chat_table().reasoning_parsers, model, chat)
-    if rule is None or rule.parser is None:
+    rules = _matching(chat_table().reasoning_parsers, model, chat)
+    if not rules:
         return NONE
     if chat.renderer != "template":
-        return Choice(rule.parser, f"reads the reasoning of {rule.family}")
+        return Choice(rules[0].parser, f"reads the reasoning of {rules[0].family}")
     if not chat.whole_prompt:
         return Choice(None, "the chat template raises an error for a simple question")
-    state = thinking(chat, rule.tags)
-    if rule.thinking and state not in rule.thinking:
-        return Choice(None, NOT_THINKING[state].format(*rule.tags))
-    return _if_tokens(rule, chat, f"{THINKS.get(state, 'reads the reasoning of {0}').format(rule.family, *rule.tags)}")
+    for rule in rules:
+        state = thinking(chat, rule.tags)
+        if not rule.thinking or state in rule.thinking:
+            return _if_tokens(rule, chat, f"reads the reasoning of {rule.family}{THINKS[state].format(*rule.tags)}")
+    return Choice(None, NOT_THINKING[thinking(chat, rules[0].tags)].format(*rules[0].tags))
 
 
-THINKS: dict[str, str] = {
-    "opened": "{0}: each prompt ends with {1}, so the model starts with reasoning",
-    "switchable": "{0}: the model writes {1} itself, unless a request sets enable_thinking to false",
+THINKS: dict[Thinking, str] = {
+    "opened": ": each prompt ends with {0}",
+    "switchable": ": the model writes {0} itself, unless a request sets enable_thinking to false",
+    "closed": ", which a request can switch on",
+    "unmarked": ", which the model begins itself",
 }
-NOT_THINKING: dict[str, str] = {
-    "opened": "prompts end with {0}, and vLLM's parser would take reasoning for the answer",
+NOT_THINKING: dict[Thinking, str] = {
+    "opened": "prompts end with {0}, and the parser would take reasoning for the answer",
     "closed": "thinking is off by default (prompts end with {1}), and the parser would take answers for reasoning",
     "switchable": "a request can switch thinking off, and the parser would then take answers for reasoning",
     "unmarked": "prompts do not open {0}, and the parser would take plain answers for reasoning",

@@ -40,6 +40,7 @@ def test_every_setting_is_a_flag_over_the_environment_over_the_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
         "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
+        "parsers": ("off", "auto", "off"),
         "greet": ("true", "false", "true"), "log_format": ("json", "text", "json"), "gpu_fault_kills": ("true", "false", "true"),
         "allowed_routes": ("/a", "/b,/c", "/d"),
     }.get(field, ("11", "12", "13"))  # fmt: skip
