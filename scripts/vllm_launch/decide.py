@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from vllm_launch.engine import speculative
@@ -62,10 +64,11 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         settings.model,
         revision=text_option(engine.get("revision")),
         token=text_option(engine.get("hf_token")),
-        hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
+        hf_overrides=object_option(engine.get("hf_overrides")),
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
         chat_template=text_option(engine.get("chat_template")),
+        chat_template_kwargs=object_option(engine.get("default_chat_template_kwargs")),
     )
     if any(engine.get(option) not in {None, "auto", False} for option in OTHER_TOKENIZER):
         model = msgspec.structs.replace(model, chat=None)
@@ -77,3 +80,8 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
 def text_option(value: object) -> str | None:
     """Return ``value`` if it is text, else None (the option is not set)."""
     return value if isinstance(value, str) else None
+
+
+def object_option(value: object) -> dict[str, Any] | None:
+    """Return ``value`` if it is a JSON object, else None (the option is not set)."""
+    return value if isinstance(value, dict) else None

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 THINK = ("<think>", "</think>")
 DEEPSEEK = (
@@ -49,7 +49,6 @@ class Family(NamedTuple):
     reasoning: str | None = None
     tokens: tuple[str, ...] = ()
     output: str = ""
-    files: dict[str, Any] = {}
 
 
 FAMILIES = (
@@ -178,7 +177,7 @@ FAMILIES = (
         "",
         "deepseek_v32",
         "deepseek_v3",
-        THINK,
+        (*THINK, "｜DSML｜"),
         '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
     ),
     Family(
@@ -187,7 +186,7 @@ FAMILIES = (
         "",
         "deepseek_v4",
         "deepseek_v4",
-        THINK,
+        (*THINK, "｜DSML｜"),
         'I look.</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
     ),
     Family("gpt-oss", "GptOssForCausalLM", "", "openai", "openai_gptoss"),
@@ -370,7 +369,7 @@ FAMILIES = (
         template(JSON_CALL, OPENS, marks="</think>"),
         "ernie45",
         "ernie45",
-        THINK,
+        (*THINK, "<tool_call>", "</tool_call>"),
         f"I look.\n</think>\n\n{JSON_CALL}",
     ),
     Family(
@@ -408,15 +407,6 @@ FAMILIES = (
         None,
         (),
         '<|action_start|><|plugin|>{"name": "weather", "parameters": {"city": "Rome"}}<|action_end|>',
-    ),
-    Family(
-        "Phi-4-mini with vLLM's template",
-        "Phi3ForCausalLM",
-        template("functools[…]"),
-        "phi4_mini_json",
-        None,
-        (),
-        'functools[{"name": "weather", "arguments": {"city": "Rome"}}]',
     ),
     Family("Phi-4-mini", "Phi3ForCausalLM", template(marks="<|tool|>"), None, None, ()),
     Family(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
-from vllm_launch.model.chat import Chat, read_chat
+from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
@@ -22,6 +22,8 @@ from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
+
+NO_CHOICE = UserChat()
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 100_000
@@ -57,7 +59,7 @@ def build(
     *,
     runner: str | None = None,
     convert: str | None = None,
-    chat_template: str | None = None,
+    user_chat: UserChat = NO_CHOICE,
 ) -> Model:
     """Return the model that ``checkpoint`` describes. Pure.
 
@@ -106,24 +108,10 @@ def build(
         quantization=quantization,
         multimodal="multimodal" in architecture.flags or vision is not None,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
-        chat=_chat(root, architecture, checkpoint, task, chat_template),
+        chat=None
+        if task == "pooling"
+        else read_chat(checkpoint.files, checkpoint.names, architecture, root.text("model_type"), user_chat),
         warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates),
-    )
-
-
-def _chat(
-    root: Config, architecture: Architecture, checkpoint: Checkpoint, task: str, chat_template: str | None
-) -> Chat | None:
-    """Return how vLLM chats with the model. None also for a model that does not chat: pooling, transcription."""
-    if task == "pooling" or "transcription_only" in architecture.flags:
-        return None
-    return read_chat(
-        checkpoint.files,
-        checkpoint.names,
-        architecture=architecture.name,
-        model_type=root.text("model_type"),
-        multimodal="multimodal" in architecture.flags,
-        chat_template=chat_template,
     )
 
 

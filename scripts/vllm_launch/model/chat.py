@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vllm_launch.engine.architectures import Architecture
 from vllm_launch.engine.chat import chat_table
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -30,37 +31,48 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""  # its source for a request with tools
     whole_prompt: str = ""  # of one question, with the template's defaults; "" if the template raises an error
     prompt: str = ""  # the part of it after the user's words
+    prompt_as_set: str = ""  # the same part with the user's --default-chat-template-kwargs
     prompt_without_thinking: str = ""  # the same part with ``enable_thinking: false``
     shows_tools: bool = False  # the prompt of a request with tools has their names
     tokens: frozenset[str] | None = None  # the added tokens of the tokenizer, None: unknown
 
 
+class UserChat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user sets for chats.
+
+    ``template``: the source of --chat-template, "" if it is unknown, None if it is not set. ``variables``:
+    --default-chat-template-kwargs.
+    """
+
+    template: str | None = None
+    variables: Mapping[str, Any] = {}
+
+
 def read_chat(
     files: Mapping[str, Mapping[str, Any]],
     names: Iterable[str],
-    *,
-    architecture: str,
+    architecture: Architecture,
     model_type: str,
-    multimodal: bool,
-    chat_template: str | None = None,
+    user: UserChat,
 ) -> Chat | None:
-    """Return how vLLM chats with a model, or None if its files do not tell.
+    """Return how vLLM chats with a model, or None if its files do not tell or if it only transcribes.
 
     ``files``: the small files of the checkpoint. ``names``: the names of all its files. ``model_type``: config.json's
-    own. ``chat_template``: the source of the user's --chat-template, "" if it is unknown.
-    Source: vllm/renderers/hf.py:resolve_chat_template, vllm/config/model.py (tokenizer_mode).
+    own. Source: vllm/renderers/hf.py:resolve_chat_template, vllm/config/model.py (tokenizer_mode).
     """
+    if "transcription_only" in architecture.flags:
+        return None
     tokens = added_tokens(files)
-    if chat_template is not None:
-        return _with_template(chat_template, chat_template, tokens) if chat_template else None
-    if architecture in chat_table().native:
+    if user.template is not None:
+        return _with_template(user.template, user.template, tokens, user.variables) if user.template else None
+    if architecture.name in chat_table().native:
         return Chat(renderer="vLLM", shows_tools=True, tokens=tokens)
     if has_mistral_tokenizer(names):
         return Chat(renderer="Mistral", shows_tools=True, tokens=tokens)
     own = _tokenizer_templates(files)
-    template = (_processor_template(files) if multimodal else None) or own.get("default")
+    template = (_processor_template(files) if "multimodal" in architecture.flags else None) or own.get("default")
     if template is not None:
-        return _with_template(template, own.get("tool_use") or own.get("default") or "", tokens)
+        return _with_template(template, own.get("tool_use") or own.get("default") or "", tokens, user.variables)
     return _without_template(files.get("tokenizer_config.json"), model_type, tokens)
 
 
@@ -120,7 +132,7 @@ def _texts(templates: Mapping[Any, Any]) -> dict[str, str]:
     return {name: text for name, text in templates.items() if isinstance(text, str) and text}
 
 
-def _with_template(chat: str, with_tools: str, tokens: frozenset[str] | None) -> Chat:
+def _with_template(chat: str, with_tools: str, tokens: frozenset[str] | None, variables: Mapping[str, Any]) -> Chat:
     from vllm_launch.model.template import QUESTION, TOOL, prompts_of  # noqa: PLC0415 - jinja2 is slow to import
 
     def answer_start(text: str) -> str:
@@ -134,6 +146,7 @@ def _with_template(chat: str, with_tools: str, tokens: frozenset[str] | None) ->
         renderer="template",
         template=with_tools or chat,
         prompt=answer_start(prompt),
+        prompt_as_set=answer_start(render(**variables) or ""),
         prompt_without_thinking=answer_start(render(enable_thinking=False) or ""),
         whole_prompt=prompt,
         shows_tools=with_tool is not None and "get_the_weather" in with_tool,

@@ -25,18 +25,10 @@ from huggingface_hub.errors import (
 )
 
 from vllm_launch.errors import UsageError
-from vllm_launch.model.checkpoint import (
-    SMALL_FILES,
-    TOKENIZER,
-    Checkpoint,
-    read_headers,
-    read_json,
-    read_small,
-    read_tokenizer,
-    shard_names,
-)
+from vllm_launch.model.checkpoint import SMALL_FILES, TOKENIZER, Checkpoint, read_headers, shard_names
 from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
+from vllm_launch.model.files import read_json, read_small, read_tokenizer
 from vllm_launch.model.model import Tensor
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.build import build
-from vllm_launch.model.checkpoint import Checkpoint, read_folder, read_template, shards
+from vllm_launch.model.chat import UserChat
+from vllm_launch.model.checkpoint import Checkpoint, read_folder, shards
+from vllm_launch.model.files import read_template
 from vllm_launch.model.model import Model
 
 
@@ -23,13 +25,14 @@ def read_model(
     runner: str | None = None,
     convert: str | None = None,
     chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Model:
     """Return the model of the folder or hub id ``name``, without reading weights.
 
     ``revision`` and ``token`` are for the hub. Token None means HF_TOKEN or the stored login. ``hf_overrides``,
-    ``runner`` and ``convert`` are the values of vLLM's options. ``chat_template`` is that of vLLM's
-    option: a file, or Jinja itself. In the result, ``tensors_from`` is "safetensors" if
-    tensor sizes come from safetensors headers, and "config" if they are derived from config.json.
+    ``runner``, ``convert`` and ``chat_template`` are the values of vLLM's options, ``chat_template_kwargs`` that of
+    --default-chat-template-kwargs. In the result, ``tensors_from`` is "safetensors" if tensor sizes come from
+    safetensors headers, and "config" if they are derived from config.json.
 
     Raises:
         UsageError: the model does not exist, cannot be read, has broken files, or vLLM does not run it.
@@ -40,7 +43,10 @@ def read_model(
         hf_overrides or {},
         runner=runner,
         convert=convert,
-        chat_template=None if chat_template is None else _template_source(chat_template),
+        user_chat=UserChat(
+            template=None if chat_template is None else _template_source(chat_template),
+            variables=chat_template_kwargs or {},
+        ),
     )
 
 

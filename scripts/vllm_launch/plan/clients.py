@@ -40,7 +40,7 @@ def clients(request: PlanRequest, model: Model) -> Clients:
     if chat is None:
         return Clients({}, (), ())
     if chat.renderer == "none":
-        return Clients({}, (), () if request.chat_template else (_no_template(model),))
+        return Clients({}, (), (_no_template(model),))
     if not request.parsers or OWN_FORMAT in {request.tool_call_parser, request.reasoning_parser}:
         return Clients({}, (), ())
     options: dict[str, object] = {}
@@ -107,8 +107,8 @@ def _reasoning(model: Model, chat: Chat) -> Choice:
     if not chat.whole_prompt:
         return Choice(None, "the chat template raises an error for a simple question")
     for rule in rules:
-        state = thinking(chat, rule.tags)
-        if not rule.thinking or state in rule.thinking:
+        states = (thinking(chat, rule.tags), _end(chat.prompt_as_set, rule.tags))
+        if state := next((state for state in states if not rule.thinking or state in rule.thinking), None):
             return _if_tokens(rule, chat, f"reads the reasoning of {rule.family}{THINKS[state].format(*rule.tags)}")
     return Choice(None, NOT_THINKING[thinking(chat, rules[0].tags)].format(*rules[0].tags))
 

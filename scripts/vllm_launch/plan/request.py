@@ -72,7 +72,6 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cudagraph_capture_size: int | None = None
     enable_chunked_prefill: bool | None = None
     performance_mode: str | None = None
-    chat_template: str | None = None
     tool_call_parser: str | None = None
     enable_auto_tool_choice: bool | None = None
     reasoning_parser: str | None = None

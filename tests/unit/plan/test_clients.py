@@ -10,26 +10,25 @@ import builders
 import pytest
 from chat_families import FAMILIES, HYBRID, JSON_CALL, OFF_UNLESS_ON, OPENS, THINK, Family, template
 
+from vllm_launch.engine.architectures import resolve
 from vllm_launch.engine.chat import chat_table
 from vllm_launch.engine.options import options
-from vllm_launch.model.chat import read_chat
+from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.plan.clients import Clients, clients
 from vllm_launch.plan.request import PlanRequest
 
 QWEN3 = Family("Qwen3", "Qwen3ForCausalLM", template(JSON_CALL, HYBRID), "hermes", "qwen3", THINK)
 
 
-def decided(family: Family, request: PlanRequest | None = None, **more: Any) -> Clients:
+def decided(family: Family, request: PlanRequest | None = None, **variables: Any) -> Clients:
     files: dict[str, Any] = {
         "tokenizer_config.json": {"added_tokens_decoder": {str(n): {"content": t} for n, t in enumerate(family.tokens)}}
     }
     if family.template:
         files["chat_template.jinja"] = {"text": family.template}
     names = ("consolidated.safetensors", "tekken.json") if "own tokenizer" in family.name else ()
-    multimodal = "ForConditionalGeneration" in family.architecture
-    chat = read_chat(
-        files, names, architecture=family.architecture, model_type="", **{"multimodal": multimodal, **more}
-    )
+    architecture, _ = resolve([family.architecture], "config.json", custom_code=False)
+    chat = read_chat(files, names, architecture, "", UserChat(variables=variables))
     return clients(request or PlanRequest(), builders.model(architecture=family.architecture, chat=chat))
 
 
@@ -86,6 +85,15 @@ def test_a_model_that_does_not_think_by_default_gets_a_reason_and_no_parser() ->
     assert (
         why == "thinking is off by default (prompts end with </think>), and the parser would take answers for reasoning"
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "variables"), [(OFF_UNLESS_ON, {"enable_thinking": True}), (HYBRID, {"enable_thinking": False})]
+)
+def test_the_parser_is_set_if_the_template_or_the_users_default_lets_the_model_think(
+    start: str, variables: dict[str, bool]
+) -> None:
+    assert decided(QWEN3._replace(template=template("", start)), **variables).options == {"reasoning_parser": "qwen3"}
 
 
 def test_a_parser_whose_token_the_tokenizer_lacks_would_stop_vllm_so_it_is_not_set() -> None:
