@@ -54,7 +54,7 @@ def clients(request: PlanRequest, model: Model) -> Clients:
             reasons.append(Reason(field=dest, value=choice.parser, why=choice.why, source=Source.MODEL))
         if choice.need:
             warnings.append(f"{model.name}: {choice.why}; {choice.need}")
-    if tools.parser is not None:
+    if tools.parser is not None and request.enable_auto_tool_choice is None:
         options["enable_auto_tool_choice"] = True
         why = "lets the model decide to call a tool. Without it vLLM refuses a request with tools"
         reasons.append(Reason(field="enable_auto_tool_choice", value=True, why=why, source=Source.LAUNCHER))
@@ -80,17 +80,17 @@ def _matching(rules: Sequence[ParserRule], model: Model, chat: Chat) -> list[Par
 def _tools(model: Model, chat: Chat) -> Choice:
     """Return the parser of the format in which the model writes tool calls."""
     if chat.renderer == "Mistral":
-        return Choice("mistral", "Mistral's tokenizer writes tool calls as [TOOL_CALLS], and this parser reads them")
+        return Choice("mistral", "reads the tool calls that Mistral's tokenizer marks with [TOOL_CALLS]")
     rules = _matching(chat_table().tool_call_parsers, model, chat)
     if not rules:
         return NONE
     rule = rules[0]
     if rule.parser is None:
-        return Choice(None, f"the template writes tool calls as {rule.family}", rule.need)
+        return Choice(None, f"writes tool calls as {rule.family}", rule.need)
     if not chat.shows_tools:
         why = "the chat template does not show a request's tools to the model"
         return Choice(None, why, rule.need) if rule.need else NONE
-    return _if_tokens(rule, chat, f"its template writes tool calls as {rule.family}, and this parser reads them")
+    return _if_tokens(rule, chat, f"reads the tool calls of {rule.family}")
 
 
 def _reasoning(model: Model, chat: Chat) -> Choice:

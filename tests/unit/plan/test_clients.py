@@ -4,18 +4,27 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import builders
 import pytest
 from chat_families import FAMILIES, HYBRID, JSON_CALL, OFF_UNLESS_ON, OPENS, THINK, Family, template
 
+from vllm_launch.decide import decide
 from vllm_launch.engine.architectures import resolve
 from vllm_launch.engine.chat import chat_table
 from vllm_launch.engine.options import options
+from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.plan.clients import Clients, clients
+from vllm_launch.plan.plan import Plan
 from vllm_launch.plan.request import PlanRequest
+from vllm_launch.settings.flags import parse_flags
+from vllm_launch.settings.read import read_settings
+
+PUBLIC = Path(__file__).parents[2] / "data" / "models"
 
 QWEN3 = Family("Qwen3", "Qwen3ForCausalLM", template(JSON_CALL, HYBRID), "hermes", "qwen3", THINK)
 
@@ -77,7 +86,7 @@ def test_the_users_own_choice_is_kept(chosen: dict[str, Any], expected: dict[str
 
 def test_auto_tool_choice_without_a_parser_gets_the_familys_parser() -> None:
     plan = decided(QWEN3, PlanRequest(enable_auto_tool_choice=True))
-    assert plan.options["tool_call_parser"] == "hermes"
+    assert plan.options == {"reasoning_parser": "qwen3", "tool_call_parser": "hermes"}
 
 
 def test_a_model_that_does_not_think_by_default_gets_a_reason_and_no_parser() -> None:
@@ -129,3 +138,54 @@ def test_a_model_without_a_chat_template_is_told_before_the_start() -> None:
         "let clients use /v1/completions"
     )
     assert (plan.options, plan.reasons) == ({}, ())
+
+
+@pytest.fixture
+def qwen3(tmp_path: Path) -> Path:
+    """A folder with Qwen3's config.json, template and tokens."""
+    (tmp_path / "config.json").write_text((PUBLIC / "Qwen--Qwen3-30B-A3B" / "config.json").read_text())
+    (tmp_path / "chat_template.jinja").write_text(QWEN3.template)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": token} for token in THINK]}))
+    return tmp_path
+
+
+def decided_for(words: str, environment: dict[str, str] | None = None) -> Plan:
+    return decide(read_settings(parse_flags(words.split()), environment or {}), parse_hardware_name("H100:1"))
+
+
+OURS = ("reasoning_parser", "tool_call_parser", "enable_auto_tool_choice")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        ("", {}, ("qwen3", "hermes", True)),
+        ("--launch-parsers off", {}, (None, None, None)),
+        ("", {"LAUNCH_PARSERS": "off"}, (None, None, None)),
+        ("--reasoning-parser=mine", {}, (None, "hermes", True)),
+        ("--tool-call-parser=mine", {}, ("qwen3", None, None)),
+        ("--tokenizer=another/model", {}, (None, None, None)),
+        ("--tokenizer-mode=auto", {}, ("qwen3", "hermes", True)),
+        ("--runner=pooling", {}, (None, None, None)),
+    ],
+)
+def test_settings_decide_on_the_parsers(
+    qwen3: Path, words: str, environment: dict[str, str], expected: tuple[object, ...]
+) -> None:
+    plan = decided_for(f"{qwen3} {words}", environment)
+    assert tuple(plan.options.get(name) for name in OURS) == expected
+    assert {reason.field for reason in plan.reasons} & {*OURS} == {*OURS} & plan.options.keys()
+
+
+def test_the_users_template_decides_instead_of_the_models(qwen3: Path) -> None:
+    (qwen3 / "plain.jinja").write_text(template())
+    plan = decided_for(f"{qwen3} --chat-template {qwen3}/plain.jinja")
+    assert not plan.options.keys() & {*OURS}
+
+
+def test_a_base_model_is_warned_of_in_the_plan_unless_the_user_gives_a_template(qwen3: Path) -> None:
+    (qwen3 / "chat_template.jinja").unlink()
+    (qwen3 / "tokenizer_config.json").write_text("{}")
+    assert any("has no chat template" in warning for warning in decided_for(str(qwen3)).warnings)
+    for words in (f"--chat-template {qwen3}/mine.jinja", "--chat-template {{messages}}", "--runner=pooling"):
+        assert not any("has no chat template" in warning for warning in decided_for(f"{qwen3} {words}").warnings)
