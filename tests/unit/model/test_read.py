@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_launch.errors import UsageError
@@ -320,6 +320,7 @@ TYPES = [
 
 
 @given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), model_type=st.sampled_from(TYPES))
+@example(changes={"hybrid_override_pattern": []}, model_type="nemotron_h")
 @settings(max_examples=300, deadline=None)
 def test_any_config_gives_a_model_or_a_usage_error(changes: dict[str, Any], model_type: str) -> None:
     small = {**LLAMA, "num_hidden_layers": 2, "vocab_size": 64, "model_type": model_type}
