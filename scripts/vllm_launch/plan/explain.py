@@ -92,20 +92,7 @@ def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, ch
         why = "runs on the CPU: one worker uses all cores that are available to it"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.HARDWARE)
     else:
-        cache = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
-        if request.objective == "latency":
-            why = f"objective latency: the largest size that the model's dimensions allow ({cache})"
-        elif chosen.useful and model.experts and layout.data > 1:
-            why = (
-                f"attention fits on {gpus_per_replica} GPU(s), and the experts are spread over all "
-                f"{len(chosen.gpus)} GPUs: {cache}"
-            )
-        elif not chosen.kv_cache.bytes_per_token:
-            why = f"the fewest GPUs that hold the weights: {cache}"
-        elif chosen.useful:
-            why = f"the fewest GPUs that hold the weights and {_useful_kv_cache(chosen)}: {cache}"
-        else:
-            why = f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests: {cache}"
+        why = f"{_why_gpus_per_replica(request, model, chosen)}: {_cache_size(chosen)}"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.LAUNCHER)
     if layout.pipeline > 1 or request.pipeline_parallel_size:
         why = _why_pipeline(hardware, model, chosen)
@@ -118,6 +105,33 @@ def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, ch
     if layout.expert_parallel:
         why = "the experts' intermediate size cannot be split over this many GPUs, so each GPU holds whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
+
+
+def _why_gpus_per_replica(request: PlanRequest, model: Model, chosen: Candidate) -> str:
+    """Return why a replica has this number of GPUs.
+
+    If the user set the number of stages or replicas, fewer GPUs might be enough with other numbers.
+    """
+    used = len(chosen.gpus)
+    needed = f"the weights and {_useful_kv_cache(chosen)}" if chosen.kv_cache.bytes_per_token else "the weights"
+    if request.objective == "latency":
+        return "objective latency: the largest size that the model's dimensions allow"
+    if chosen.useful and model.experts and chosen.layout.data > 1:
+        size = chosen.layout.gpus_per_replica
+        return f"attention fits on {size} GPU(s), and the experts are spread over all {used} GPUs"
+    if not chosen.useful:
+        return f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests"
+    if chosen.enough_gpus:
+        held = "holds" if chosen.enough_gpus == 1 else "hold"
+        spare = "The spare GPUs are too few for another replica, so they enlarge the KV cache"
+        return f"{chosen.enough_gpus} GPU(s) {held} {needed}. {spare}"
+    if request.pipeline_parallel_size or request.data_parallel_size:
+        return f"with the parallel sizes that you set, the fewest GPUs that hold {needed}"
+    return f"the fewest GPUs that hold {needed}"
+
+
+def _cache_size(chosen: Candidate) -> str:
+    return f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
 
 
 def _useful_kv_cache(chosen: Candidate) -> str:
@@ -267,6 +281,12 @@ def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
     used_bytes = gpu.memory_total - gpu.memory_free
     used = f", minus {gib(used_bytes)} already in use" if used_bytes else ""
     graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
+    if gpu.unified:
+        return (
+            f"{gib(gpu.memory_total)} that GPU {gpu.index} shares with the host{used}, minus {gib(parts.context)} for "
+            f"the CUDA context and vLLM's processes{graphs}, and a safety margin of {gib(parts.safety)}, because the "
+            "page cache and other programs use the same memory"
+        )
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
         f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
@@ -359,7 +379,9 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
     for gpu in chosen.gpus:
         yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
         processes = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
-        if processes:
+        if processes and gpu.unified:  # most of the memory in use is the host's
+            yield f"GPU {gpu.index} is shared: {processes} use it too"
+        elif processes:
             used = gib(gpu.memory_total - gpu.memory_free)
             yield f"GPU {gpu.index} is shared: {used} are in use by {processes}"
     if not chosen.gpus:

@@ -50,6 +50,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
     kv_cache: KvCache
     useful: bool
+    enough_gpus: int | None = None  # per replica, if the replica also got spare GPUs; else None
 
     @property
     def layout(self) -> Layout:

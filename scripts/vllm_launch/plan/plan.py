@@ -12,7 +12,7 @@ import msgspec
 
 from vllm_launch.engine.allocator import EXPANDABLE
 from vllm_launch.errors import UsageError
-from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
+from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old, usable
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
 from vllm_launch.plan.alternatives import nothing_fits
@@ -78,15 +78,14 @@ def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
         )
     if not hardware.gpus:
         return _plan_cpu(request, hardware, model)
-    usable = tuple(gpu for gpu in hardware.gpus if not gpu_too_old(gpu))
-    if not usable:
+    gpus = usable(hardware.gpus)
+    if not gpus:
         why = "; ".join(dict.fromkeys(gpu_too_old(gpu) or "" for gpu in hardware.gpus))
-        raise UsageError(
-            "hardware", why, "use newer GPUs, or set CUDA_VISIBLE_DEVICES= to hide these and run on the CPU"
-        )
-    chosen, no_fits = choose(request, hardware, usable, model)
+        remedy = "use newer GPUs, or the CPU: install 'vllm-launch[cpu]' and set CUDA_VISIBLE_DEVICES= to hide these"
+        raise UsageError("hardware", why, remedy)
+    chosen, no_fits = choose(request, hardware, gpus, model)
     if chosen is None:
-        raise nothing_fits(request, hardware, usable, model, no_fits)
+        raise nothing_fits(request, hardware, gpus, model, no_fits)
     _check_host_memory(request, hardware, chosen)
     return _plan_of(request, hardware, model, chosen, no_fits)
 

@@ -93,6 +93,11 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.gpu_memory_utilization is not None or self.kv_cache_memory_bytes is not None
 
     @property
+    def gpus_needed(self) -> int:
+        """Return the least number of GPUs that the user's parallel sizes need."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1) * (self.data_parallel_size or 1)
+
+    @property
     def length(self) -> int | None:
         """Return ``max_model_len`` in tokens, or None if it is not set or "auto"."""
         return None if self.max_model_len == AUTO else self.max_model_len

@@ -17,7 +17,7 @@ from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights_by_rank
-from vllm_launch.units import MIB
+from vllm_launch.units import GIB, MIB
 
 CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * MIB, 460 * MIB, 260 * MIB
 """Bytes of the CUDA context and cuBLAS handles before vLLM first measures memory. They grow with the number of
@@ -29,6 +29,23 @@ CONTEXTS = {
     **dict.fromkeys((Generation.HOPPER, Generation.BLACKWELL, Generation.THOR, Generation.NEWER), CONTEXT_HOPPER),
 }
 """Bytes of a CUDA context by generation. All other generations use CONTEXT_SMALL."""
+
+CONTEXT_UNIFIED = 3 * GIB
+"""Bytes of unified memory that are gone before vLLM first measures it: the CUDA context, and the host memory of vLLM's
+processes. Measured on a GB10, vLLM 0.28: available memory 116.43 and 32.40 GiB before the start, and vLLM finds 113.69
+and 29.83 GiB free (llamastash/llamastash#81)."""
+
+HOST_GROWTH = 4 * GIB
+"""Bytes of host memory by which vLLM's processes grow while it profiles: loading, compilation. With unified memory the
+profile counts them, because free memory is the host's available memory (utils/mem_utils.py:MemorySnapshot.measure).
+Reported for a GB10: up to 8 GiB besides weights and KV cache, activations and the context included
+(llamastash/llamastash#80)."""
+
+HOST_SHARE = 1 / 16
+"""Share of unified memory that stays free for the host: other programs, and the page cache through which the weights
+are loaded. The driver can fail to allocate memory that Linux calls available (vllm-project/vllm#56824). On a GB10 the
+plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable, and failures from 0.90 on
+(MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
 
 NCCL_CONTEXT = 123 * MIB
 """Bytes of NCCL and custom all-reduce before vLLM first measures memory, on each of several GPUs that share layers.
@@ -177,7 +194,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
     logit_bias.py and bad_words.py (17.4 KB for each request).
     """
     model, run, layout, gpu = placement.model, placement.run_config, placement.layout, placement.gpu
-    total = RUNTIME
+    total = RUNTIME + (HOST_GROWTH if gpu is not None and gpu.unified else 0)
     if last and model.task == "generate":
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
@@ -197,6 +214,8 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
 def _context(placement: Placement) -> int:
     """Return the bytes of one GPU's CUDA context, and of NCCL's if collectives run."""
     base = CONTEXTS.get(placement.generation or Generation.UNKNOWN, CONTEXT_SMALL)
+    if placement.gpu is not None and placement.gpu.unified:
+        base = CONTEXT_UNIFIED
     return base + (NCCL_CONTEXT if _uses_collectives(placement) else 0)
 
 
@@ -221,7 +240,8 @@ def _sampler_copies(placement: Placement) -> int:
 def _serving_overhead(placement: Placement) -> int:
     """Return the bytes that serving always needs beyond vLLM's profile.
 
-    They are block tables, channels and FlashInfer's workspace. Block tables are two rows of int32 for each
+    They are block tables, channels, FlashInfer's workspace, and the host's share of unified memory. Block
+    tables are two rows of int32 for each
     request and group of layers (v1/worker/gpu/block_table.py). vLLM allocates them after it chose the size of the KV
     cache. The row of a sliding window is as long as any other row.
     """
@@ -231,7 +251,9 @@ def _serving_overhead(placement: Placement) -> int:
     )
     tables = 2 * 4 * run.max_num_seqs * row_length
     channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return tables + channels + _flashinfer_workspace(placement)
+    gpu = placement.gpu
+    host = round(gpu.memory_total * HOST_SHARE) if gpu is not None and gpu.unified else 0
+    return tables + channels + _flashinfer_workspace(placement) + host
 
 
 def _flashinfer_workspace(placement: Placement) -> int:

@@ -53,11 +53,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
 def default_batch(gpu: Gpu | None, world_size: int = 1) -> tuple[int, int]:
     """Return the default (max_num_batched_tokens, max_num_seqs) of vLLM's server.
 
-    ``gpu`` is None on the CPU engine. ``world_size`` is TP times PP. Source:
-    vllm/engine/arg_utils.py:get_batch_defaults.
+    ``gpu`` is None on the CPU engine. ``world_size`` is TP times PP. vLLM asks NVML for the GPU's memory. If the GPU
+    has unified memory, NVML does not know it, and vLLM takes the smallest batch.
+    Source: vllm/engine/arg_utils.py:get_batch_defaults.
     """
     if gpu is None:
         return 2048 * world_size, 128 * world_size
+    if gpu.unified:
+        return 2048, 256
     if gpu.memory_total >= 160 * GIB:
         return 16384, 1024
     if gpu.memory_total >= 70 * GIB and "a100" not in gpu.name.lower():

@@ -1,0 +1,49 @@
+"""GPUs that are part of a processor and use the host's memory: GB10 (DGX Spark), Jetson.
+
+NVML answers "Not Supported" when it is asked for their memory. vLLM uses them like other GPUs. Its total memory is
+CUDA's, which is the host's. Its free memory is the host's available memory, because CUDA's free memory does not include
+the page cache, which the kernel can free (vllm/utils/mem_utils.py:MemorySnapshot.measure).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_health import gpu_facts
+from vllm_launch.machine.cpu import host_memory
+
+INTEGRATED = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)})
+"""Compute capabilities of GPUs that are part of a processor: Jetson Nano, TX2, Xavier, Orin and Thor, and GB10. No GPU
+with its own memory has them (NVIDIA, "CUDA GPU Compute Capability"). vLLM asks CUDA instead
+(platforms/cuda.py:is_integrated_gpu). A GH200 or GB200 is not integrated: it has its own memory, which NVML reports."""
+
+UNIFIED_WARNING = (
+    "{name} shares its memory with the host. The plan keeps memory free for the host, because other programs and the "
+    "page cache of the model's files need it too"
+)
+
+
+def is_unified(device: gpu_facts.Device) -> bool:
+    """Whether ``device`` uses the host's memory.
+
+    A GPU of unknown capability whose memory NVML cannot tell counts as unified.
+    """
+    if device.compute_capability is None:
+        return device.memory is None
+    return tuple(device.compute_capability) in INTEGRATED
+
+
+def unified_memory(device: gpu_facts.Device, root: Path) -> gpu_facts.Memory | None:
+    """Return the memory that vLLM finds on a unified ``device``, or None if it is unknown.
+
+    The total is CUDA's: NVML's if it reports one, or else the host's. Measured: cudaMemGetInfo's total on a GB10 is
+    121.69 GiB, the host's MemTotal (vllm-project/vllm#56824, vLLM startup lines in public logs). The free memory is
+    the host's available memory. A limit of the cgroup does not count: psutil ignores it, and so does vLLM's check.
+    """
+    host = host_memory(root)
+    if host is None:
+        return device.memory
+    total, available = host
+    if device.memory is not None:
+        total = device.memory.total - (device.memory.reserved or 0)
+    return gpu_facts.Memory(total=total, reserved=0, free=min(available, total), used=max(0, total - available))
