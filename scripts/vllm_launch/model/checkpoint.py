@@ -15,6 +15,7 @@ from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.files import DOWNLOAD_AGAIN, read_json, read_small, read_template, read_tokenizer
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.names import gguf
 
 HEADER_LIMIT = 100_000_000
 """Upper limit of a safetensors header, in bytes (safetensors/src/tensor.rs: MAX_HEADER_SIZE)."""
@@ -54,6 +55,8 @@ def read_folder(folder: Path) -> Checkpoint:
     """
     config = folder / "config.json"
     if not config.is_file():
+        if any(path.suffix == ".gguf" for path in _list_files(folder)):
+            raise gguf(str(folder))
         problem = (
             "has only params.json (Mistral's own format)"
             if (folder / "params.json").is_file()
@@ -77,6 +80,8 @@ def read_folder(folder: Path) -> Checkpoint:
         for suffix in suffixes
         if any(p.suffix == f".{suffix}" and p.stat().st_size > 2**16 for p in _list_files(folder))
     ]
+    if suffixes == ["gguf"]:
+        raise gguf(str(folder))
     if suffixes:
         formats = " and ".join(sorted({OTHER_WEIGHTS[suffix] for suffix in suffixes}))
         remedy = "convert it to safetensors (transformers' save_pretrained), or use the model's safetensors checkpoint"

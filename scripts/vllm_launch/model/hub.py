@@ -30,6 +30,7 @@ from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
 from vllm_launch.model.files import read_json, read_small, read_tokenizer
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.names import gguf
 
 
 def read_hub(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
@@ -211,6 +212,8 @@ def _raise_usage_error(error: Exception, name: str, revision: str | None) -> NoR
     ]
     if isinstance(error, UsageError):
         raise error
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError) and _names_gguf(name):
+        raise gguf(name) from None
     if isinstance(error.__cause__, OfflineModeIsEnabled):  # the client hides offline mode as the cause
         error = error.__cause__
     if isinstance(error, OSError) and (error.filename or error.errno in {errno.ENOSPC, errno.EDQUOT}):
@@ -223,6 +226,11 @@ def _raise_usage_error(error: Exception, name: str, revision: str | None) -> NoR
         if isinstance(error, kind) or (transport and kind is OSError):
             raise UsageError(f"model {name}", problem, remedy) from None
     raise error
+
+
+def _names_gguf(name: str) -> bool:
+    """Whether the repository ``name`` says that it holds GGUF files: "Qwen/Qwen3-8B-GGUF"."""
+    return "gguf" in name.lower().partition("/")[2]
 
 
 def _http_problem(error: Exception) -> tuple[str, str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.errors import UsageError
 from vllm_launch.model.build import build
 from vllm_launch.model.chat import UserChat
 from vllm_launch.model.checkpoint import Checkpoint, read_folder, shards
 from vllm_launch.model.files import read_template
 from vllm_launch.model.model import Model
+from vllm_launch.model.names import refuse_address, refuse_modelscope
 
 
 def read_model(
@@ -76,15 +77,12 @@ def open_checkpoint(name: str, *, revision: str | None = None, token: str | None
     except OSError as error:  # a parent folder without permission, or a name that is too long
         remedy = "check the name, and the permissions of its parent folders"
         raise UsageError(f"model {name}", f"cannot be read ({error.strerror})", remedy) from None
-    if mode and folder.suffix == ".gguf":
-        raise UsageError(f"model {name}", "is a GGUF file, which vLLM does not read", REMOVED_METHODS["gguf"])
+    refuse_address(name)
     if mode:
         raise UsageError(f"model {name}", "is a file", "give the folder that holds config.json and *.safetensors")
-    if name.startswith(("http://", "https://")):
-        hub_id = "/".join(name.split("/")[3:5]) or "Qwen/Qwen3-8B"
-        raise UsageError(f"model {name}", "is an address, not a name", f"give the hub id alone: {hub_id}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name}", "there is no such folder", "give a folder that exists, or a hub id")
+    refuse_modelscope(name, os.environ)
     from vllm_launch.model.hub import read_hub  # noqa: PLC0415 - slow to import, and folders do not need it
 
     return read_hub(name, revision=revision, token=token)
