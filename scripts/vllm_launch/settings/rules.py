@@ -20,8 +20,25 @@ COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 """Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
-NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
+
+
+ONE_MACHINE: dict[str, tuple[object, ...]] = {
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "master_addr": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_address": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_rank": (),
+    "data_parallel_start_rank": (),
+    "data_parallel_size_local": (),
+    "data_parallel_backend": ("mp",),
+    "data_parallel_hybrid_lb": (False,),
+    "data_parallel_external_lb": (False,),
+    "data_parallel_multi_port_external_lb": (False,),
+}
+"""Options of a vLLM on several machines or in several servers, with the values that mean one machine.
+Source: vllm/engine/arg_utils.py:create_engine_config."""
 
 
 class Mistake(NamedTuple):
@@ -59,7 +76,7 @@ def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return tuple(_long_shutdown(settings))
+    return (*_long_shutdown(settings), *_several_machines(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -279,3 +296,16 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         problem = f"{timeout} s plus the first drain step of {drain.delay:g} s exceed drain_seconds ({drain.total} s)"
         effect = "Kubernetes or Compose cuts the streams that are still open when its grace period ends"
         yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
+
+
+def _several_machines(settings: Settings) -> Iterator[str]:
+    """Warn of options for several machines: the plan splits the model over the GPUs of this machine only."""
+    set_options = {dest: settings.engine[dest] for dest in ONE_MACHINE if settings.engine.get(dest) is not None}
+    if set_options.get("data_parallel_size_local") == settings.engine.get("data_parallel_size", 1):
+        del set_options["data_parallel_size_local"]
+    if several := [dest for dest, value in set_options.items() if value not in ONE_MACHINE[dest]]:
+        yield (
+            f"{', '.join(settings.origin[dest] for dest in several)}: the plan is for this one machine. It splits the "
+            "model over this machine's GPUs, and does not know the other machines. If vLLM must run on several "
+            "machines, choose all parallel sizes yourself and run vllm serve without the launcher"
+        )

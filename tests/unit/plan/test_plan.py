@@ -102,6 +102,20 @@ def test_a_replica_gets_the_fewest_gpus_that_fit_and_the_other_gpus_become_repli
     assert result.env == (ALONE if expected[0] == 1 else NO_ESTIMATE)
 
 
+def test_the_reason_for_the_gpus_of_a_replica_says_when_it_got_spare_gpus_too():
+    fewest = reason(plan(PlanRequest(), machine(4), sized(100)), "tensor_parallel_size").why
+    assert fewest.startswith("the fewest GPUs that hold the weights and a useful KV cache")
+    enlarged = plan(PlanRequest(), machine(3), sized(100))
+    assert enlarged.gpus_per_replica == 3
+    why = reason(enlarged, "tensor_parallel_size").why
+    assert why.startswith("2 GPU(s) hold the weights and a useful KV cache")
+    assert "The spare GPUs are too few for another replica, so they enlarge the KV cache" in why
+    assert "fewest" not in why
+    with_stages = plan(PlanRequest(pipeline_parallel_size=2), machine(4), sized(16))
+    why = reason(with_stages, "tensor_parallel_size").why
+    assert why.startswith("with the parallel sizes that you set, the fewest GPUs")
+
+
 def test_objective_latency_chooses_the_largest_tensor_parallel_size_that_the_heads_allow():
     assert sizes(plan(PlanRequest(objective="latency"), machine(8), sized(16))) == (8, 1, 1)
     assert sizes(plan(PlanRequest(objective="latency"), machine(8), sized(16, heads=20, kv_heads=20))) == (4, 1, 2)

@@ -593,3 +593,48 @@ def test_the_example_config_file_has_the_defaults_and_names_every_setting():
     commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
     assert commented
     assert all(values.find_option(name, "example") for name in commented)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("--nnodes 2", "--nnodes"),
+        ("-n 2 --node-rank 0", "--nnodes"),
+        ("--node-rank 1", "--node-rank"),
+        ("--master-addr 10.0.0.1", "--master-addr"),
+        ("--data-parallel-size 16 --data-parallel-size-local 8", "--data-parallel-size-local"),
+        ("--data-parallel-size-local 8", "--data-parallel-size-local"),
+        ("-dp 4 --data-parallel-address 10.0.0.1", "--data-parallel-address"),
+        ("-dp 4 --data-parallel-start-rank 2", "--data-parallel-start-rank"),
+        ("-dp 4 --data-parallel-rank 0", "--data-parallel-rank"),
+        ("-dp 4 --data-parallel-backend ray", "--data-parallel-backend"),
+        ("-dp 4 --data-parallel-hybrid-lb", "--data-parallel-hybrid-lb"),
+        ("-dp 4 --data-parallel-external-lb", "--data-parallel-external-lb"),
+    ],
+)
+def test_options_for_several_machines_warn_that_the_plan_is_for_one(words, flag):
+    [warning] = read(f"m {words}").warnings
+    assert warning.startswith(f"flag {flag}: the plan is for this one machine")
+
+
+def test_the_warning_about_several_machines_names_the_line_of_the_file():
+    [warning] = read("m", yaml="nnodes: 4").warnings
+    assert warning.startswith("c.yaml line 1: the plan is for this one machine")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--nnodes 1 --node-rank 0 --master-addr 127.0.0.1",
+        "--data-parallel-size 8 --data-parallel-size-local 8",
+        "--data-parallel-size-local 1",
+        "-dp 4 --data-parallel-backend mp --no-data-parallel-hybrid-lb",
+    ],
+)
+def test_the_same_options_with_the_values_of_one_machine_do_not_warn(words):
+    assert read(f"m {words}").warnings == ()
+
+
+def test_all_options_for_several_machines_give_one_warning():
+    [warning] = read("m --nnodes 2 --node-rank 1 --master-addr 10.0.0.1").warnings
+    assert warning.startswith("flag --nnodes, flag --node-rank, flag --master-addr: ")
