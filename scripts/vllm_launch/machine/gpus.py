@@ -19,7 +19,7 @@ from vllm_launch.machine.cpu import Cpu as Cpu  # noqa: PLC0414  part of Hardwar
 from vllm_launch.machine.cpu import NumaNode as NumaNode  # noqa: PLC0414  as above
 from vllm_launch.machine.cpu import read_cpu
 from vllm_launch.machine.generation import Generation, generation_of
-from vllm_launch.machine.known_gpus import ENTRIES
+from vllm_launch.machine.known_gpus import known_gpu
 from vllm_launch.machine.unified import UNIFIED_WARNING, is_unified, unified_memory
 from vllm_launch.units import GIB, gib
 
@@ -81,7 +81,7 @@ def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardwar
 
     The result has all GPUs that NVML shows. CUDA_VISIBLE_DEVICES does not matter here (``visible`` applies it).
     If NVML does not work, the machine has no GPUs. If there are signs of GPUs, a warning then says why none is used.
-    Signs are device files, or NVIDIA_VISIBLE_DEVICES, which a container runtime sets.
+    Signs are device files, files of a Jetson, or NVIDIA_VISIBLE_DEVICES, which a container runtime sets.
     """
     cpu, sign = read_cpu(root), _sign_of_gpus(environ, root)
     try:
@@ -105,6 +105,12 @@ def _sign_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
     device = next(iter(sorted(root.glob("dev/nvidia[0-9]*"))), None)
     if device is not None:
         return f"/dev/{device.name} exists"
+    # The signs by which vLLM recognises a Jetson without NVML (vllm/platforms/__init__.py:cuda_platform_plugin).
+    jetson = next(
+        (path for path in ("etc/nv_tegra_release", "sys/class/tegra-firmware") if (root / path).exists()), None
+    )
+    if jetson is not None:
+        return f"/{jetson} exists, as on a Jetson"
     devices = environ.get("NVIDIA_VISIBLE_DEVICES", "")
     return f"NVIDIA_VISIBLE_DEVICES is {devices}" if devices not in ("", "void", "none") else None
 
@@ -144,21 +150,25 @@ def _gpus_of(device: gpu_facts.Device, root: Path) -> list[Gpu]:
         # Without a UUID, CUDA_VISIBLE_DEVICES cannot select a slice.
         slices = [part for part in device.mig_slices if part.memory is not None and part.uuid]
         return [_gpu(device, part, part.memory, root, profile=part.profile) for part in slices if part.memory]
-    if is_unified(device):
-        memory = unified_memory(device, root)
-        return [] if memory is None else [_gpu(device, device, memory, root, unified=True)]
-    memory = device.memory or _known_memory(device)
-    return [] if memory is None else [_gpu(device, device, memory, root)]
+    unified = is_unified(_capability(device), device.memory)
+    memory = unified_memory(device.memory, root) if unified else device.memory or _known_memory(device)
+    return [] if memory is None else [_gpu(device, device, memory, root, unified=unified)]
+
+
+def _capability(device: gpu_facts.Device) -> tuple[int, int] | None:
+    """Return the compute capability that NVML reports, or else that of the known model, or None."""
+    known = known_gpu(device.name)
+    return device.compute_capability or (known.compute_capability if known else None)
 
 
 def _known_memory(device: gpu_facts.Device) -> gpu_facts.Memory | None:
-    """Return the memory of a GPU that NVML names but whose memory it does not tell, or None for an unknown name.
+    """Return the memory of a known GPU of which NVML tells the name but not the memory, or None for an unknown name.
 
     Only the memory of the processes that NVML lists counts as used.
     """
-    total = next((round(entry.memory * GIB) for entry in ENTRIES.values() if entry.nvml_name == device.name), None)
-    if total is None:
+    if (known := known_gpu(device.name)) is None:
         return None
+    total = round(known.memory * GIB)
     used = min(total, sum(process.memory or 0 for process in device.processes or ()))
     return gpu_facts.Memory(total=total, reserved=0, free=total - used, used=used)
 
@@ -178,7 +188,7 @@ def _gpu(
         name=part.name,
         memory_total=memory.total - (memory.reserved or 0),
         memory_free=memory.free,
-        compute_capability=device.compute_capability or (0, 0),
+        compute_capability=_capability(device) or (0, 0),
         mig_profile=profile,
         unified=unified,
         numa_node=_numa_node(root, device.pci_bus_id),

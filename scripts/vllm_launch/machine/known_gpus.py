@@ -1,4 +1,4 @@
-"""Known GPUs: memory, compute capability and links of each model, with sources. Data only.
+"""Known GPUs: memory, compute capability and links of each model, with sources.
 
 ``memory`` is CUDA's total memory in GiB. It is the second number in vLLM's line "Free memory on device (free/total GiB)
 on startup" (vllm/v1/worker/utils.py:request_memory), or the number in torch's "has a total capacity of". Both round to
@@ -188,3 +188,8 @@ DROPPED: dict[str, tuple[int, int]] = {
     "K80": (3, 7),
 }
 """Compute capabilities of GPUs that are too old for the pinned vLLM (requirements.MINIMUM_COMPUTE_CAPABILITY)."""
+
+
+def known_gpu(nvml_name: str) -> Entry | None:
+    """Return the entry of the GPU that NVML calls ``nvml_name``, or None if it is not known."""
+    return next((entry for entry in ENTRIES.values() if entry.nvml_name == nvml_name), None)

@@ -23,27 +23,25 @@ UNIFIED_WARNING = (
 )
 
 
-def is_unified(device: gpu_facts.Device) -> bool:
-    """Whether ``device`` uses the host's memory.
+def is_unified(compute_capability: tuple[int, int] | None, memory: gpu_facts.Memory | None) -> bool:
+    """Whether a GPU uses the host's memory. ``memory`` is NVML's.
 
     A GPU of unknown capability whose memory NVML cannot tell counts as unified.
     """
-    if device.compute_capability is None:
-        return device.memory is None
-    return tuple(device.compute_capability) in INTEGRATED
+    return memory is None if compute_capability is None else compute_capability in INTEGRATED
 
 
-def unified_memory(device: gpu_facts.Device, root: Path) -> gpu_facts.Memory | None:
-    """Return the memory that vLLM finds on a unified ``device``, or None if it is unknown.
+def unified_memory(memory: gpu_facts.Memory | None, root: Path) -> gpu_facts.Memory | None:
+    """Return the memory that vLLM finds on a unified GPU, or None if it is unknown. ``memory`` is NVML's.
 
     The total is CUDA's: NVML's if it reports one, or else the host's. Measured: cudaMemGetInfo's total on a GB10 is
-    121.69 GiB, the host's MemTotal (vllm-project/vllm#56824, vLLM startup lines in public logs). The free memory is
-    the host's available memory. A limit of the cgroup does not count: psutil ignores it, and so does vLLM's check.
+    121.69 GiB, the host's MemTotal (llamastash/llamastash#80). The free memory is the host's available memory. A limit
+    of the cgroup does not count: psutil ignores it, and so does vLLM's check.
     """
     host = host_memory(root)
     if host is None:
-        return device.memory
+        return memory
     total, available = host
-    if device.memory is not None:
-        total = device.memory.total - (device.memory.reserved or 0)
+    if memory is not None:
+        total = memory.total - (memory.reserved or 0)
     return gpu_facts.Memory(total=total, reserved=0, free=min(available, total), used=max(0, total - available))

@@ -203,7 +203,7 @@ def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[G
     if layout.gpus > len(gpus):
         yield f"{layout.gpus} GPUs are needed and {len(gpus)} are available"
     oldest = min(gpus, key=lambda gpu: gpu.compute_capability)
-    have = "{}.{}".format(*oldest.compute_capability)
+    have = "{}.{}".format(*oldest.compute_capability) if any(oldest.compute_capability) else "an unknown one"
     if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
         yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}: set --dtype half"
     method = run.quantization or (model.quantization.method if model.quantization else None)

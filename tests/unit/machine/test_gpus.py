@@ -197,11 +197,16 @@ def test_the_hosts_memory_does_not_depend_on_a_limit_of_the_cgroup_simulated(tmp
 
 
 def test_a_gpu_of_unknown_capability_and_memory_counts_as_part_of_a_processor_simulated(tmp_path: Path) -> None:
-    hardware = from_snapshot(snapshot(device(0, memory=None, compute_capability=None)), host(tmp_path))
-    assert hardware.gpus[0].unified
+    unknown = device(0, memory=None, compute_capability=None, name="unknown GPU")
+    hardware = from_snapshot(snapshot(unknown), host(tmp_path))
+    assert (hardware.gpus[0].unified, hardware.gpus[0].compute_capability) == (True, (0, 0))
     assert any("does not report the compute capability of GPU 0" in text for text in hardware.warnings)
-    known = from_snapshot(snapshot(device(0, compute_capability=None)), tmp_path)
-    assert not known.gpus[0].unified
+
+
+def test_a_known_gpu_whose_capability_nvml_does_not_tell_has_that_of_its_model_simulated(tmp_path: Path) -> None:
+    hardware = from_snapshot(snapshot(device(0, compute_capability=None, memory=None)), host(tmp_path))
+    assert (hardware.gpus[0].unified, hardware.gpus[0].compute_capability) == (False, (8, 9))
+    assert any("vLLM also reads from NVML: vLLM may fail to start" in text for text in hardware.warnings)
 
 
 def test_gpus_without_uuids_can_be_told_apart_and_written_to_a_file_simulated(tmp_path: Path) -> None:
@@ -298,6 +303,14 @@ def test_without_gpus_there_is_a_warning_only_if_something_shows_gpus_simulated(
         assert len(hardware.warnings) == 1
         assert sign in hardware.warnings[0]
         assert why in hardware.warnings[0]
+
+
+def test_a_jetson_without_nvml_gives_a_warning_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", BindingWithoutDriver())
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").touch()
+    [warning] = gpus.read_hardware({}, tmp_path).warnings
+    assert "/etc/nv_tegra_release exists, as on a Jetson" in warning
 
 
 def test_a_machine_with_gpus_also_has_cpu_facts_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
