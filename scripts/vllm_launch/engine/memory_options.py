@@ -1,7 +1,7 @@
 """Options of ``vllm serve`` that the plan reads, and options that change no memory. ``uncounted`` has all others.
 
-A key of a JSON option is written "option.key". Each option of the table is in exactly one of PLANNED, NO_MEMORY and
-``uncounted.UNCOUNTED``, as a whole or with each of its keys. tests/unit/engine/test_memory_options.py checks this.
+A key of a JSON option is written "option.key". Each option of the table is in exactly one of PLANNED, NO_MEMORY,
+``uncounted.UNCOUNTED`` and ``settings.rules.ONE_MACHINE``, as a whole or with each of its keys. tests/unit/engine/test_memory_options.py checks this.
 """
 
 PLANNED = frozenset(
@@ -61,9 +61,9 @@ NO_MEMORY = frozenset(
         # the sampler and the pooler: ``memory.SAMPLER_COPIES`` covers them
         "logprobs_mode", "pooler_config", "enable_flash_late_interaction",
         # processes, addresses and timeouts. ``settings.rules`` refuses device_ids
-        "distributed_executor_backend", "device_ids", "master_addr", "master_port", "distributed_timeout_seconds",
+        "distributed_executor_backend", "device_ids", "master_port", "distributed_timeout_seconds",
         "cpu_distributed_timeout_seconds", "numa_bind", "numa_bind_nodes", "numa_bind_cpus",
-        "data_parallel_address", "data_parallel_rpc_port", "data_parallel_backend", "dp_sync_interval",
+        "data_parallel_rpc_port", "dp_sync_interval",
         "disable_nccl_for_dp_synchronization", "ray_workers_use_nsight", "enable_fault_tolerance",
         "fault_tolerance_config", "enable_nccl_comm_suspend",
         # kernels without memory of their own. A rank has as many experts with each placement strategy

@@ -17,7 +17,6 @@ FEWER = "so the KV cache holds fewer tokens than planned. Set --max-model-len if
 LATE = "so a GPU can run out of memory. Lower --gpu-memory-utilization if it does"
 KERNELS = "so vLLM's KV cache can be smaller or larger than planned, and a GPU can run out of memory"
 HOST = "so vLLM needs more host memory than planned"
-OTHER_GPUS = "so the plan is for this machine alone, with all replicas on it"
 
 
 class Uncounted(NamedTuple):
@@ -37,7 +36,6 @@ _LINEAR = Uncounted("how that kernel stores weights", UNKNOWN, ("auto",))
 _ATTENTION = Uncounted(
     "the workspaces and block sizes of another attention backend than vLLM's default", KERNELS, ("auto", "AUTO")
 )
-_NODES = Uncounted("the GPUs of other machines", OTHER_GPUS, (False,))
 _DBO = Uncounted("the second half of a batch that runs at the same time", SMALLER, (False, 0))
 _ELASTIC = Uncounted("the memory for experts of added replicas", SMALLER, (False,))
 _STATE_DTYPE = Uncounted("another data type of recurrent states than the model's", UNKNOWN, ("auto",))
@@ -108,14 +106,6 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "kernel_config.linear_backend": _LINEAR,
     "kernel_config.linear_backend_per_quant": _LINEAR,
     # parallelism
-    "nnodes": Uncounted("the GPUs of other machines", OTHER_GPUS),
-    "node_rank": Uncounted("the GPUs of other machines", OTHER_GPUS),
-    "data_parallel_rank": _NODES._replace(harmless=()),
-    "data_parallel_start_rank": _NODES._replace(harmless=()),
-    "data_parallel_size_local": _NODES._replace(harmless=()),
-    "data_parallel_hybrid_lb": _NODES,
-    "data_parallel_external_lb": _NODES,
-    "data_parallel_multi_port_external_lb": _NODES,
     "decode_context_parallel_size": Uncounted("that the GPUs of a replica share the KV cache", LARGER),
     "prefill_context_parallel_size": Uncounted("the GPUs that share a prompt", UNKNOWN),
     "dcp_q_replicate": Uncounted("the copies of query projections", SMALLER, (False,)),

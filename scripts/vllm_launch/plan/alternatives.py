@@ -1,4 +1,4 @@
-"""Finds changes that would fit when the request does not fit. Pure."""
+"""Finds changes that would fit when the request does not fit, or leaves too little memory. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, usable
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
-from vllm_launch.plan.fit import NoFit
+from vllm_launch.plan.fit import Candidate, NoFit
 from vllm_launch.plan.request import AUTO, PlanRequest
+from vllm_launch.units import gib
 
 MAX_ALTERNATIVES = 3
 """Number of changes that an error suggests."""
@@ -65,6 +66,21 @@ def nothing_fits(
     lower = [f"--{name.replace('_', '-')}" for name in SIZES if (getattr(request, name) or AUTO) != AUTO]
     smaller = f", or lower {' or '.join(lower)}" if lower else ""
     return UsageError(where, why, f"no small change makes it fit: use a smaller model or larger GPUs{smaller}")
+
+
+def unsafe_utilization(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
+    """Return a warning if the user's gpu_memory_utilization leaves less than the safety margin, with the safe value.
+
+    The safe value is named only if the planner accepts it: it may leave too little memory for the model.
+    """
+    safe = chosen.safe_utilization
+    if not chosen.gpus or request.gpu_memory_utilization is None or chosen.utilization <= safe:
+        return []
+    safer = msgspec.structs.replace(request, gpu_memory_utilization=safe)
+    fits = safe > 0 and choose(safer, hardware, usable(hardware.gpus), model)[0]
+    remedy = f"set at most {safe}" if fits else "no value leaves the margin for this model, so use more or larger GPUs"
+    margin = f"leaves less than the safety margin of {gib(chosen.memory.safety)}"
+    return [f"gpu_memory_utilization {chosen.utilization} {margin}, so vLLM may run out of memory under load: {remedy}"]
 
 
 def _why(request: PlanRequest, gpus: Sequence[Gpu], no_fits: Sequence[NoFit], too_small: Sequence[NoFit]) -> str:
@@ -126,8 +142,8 @@ def _changes(
 
 
 def _removals(request: PlanRequest, hardware: Hardware) -> Iterator[Change]:
-    """Yield the request without a size of memory that the user set."""
-    for option in CACHE_SIZES:
+    """Yield the request without a size of memory or a dtype that the user set."""
+    for option in (*CACHE_SIZES, "dtype"):
         if getattr(request, option) is not None:
             text = f"remove --{option.replace('_', '-')}"
             yield Change(text, frozenset({text}), msgspec.structs.replace(request, **{option: None}), hardware)

@@ -334,7 +334,7 @@ def why_not_useful(candidate: Candidate) -> str:
 def cpu_remedy(no_fit: NoFit) -> str:
     """Return what the user can do if the CPU engine has too little memory."""
     longest = f"set --max-model-len {no_fit.longest}, or " if no_fit.longest else ""
-    return f"{longest}raise the memory limit, use a smaller model, or plan for GPUs with --hardware"
+    return f"{longest}raise the memory limit, use a smaller model, or a machine with GPUs"
 
 
 def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
@@ -402,12 +402,6 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
             "PyTorch's allocator has expandable_segments:True. With tensor parallelism vLLM's custom all-reduce then "
             "ends the engine at start-up (vllm-project/vllm#42609): remove that setting, or set "
             "--disable-custom-all-reduce"
-        )
-    if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
-        yield (
-            f"gpu_memory_utilization {chosen.utilization} leaves less than the safety margin of "
-            f"{gib(chosen.memory.safety)}, so vLLM may run out of memory under load: set at most "
-            f"{chosen.safe_utilization}"
         )
 
 

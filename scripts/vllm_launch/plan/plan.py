@@ -15,7 +15,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old, usable
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
-from vllm_launch.plan.alternatives import nothing_fits
+from vllm_launch.plan.alternatives import nothing_fits, unsafe_utilization
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.clients import clients
 from vllm_launch.plan.explain import Reason, Rejected
@@ -127,6 +127,7 @@ def _plan_of(
             *hardware.warnings,
             *model.warnings,
             *explain.warnings(request, hardware, model, chosen),
+            *unsafe_utilization(request, hardware, model, chosen),
             *for_clients.warnings,
         ],
     )

@@ -9,6 +9,7 @@ import msgspec
 from vllm_launch.engine import architectures
 from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.dtypes import NO_FLOAT16, ONLY_BFLOAT16
 from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import MIN_CAPABILITY
 from vllm_launch.sizing.run_config import RunConfig
@@ -204,9 +205,11 @@ def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[G
         yield f"{layout.gpus} GPUs are needed and {len(gpus)} are available"
     oldest = min(gpus, key=lambda gpu: gpu.compute_capability)
     have = "{}.{}".format(*oldest.compute_capability) if any(oldest.compute_capability) else "an unknown one"
-    if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
-        yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}: set --dtype half"
     method = run.quantization or (model.quantization.method if model.quantization else None)
+    if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
+        dtype = "float32" if model.model_type in NO_FLOAT16 else "half"
+        remedy = "" if method in ONLY_BFLOAT16 else f": set --dtype {dtype}"
+        yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}{remedy}"
     least = MIN_CAPABILITY.get(method or "", (0, 0))
     if oldest.compute_capability < least:
         yield f"{method} quantisation needs compute capability {least[0]}.{least[1]} and {oldest.name} has {have}"

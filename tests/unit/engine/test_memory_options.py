@@ -9,9 +9,10 @@ from vllm_launch.engine import speculative
 from vllm_launch.engine.memory_options import NO_MEMORY, PLANNED
 from vllm_launch.engine.options import options
 from vllm_launch.engine.uncounted import UNCOUNTED, uncounted
+from vllm_launch.settings.rules import ONE_MACHINE
 from vllm_launch.settings.settings import LauncherSettings, Settings
 
-LISTS = (PLANNED, NO_MEMORY, frozenset(UNCOUNTED))
+LISTS = (PLANNED, NO_MEMORY, frozenset(UNCOUNTED), frozenset(ONE_MACHINE))
 NAMES = {option.dest: [f"{option.dest}.{key}" for key in option.keys] for option in options().values()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from builders import model, tensor
 
 from vllm_launch.decide import plan_request
 from vllm_launch.errors import UsageError
@@ -17,7 +18,8 @@ from vllm_launch.machine.cpu import Cpu
 from vllm_launch.machine.gpus import Hardware, alike
 from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.alternatives import ANY_SPLIT, nothing_fits
+from vllm_launch.plan.alternatives import ANY_SPLIT, nothing_fits, unsafe_utilization
+from vllm_launch.plan.choose import choose
 from vllm_launch.plan.fit import NoFit
 from vllm_launch.plan.plan import Plan, plan
 from vllm_launch.settings.flags import parse_flags
@@ -42,9 +44,9 @@ def together(*names: str) -> Hardware:
     return Hardware(gpus=numbered, nvlink=none, p2p=none)
 
 
-def planned(flags: dict[str, str], hardware: Hardware, model: Model) -> Plan:
+def planned(flags: dict[str, str], hardware: Hardware, of: Model) -> Plan:
     words = [word for flag, value in flags.items() for word in (flag, value)]
-    return plan(plan_request(read_settings(parse_flags(["m", *words]), {})), hardware, model)
+    return plan(plan_request(read_settings(parse_flags(["m", *words]), {})), hardware, of)
 
 
 def suggested(error: UsageError) -> list[str]:
@@ -88,6 +90,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "three GPUs": {"--tensor-parallel-size": "3"},
     "sixteen GPUs": {"--tensor-parallel-size": "8", "--pipeline-parallel-size": "2"},
     "cache": {"--kv-cache-memory-bytes": "60G"},
+    "bfloat16": {"--dtype": "bfloat16"},
 }
 LARGE = (
     "google--gemma-3-27b-it", "Qwen--Qwen3-30B-A3B", "meta-llama--Meta-Llama-3-70B", "openai--gpt-oss-20b",
@@ -130,16 +133,46 @@ def test_gpus_that_are_too_old_do_not_make_a_suggestion_fit() -> None:
     )
     new = parse_hardware_name("T4").gpus[0]
     machine = Hardware(gpus=(new, old))
-    model = published("google--gemma-3-27b-it")
     refused = [NoFit(layout=Layout(), why="much", missing=GIB)]
-    error = nothing_fits(plan_request(read_settings(parse_flags(["m"]), {})), machine, (new,), model, refused)
+    request = plan_request(read_settings(parse_flags(["m"]), {}))
+    error = nothing_fits(request, machine, (new,), published("google--gemma-3-27b-it"), refused)
     assert not [change for change in suggested(error) if change.startswith("--")]
 
 
 def test_the_length_that_a_small_cpu_is_offered_is_accepted() -> None:
     cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=19 * GIB)
-    machine, model = Hardware(gpus=(), cpu=cpu), published("meta-llama--Meta-Llama-3-8B")
+    machine, llama = Hardware(gpus=(), cpu=cpu), published("meta-llama--Meta-Llama-3-8B")
     with pytest.raises(UsageError) as caught:
-        planned({"--max-model-len": "8192", "--kv-cache-memory-bytes": "256M"}, machine, model)
+        planned({"--max-model-len": "8192", "--kv-cache-memory-bytes": "256M"}, machine, llama)
     [longest] = re.findall(r"set --max-model-len (\d+)", caught.value.remedy)
-    assert planned({"--max-model-len": longest, "--kv-cache-memory-bytes": "256M"}, machine, model)
+    assert planned({"--max-model-len": longest, "--kv-cache-memory-bytes": "256M"}, machine, llama)
+
+
+@pytest.mark.parametrize("utilization", ["0.985", "0.99"])
+def test_the_utilization_that_a_warning_suggests_is_accepted(utilization: str) -> None:
+    suggestions = []
+    for gib in range(60, 79, 2):
+        names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
+        of = model(tensors=tuple(tensor(name, round(gib * GIB / 2 / 4096 / 32), 4096) for name in names))
+        try:
+            warnings = planned({"--gpu-memory-utilization": utilization}, MACHINES["H100"], of).warnings
+        except UsageError:
+            continue
+        for suggestion in re.findall(r"safety margin .*: set at most ([\d.]+)$", "\n".join(warnings), re.MULTILINE):
+            assert planned({"--gpu-memory-utilization": suggestion}, MACHINES["H100"], of)
+            suggestions.append(suggestion)
+    assert len(suggestions) > 4
+
+
+def test_a_utilization_that_leaves_no_room_for_the_model_is_not_suggested() -> None:
+    request = plan_request(read_settings(parse_flags(["m", "--gpu-memory-utilization", "0.9"]), {}))
+    chosen = choose(request, MACHINES["H100"], MACHINES["H100"].gpus, model())[0]
+    assert chosen is not None
+    for safe, remedy in (
+        (0.8, "set at most 0.8"),
+        (0.01, "use more or larger GPUs"),
+        (-0.1, "use more or larger GPUs"),
+    ):
+        lower = msgspec.structs.replace(chosen, safe_utilization=safe)
+        [warning] = unsafe_utilization(request, MACHINES["H100"], model(), lower)
+        assert warning.endswith(remedy)

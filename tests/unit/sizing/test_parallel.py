@@ -293,6 +293,15 @@ def test_a_layout_needs_the_gpus_of_all_its_replicas():
 T4 = gpu(capability=(7, 5), name="Tesla T4")
 
 
+def test_the_dtype_that_an_old_gpu_is_offered_is_one_that_the_model_can_use():
+    [text] = problems(model(model_type="gemma2"), run(), Layout(), [T4])
+    assert text.endswith("Tesla T4 has 7.5: set --dtype float32")
+    [text] = problems(model(quantization=quantized("mxfp4")), run(), Layout(), [T4])[:1]
+    assert text.endswith("Tesla T4 has 7.5")
+    unknown = gpu(capability=(0, 0), name="unknown GPU")
+    assert "unknown GPU has an unknown one" in problems(model(), run(), Layout(), [unknown])[0]
+
+
 def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
     sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: set --dtype half"
     assert problems(model(), run(), Layout(), [T4]) == [sentence]
