@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_launch.__main__ import main
+from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.errors import UsageError
 from vllm_launch.model.names import refuse_address, refuse_modelscope
 from vllm_launch.model.read import read_model
@@ -83,7 +84,7 @@ def test_a_folder_is_planned_even_with_modelscope(monkeypatch: pytest.MonkeyPatc
 )
 def test_gguf_needs_a_plugin(name: str) -> None:
     error = refusal(name)
-    assert "is GGUF, which vLLM 0.32.0 reads only with a plugin" in error.problem
+    assert f"is GGUF, which vLLM {pinned_vllm()} reads only with a plugin" in error.problem
     assert error.remedy == "use the safetensors checkpoint of the model"
 
 
@@ -94,7 +95,7 @@ def test_a_folder_with_only_gguf_is_not_told_to_add_a_config(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["ollama://llama3", "https://bucket.s3.amazonaws.com/a/b", "hdfs://a/b", "oci://x/y"])
 def test_another_address_is_not_called_a_missing_folder(name: str) -> None:
-    assert refusal(name).problem == "is an address that vLLM 0.32.0 does not load"
+    assert refusal(name).problem == f"is an address that vLLM {pinned_vllm()} does not load"
 
 
 def test_a_file_address_is_answered_with_its_path() -> None:
