@@ -7,17 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from builders import model, placed, run
 
 from vllm_health.gpu_faults import Reader
 from vllm_health.nvml import open_nvml
 from vllm_launch import commands
 from vllm_launch.__main__ import main
+from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import read_hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.serve import serving
 from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
+from vllm_launch.sizing.memory import memory_of_gpu
 from vllm_launch.units import GIB
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
@@ -77,6 +81,16 @@ def test_a_plan_for_a_gb10_passes_vllms_check_of_free_memory_and_leaves_room_for
     [why] = [reason["why"] for reason in plan["reasons"] if reason["field"] == "gpu_memory_utilization"]
     assert "121.69 GiB that GPU 0 shares with the host" in why
     assert "page cache" in why
+
+
+def test_the_growth_of_vllms_processes_counts_only_with_unified_memory() -> None:
+    gb10 = parse_hardware_name("GB10").gpus[0]
+    own = msgspec.structs.replace(gb10, unified=False)
+    unified, separate = (memory_of_gpu(placed(model(), run(), on=gpu)) for gpu in (gb10, own))
+    assert unified.non_torch - separate.non_torch == 4 * GIB
+    assert unified.context == 3 * GIB
+    assert unified.safety - separate.safety == round(gb10.memory_total / 16)
+    assert (unified.weights, unified.activation_peak) == (separate.weights, separate.activation_peak)
 
 
 @pytest.mark.usefixtures("gb10")

@@ -134,9 +134,12 @@ def test_gpus_that_are_too_old_do_not_make_a_suggestion_fit() -> None:
     new = parse_hardware_name("T4").gpus[0]
     machine = Hardware(gpus=(new, old))
     refused = [NoFit(layout=Layout(), why="much", missing=GIB)]
-    request = plan_request(read_settings(parse_flags(["m"]), {}))
-    error = nothing_fits(request, machine, (new,), published("google--gemma-3-27b-it"), refused)
-    assert not [change for change in suggested(error) if change.startswith("--")]
+    request = plan_request(read_settings(parse_flags(["m", "--gpu-memory-utilization", "0.1"]), {}))
+    llama = published("meta-llama--Meta-Llama-3-8B")
+    assert "remove --gpu-memory-utilization" not in suggested(nothing_fits(request, machine, (new,), llama, refused))
+    young = msgspec.structs.replace(old, compute_capability=(8, 0))
+    both = Hardware(gpus=(new, young))
+    assert "remove --gpu-memory-utilization" in suggested(nothing_fits(request, both, both.gpus, llama, refused))
 
 
 def test_the_length_that_a_small_cpu_is_offered_is_accepted() -> None:
