@@ -31,7 +31,8 @@ def refuse_address(name: str) -> None:
     """
     if _GGUF.search(name):
         raise gguf(name)
-    if (address := _ADDRESS.fullmatch(name)) is None:
+    without_scheme = name.partition("/")[0].lower() in {*HUB_HOSTS, *MODELSCOPE_HOSTS}
+    if (address := _ADDRESS.fullmatch(f"https://{name}" if without_scheme else name)) is None:
         return
     scheme, rest = address[1].lower(), address[2]
     if scheme in OBJECT_STORAGE:

@@ -170,6 +170,16 @@ def test_an_error_of_the_hub_becomes_one_line_simulated(
     assert "\n" not in str(raised.value)
 
 
+def test_a_repository_of_gguf_files_without_a_config_is_called_gguf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", _read_from(tmp_path))
+    with pytest.raises(UsageError, match=r"unsloth/Qwen3-8B-GGUF: is GGUF, which vLLM .* only with a plugin"):
+        read_model("unsloth/Qwen3-8B-GGUF")
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        read_model("gguf/tools")
+
+
 @pytest.mark.parametrize("verbosity", [None, "info"])
 def test_the_hubs_client_logs_retries_only_with_hf_hub_verbosity(
     verbosity: str | None, monkeypatch: pytest.MonkeyPatch

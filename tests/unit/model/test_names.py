@@ -39,6 +39,7 @@ def test_object_storage_is_what_vllm_can_read_and_the_plan_cannot(name: str) -> 
         ("https://www.huggingface.co/Qwen/Qwen3-8B?library=vllm", "Qwen/Qwen3-8B"),
         ("http://hf-mirror.com/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("https://hf.co/gpt2", "gpt2"),
+        ("huggingface.co/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
     ],
 )
 def test_an_address_on_the_hub_is_answered_with_its_id(name: str, hub_id: str) -> None:
