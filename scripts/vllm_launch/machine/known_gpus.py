@@ -38,25 +38,26 @@ _H200_GIB = 150109880320 / GIB
 _MEASURED = "measured: NVML's total less reserved, and cudaMemGetInfo's total, to the byte, driver 580.159.04"
 _LOGS = "vLLM startup lines in public logs"
 _TORCH = "torch messages in public logs"
+_UNNAMED = "torch messages in public logs that do not name the card, told by its size"
 _LGIP = "nvidia-smi mig -lgip"
 
 ENTRIES: dict[str, Entry] = {
     "T4": Entry("Tesla T4", 14.56, (7, 5), "pcie", _TORCH),
     "A10G": Entry("NVIDIA A10G", 22587 / 1024, (8, 6), "pcie", "torch 2.15+cu130: total_memory=22587MB"),
-    "A40": Entry("NVIDIA A40", 44.34, (8, 6), "pcie", f"{_TORCH}; older driver: total_memory=45416MB"),
+    "A40": Entry("NVIDIA A40", 44.34, (8, 6), "pcie", f"{_UNNAMED}; named: total_memory=45416MB"),
     "L4": Entry("NVIDIA L4", 22.03, (8, 9), "pcie", f"{_LOGS} (0.29); 22.05 in pytorch/pytorch#175666"),
     "L20": Entry("NVIDIA L20", 44.39, (8, 9), "pcie", "derived: the L40S has the same 46068 MiB in nvidia-smi"),
     "L40": Entry("NVIDIA L40", 44.39, (8, 9), "pcie", "derived: the L40S has the same 46068 MiB in nvidia-smi"),
     "L40S": Entry("NVIDIA L40S", 44.39, (8, 9), "pcie", f"{_LOGS} (0.24); 44.52 in vllm-project/vllm#14011"),
     "RTX 3090": Entry(
-        "NVIDIA GeForce RTX 3090", 23.56, (8, 6), "none", f"{_TORCH}; older driver: total_memory=24259MB"
+        "NVIDIA GeForce RTX 3090", 23.56, (8, 6), "none", f"{_UNNAMED}; named, older driver: total_memory=24259MB"
     ),
     "RTX 4090": Entry(
         "NVIDIA GeForce RTX 4090", 23.52, (8, 9), "none", "torch, driver 595.84; sgl-project/sglang#12496"
     ),
     "RTX 5090": Entry("NVIDIA GeForce RTX 5090", 31.36, (12, 0), "none", f"{_LOGS} (0.28, 0.30)"),
-    "RTX A6000": Entry("NVIDIA RTX A6000", 47.4, (8, 6), "pcie", f"{_TORCH}; older driver: total_memory=48676MB"),
-    "RTX 6000 Ada": Entry("NVIDIA RTX 6000 Ada Generation", 47.37, (8, 9), "pcie", f"{_LOGS}; torch 2.x: 47.37"),
+    "RTX A6000": Entry("NVIDIA RTX A6000", 47.4, (8, 6), "pcie", f"{_UNNAMED}; named, older driver: total_memory=48676MB"),
+    "RTX 6000 Ada": Entry("NVIDIA RTX 6000 Ada Generation", 47.37, (8, 9), "pcie", f"{_TORCH}; older driver: total_memory=48622MB"),
     "RTX PRO 6000 Server": Entry(
         "NVIDIA RTX PRO 6000 Blackwell Server Edition", 97250 / 1024, (12, 0), "pcie", "torch: total_memory=97250MB"
     ),
@@ -76,7 +77,7 @@ ENTRIES: dict[str, Entry] = {
     "H20": Entry("NVIDIA H20", 97285 / 1024, (9, 0), "nvlink", "torch: total_memory=97285MB"),
     "H100": Entry("NVIDIA H100 80GB HBM3", _H100_GIB, (9, 0), "nvlink", _MEASURED),
     "H100 PCIe": Entry("NVIDIA H100 PCIe", _H100_GIB, (9, 0), "pcie", "derived: the same 81559 MiB as SXM"),
-    "H100 NVL": Entry("NVIDIA H100 NVL", 93.02, (9, 0), "pcie", f"{_TORCH}; 93.10 with older drivers"),
+    "H100 NVL": Entry("NVIDIA H100 NVL", 93.02, (9, 0), "pcie", f"{_UNNAMED}, also 93.10; named, torch 2.5: 92.63"),
     "H200": Entry("NVIDIA H200", _H200_GIB, (9, 0), "nvlink", _MEASURED),
     "H200 NVL": Entry("NVIDIA H200 NVL", _H200_GIB, (9, 0), "pcie", "derived: the H200 has the same 143771 MiB"),
     "GH200-96GB": Entry(
@@ -88,9 +89,9 @@ ENTRIES: dict[str, Entry] = {
         "derived: 146831 MiB in nvidia-smi, less the reserve of the 96 GB model",
     ),
     "B200": Entry("NVIDIA B200", 178.35, (10, 0), "nvlink", "torch: total_memory=182631MB"),
-    "B300": Entry("NVIDIA B300 SXM6 AC", 267.69, (10, 3), "nvlink", _TORCH),
-    "GB200": Entry("NVIDIA GB200", 184.31, (10, 0), "nvlink", _TORCH),
-    "GB300": Entry("NVIDIA GB300", 276.5, (10, 3), "nvlink", _TORCH),
+    "B300": Entry("NVIDIA B300 SXM6 AC", 267.69, (10, 3), "nvlink", _UNNAMED),
+    "GB200": Entry("NVIDIA GB200", 184.31, (10, 0), "nvlink", _UNNAMED),
+    "GB300": Entry("NVIDIA GB300", 276.5, (10, 3), "nvlink", _UNNAMED),
     "GB10": Entry(
         "NVIDIA GB10", 121.69, (12, 1), "none", f"{_LOGS}; idle: llamastash/llamastash#81", idle=116.43
     ),

@@ -34,8 +34,8 @@ def is_unified(compute_capability: tuple[int, int] | None, memory: gpu_facts.Mem
 def unified_memory(memory: gpu_facts.Memory | None, root: Path) -> gpu_facts.Memory | None:
     """Return the memory that vLLM finds on a unified GPU, or None if it is unknown. ``memory`` is NVML's.
 
-    The total is CUDA's: NVML's if it reports one, or else the host's. Measured: cudaMemGetInfo's total on a GB10 is
-    121.69 GiB, the host's MemTotal (llamastash/llamastash#80). The free memory is the host's available memory. A limit
+    The total is CUDA's: NVML's if it reports one, or else the host's. torch and vLLM print 121.69 GiB on a GB10, which
+    is also the host's total there (llamastash/llamastash#80). The free memory is the host's available memory. A limit
     of the cgroup does not count: psutil ignores it, and so does vLLM's check.
     """
     host = host_memory(root)

@@ -37,13 +37,13 @@ and 29.83 GiB free (llamastash/llamastash#81)."""
 
 HOST_GROWTH = 4 * GIB
 """Bytes of host memory by which vLLM's processes grow while it profiles: loading, compilation. With unified memory the
-profile counts them, because free memory is the host's available memory (utils/mem_utils.py:MemorySnapshot.measure).
-Reported for a GB10: up to 8 GiB besides weights and KV cache, activations and the context included
-(llamastash/llamastash#80)."""
+profile counts them, because free memory is the host's available memory (utils/mem_utils.py:MemorySnapshot.measure). An
+estimate that is not measured. A first start that compiles can need much more for a while
+(eugr/spark-vllm-docker#286: 30 GiB), which then makes vLLM's KV cache smaller than planned."""
 
 HOST_SHARE = 1 / 16
 """Share of unified memory that stays free for the host: other programs, and the page cache through which the weights
-are loaded. The driver can fail to allocate memory that Linux calls available (vllm-project/vllm#56824). On a GB10 the
+are loaded. An estimate that is not measured. The driver can fail to allocate memory that Linux calls available (vllm-project/vllm#56824). On a GB10 the
 plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable, and failures from 0.90 on
 (MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
 
