@@ -56,8 +56,8 @@ ENTRIES: dict[str, Entry] = {
         "NVIDIA GeForce RTX 4090", 23.52, (8, 9), "none", "torch, driver 595.84; sgl-project/sglang#12496"
     ),
     "RTX 5090": Entry("NVIDIA GeForce RTX 5090", 31.36, (12, 0), "none", f"{_LOGS} (0.28, 0.30)"),
-    "RTX A6000": Entry("NVIDIA RTX A6000", 47.4, (8, 6), "pcie", f"{_UNNAMED}; named, older driver: total_memory=48676MB"),
-    "RTX 6000 Ada": Entry("NVIDIA RTX 6000 Ada Generation", 47.37, (8, 9), "pcie", f"{_TORCH}; older driver: total_memory=48622MB"),
+    "RTX A6000": Entry("NVIDIA RTX A6000", 47.4, (8, 6), "pcie", f"{_UNNAMED}; named, older: 48676MB"),
+    "RTX 6000 Ada": Entry("NVIDIA RTX 6000 Ada Generation", 47.37, (8, 9), "pcie", f"{_TORCH}; older: 48622MB"),
     "RTX PRO 6000 Server": Entry(
         "NVIDIA RTX PRO 6000 Blackwell Server Edition", 97250 / 1024, (12, 0), "pcie", "torch: total_memory=97250MB"
     ),

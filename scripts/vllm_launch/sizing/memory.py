@@ -43,9 +43,9 @@ estimate that is not measured. A first start that compiles can need much more fo
 
 HOST_SHARE = 1 / 16
 """Share of unified memory that stays free for the host: other programs, and the page cache through which the weights
-are loaded. An estimate that is not measured. The driver can fail to allocate memory that Linux calls available (vllm-project/vllm#56824). On a GB10 the
-plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable, and failures from 0.90 on
-(MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
+are loaded. An estimate that is not measured. The driver can fail to allocate memory that Linux calls available
+(vllm-project/vllm#56824). On a GB10 the plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable,
+and failures from 0.90 on (MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
 
 NCCL_CONTEXT = 123 * MIB
 """Bytes of NCCL and custom all-reduce before vLLM first measures memory, on each of several GPUs that share layers.
