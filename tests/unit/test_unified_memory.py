@@ -86,7 +86,8 @@ def test_a_plan_for_a_gb10_passes_vllms_check_of_free_memory_and_leaves_room_for
 def test_the_growth_of_vllms_processes_counts_only_with_unified_memory() -> None:
     gb10 = parse_hardware_name("GB10").gpus[0]
     own = msgspec.structs.replace(gb10, unified=False)
-    unified, separate = (memory_of_gpu(placed(model(), run(), on=gpu)) for gpu in (gb10, own))
+    batch = run(expandable_segments=False)
+    unified, separate = (memory_of_gpu(placed(model(), batch, on=gpu)) for gpu in (gb10, own))
     assert unified.non_torch - separate.non_torch == 4 * GIB
     assert unified.context == 3 * GIB
     assert unified.safety - separate.safety == round(gb10.memory_total / 16)

@@ -1,7 +1,8 @@
 """Options of ``vllm serve`` that the plan reads, and options that change no memory. ``uncounted`` has all others.
 
 A key of a JSON option is written "option.key". Each option of the table is in exactly one of PLANNED, NO_MEMORY,
-``uncounted.UNCOUNTED`` and ``settings.rules.ONE_MACHINE``, as a whole or with each of its keys. tests/unit/engine/test_memory_options.py checks this.
+``uncounted.UNCOUNTED`` and ``settings.rules.ONE_MACHINE``, as a whole or with each of its keys.
+tests/unit/engine/test_memory_options.py checks this.
 """
 
 PLANNED = frozenset(

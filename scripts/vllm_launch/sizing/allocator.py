@@ -19,13 +19,15 @@ def uses_expandable_segments(placement: Placement) -> bool:
 
     The plan uses them if a whole GPU runs all layers alone. With tensor parallelism, vLLM's custom all-reduce shares
     the memory of CUDA graphs by IPC handles, which expandable segments do not have, and the engine ends
-    (vllm-project/vllm#42609). With experts spread over replicas, and on MIG slices, nobody has tried them.
+    (vllm-project/vllm#42609). With experts spread over replicas, on MIG slices, and on GPUs that use the host's memory,
+    nobody has tried them.
     """
     if placement.run_config.expandable_segments is not None:
         return placement.run_config.expandable_segments
     layout, gpu = placement.layout, placement.gpu
     experts_spread = layout.data > 1 and placement.model.experts is not None
-    return gpu is not None and gpu.mig_profile is None and layout.tensor == 1 and not experts_spread
+    whole = gpu is not None and gpu.mig_profile is None and not gpu.unified
+    return whole and layout.tensor == 1 and not experts_spread
 
 
 def fragments(placement: Placement, temporary: int) -> int:

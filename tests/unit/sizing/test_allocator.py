@@ -8,6 +8,7 @@ from vllm_launch.sizing.allocator import FRAGMENTS, fragments, uses_expandable_s
 from vllm_launch.sizing.memory import memory_of_gpu
 from vllm_launch.sizing.parallel import Layout
 
+UNIFIED = msgspec.structs.replace(gpu(capability=(12, 1)), unified=True)
 SLICE = msgspec.structs.replace(gpu(), mig_profile="1g.18gb")
 SPARSE = model(layers=(MOE,), experts=EXPERTS)
 
@@ -23,9 +24,10 @@ def test_a_gpu_that_runs_whole_layers_alone_uses_expandable_segments(layout):
         (model(), Layout(tensor=2), gpu()),
         (SPARSE, Layout(data=2), gpu()),
         (model(), Layout(), SLICE),
+        (model(), Layout(), UNIFIED),
         (model(), Layout(), None),
     ],
-    ids=["tensor parallelism", "experts of several replicas", "MIG", "CPU"],
+    ids=["tensor parallelism", "experts of several replicas", "MIG", "unified memory", "CPU"],
 )
 def test_expandable_segments_are_not_used_where_they_fail_or_nobody_tried_them(llm, layout, device):
     assert not uses_expandable_segments(placed(llm, run(), layout, device))
