@@ -28,7 +28,8 @@ from vllm_launch.engine import multicast
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
 """Short name of a model: its config.json, which the planner reads and which dummy weights need."""
 
-PORT = 8000
+PORT = int(os.environ.get("BENCH_PORT", "8000"))
+"""The servers' port. The launcher's health port is the next one. Two commands on one machine need two ports."""
 
 
 def run(command: Callable[[], int]) -> NoReturn:

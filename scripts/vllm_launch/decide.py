@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import msgspec
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import speculative
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import PlanRequest
+from vllm_launch.plan.request import PlanRequest, without_windows
 from vllm_launch.settings.settings import Settings
+
+OTHER_TOKENIZER = ("tokenizer", "tokenizer_mode", "skip_tokenizer_init")
+"""Options with which vLLM does not read the tokenizer of the model, so that the plan does not know its template."""
 
 
 def plan_request(settings: Settings) -> PlanRequest:
@@ -22,13 +26,23 @@ def plan_request(settings: Settings) -> PlanRequest:
     engine = settings.chosen
     fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
     fields["objective"] = settings.launch.objective
+    fields["parsers"] = settings.launch.parsers == "auto"
     fields["fp8_kv"] = settings.launch.quality == "fp8-kv"
-    fused = multicast.fused_all_reduce(engine.get("compilation_config"))
-    fields["fuse_allreduce_rms"] = not settings.no_multicast and fused is not False
+    fields["fuse_allreduce_rms"] = not settings.no_multicast
+    fields["num_speculative_tokens"] = speculative.draft_tokens(engine)
+    fields["verifies_in_chunks"] = not speculative.needs_runner_v1(engine)
+    fields["redundant_experts"] = redundant_experts(engine.get("eplb_config"))
     fields["cpu_kv_cache_bytes"] = settings.cpu_kv_cache_bytes
     fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
+    fields["expandable_segments"] = settings.expandable_segments
     fields["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
     return msgspec.convert(fields, PlanRequest)
+
+
+def redundant_experts(eplb_config: object) -> int:
+    """Return the number of redundant experts that ``eplb_config`` sets."""
+    count = eplb_config.get("num_redundant_experts") if isinstance(eplb_config, dict) else None
+    return max(0, count) if isinstance(count, int) else 0
 
 
 def with_origins(plan: Plan, settings: Settings) -> Plan:
@@ -53,13 +67,18 @@ def decide(settings: Settings, hardware: Hardware) -> Plan:
         settings.model,
         revision=text_option(engine.get("revision")),
         token=text_option(engine.get("hf_token")),
-        hf_overrides=overrides if isinstance(overrides := engine.get("hf_overrides"), dict) else None,
+        hf_overrides=object_option(engine.get("hf_overrides")),
         runner=text_option(engine.get("runner")),
         convert=text_option(engine.get("convert")),
-        processor_options=options if isinstance(options := engine.get("mm_processor_kwargs"), dict) else None,
+        chat_template=text_option(engine.get("chat_template")),
+        chat_template_kwargs=object_option(engine.get("default_chat_template_kwargs")),
+        processor_options=object_option(engine.get("mm_processor_kwargs")),
     )
     _check_torchvision(hardware, model)
-    decided = plan(plan_request(settings), hardware, model)
+    if any(engine.get(option) not in {None, "auto", False} for option in OTHER_TOKENIZER):
+        model = msgspec.structs.replace(model, chat=None)
+    request = plan_request(settings)
+    decided = plan(request, hardware, without_windows(model) if request.disable_sliding_window else model)
     return with_origins(decided, settings)
 
 
@@ -81,3 +100,8 @@ def _check_torchvision(hardware: Hardware, model: Model) -> None:
 def text_option(value: object) -> str | None:
     """Return ``value`` if it is text, else None (the option is not set)."""
     return value if isinstance(value, str) else None
+
+
+def object_option(value: object) -> dict[str, Any] | None:
+    """Return ``value`` if it is a JSON object, else None (the option is not set)."""
+    return value if isinstance(value, dict) else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
@@ -22,6 +23,8 @@ from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
+
+NO_CHOICE = UserChat()
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 100_000
@@ -57,6 +60,7 @@ def build(
     *,
     runner: str | None = None,
     convert: str | None = None,
+    user_chat: UserChat = NO_CHOICE,
     processor_options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Return the model that ``checkpoint`` describes. ``processor_options``: --mm-processor-kwargs. Pure.
@@ -113,6 +117,9 @@ def build(
         multimodal=multimodal,
         media=media,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
+        chat=None
+        if task == "pooling"
+        else read_chat(checkpoint.files, checkpoint.names, architecture, root.text("model_type"), user_chat),
         warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates, *unknown),
     )
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from vllm_launch.model.chat import Chat
+
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "mamba", "none"]
 """What a layer stores of earlier tokens. "mamba" is any fixed-size recurrent state: Mamba 1 and 2, gated delta net,
 short convolution. "none" stores nothing."""
@@ -142,4 +144,5 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     media: Media | None = None
     qk_norm: bool = False  # attention normalises queries and keys
     rope_positions: int | None = None  # rows of the tables of cosines and sines, if not max_model_len
+    chat: Chat | None = None  # None: unknown
     warnings: tuple[str, ...] = ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.removed import REMOVED_METHODS
 from vllm_launch.engine.values import OBJECT_REMEDY
@@ -13,14 +14,31 @@ from vllm_launch.errors import UsageError
 from vllm_launch.settings.settings import Settings
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
-          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "num_gpu_blocks_override")  # fmt: skip
 """Options whose values are at least 1."""
 
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 """Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
-NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
+
+
+ONE_MACHINE: dict[str, tuple[object, ...]] = {
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "master_addr": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_address": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_rank": (),
+    "data_parallel_start_rank": (),
+    "data_parallel_size_local": (),
+    "data_parallel_backend": ("mp",),
+    "data_parallel_hybrid_lb": (False,),
+    "data_parallel_external_lb": (False,),
+    "data_parallel_multi_port_external_lb": (False,),
+}
+"""Options of a vLLM on several machines or in several servers, with the values that mean one machine.
+Source: vllm/engine/arg_utils.py:create_engine_config."""
 
 
 class Mistake(NamedTuple):
@@ -41,11 +59,24 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
         for mistake in rule(settings):
             raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
+    _check_allocator(settings, environ)
+
+
+def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Check that no KV connector is combined with expandable segments. Source: vllm/config/vllm.py."""
+    ((variable, value),) = allocator.EXPANDABLE.items()
+    connector = next((dest for dest in ("kv_transfer_config", "kv_offloading_size") if settings.engine.get(dest)), None)
+    if connector and value in environ.get(variable, "") and not settings.engine.get("enable_sleep_mode"):
+        raise UsageError(
+            f"environment {variable}",
+            f"has {value}, and vLLM refuses it with a KV connector ({settings.origin[connector]})",
+            f"remove {value} from it",
+        )
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return (*_long_shutdown(settings), *_uncounted_draft(settings))
+    return (*_long_shutdown(settings), *_several_machines(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -100,6 +131,32 @@ def _batch(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("max_num_seqs", problem, remedy)
 
 
+def _eplb(settings: Settings) -> Iterator[Mistake]:
+    """Yield what expert load balancing lacks (config/parallel.py:ParallelConfig)."""
+    engine, config = settings.engine, settings.engine.get("eplb_config")
+    if engine.get("enable_eplb") and not engine.get("enable_expert_parallel"):
+        yield Mistake("enable_eplb", "expert load balancing needs expert parallelism", "set enable_expert_parallel too")
+    if isinstance(config, dict) and config.get("num_redundant_experts") and not engine.get("enable_eplb"):
+        yield Mistake("eplb_config", "redundant experts need expert load balancing", "set enable_eplb too")
+
+
+def _speculative(settings: Settings) -> Iterator[Mistake]:
+    """Yield keys that are set twice, and batches that are too small for draft tokens with adapters.
+
+    Source: engine/arg_utils.py (create_speculative_config, create_engine_config).
+    """
+    config = settings.engine.get("speculative_config")
+    keys = {str(key).replace("-", "_") for key in config} if isinstance(config, dict) else set()
+    for dest, key in speculative.FLAGS.items():
+        if settings.engine.get(dest) is not None and key in keys:
+            yield Mistake(dest, f"{key} is also a key of speculative_config", "keep one of them")
+    tokens, each = settings.engine.get("max_num_batched_tokens"), 1 + speculative.draft_tokens(settings.engine)
+    seqs = _whole(settings, "max_num_seqs", 1)
+    if settings.engine.get("enable_lora") and each > 1 and isinstance(tokens, int) and tokens < seqs * each:
+        problem = f"with adapters and draft tokens {seqs} requests need {seqs * each} tokens in a batch, not {tokens}"
+        yield Mistake("max_num_batched_tokens", problem, "raise it, or lower max_num_seqs")
+
+
 def _shutdown(settings: Settings) -> Iterator[Mistake]:
     if (seconds := _whole(settings, "shutdown_timeout", 0)) < 0:
         yield Mistake("shutdown_timeout", f"shutdown_timeout is {seconds}", "give 0 or more seconds")
@@ -110,6 +167,56 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
         value = settings.engine.get(dest)
         if value is not None and not isinstance(value, dict):
             yield Mistake(dest, f"{dest} is not a JSON object", OBJECT_REMEDY)
+
+
+def _capture_sizes(settings: Settings) -> Iterator[Mistake]:
+    """Yield contradictions in the sizes of CUDA graphs (engine/arg_utils.py:create_engine_config, config/vllm.py)."""
+    engine = settings.engine
+    config = engine.get("compilation_config")
+    keys = config if isinstance(config, dict) else {}
+    values = {}
+    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
+        if engine.get(name) is not None and keys.get(name) is not None:
+            yield Mistake(name, f"{name} is also a key of compilation_config", "keep one of them")
+        values[name] = engine.get(name) if engine.get(name) is not None else keys.get(name)
+    sizes, largest = values["cudagraph_capture_sizes"], values["max_cudagraph_capture_size"]
+    where = next((name for name in values if name in settings.origin), "compilation_config")
+    if largest is not None and (not isinstance(largest, int) or largest < 0):
+        yield Mistake(where, f"max_cudagraph_capture_size is {largest!r}", "give a whole number of tokens")
+    if sizes is not None and not _are_counts(sizes):
+        yield Mistake(where, f"cudagraph_capture_sizes is {sizes!r}", "give a list of whole numbers of 1 or more")
+    elif sizes == []:
+        yield Mistake(
+            where, "cudagraph_capture_sizes is empty", "give a size, or set --enforce-eager for no CUDA graphs"
+        )
+    elif isinstance(sizes, list) and isinstance(largest, int) and max(sizes) != largest:
+        problem = f"the largest of cudagraph_capture_sizes is {max(sizes)}, and max_cudagraph_capture_size is {largest}"
+        yield Mistake(where, problem, "leave max_cudagraph_capture_size out")
+
+
+def _are_counts(values: object) -> bool:
+    """Whether ``values`` is a list of whole numbers of at least 1."""
+    return isinstance(values, list) and all(isinstance(value, int) and value >= 1 for value in values)
+
+
+def _offload(settings: Settings) -> Iterator[Mistake]:
+    """Yield numbers that vLLM's offloading refuses (config/offload.py:validate_offload_config)."""
+    engine = settings.engine
+    group, layers = _whole(settings, "offload_group_size", 0), _whole(settings, "offload_num_in_group", 1)
+    if isinstance(size := engine.get("cpu_offload_gb"), float) and not 0 <= size < math.inf:
+        yield Mistake("cpu_offload_gb", f"cpu_offload_gb is {size}", "give 0 or more GiB")
+    if group < 0:
+        yield Mistake("offload_group_size", f"offload_group_size is {group}", "give 0 or more layers")
+    if layers < 1:
+        yield Mistake("offload_num_in_group", f"offload_num_in_group is {layers}", "give 1 or more layers")
+    if group == 0 and engine.get("offload_backend") != "prefetch":
+        return
+    if layers > group:
+        keys = ("offload_num_in_group", "offload_group_size", "offload_backend")
+        problem = f"offload_num_in_group {layers} is more than offload_group_size {group}"
+        yield Mistake(next(key for key in keys if key in settings.origin), problem, "set a larger group of layers")
+    if (step := _whole(settings, "offload_prefetch_step", 1)) < 1:
+        yield Mistake("offload_prefetch_step", f"offload_prefetch_step is {step}", "give 1 or more layers")
 
 
 def _quantization(settings: Settings) -> Iterator[Mistake]:
@@ -170,8 +277,8 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _quantization, _executor, _http, _device_ids,
-    _multicast, _certificate, _api_keys, _routes,
+    _counts, _utilization, _length, _ports, _batch, _eplb, _speculative, _shutdown, _objects, _capture_sizes, _offload,
+    _quantization, _executor, _http, _device_ids, _multicast, _certificate, _api_keys, _routes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 
@@ -191,12 +298,14 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
 
 
-def _uncounted_draft(settings: Settings) -> Iterator[str]:
-    """Warn of speculative decoding. The plan does not know its memory, so vLLM's KV cache is smaller than planned."""
-    speculative = settings.engine.get("speculative_config")
-    if isinstance(speculative, dict) and "ngram" not in str(speculative.get("method", "")):
-        where = settings.origin["speculative_config"]
+def _several_machines(settings: Settings) -> Iterator[str]:
+    """Warn of options for several machines: the plan splits the model over the GPUs of this machine only."""
+    set_options = {dest: settings.engine[dest] for dest in ONE_MACHINE if settings.engine.get(dest) is not None}
+    if set_options.get("data_parallel_size_local") == settings.engine.get("data_parallel_size", 1):
+        del set_options["data_parallel_size_local"]
+    if several := [dest for dest, value in set_options.items() if value not in ONE_MACHINE[dest]]:
         yield (
-            f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
-            "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
+            f"{', '.join(settings.origin[dest] for dest in several)}: the plan is for this one machine. It splits the "
+            "model over this machine's GPUs, and does not know the other machines. If vLLM must run on several "
+            "machines, choose all parallel sizes yourself and run vllm serve without the launcher"
         )

@@ -33,7 +33,7 @@ def activation_peak(placement: Placement, *, first: bool, last: bool) -> int:
     model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, hidden = run.max_num_batched_tokens, run.activation_bytes, model.hidden_size
     # A compiled graph must not change its input, so vLLM copies the input that comes from the previous stage.
-    residual_stream = (3 if first or run.enforce_eager else 4) * tokens * hidden * width
+    residual_stream = (3 if first or not run.compiled else 4) * tokens * hidden * width
     tensor = layout.tensor
     layer_parts = [_attention_tensors(placement)]
     if model.experts is None or any(not layer.moe for layer in model.layers):
@@ -92,7 +92,7 @@ def timing_peak(placement: Placement) -> int:
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     external_embeddings = bool(active_items(model, run))
-    if layout.tensor > 1 or run.enforce_eager or external_embeddings:
+    if layout.tensor > 1 or not run.compiled or external_embeddings:
         return 0
     row = model.hidden_size * run.activation_bytes
     allocated_later = ALLOCATED_AFTER_TIMING + workspace(placement)

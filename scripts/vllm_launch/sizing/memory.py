@@ -11,13 +11,14 @@ from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
+from vllm_launch.sizing.allocator import fragments
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
 from vllm_launch.sizing.encoder import encoder_memory
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights_by_rank
-from vllm_launch.units import MIB
+from vllm_launch.units import GIB, MIB
 
 CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * MIB, 460 * MIB, 260 * MIB
 """Bytes of the CUDA context and cuBLAS handles before vLLM first measures memory. They grow with the number of
@@ -29,6 +30,23 @@ CONTEXTS = {
     **dict.fromkeys((Generation.HOPPER, Generation.BLACKWELL, Generation.THOR, Generation.NEWER), CONTEXT_HOPPER),
 }
 """Bytes of a CUDA context by generation. All other generations use CONTEXT_SMALL."""
+
+CONTEXT_UNIFIED = 3 * GIB
+"""Bytes of unified memory that are gone before vLLM first measures it: the CUDA context, and the host memory of vLLM's
+processes. Measured on a GB10, vLLM 0.28: available memory 116.43 and 32.40 GiB before the start, and vLLM finds 113.69
+and 29.83 GiB free (llamastash/llamastash#81)."""
+
+HOST_GROWTH = 4 * GIB
+"""Bytes of host memory by which vLLM's processes grow while it profiles: loading, compilation. With unified memory the
+profile counts them, because free memory is the host's available memory (utils/mem_utils.py:MemorySnapshot.measure). An
+estimate that is not measured. A first start that compiles can need much more for a while
+(eugr/spark-vllm-docker#286: 30 GiB), which then makes vLLM's KV cache smaller than planned."""
+
+HOST_SHARE = 1 / 16
+"""Share of unified memory that stays free for the host: other programs, and the page cache through which the weights
+are loaded. An estimate that is not measured. The driver can fail to allocate memory that Linux calls available
+(vllm-project/vllm#56824). On a GB10 the plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable,
+and failures from 0.90 on (MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
 
 NCCL_CONTEXT = 123 * MIB
 """Bytes of NCCL and custom all-reduce before vLLM first measures memory, on each of several GPUs that share layers.
@@ -67,8 +85,9 @@ model's logits in half the width, the processed logits, FlashInfer's masked logi
 Measured: H200, Llama-3-8B, 1,024 requests with top-k, top-p, penalties and logprobs: utilisation 0.985 works, 0.99 runs
 out of memory."""
 
-FRAGMENTS = 256 * MIB
-"""Bytes that PyTorch's allocator cannot reuse because of fragmentation while vLLM serves."""
+VERIFIED_BYTES = 1024 * MIB
+"""Bytes of float32 logits that vLLM verifies at once in speculative decoding.
+Source: v1/worker/gpu/spec_decode/rejection_sampler.py:MAX_CHUNK_BYTES."""
 
 MAX_UTILIZATION = 0.99
 """Largest ``gpu_memory_utilization`` that the plan chooses."""
@@ -107,6 +126,7 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
         forward = activation_peak(placement, first=first, last=last)
         peak = max(forward, timing_peak(placement) if first else 0)
         encoder, unprofiled = _encoder(placement, forward, peak) if first else (0, 0)
+        beyond = max(sampler, attention - forward, unprofiled)  # the profile counts ``forward``, but none of these
         ranks.append(
             Memory(
                 weights=weight_bytes,
@@ -114,8 +134,7 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(placement, first=first, last=last),
                 context=_context(placement),
-                # The activation peak covers ``forward``.
-                safety=overhead + max(sampler, attention - forward, unprofiled),
+                safety=overhead + beyond + fragments(placement, forward + beyond),
                 encoder=encoder,
             )
         )
@@ -197,7 +216,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
     logit_bias.py and bad_words.py (17.4 KB for each request).
     """
     model, run, layout, gpu = placement.model, placement.run_config, placement.layout, placement.gpu
-    total = RUNTIME
+    total = RUNTIME + (HOST_GROWTH if gpu is not None and gpu.unified else 0)
     if last and model.task == "generate":
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
@@ -208,8 +227,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
         message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
         assert gpu is not None  # noqa: S101 - ``cpu_memory`` computes the CPU engine
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
-        fused = run.fuse_allreduce_rms and not run.enforce_eager
-        total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
+        total += 4 * layout.tensor * min(round(limit * MIB), message) if run.fuse_allreduce_rms else 0
     if not first:  # buffers for the hidden states and residual of the previous rank
         total += 2 * run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
     return total
@@ -218,21 +236,34 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
 def _context(placement: Placement) -> int:
     """Return the bytes of one GPU's CUDA context, and of NCCL's if collectives run."""
     base = CONTEXTS.get(placement.generation or Generation.UNKNOWN, CONTEXT_SMALL)
+    if placement.gpu is not None and placement.gpu.unified:
+        base = CONTEXT_UNIFIED
     return base + (NCCL_CONTEXT if _uses_collectives(placement) else 0)
 
 
 def _sampler_copies(placement: Placement) -> int:
-    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``)."""
+    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``).
+
+    With speculative decoding a batch has logits for each draft token too. The model's logits of all of them are alive
+    while vLLM verifies them. Model runner V2 copies at most VERIFIED_BYTES of them at once, V1 copies all.
+    """
     model, run = placement.model, placement.run_config
     if model.task != "generate":
         return 0
-    return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
+    vocab = padded_vocab(model.vocab_size)
+    copied = min(run.max_num_seqs, run.max_num_batched_tokens)
+    if not run.num_speculative_tokens:
+        return SAMPLER_COPIES * 4 * copied * vocab
+    rows = min(run.max_num_seqs * (1 + run.num_speculative_tokens), run.max_num_batched_tokens)
+    copied = min(rows, max(1, VERIFIED_BYTES // (4 * vocab))) if run.verifies_in_chunks else rows
+    return rows * vocab * run.activation_bytes + SAMPLER_COPIES * 4 * copied * vocab
 
 
 def _serving_overhead(placement: Placement) -> int:
     """Return the bytes that serving always needs beyond vLLM's profile.
 
-    They are block tables, fragments, channels and FlashInfer's workspace. Block tables are two rows of int32 for each
+    They are block tables, channels, FlashInfer's workspace, and the host's share of unified memory. Block
+    tables are two rows of int32 for each
     request and group of layers (v1/worker/gpu/block_table.py). vLLM allocates them after it chose the size of the KV
     cache. The row of a sliding window is as long as any other row.
     """
@@ -242,7 +273,9 @@ def _serving_overhead(placement: Placement) -> int:
     )
     tables = 2 * 4 * run.max_num_seqs * row_length
     channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return tables + FRAGMENTS + channels + _flashinfer_workspace(placement)
+    gpu = placement.gpu
+    host = round(gpu.memory_total * HOST_SHARE) if gpu is not None and gpu.unified else 0
+    return tables + channels + _flashinfer_workspace(placement) + host
 
 
 def _flashinfer_workspace(placement: Placement) -> int:

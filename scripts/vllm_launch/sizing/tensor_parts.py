@@ -69,10 +69,14 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Fused(msgspec.Struct, frozen=True):
-    """A tensor as vLLM allocates it. ``place`` is a layer's index, or FIRST or _LAST."""
+    """A tensor as vLLM allocates it.
+
+    ``place`` is a layer's index, or FIRST or _LAST. ``path`` is the parameter's name, in a layer its name in the layer.
+    """
 
     place: int
     parts: tuple[Part, ...]
+    path: str = ""
 
 
 class _CacheEntry(msgspec.Struct):
@@ -100,6 +104,7 @@ def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
 
 def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
+    names: dict[tuple[int, str], str] = {}
     bits = COMPUTE_BITS[run.dtype]
     supported = model.media is None or model.media.encoder_tp_data  # else vLLM splits the tower and warns
     data_parallel = run.mm_encoder_tp_mode == "data" and supported
@@ -120,7 +125,27 @@ def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
         place = int(layer_match[1]) if layer_match else _LAST if _is_last(tensor.name) and not vision else FIRST
         key, part = _classify(model, tensor, bits, tower)
         parts[place, key].append(part)
-    return tuple(Fused(place, _merged(same_tensor)) for (place, _), same_tensor in parts.items())
+        names.setdefault((place, key), tensor.name)
+    return tuple(
+        Fused(place, _merged(same_tensor), _path(names[place, key], key)) for (place, key), same_tensor in parts.items()
+    )
+
+
+def _path(name: str, key: str) -> str:
+    """Return vLLM's name of the parameter that holds the checkpoint's tensor ``name``, without the layer's prefix.
+
+    ``key``: of ``_classify``. Source: the packed_modules_mapping of vLLM's models, fused_moe/layer.py (w13, w2).
+    """
+    layer = _LAYER.search(name)
+    path = name[layer.end() :] if layer else name
+    if key.startswith(("w13.", "w2.")):
+        kind = path.rsplit(".", 1)[-1]
+        return f"{path.partition('experts')[0]}experts.{key.partition('.')[0]}_{kind}"
+    if key.startswith("qkv."):
+        return re.sub(r"\b[qkv]_proj\b", "qkv_proj", path)
+    if key.startswith("gate_up"):
+        return re.sub(r"\b(?:gate_proj|up_proj|w1|w3)\b", "gate_up_proj", path)
+    return path
 
 
 def _tower_of(tensor: Tensor, *, data_parallel: bool) -> TowerPart | None:

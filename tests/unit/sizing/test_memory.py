@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 
 from vllm_launch.model.model import Experts, Layer
 from vllm_launch.sizing import activations, memory
+from vllm_launch.sizing.allocator import FRAGMENTS
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, memory_of_gpu, requested_bytes, safe_utilization
 from vllm_launch.sizing.parallel import Layout
@@ -50,7 +51,7 @@ NONE = Layer(kind="none")
 
 
 def eager(batch=None):
-    return msgspec.structs.replace(batch or run(), enforce_eager=True)
+    return msgspec.structs.replace(batch or run(), compiled=False, cudagraph_mode="NONE")
 
 
 def peak(llm=None, batch=None, layout=ONE):
@@ -324,8 +325,8 @@ def test_the_fused_all_reduce_has_a_workspace_on_gpus_that_flashinfer_supports(c
     """compilation/passes/fusion/allreduce_rms_fusion.py:FI_ALLREDUCE_FUSION_MAX_SIZE_MB."""
     layout, device = Layout(tensor=tensor_parallel), gpu(capability=capability)
     assert non_torch(layout=layout, device=device) - non_torch(layout=layout, device=TURING) == mib * MIB
-    for without in ({"enforce_eager": True}, {"fuse_allreduce_rms": False}):
-        assert non_torch(batch=run(**without), layout=layout, device=device) == non_torch(layout=layout, device=TURING)
+    without = run(fuse_allreduce_rms=False)
+    assert non_torch(batch=without, layout=layout, device=device) == non_torch(layout=layout, device=TURING)
 
 
 def test_a_small_batch_needs_a_small_all_reduce_workspace():
@@ -378,15 +379,16 @@ def test_a_cuda_context_depends_on_the_gpu_and_nccl_adds_to_it(capability, base)
 
 
 def safety(llm=None, batch=None, layout=ONE, device=AMPERE):
-    """Return the safety margin without CUDA graphs."""
-    return memory_of_gpu(placed(llm or model(), eager(batch), layout, device)).safety
+    """Return the safety margin without CUDA graphs and with expandable segments."""
+    batch = msgspec.structs.replace(eager(batch), expandable_segments=True)
+    return memory_of_gpu(placed(llm or model(), batch, layout, device)).safety
 
 
 def test_serving_needs_logit_copies_block_tables_and_fragments():
     copies = memory.SAMPLER_COPIES * 4 * 1024 * 128_256
     tables = 2 * 4 * 1024 * 512  # two rows of int32, 8,192 / 16 blocks long
-    assert safety() == copies + tables + memory.FRAGMENTS
-    assert safety(model(**POOLING)) == tables + memory.FRAGMENTS
+    assert safety() == copies + tables + FRAGMENTS
+    assert safety(model(**POOLING)) == tables + FRAGMENTS
     assert safety(batch=run(max_model_len=8193)) - safety() == 2 * 4 * 1024
     assert safety(layout=Layout(tensor=2)) == safety()
 
@@ -455,7 +457,7 @@ def test_on_hopper_a_batch_of_short_prompts_with_a_long_context_must_fit():
     splits = 15 * 8192 * 32 * (128 + 1) * 4
     other_tensors = 4.5 * ROW - (3 + 3 * 0.875) * ROW
     tables = 2 * 4 * 1024 * 512
-    assert safety(small, device=gpu()) == splits + other_tensors + tables + memory.FRAGMENTS
+    assert safety(small, device=gpu()) == splits + other_tensors + tables + FRAGMENTS
     assert safety(small, device=gpu(capability=(12, 0))) == safety(small)
     latent = model(vocab_size=64, layers=(LATENT,), mla=DEEPSEEK)
     assert safety(latent, device=gpu()) == safety(latent)
