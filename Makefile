@@ -212,6 +212,10 @@ generate: $(VENV)/.dev  ## Write all generated files again (`make verify` checks
 	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
 
+.PHONY: towers
+towers: $(VENV)/.dev  ## Write engine/towers.json again after an upgrade of vLLM (needs torchvision; 10 minutes)
+	@$(bin)/python scripts/generators/towers.py
+
 .PHONY: verify
 verify: $(VENV)/.dev  ## Regenerate all files; fail if one was out of date
 	@before=$$(git ls-files -z | xargs -0 sha256sum); $(MAKE) -s generate; \

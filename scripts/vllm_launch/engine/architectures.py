@@ -45,11 +45,17 @@ def tasks_of(architecture: str) -> tuple[str, ...]:
     return tuple(flag for flag in flags if flag in {"generate", "pooling"})
 
 
-def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:  # noqa: C901 - vLLM's own order of fallbacks
+def is_multimodal(architecture: str) -> bool:
+    """Whether vLLM has an implementation of ``architecture`` that takes images, videos or audio."""
+    return "multimodal" in _table()["architectures"].get(architecture, ())
+
+
+def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:
     """Return the first of ``architectures`` that vLLM runs, and warnings.
 
     ``custom_code``: whether config.json has an ``auto_map`` with a model. The Transformers backend can then run the
-    code in the model's repository. Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
+    code in the model's repository, unless vLLM has dropped the architecture.
+    Source: vllm/model_executor/models/registry.py:inspect_model_cls, _normalize_arch.
 
     Raises:
         UsageError: vLLM runs none of them. The text names the last release that did, or the closest known names.
@@ -73,6 +79,8 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
                         name=name, flags=tuple(known["architectures"][base]), task=task, native=True
                     ), ()
     name = architectures[0]
+    if name not in known["transformers_backend"]:
+        _refuse_dropped(architectures, where)
     if name in known["transformers_backend"] or custom_code:
         code = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers' code"
         warning = (
@@ -80,15 +88,25 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
             "which is slower"
         )
         return Architecture(name=name, flags=("generate",), task=_task(name, ("generate",)), native=False), (warning,)
-    if name in known["removed"]:
-        problem = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"
-        raise UsageError(f"{where} architecture {name}", problem, "use another model, or that release of vLLM")
-    if name in known["plugins"]:
-        problem = f"vLLM {known['vllm']} runs it only with a plugin"
-        raise UsageError(f"{where} architecture {name}", problem, f"install {known['plugins'][name]}")
     near = difflib.get_close_matches(name, known["architectures"], n=3)
     hint = f"nearest known: {', '.join(near)}" if near else "see the list of supported models in vLLM's documentation"
     raise UsageError(f"{where} architecture {name[:80]!r}", f"vLLM {known['vllm']} does not know it", hint)
+
+
+def _refuse_dropped(architectures: Sequence[str], where: str) -> None:
+    """Raise the error for architectures that vLLM has dropped or runs only with a plugin. Else do nothing.
+
+    Code in the model's repository does not help: it was written for the releases that had the architecture, and the
+    Transformers backend refuses it. Source: vllm/model_executor/models/registry.py:_raise_for_unsupported.
+    """
+    known = _table()
+    for name in architectures:
+        if name in known["removed"]:
+            problem = f"vLLM {known['vllm']} no longer runs it: {known['removed'][name]} was the last release that did"
+            raise UsageError(f"{where} architecture {name}", problem, "use another model, or that release of vLLM")
+        if name in known["plugins"]:
+            problem = f"vLLM {known['vllm']} runs it only with a plugin"
+            raise UsageError(f"{where} architecture {name}", problem, f"install {known['plugins'][name]}")
 
 
 def _task(name: str, flags: Sequence[str]) -> Literal["generate", "pooling"]:

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from vllm_launch.engine.architectures import Architecture, config_defaults, is_known_type, resolve
 from vllm_launch.model import pooling
+from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
+from vllm_launch.model.encoder import read_media, tower_tensors
 from vllm_launch.model.layer_kinds import encoder_only
 from vllm_launch.model.layers import (
     attention_heads,
@@ -23,6 +25,8 @@ from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
+
+NO_CHOICE = UserChat()
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 100_000
@@ -52,8 +56,10 @@ def build(
     runner: str | None = None,
     convert: str | None = None,
     pooler_config: Mapping[str, Any] | None = None,
+    user_chat: UserChat = NO_CHOICE,
+    processor_options: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Return the model that ``checkpoint`` describes. Pure.
+    """Return the model that ``checkpoint`` describes. ``processor_options``: --mm-processor-kwargs. Pure.
 
     Raises:
         UsageError: a key is missing or wrong, or vLLM does not run this model.
@@ -71,11 +77,17 @@ def build(
     experts, mla = _experts(config), read_mla(config)
     layers = read_layers(config, SAFETENSORS_NAME[dtype], is_moe(config, count))
     tied = _ties_embeddings(root, config)
-    tower = root.table("vision_config") if nested else None
-    vision = None if tower is None else Config(tower, f"{where} vision_config")
+    multimodal = "multimodal" in architecture.flags or (nested and root.table("vision_config") is not None)
+    media, unknown = None, tuple[str, ...]()
+    if multimodal:
+        media, unknown = read_media(architecture.name, root, config, checkpoint.files, processor_options or {})
     model_tensors, estimates = checkpoint.tensors, tuple[str, ...]()
     if model_tensors is None:
-        model_tensors, estimates = tensors(config, layers, mla, dtype, quantization, tied=tied, vision=vision)
+        in_composite = nested and root.table("vision_config") is not None
+        model_tensors, estimates = tensors(config, layers, mla, dtype, quantization, tied=tied, nested=in_composite)
+        if multimodal:
+            tower, guessed = tower_tensors(architecture.name, root, _hidden_size(config), dtype)
+            model_tensors, estimates = (*model_tensors, *tower), (*estimates, *guessed)
     return Model(
         name=name,
         path=str(checkpoint.path) if checkpoint.path else None,
@@ -100,9 +112,13 @@ def build(
         experts=experts,
         mla=mla,
         quantization=quantization,
-        multimodal="multimodal" in architecture.flags or vision is not None,
+        multimodal=multimodal,
+        media=media,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
-        warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates),
+        chat=None
+        if task == "pooling"
+        else read_chat(checkpoint.files, checkpoint.names, architecture, root.text("model_type"), user_chat),
+        warnings=(*checkpoint.warnings, *warnings, *_deprecation(quantization), *estimates, *unknown),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from vllm_launch.model import tensors_moe, tensors_state, tensors_vision
+from vllm_launch.model import tensors_moe, tensors_state
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
@@ -110,11 +110,12 @@ def tensors(
     quantization: Quantization | None,
     *,
     tied: bool,
-    vision: Config | None = None,
+    nested: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
     """Return the tensors, and warnings about estimated ones.
 
-    ``config`` is the language model's, ``vision`` the vision tower's. ``dtype`` is vLLM's name.
+    ``config`` is the language model's, and ``nested`` in a composite model's. ``dtype`` is vLLM's name. Towers are not
+    among the tensors.
 
     Raises:
         UsageError: a key is missing or wrong.
@@ -130,7 +131,7 @@ def tensors(
             f"model type {model_type!r} is unknown, so the plan assumes the same tensors as in a Llama model: "
             "download the safetensors files for an exact plan"
         )
-    root = "language_model." if vision is not None else ""
+    root = "language_model." if nested else ""
     tensor_list = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
     hidden, vocab = config.integer("hidden_size"), config.integer(*VOCAB_KEYS)
     append_layers = BUILDERS.get(model_type)
@@ -151,9 +152,6 @@ def tensors(
             # vLLM quantises the head only of checkpoints that name it (layers/quantization/modelopt.py).
             quantized=tensor_list.schemes.own("lm_head") is not None,
         )
-    if vision is not None:
-        tensors_vision.vision(tensor_list, vision, hidden)
-        warnings.append("the size of the vision tower is estimated from a standard ViT and can be a few per cent off")
     return tensor_list.tensors(), tuple(warnings)
 
 

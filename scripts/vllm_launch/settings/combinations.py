@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vllm_launch.engine import speculative
 from vllm_launch.engine.options import names_of, nearest, options, pinned_vllm
 from vllm_launch.settings import parallel_rules
 from vllm_launch.settings.mistake import Engine, Mistake, number, table
@@ -134,14 +135,15 @@ def _limits(engine: Engine) -> Iterator[Mistake]:
 
 def _drafts(engine: Engine) -> Iterator[Mistake]:
     """Speculative decoding (config/speculative.py:SpeculativeConfig.__post_init__)."""
-    config, dest = table(engine, "speculative_config"), "speculative_config"
+    config = speculative.speculative_config(engine)
     if not config:
         return
+    dest = next(name for name in ("speculative_config", *speculative.FLAGS) if engine.get(name) is not None)
     method, model, tokens = config.get("method"), config.get("model"), config.get("num_speculative_tokens")
-    ngram = str(method).startswith("ngram")
+    ngram = str(method).strip("[]").startswith("ngram")
     if method is None and model is None:
         yield Mistake(dest, "it names no method and no draft model", 'add "method" or "model"')
-    if (ngram or method == "suffix") and method != "suffix" and not tokens:
+    if ngram and not tokens:
         yield Mistake(dest, f"{method} needs num_speculative_tokens", 'add for example "num_speculative_tokens": 4')
     low, high = config.get("prompt_lookup_min"), config.get("prompt_lookup_max")
     if ngram and isinstance(low, int) and isinstance(high, int) and low > high:

@@ -45,8 +45,8 @@ def _nodes(engine: Engine) -> Iterator[Mistake]:
     for size in sizes:
         world *= number(engine, size, 1)
     if world % nodes:
-        problem = f"it is {nodes}, which does not divide the {world} GPUs of the parallel sizes that you set"
-        yield Mistake("nnodes", problem, "set parallel sizes whose product is a multiple of it")
+        problem = f"it is {nodes}, and the product of the parallel sizes that you set ({world}) is no multiple of it"
+        yield Mistake("nnodes", problem, "set all parallel sizes yourself: a plan is for one machine")
     if not 0 <= rank < nodes:
         yield Mistake("node_rank", f"it is {rank}, and {nodes} nodes have ranks 0 to {nodes - 1}", "give one of these")
     if engine.get("data_parallel_backend") not in {None, "mp"}:

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
-from vllm_launch.settings import combinations
+from vllm_launch.settings import combinations, memory_rules
 from vllm_launch.settings.mistake import Mistake, number
 from vllm_launch.settings.settings import Settings
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
-          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "num_gpu_blocks_override")  # fmt: skip
 """Options whose values are at least 1."""
 
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 """Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
-NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
+
+
+ONE_MACHINE: dict[str, tuple[object, ...]] = {
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "master_addr": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_address": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_rank": (),
+    "data_parallel_start_rank": (),
+    "data_parallel_size_local": (),
+    "data_parallel_backend": ("mp",),
+    "data_parallel_hybrid_lb": (False,),
+    "data_parallel_external_lb": (False,),
+    "data_parallel_multi_port_external_lb": (False,),
+}
+"""Options of a vLLM on several machines or in several servers, with the values that mean one machine.
+Source: vllm/engine/arg_utils.py:create_engine_config."""
 
 
 def check(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -32,6 +49,19 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
         for mistake in rule(settings):
             raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
+    _check_allocator(settings, environ)
+
+
+def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Check that no KV connector is combined with expandable segments. Source: vllm/config/vllm.py."""
+    ((variable, value),) = allocator.EXPANDABLE.items()
+    connector = next((dest for dest in ("kv_transfer_config", "kv_offloading_size") if settings.engine.get(dest)), None)
+    if connector and value in environ.get(variable, "") and not settings.engine.get("enable_sleep_mode"):
+        raise UsageError(
+            f"environment {variable}",
+            f"has {value}, and vLLM refuses it with a KV connector ({settings.origin[connector]})",
+            f"remove {value} from it",
+        )
 
 
 def check_combinations(settings: Settings) -> None:
@@ -46,7 +76,7 @@ def check_combinations(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return (*_long_shutdown(settings), *_uncounted_draft(settings), *_other_packages(settings))
+    return (*_long_shutdown(settings), *_several_machines(settings), *_other_packages(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -164,8 +194,8 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _executor, _http, _device_ids,
-    _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
+    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, *memory_rules.RULES, _executor, _http,
+    _device_ids, _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 
@@ -179,27 +209,28 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
 
 
-def _uncounted_draft(settings: Settings) -> Iterator[str]:
-    """Warn of speculative decoding. The plan does not know its memory, so vLLM's KV cache is smaller than planned."""
-    speculative = settings.engine.get("speculative_config")
-    if isinstance(speculative, dict) and "ngram" not in str(speculative.get("method", "")):
-        where = settings.origin["speculative_config"]
+def _several_machines(settings: Settings) -> Iterator[str]:
+    """Warn of options for several machines: the plan splits the model over the GPUs of this machine only."""
+    set_options = {dest: settings.engine[dest] for dest in ONE_MACHINE if settings.engine.get(dest) is not None}
+    if set_options.get("data_parallel_size_local") == settings.engine.get("data_parallel_size", 1):
+        del set_options["data_parallel_size_local"]
+    if several := [dest for dest, value in set_options.items() if value not in ONE_MACHINE[dest]]:
         yield (
-            f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
-            "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
+            f"{', '.join(settings.origin[dest] for dest in several)}: the plan is for this one machine. It splits the "
+            "model over this machine's GPUs, and does not know the other machines. If vLLM must run on several "
+            "machines, choose all parallel sizes yourself and run vllm serve without the launcher"
         )
 
 
 def _other_packages(settings: Settings) -> Iterator[str]:
     """Warn of options that need a Python package which the launcher's requirements do not contain."""
     engine = settings.engine
-    speculative = engine.get("speculative_config")
+    suffix = speculative.method_of(speculative.speculative_config(engine)) == "suffix"
     needed = {
         "distributed_executor_backend": "ray" if engine.get("distributed_executor_backend") == "ray" else None,
         "data_parallel_backend": "ray" if engine.get("data_parallel_backend") == "ray" else None,
-        "speculative_config": "arctic-inference"
-        if isinstance(speculative, dict) and speculative.get("method") == "suffix"
-        else None,
+        "spec_method": "arctic-inference" if suffix and engine.get("spec_method") else None,
+        "speculative_config": "arctic-inference" if suffix and not engine.get("spec_method") else None,
     }
     for dest, package in needed.items():
         if package:

@@ -35,7 +35,7 @@ REFUSED = [
     (["--eplb-config", '{"num_redundant_experts": 2}'], "add --enable-eplb"),
     (["-dcp=2"], "does not divide tensor_parallel_size (1)"),
     (["-pcp=2", "-dcp=3"], "takes only 1, 2"),
-    (["--nnodes=3", "-tp=8"], "does not divide the 8 GPUs"),
+    (["--nnodes=3", "-tp=8"], "no multiple of it"),
     (["--nnodes=2", "-tp=8", "--node-rank=2"], "ranks 0 to 1"),
     (["--nnodes=2", "-tp=8", "--data-parallel-backend=ray"], "takes only mp"),
     (["-dp=2", "-dpl=4"], "more than data_parallel_size (2)"),
