@@ -141,7 +141,7 @@ against = $(wildcard tests/engine/test_*_against_*.py)
 test-engine: test-against-vllm test-serving  ## Tests against the pinned vLLM, on the CPU if there is no GPU
 
 .PHONY: test-against-vllm
-test-against-vllm: $(VENV)/.dev  ## Compare options, models, KV cache and memory with the pinned vLLM's code. No engine is started
+test-against-vllm: $(VENV)/.dev  ## Compare options, plans, models, KV cache and memory with the pinned vLLM's code. No engine is started
 	@$(bin)/pytest $(against) -v --timeout 900
 
 .PHONY: test-serving
@@ -212,6 +212,10 @@ generate: $(VENV)/.dev  ## Write all generated files again (`make verify` checks
 	$(bin)/python scripts/generators/model_table.py && $(bin)/python scripts/generators/compared.py && \
 	$(bin)/python scripts/generators/chart.py && $(bin)/python -m vllm_monitoring && \
 	$(bin)/python scripts/generators/plan_picture.py > docs/plan.svg && $(bin)/python benchmarks/gpu/report.py
+
+.PHONY: towers
+towers: $(VENV)/.dev  ## Write engine/towers.json again after an upgrade of vLLM (needs torchvision; 10 minutes)
+	@$(bin)/python scripts/generators/towers.py
 
 .PHONY: verify
 verify: $(VENV)/.dev  ## Regenerate all files; fail if one was out of date

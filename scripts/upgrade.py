@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,10 +94,16 @@ def moved(old: dict[str, object], new: dict[str, object]) -> list[str]:
 
 
 def difference(old: object, new: object) -> object:
-    """Return what differs: for two rows only the fields that do."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return f"{old} → {new}"
-    return {name: f"{old.get(name)} → {new.get(name)}" for name in old | new if old.get(name) != new.get(name)}
+    """Return what differs: for two rows only the fields that do, for two lists only the entries."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        fields = [name for name in old | new if old.get(name) != new.get(name)]
+        return {name: difference(old.get(name), new.get(name)) for name in fields}
+    if isinstance(old, list) and isinstance(new, list) and set(map(str, old)) != set(map(str, new)):
+        return {
+            "new": [entry for entry in new if entry not in old],
+            "gone": [entry for entry in old if entry not in new],
+        }
+    return f"{old} → {new}"
 
 
 def brief(value: object) -> str:
@@ -115,17 +122,35 @@ def missing_sources() -> list[str]:
         for path, name in SOURCE.findall((ROOT / file).read_text()):
             found = [package / path.removeprefix("vllm/"), package / "model_executor" / path]
             texts = [place.read_text() for place in found if place.is_file()]
-            if (package / path.split("/")[0]).exists() and not any(re.search(rf"\b{name}\b", text) for text in texts):
+            ours = (ROOT / "scripts/vllm_launch" / path).is_file()
+            if (
+                not ours
+                and (package / path.split("/")[0]).exists()
+                and not any(re.search(rf"\b{name}\b", text) for text in texts)
+            ):
                 missing[f"`{path}:{name}`"] = file
     return [f"{place} ({file})" for place, file in sorted(missing.items())]
 
 
 def failing_tests() -> list[str]:
-    """Run the tests against vLLM; return those that fail."""
+    """Run the tests against vLLM. Return each test that fails, with the number of its cases and its first error."""
     log = ROOT / "var/upgrade-tests.log"
     with log.open("w") as out:
         subprocess.run(["make", "test-against-vllm"], cwd=ROOT, check=False, stdout=out, stderr=out)
-    return re.findall(r"^(?:FAILED|ERROR) (.*)", log.read_text(), re.MULTILINE)
+    return grouped_failures(log.read_text())
+
+
+def grouped_failures(log: str) -> list[str]:
+    """Return a line for each test that fails in pytest's ``log``."""
+    cases = Counter(name.partition("[")[0] for name in re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE))
+    errors = dict[str, str]()
+    for name, error in re.findall(r"^_+ (?:ERROR at \w+ of )?(\w+)\S* _+$.*?^E +(.+?)$", log, re.MULTILINE | re.DOTALL):
+        errors.setdefault(name, error)
+    lines = []
+    for name, count in cases.items():
+        number = f" ({count} cases)" if count > 1 else ""
+        lines.append(f"{name}{number}: {brief(errors.get(name.rpartition('::')[2], 'see the log'))}")
+    return lines
 
 
 def make(target: str) -> int:

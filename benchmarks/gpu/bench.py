@@ -20,13 +20,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from processor import add_processor
+
 from vllm_health import gpu_facts, metrics, nvml, scrape
 from vllm_launch.engine import multicast
 
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
 """Short name of a model: its config.json, which the planner reads and which dummy weights need."""
 
-PORT = 8000
+PORT = int(os.environ.get("BENCH_PORT", "8000"))
+"""The servers' port. The launcher's health port is the next one. Two commands on one machine need two ports."""
 
 
 def run(command: Callable[[], int]) -> NoReturn:
@@ -84,10 +87,13 @@ def sample_gpu_load(gpus: Sequence[int], every_s: float = 0.5) -> Iterator[dict[
 
 
 def model_folder(shape: str, tokenizer: Path, parent: Path) -> Path:
-    """Make and return a folder with ``shape``'s config.json and a tokenizer, for ``--load-format dummy``."""
+    """Make and return a folder with ``shape``'s config.json, tokenizer and processor, for ``--load-format dummy``."""
     model = parent / shape
     shutil.copytree(tokenizer, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
-    (model / "config.json").write_text(json.dumps(SHAPES[shape]))
+    config = SHAPES[shape]
+    if "vision_config" in config:
+        config = add_processor(model, config)
+    (model / "config.json").write_text(json.dumps(config))
     return model
 
 

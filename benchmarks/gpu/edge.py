@@ -2,11 +2,12 @@
 """Find the highest gpu-memory-utilization that survives the worst load that the API allows, and the memory it needs.
 
 ``python benchmarks/gpu/edge.py --tokenizer FOLDER --out FILE`` needs vLLM and an idle GPU. It measures the launcher's
-plan first. Then it measures vLLM's own server at other utilisations, by bisection between the highest that survived and
-the lowest that failed. The load starts with ``BURST`` prompts of 32 tokens at once, behind a few long ones. Then come
-as many streams as ``max_num_seqs`` allows: prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9, top-k, penalties,
-logprobs, and prompt logprobs for every eighth. Sizes are bytes. ``beyond`` is the rise of PyTorch's allocations under
-load, ``least_free`` the lowest free memory of the device.
+plan first, ``--plans`` times, each time with a new server. The exit code is 1 unless all of them survived. Then it
+measures vLLM's own server at other utilisations, by bisection between the highest that survived and the lowest that
+failed. The load starts with ``BURST`` prompts of 32 tokens at once, behind a few long ones. Then come as many streams
+as ``max_num_seqs`` allows: prompts of 16 to 6,000 tokens, temperature 0.8, top-p 0.9, top-k, penalties, logprobs, and
+prompt logprobs for every eighth. Sizes are bytes. ``beyond`` is the rise of PyTorch's allocations under load,
+``least_free`` the lowest free memory of the device.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -82,14 +84,17 @@ class Load:
         self.counts: dict[str, Any] = {"done": 0, "late": 0, "failed": 0, "why": [], "most_running": 0}
 
     async def run(self, seconds: float) -> dict[str, Any]:
-        """Send the burst, then ``STREAMS`` concurrent streams for ``seconds``. Return ``counts``."""
-        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
+        """Send the burst, then ``STREAMS`` concurrent streams for ``seconds``, then cut them. Return ``counts``."""
+        # A connection serves one request: vLLM closes an idle connection after 5 s, perhaps while a request arrives.
+        connector, timeout = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers) as session:
             sampler = asyncio.create_task(self._sample_running(session))
             await self._burst(session)
-            deadline = time.monotonic() + seconds
-            await asyncio.gather(*(self._stream(session, seed, deadline) for seed in range(STREAMS)))
-            sampler.cancel()
+            streams = [asyncio.create_task(self._stream(session, seed)) for seed in range(STREAMS)]
+            await asyncio.sleep(seconds)
+            for task in (sampler, *streams):
+                task.cancel()
+            await asyncio.gather(sampler, *streams, return_exceptions=True)
         return self.counts
 
     async def _burst(self, session: aiohttp.ClientSession) -> None:
@@ -103,11 +108,10 @@ class Load:
                 if number == LONG_BEFORE - 1:
                     await asyncio.sleep(0.2)  # the long prompts must arrive first
 
-    async def _stream(self, session: aiohttp.ClientSession, seed: int, deadline: float) -> None:
+    async def _stream(self, session: aiohttp.ClientSession, seed: int) -> None:
         rng = random.Random(seed)
-        while time.monotonic() < deadline:
-            if not await self._ask(session, request_body(seed, rng, self.vocabulary, self.longest)):
-                return
+        while await self._ask(session, request_body(seed, rng, self.vocabulary, self.longest)):
+            pass
 
     async def _ask(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> bool:
         """Send one request and count its result. Return whether the server can take another."""
@@ -150,8 +154,13 @@ def rpc(port: int, method: str, **kwargs: object) -> list[dict[str, int]]:
     return results
 
 
+def first_gpu() -> int:
+    """Return NVML's index of the GPU that the server uses: the first in CUDA_VISIBLE_DEVICES, or 0."""
+    return int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
+
+
 class LeastFreeMemory:
-    """Context that samples NVML. ``free``: the least free memory of GPU 0 in bytes while it is open."""
+    """Context that samples NVML. ``free``: the least free memory in bytes of ``first_gpu`` while it is open."""
 
     def __enter__(self) -> Self:
         self.free, self._done = 1 << 62, threading.Event()
@@ -160,9 +169,10 @@ class LeastFreeMemory:
         return self
 
     def _sample(self) -> None:
+        gpu = first_gpu()
         with contextlib.suppress(nvml.NvmlUnavailable), nvml.open_nvml() as opened:
             while not self._done.wait(0.1):
-                if (memory := opened.memory(0)) is not None:
+                if (memory := opened.memory(gpu)) is not None:
                     self.free = min(self.free, memory.free)
 
     def __exit__(self, *_: object) -> None:
@@ -188,7 +198,8 @@ def measure_utilization(command: list[str], log: Path, options: argparse.Namespa
             after = rpc(bench.PORT, "memory_now")[0]
             row |= {"after": after, "beyond": after["peak_allocated"] - before["allocated"]}
             row["reserved_rise"] = after["peak_reserved"] - before["reserved"]
-            row["survived"] = bool(row["load"]["done"]) and not row["load"]["failed"]
+            alive = bench.healthy(bench.PORT)
+            row["survived"] = alive and bool(row["load"]["done"]) and not row["load"]["failed"]
     except (bench.ServerFailedError, OSError) as error:
         row["error"] = str(error)[-600:]
     text = log.read_text(errors="replace")
@@ -202,10 +213,11 @@ def main() -> int:
     parser.add_argument(
         "--utilization", type=float, action="append", default=[], help="after the plan, measure only these utilisations"
     )
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds after which no new server starts")
     parser.add_argument("--tries", type=int, default=4, help="steps of the bisection")
-    parser.add_argument("--no-plan", action="store_true", help="do not measure the launcher's plan")
+    parser.add_argument("--plans", type=int, default=1, help="how often to measure the launcher's plan, 0 for never")
     options, flags = parser.parse_known_args()
-    result = Result(options.out, "edge")
+    result, began = Result(options.out, "edge"), time.monotonic()
     extension = ["--worker-extension-cls=terms.Terms", *flags]
     good = True
     with tempfile.TemporaryDirectory() as name:
@@ -213,16 +225,20 @@ def main() -> int:
         logs = options.out.parent / "logs"
         survived: float | None = None
         lowest_failed = 0.999
-        if not options.no_plan:
-            row = measure_utilization(bench.launcher_command(model, extension), logs / "edge-plan.log", options)
-            log_text = (logs / "edge-plan.log").read_text(errors="replace")
+        for number in range(options.plans):
+            if time.monotonic() - began > options.stop_after:
+                break
+            log = logs / f"edge-plan-{number}.log"
+            row = measure_utilization(bench.launcher_command(model, extension), log, options)
+            log_text = log.read_text(errors="replace")
             match = re.search(r"--gpu-memory-utilization=([\d.]+)", log_text)
             utilization = float(match[1]) if match else None
             result.add(utilization=utilization, by="plan", shape=options.shape, flags=flags, **row)
-            if good := row["survived"]:
+            good = good and row["survived"]
+            if good:
                 survived = utilization
             elif utilization is not None:
-                lowest_failed = utilization
+                lowest_failed, survived = utilization, None
         for number in range(len(options.utilization) or options.tries):
             middle = round(((survived or FLOOR) + lowest_failed) / 2, 4)
             utilization = options.utilization[number] if options.utilization else middle

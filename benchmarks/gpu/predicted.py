@@ -34,6 +34,10 @@ def measured() -> dict[str, dict[str, Any]]:
     return rows
 
 
+EAGER: Mapping[str, Any] = {"compiled": False, "cudagraph_mode": "NONE", "fuse_allreduce_rms": False}
+"""Fields of ``RunConfig`` with vLLM's --enforce-eager."""
+
+
 def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     """Return the memory of each pipeline rank and the KV cache, for ``row["config"]`` and vLLM's ``row["args"]``."""
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +52,8 @@ def predicted(row: Mapping[str, Any]) -> tuple[tuple[Memory, ...], KvCache]:
     args = dict(row["args"])
     layout = Layout(tensor=args.pop("tensor_parallel_size", 1), pipeline=args.pop("pipeline_parallel_size", 1))
     utilization = args.pop("gpu_memory_utilization")
-    run = RunConfig(**{"dtype": model.dtype} | args)
+    eager = EAGER if args.pop("enforce_eager", False) else {}
+    run = RunConfig(**{"dtype": model.dtype} | args | eager)
     ranks = memory_by_rank(Placement(model, run, layout, gpu))
     return ranks, kv_cache(
         Placement(model, run, layout, gpu), [kv_bytes(rank, run, gpu, utilization) for rank in ranks]

@@ -111,14 +111,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Reader:
     """Reads the GPUs with these UUIDs, or all GPUs that NVML shows if ``uuids`` is empty.
 
-    It counts Xids in ``xids``, because NVML reports each Xid only once. MIG slices have no faults of their own. If
-    ``uuids`` are those of MIG slices, it reads every GPU that NVML shows.
+    It counts Xids in ``xids``, because NVML reports each Xid only once. MIG slices have no faults of their own, and
+    some GPUs have no UUID. If ``uuids`` has no UUID of a whole GPU ("GPU-…"), it reads every GPU that NVML shows.
     """
 
     def __init__(
         self, nvml: nvml.Nvml, uuids: Sequence[str] = (), xids: Counter[tuple[int, int]] | None = None
     ) -> None:
-        self._nvml, self._uuids = nvml, {uuid for uuid in uuids if not uuid.startswith("MIG-")}
+        self._nvml, self._uuids = nvml, {uuid for uuid in uuids if uuid.startswith("GPU-")}
         self._xids: Counter[tuple[int, int]] = Counter() if xids is None else xids
         self._events = nvml.xid_events([*self._gpus()[0]])
 

@@ -7,11 +7,14 @@ anything. This script loads every model class, which takes some minutes.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import os
 import sys
 from pathlib import Path
+
+from paper_gpu import TORCHVISION, StandIns
 
 from vllm_launch.model.config import Config
 
@@ -62,8 +65,7 @@ def defaults() -> dict[str, dict[str, object]]:
         nested = (cls.sub_configs or {}).get("text_config")
         if nested is not None and getattr(nested, "model_type", ""):
             row["nested_model_type"] = nested.model_type
-        if row:
-            table[model_type] = row
+        table[model_type] = row
     return table
 
 
@@ -105,6 +107,9 @@ def main(out: Path) -> None:
     """Write architectures.json to ``out``: one architecture per line, with the list of its true flags."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     import transformers  # noqa: PLC0415
+
+    if importlib.util.find_spec("torchvision") is None:  # vLLM's package for the CPU does without it
+        sys.meta_path.append(StandIns(TORCHVISION))
     from vllm import __version__  # noqa: PLC0415, TID251 - a development script may import vLLM
     from vllm.config.model import iter_architecture_defaults  # noqa: PLC0415, TID251
     from vllm.model_executor.models import registry  # noqa: PLC0415, TID251
@@ -131,6 +136,9 @@ def main(out: Path) -> None:
             "pipeline": info.supports_pp,
             "transcription_only": info.supports_transcription_only,
             "encoder_only": info.attn_type == "encoder_only",
+            "pools_cls": info.default_seq_pooling_type == "CLS",
+            "pools_mean": info.default_seq_pooling_type == "MEAN",
+            "pools_step": info.default_tok_pooling_type == "STEP",
         }
         known[name] = [flag for flag, true in flags.items() if true]
     backend = []

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.build import build
@@ -42,8 +44,8 @@ def read_table() -> list[dict[str, Any]]:
 def differences(row: dict[str, Any]) -> dict[str, str]:
     """Return what the planner reads otherwise than vLLM, by kind: "ours, and not theirs". Empty if all is equal.
 
-    The kinds are "refused", "length", "dtype", "runner", "layers", "tokens" and "weights". Weights are those of the
-    language model, without towers of images or sound.
+    The kinds are "refused", "length", "dtype", "runner", "layers", "tokens", "weights" and "towers". "weights" are
+    those of the language model. "towers" are all weights, with the towers of images and sound.
     """
     facts = row["facts"]
     try:
@@ -61,11 +63,23 @@ def differences(row: dict[str, Any]) -> dict[str, str]:
     if "tokens" in facts:
         ours["tokens"], theirs["tokens"] = kv.kv_cache(placement, KV_BYTES).tokens, facts["tokens"]
     found = {kind: f"{ours[kind]}, and not {theirs[kind]}" for kind in ours if ours[kind] != theirs[kind]}
-    expected = facts["weights"] - (facts["tower"] if _has_tower(model) else 0)
-    size = sum(part.size for fused in fused_tensors(model, run) for part in fused.parts)
-    if abs(size - expected) > TOLERANCE * expected:
-        found["weights"] = f"{size / GIB:.3f} GiB, and not {expected / GIB:.3f} ({size / expected - 1:+.1%})"
+    tower = facts["tower"] if _has_tower(model) else 0
+    language = msgspec.structs.replace(model, tensors=tuple(part for part in model.tensors if part.tower is None))
+    found |= _other_size("weights", _bytes(language, run), facts["weights"] - tower)
+    if tower and "weights" not in found:
+        whole = msgspec.structs.replace(run, language_model_only=False)
+        found |= _other_size("towers", _bytes(model, whole), facts["weights"])
     return found
+
+
+def _bytes(model: Model, run: RunConfig) -> int:
+    return sum(part.size for fused in fused_tensors(model, run) for part in fused.parts)
+
+
+def _other_size(kind: str, size: int, expected: int) -> dict[str, str]:
+    if abs(size - expected) <= TOLERANCE * expected:
+        return {}
+    return {kind: f"{size / GIB:.3f} GiB, and not {expected / GIB:.3f} ({size / expected - 1:+.1%})"}
 
 
 def _has_tower(model: Model) -> bool:

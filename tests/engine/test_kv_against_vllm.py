@@ -12,7 +12,7 @@ import pytest
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Layer, Mla, Model
 from vllm_launch.sizing.kv import kv_cache, layer_specs, longest_that_fits
-from vllm_launch.sizing.parallel import Layout, layer_split
+from vllm_launch.sizing.parallel import Layout, layer_split, problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 
@@ -37,6 +37,13 @@ GPU = Gpu(
 BYTES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "fp8": torch.uint8}
 
 
+def state_mode(model, run):
+    """Return vLLM's mamba_cache_mode. By default models without attention have no prefix caching."""
+    with_attention = any(layer.kind != "mamba" for layer in model.layers)
+    caching = with_attention if run.enable_prefix_caching is None else run.enable_prefix_caching
+    return "align" if caching else "none"
+
+
 def engine_config(model, run, layout):
     """Return the part of VllmConfig that the KV cache's arithmetic reads, for async scheduling on the V2 runner."""
     return SimpleNamespace(
@@ -44,18 +51,19 @@ def engine_config(model, run, layout):
         parallel_config=SimpleNamespace(decode_context_parallel_size=1, tensor_parallel_size=layout.tensor),
         cache_config=SimpleNamespace(
             get_resolved_kv_cache_layout=lambda: KVCacheLayout.LBNHC,
-            num_gpu_blocks_override=None,
-            mamba_cache_mode="none" if all(layer.kind == "mamba" for layer in model.layers) else "align",
+            num_gpu_blocks_override=run.num_gpu_blocks_override,
+            mamba_cache_mode=state_mode(model, run),
             prefix_cache_retention_interval=None,
         ),
         scheduler_config=SimpleNamespace(
-            disable_hybrid_kv_cache_manager=False, max_num_batched_tokens=run.max_num_batched_tokens
+            disable_hybrid_kv_cache_manager=run.disable_hybrid_kv_cache_manager,
+            max_num_batched_tokens=run.max_num_batched_tokens,
         ),
         attention_config=SimpleNamespace(hisparse_config=None),
         device_config=SimpleNamespace(device_type="cuda"),
         speculative_config=None,
         num_prefill_lookahead_tokens=0,
-        max_in_flight_tokens=(layout.pipeline + 1) * run.max_num_batched_tokens,
+        max_in_flight_tokens=(layout.pipeline + run.async_scheduling) * run.max_num_batched_tokens,
     )
 
 
@@ -89,7 +97,7 @@ def engine_specs(model, run, layout):
                     shapes = tuple((shape[0] // layout.tensor, *shape[1:]) for shape in layer.state_shapes)
                     specs_by_name[name] = MambaSpec(
                         block_size=cache.block, shapes=shapes, dtypes=(torch.bfloat16,) * len(shapes),
-                        page_size_padded=cache.page, mamba_cache_mode="align",
+                        page_size_padded=cache.page, mamba_cache_mode=state_mode(model, run),
                     )  # fmt: skip
         specs.append(specs_by_name)
     ranks, start = [], 0
@@ -138,9 +146,27 @@ def random_model(rng):
         kv_cache_dtype=rng.choice(["auto", "fp8"]) if kind not in {"hybrid", "both"} else "auto",
         block_size=rng.choice([None, 16, 32, 64]),
         dtype=model.dtype,
+        num_gpu_blocks_override=rng.choice([None, None, rng.randint(1, 20_000)]),
+        enable_prefix_caching=rng.choice([None, True, False]),
+        disable_hybrid_kv_cache_manager=kind not in {"hybrid", "both"} and rng.random() < 0.3,
+        async_scheduling=rng.random() < 0.7,
     )
     pipeline = rng.choice([1, 1, 2, 3]) if len(layers) >= 12 else 1
     return model, run, Layout(tensor=rng.choice([1, 2, 4, 8]), pipeline=pipeline)
+
+
+def test_vllm_refuses_a_hybrid_model_without_its_hybrid_manager():
+    attention = Layer(kind="full", kv_heads=8, head_dim=128, head_dim_v=128)
+    state = Layer(kind="mamba", state_shapes=((32, 3, 64),), state_dtypes=("BF16",))
+    model, run, _ = random_model(random.Random(0))
+    model = msgspec.structs.replace(model, layers=(attention, state) * 2, mla=None, heads=32)
+    run = msgspec.structs.replace(run, disable_hybrid_kv_cache_manager=True)
+    [specs] = engine_specs(model, run, Layout())
+    with pytest.raises(ValueError, match="Failed to promote"):
+        theirs.get_kv_cache_groups(engine_config(model, run, Layout()), specs)
+    assert problems(model, run, Layout(), ()) == [
+        "a model with attention and recurrent states needs vLLM's hybrid KV cache manager"
+    ]
 
 
 @pytest.mark.parametrize("seed", range(400))
@@ -162,7 +188,8 @@ def test_tokens_and_the_longest_request_equal_vllms(seed):
     longest = run.max_model_len
     for rank, memory in zip(ranks, available, strict=True):
         projected = theirs._project_kv_cache_groups_to_worker(groups, rank)
-        usable = memory - theirs._pool_bytes_per_block(config, projected)
+        block = theirs._pool_bytes_per_block(config, projected)
+        usable = (run.num_gpu_blocks_override * block if run.num_gpu_blocks_override else memory) - block
         longest = min(longest, theirs._estimate_max_model_len_from_groups(config, projected, usable))
     assert longest_that_fits(Placement(model, run, layout, GPU), available) == longest
 

@@ -6,8 +6,13 @@ import random
 import warnings
 from types import SimpleNamespace
 
+import psutil
+import pynvml
 import pytest
+import torch
 
+from vllm_launch.machine.catalogue import parse_hardware_name
+from vllm_launch.machine.cpu import host_memory
 from vllm_launch.machine.generation import generation_of
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing.cuda_graphs import capture_sizes
@@ -22,6 +27,7 @@ with warnings.catch_warnings():
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.mem_utils import MemorySnapshot
 
 GIB = 1 << 30
 
@@ -77,6 +83,30 @@ def test_default_batches_equal_vllms_on_a_simulated_gpu(monkeypatch, name, total
     tokens, seqs = EngineArgs.get_batch_defaults(2)
     server = UsageContext.OPENAI_API_SERVER
     assert default_batch(gpu(name, total), 2) == (tokens[server], seqs[server])
+
+
+def test_the_default_batch_equals_vllms_if_nvml_does_not_support_the_question_for_memory_simulated(monkeypatch):
+    def not_supported(_):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    platform = type(current_platform)
+    monkeypatch.setattr(platform, "is_cpu", lambda _: False)
+    monkeypatch.setattr(platform, "get_device_total_memory", classmethod(not_supported))
+    tokens, seqs = EngineArgs.get_batch_defaults(1)
+    server = UsageContext.OPENAI_API_SERVER
+    assert default_batch(parse_hardware_name("GB10").gpus[0]) == (tokens[server], seqs[server])
+
+
+def test_unified_memory_is_what_vllm_measures_on_a_simulated_integrated_gpu(monkeypatch):
+    """The host's memory is this machine's. CUDA's answers are simulated."""
+    total, available = host_memory()
+    monkeypatch.setattr(type(current_platform), "is_integrated_gpu", classmethod(lambda *_: True), raising=False)
+    monkeypatch.setattr(torch.accelerator, "memory_stats", lambda _: {})
+    monkeypatch.setattr(torch.accelerator, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (GIB, total))
+    measured = MemorySnapshot(device="cpu")
+    assert measured.total_memory == total == psutil.virtual_memory().total
+    assert measured.free_memory == pytest.approx(available, rel=0.05)  # other programs run meanwhile
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

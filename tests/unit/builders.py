@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from vllm_launch.machine.gpus import Gpu
-from vllm_launch.model.model import Experts, Layer, Mla, Model, Quantization, Tensor
+from vllm_launch.model.model import Experts, Layer, Media, MediaItem, Mla, Model, Quantization, Tensor
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -20,6 +20,8 @@ CHUNKED = msgspec.structs.replace(FULL, kind="chunked", window=8192)
 LATENT = Layer(kind="mla", kv_heads=1, head_dim=576)
 STATE = Layer(kind="mamba", state_shapes=((64, 64, 128),), state_dtypes=("BF16",))  # 1 MiB per request
 MOE = msgspec.structs.replace(FULL, moe=True)
+
+IMAGES = Media(items=(MediaItem(modality="image", tokens=1024),), bytes_per_token=100_000)
 
 DEEPSEEK = Mla(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, q_lora_rank=1536)
 EXPERTS = Experts(count=64, per_token=8, intermediate_size=1024)

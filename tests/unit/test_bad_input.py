@@ -503,16 +503,21 @@ SERVING = [
 ]  # fmt: skip
 
 PLANS = [
-    flags("--tensor-parallel-size 3", "TP=3", "plan"),
+    flags("--tensor-parallel-size 3", "TP=3", "remove the parallel sizes"),
     flags("--tensor-parallel-size 16", "more GPUs", "plan"),
-    flags("--pipeline-parallel-size 2", "PP=2", "plan"),
+    flags("--pipeline-parallel-size 2", "PP=2", "remove the parallel sizes"),
     flags("--max-model-len 4096", "max_model_len 4096", "lower it"),
     flags("--gpu-memory-utilization 0.001", "lacks", "remove --gpu-memory-utilization"),
     flags("--kv-cache-memory-bytes 1T", "1024.00 GiB", "remove --kv-cache-memory-bytes"),
     flags("--enable-expert-parallel", "expert parallelism", "plan"),
     flags('--hf-overrides \'{"num_attention_heads": "x"}\'', "'num_attention_heads'", "correct it"),
     Row("plan of bfloat16 on a T4", "plan m --hardware T4 --dtype bfloat16", "bfloat16", "--dtype half"),
-    Row("plan of a split over MIG slices", "plan m --hardware A100-80GB-3g.40gb:2 -tp 2", "MIG", "plan"),
+    Row(
+        "plan of a split over MIG slices",
+        "plan m --hardware A100-80GB-3g.40gb:2 -tp 2",
+        "MIG",
+        "remove the parallel sizes",
+    ),
     Row(
         "plan of 70B on a T4",
         "plan large --hardware T4",
@@ -641,7 +646,10 @@ def test_typical_vllm_serve_arguments_give_a_plan(
             "model: m\ntensor-parallel-size: 2\nmax_model_len: 32k\nhf_overrides: {rope_scaling: {factor: 2}}",
             "--port 9000",
         ),
-        ("served_model_name: [a, b]\napi_key: k\nlora-modules: [{name: a, path: /b}]", "m --launch-greet"),
+        (
+            "served_model_name: [a, b]\napi_key: k\nenable-lora: true\nlora-modules: [{name: a, path: /b}]",
+            "m --launch-greet",
+        ),
         ('{"model": "m", "port": 8080}', "--launch-drain-seconds=0"),
         ("# only words\n", "m"),
     ],

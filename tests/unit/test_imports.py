@@ -97,6 +97,7 @@ GENERATED = (
     "scripts/vllm_launch/engine/options.json",
     "scripts/vllm_launch/engine/architectures.json",
     "docs/models.md",
+    "scripts/vllm_launch/engine/towers.json",
 )
 RECORDS = ("tests/data/", "benchmarks/gpu/", "docs/performance.md", "CHANGELOG.md")
 """Files that record results of one vLLM version. They keep its number when the pinned version changes."""

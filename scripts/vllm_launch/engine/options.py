@@ -32,6 +32,7 @@ class Option(msgspec.Struct, frozen=True):
     a JSON object. ``backend`` is converted to lower case with underscores.
     ``optional``: the words "" and "None" mean None.
     ``keys``: keys of the JSON object, if vLLM accepts no others.
+    ``minimum``, ``maximum``: limits of a number, those of the field in vLLM's config class.
     """
 
     dest: str
@@ -43,10 +44,15 @@ class Option(msgspec.Struct, frozen=True):
     choices: tuple[str | int, ...] = ()
     keys: tuple[str, ...] = ()
     default: bool | int | float | str | None = None  # None also if the default is not a plain value
+    minimum: float | None = None
+    above_minimum: bool = False  # the value must be more than ``minimum``
+    maximum: float | None = None
+    below_maximum: bool = False  # the value must be less than ``maximum``
 
 
 class _Table(msgspec.Struct, frozen=True):
     vllm: str
+    names: dict[str, tuple[str, ...]]
     options: tuple[Option, ...]
 
 
@@ -64,6 +70,11 @@ def pinned_vllm() -> str:
 def options() -> dict[str, Option]:
     """Return every option of the pinned ``vllm serve`` by its dest, in vLLM's order."""
     return {option.dest: option for option in _table().options}
+
+
+def names_of(registry: str) -> tuple[str, ...]:
+    """Return the names that vLLM knows in one of its registries: the keys of ``names`` in ``options.json``."""
+    return _table().names[registry]
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str = HELP) -> str:

@@ -42,12 +42,11 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
     the root of the mount. A limit at or above the machine's memory counts as no limit. Page cache that the kernel
     frees under pressure (``inactive_file``) does not count as used. The kubelet and `docker stats` do the same.
     """
-    meminfo = _numbers(root / "proc/meminfo")
-    if "MemTotal" not in meminfo:
+    if (host := host_memory(root)) is None:
         return None
-    total = meminfo["MemTotal"] * 1024
+    total, available = host
     allowed = _cpu_set(_field(root / "proc/self/status", "Cpus_allowed_list"))
-    quota, limit, available = float("inf"), total, meminfo.get("MemAvailable", meminfo.get("MemFree", 0)) * 1024
+    quota, limit = float("inf"), total
     for version, controller, folder in _cgroups(root):
         if controller == "cpu":
             quota = min(quota, _quota(version, folder))
@@ -62,6 +61,17 @@ def read_cpu(root: Path = Path("/")) -> Cpu | None:
         numa_nodes=_numa_nodes(root, allowed),
         amx="amx_tile" in _instruction_sets(root).split(),
     )
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int] | None:
+    """Return (total, available) bytes of the whole machine, or None without /proc (not Linux).
+
+    No cgroup limits them. They are the values of psutil.virtual_memory, which vLLM reads.
+    """
+    meminfo = _numbers(root / "proc/meminfo")
+    if "MemTotal" not in meminfo:
+        return None
+    return meminfo["MemTotal"] * 1024, meminfo.get("MemAvailable", meminfo.get("MemFree", 0)) * 1024
 
 
 _Controller = Literal["cpu", "memory"]

@@ -7,7 +7,7 @@ A hardware file is this data as JSON, so a laptop can plan for another machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,9 @@ from vllm_launch.machine.cpu import Cpu as Cpu  # noqa: PLC0414  part of Hardwar
 from vllm_launch.machine.cpu import NumaNode as NumaNode  # noqa: PLC0414  as above
 from vllm_launch.machine.cpu import read_cpu
 from vllm_launch.machine.generation import Generation, generation_of
+from vllm_launch.machine.known_gpus import known_gpu
+from vllm_launch.machine.unified import UNIFIED_WARNING, is_unified, unified_memory
+from vllm_launch.units import GIB, gib
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +36,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """One GPU or one MIG slice, as CUDA would see it. Memory is in bytes.
 
     ``memory_total`` equals the total of ``cudaMemGetInfo``. It is NVML's v2 ``total - reserved``, compared on an H200
-    and equal to the byte. ``memory_free`` is the free part of it now, before this launcher makes a CUDA context.
+    and equal to the byte. ``memory_free`` is the free part of it now, before this launcher makes a CUDA context. A GPU
+    with ``unified`` memory has the host's memory (see ``unified_memory``).
     """
 
     index: int  # nvidia-smi's index of the whole GPU; all slices of one GPU share it
@@ -43,6 +47,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory_free: int
     compute_capability: tuple[int, int]
     mig_profile: str | None = None  # "1g.10gb"; None for a whole GPU
+    unified: bool = False  # the GPU is part of a processor and uses the host's memory
     numa_node: int | None = None
     pci_bus_id: str | None = None
     processes: tuple[GpuProcess, ...] = ()
@@ -76,7 +81,7 @@ def read_hardware(environ: Mapping[str, str], root: Path = Path("/")) -> Hardwar
 
     The result has all GPUs that NVML shows. CUDA_VISIBLE_DEVICES does not matter here (``visible`` applies it).
     If NVML does not work, the machine has no GPUs. If there are signs of GPUs, a warning then says why none is used.
-    Signs are device files, or NVIDIA_VISIBLE_DEVICES, which a container runtime sets.
+    Signs are device files, files of a Jetson, or NVIDIA_VISIBLE_DEVICES, which a container runtime sets.
     """
     cpu, sign = read_cpu(root), _sign_of_gpus(environ, root)
     try:
@@ -100,6 +105,12 @@ def _sign_of_gpus(environ: Mapping[str, str], root: Path) -> str | None:
     device = next(iter(sorted(root.glob("dev/nvidia[0-9]*"))), None)
     if device is not None:
         return f"/dev/{device.name} exists"
+    # The signs by which vLLM recognises a Jetson without NVML (vllm/platforms/__init__.py:cuda_platform_plugin).
+    jetson = next(
+        (path for path in ("etc/nv_tegra_release", "sys/class/tegra-firmware") if (root / path).exists()), None
+    )
+    if jetson is not None:
+        return f"/{jetson} exists, as on a Jetson"
     devices = environ.get("NVIDIA_VISIBLE_DEVICES", "")
     return f"NVIDIA_VISIBLE_DEVICES is {devices}" if devices not in ("", "void", "none") else None
 
@@ -113,17 +124,8 @@ def from_snapshot(snapshot: gpu_facts.Snapshot, root: Path = Path("/")) -> Hardw
     gpus: list[Gpu] = []
     rows: list[int] = []  # for each of gpus, the position of its device in the snapshot
     for place, device in enumerate(snapshot.devices):
-        device_gpus = _gpus_of(device, _numa_node(root, device.pci_bus_id))
-        if not device_gpus:
-            warnings.append(
-                f"GPU {device.index} ({device.name}) is left out: "
-                + (
-                    "MIG is enabled, but no slice can be read: create slices (nvidia-smi mig -cgi ... -C)"
-                    " or disable MIG (nvidia-smi -mig 0)"
-                    if device.mig_enabled
-                    else "NVML does not report its memory: describe the machine in a file and use --hardware FILE"
-                )
-            )
+        device_gpus = _gpus_of(device, root)
+        warnings += _device_warnings(device, device_gpus)
         gpus += device_gpus
         rows += [place] * len(device_gpus)
 
@@ -142,30 +144,85 @@ def from_snapshot(snapshot: gpu_facts.Snapshot, root: Path = Path("/")) -> Hardw
     )
 
 
-def _gpus_of(device: gpu_facts.Device, numa_node: int | None) -> list[Gpu]:
-    parts: list[tuple[gpu_facts.Device | gpu_facts.MigSlice, str | None]] = (
-        [(part, part.profile) for part in device.mig_slices] if device.mig_enabled else [(device, None)]
+def _gpus_of(device: gpu_facts.Device, root: Path) -> list[Gpu]:
+    """Return the GPUs that CUDA sees for ``device``: itself, or its MIG slices. Empty if their memory is unknown."""
+    if device.mig_enabled:
+        # Without a UUID, CUDA_VISIBLE_DEVICES cannot select a slice.
+        slices = [part for part in device.mig_slices if part.memory is not None and part.uuid]
+        return [_gpu(device, part, part.memory, root, profile=part.profile) for part in slices if part.memory]
+    unified = is_unified(_capability(device), device.memory)
+    memory = unified_memory(device.memory, root) if unified else device.memory or _known_memory(device)
+    return [] if memory is None else [_gpu(device, device, memory, root, unified=unified)]
+
+
+def _capability(device: gpu_facts.Device) -> tuple[int, int] | None:
+    """Return the compute capability that NVML reports, or else that of the known model, or None."""
+    known = known_gpu(device.name)
+    return device.compute_capability or (known.compute_capability if known else None)
+
+
+def _known_memory(device: gpu_facts.Device) -> gpu_facts.Memory | None:
+    """Return the memory of a known GPU of which NVML tells the name but not the memory, or None for an unknown name.
+
+    Only the memory of the processes that NVML lists counts as used.
+    """
+    if (known := known_gpu(device.name)) is None:
+        return None
+    total = round(known.memory * GIB)
+    used = min(total, sum(process.memory or 0 for process in device.processes or ()))
+    return gpu_facts.Memory(total=total, reserved=0, free=total - used, used=used)
+
+
+def _gpu(
+    device: gpu_facts.Device,
+    part: gpu_facts.Device | gpu_facts.MigSlice,
+    memory: gpu_facts.Memory,
+    root: Path,
+    *,
+    profile: str | None = None,
+    unified: bool = False,
+) -> Gpu:
+    return Gpu(
+        index=device.index,
+        uuid=part.uuid or f"unknown-{device.index}",
+        name=part.name,
+        memory_total=memory.total - (memory.reserved or 0),
+        memory_free=memory.free,
+        compute_capability=_capability(device) or (0, 0),
+        mig_profile=profile,
+        unified=unified,
+        numa_node=_numa_node(root, device.pci_bus_id),
+        pci_bus_id=device.pci_bus_id,
+        processes=tuple(
+            GpuProcess(pid=process.pid, name=process.name or "unknown", memory=process.memory)
+            for process in part.processes or ()
+        ),
+        faults=faults(device),
     )
-    return [
-        Gpu(
-            index=device.index,
-            uuid=part.uuid,
-            name=part.name,
-            memory_total=part.memory.total - (part.memory.reserved or 0),
-            memory_free=part.memory.free,
-            compute_capability=device.compute_capability or (0, 0),
-            mig_profile=profile,
-            numa_node=numa_node,
-            pci_bus_id=device.pci_bus_id,
-            processes=tuple(
-                GpuProcess(pid=process.pid, name=process.name or "unknown", memory=process.memory)
-                for process in part.processes or ()
-            ),
-            faults=faults(device),
+
+
+def _device_warnings(device: gpu_facts.Device, gpus: Sequence[Gpu]) -> Iterator[str]:
+    """Yield what the user should know about ``device``, of which CUDA sees ``gpus``."""
+    name = f"GPU {device.index} ({device.name})"
+    if not gpus and device.mig_enabled:
+        yield (
+            f"{name} is left out: MIG is enabled, but no slice can be read: create slices (nvidia-smi mig -cgi ... -C)"
+            " or disable MIG (nvidia-smi -mig 0)"
         )
-        for part, profile in parts
-        if part.memory is not None
-    ]
+    elif not gpus:
+        yield f"{name} is left out: NVML does not report its memory: run nvidia-smi and fix what it reports"
+    elif any(gpu.unified for gpu in gpus):
+        yield UNIFIED_WARNING.format(name=name)
+    elif device.memory is None and not device.mig_enabled:
+        yield (
+            f"NVML does not report the memory of {name}: the plan takes {gib(gpus[0].memory_total)}, the total of this "
+            "model, and cannot know what other programs use. vLLM checks the free memory when it starts"
+        )
+    if gpus and device.compute_capability is None:
+        yield (
+            f"NVML does not report the compute capability of {name}, which vLLM also reads from NVML: vLLM may fail to"
+            " start"
+        )
 
 
 def _numa_node(root: Path, pci_bus_id: str | None) -> int | None:
@@ -269,6 +326,11 @@ def cautions(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
             " CUDA_VISIBLE_DEVICES"
         )
     return tuple(warnings)
+
+
+def usable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Return the GPUs for which the pinned vLLM has kernels."""
+    return tuple(gpu for gpu in gpus if not gpu_too_old(gpu))
 
 
 def gpu_too_old(gpu: Gpu) -> str | None:

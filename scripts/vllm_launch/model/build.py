@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from vllm_launch.engine.architectures import Architecture, config_defaults, resolve
+from vllm_launch.engine.architectures import Architecture, config_defaults, is_known_type, resolve
 from vllm_launch.engine.compared import compared
+from vllm_launch.model import pooling
+from vllm_launch.model.chat import UserChat, read_chat
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config, language_config, short_repr
 from vllm_launch.model.dtypes import ALIASES, NO_FLOAT16, SAFETENSORS_NAME
+from vllm_launch.model.encoder import read_media, tower_tensors
+from vllm_launch.model.layer_kinds import encoder_only
 from vllm_launch.model.layers import (
     attention_heads,
     head_dim,
@@ -23,6 +27,8 @@ from vllm_launch.model.quantization import DEPRECATED, read_quantization
 from vllm_launch.model.tensors import tensors
 from vllm_launch.model.tensors_moe import is_moe, read_experts
 from vllm_launch.model.worst_layers import worst_layers
+
+NO_CHOICE = UserChat()
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 100_000
@@ -47,13 +53,6 @@ QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight
 """Endings of the names of query norms, in all families that have them (tensors.FAMILIES)."""
 
 
-POOLING_MODULES = {
-    "sentence_transformers.models.Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
-}  # fmt: skip
-"""Types of a module in modules.json that make a model a pooling model, whatever its architecture
-(vllm/config/model.py:_get_default_runner_type, transformers_utils/config.py:get_pooling_config)."""
-
-
 def build(
     name: str,
     checkpoint: Checkpoint,
@@ -62,8 +61,11 @@ def build(
     runner: str | None = None,
     convert: str | None = None,
     pessimistic: bool = True,
+    pooler_config: Mapping[str, Any] | None = None,
+    user_chat: UserChat = NO_CHOICE,
+    processor_options: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Return the model that ``checkpoint`` describes. Pure.
+    """Return the model that ``checkpoint`` describes. ``processor_options``: --mm-processor-kwargs. Pure.
 
     ``pessimistic``: count layers at their worst if their reading was not compared with vLLM's.
 
@@ -78,7 +80,7 @@ def build(
     count = _layer_count(config)
     _check_heads(config)
     quantization = read_quantization(raw, checkpoint.files.get("hf_quant_config.json"), where)
-    task = _task(architecture, checkpoint, runner, convert)
+    task = pooling.task(architecture, checkpoint.files, runner, convert)
     dtype = _dtype(root, config, checkpoint, task)
     experts, mla = _experts(config), read_mla(config)
     moe = is_moe(config, count)
@@ -88,13 +90,20 @@ def build(
     else:
         layers = read_layers(config, SAFETENSORS_NAME[dtype], moe)
     tied = _ties_embeddings(root, config, nested=nested)
-    tower = root.table("vision_config") if nested else None
-    vision = None if tower is None else Config(tower, f"{where} vision_config")
+    in_composite = nested and root.table("vision_config") is not None
+    multimodal = "multimodal" in architecture.flags or in_composite
+    media, unknown = None, tuple[str, ...]()
+    if multimodal:
+        media, unknown = read_media(architecture.name, root, config, checkpoint.files, processor_options or {})
     model_tensors, estimates = checkpoint.tensors, tuple[str, ...]()
     if model_tensors is None:
         model_tensors, estimates = tensors(
-            config, layers, mla, dtype, quantization, tied=tied, vision=vision, architecture=architecture.registered
-        )
+            config, layers, mla, dtype, quantization,
+            tied=tied, nested=in_composite, architecture=architecture.registered,
+        )  # fmt: skip
+        if multimodal:
+            tower, guessed = tower_tensors(architecture.name, root, _hidden_size(config), dtype)
+            model_tensors, estimates = (*model_tensors, *tower), (*estimates, *guessed)
     return Model(
         name=name,
         path=str(checkpoint.path) if checkpoint.path else None,
@@ -109,6 +118,8 @@ def build(
         head_dim=head_dim(config),
         kv_heads=kv_heads(config),
         layers=layers,
+        chunked_prefill=task != "pooling" or not _pools_whole_prompts(architecture, checkpoint, config, pooler_config),
+        config_code=_config_code(root),
         max_model_len=max_model_len(root, config, checkpoint.files, pooling=task == "pooling"),
         rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
@@ -117,28 +128,33 @@ def build(
         experts=experts,
         mla=mla,
         quantization=quantization,
-        multimodal="multimodal" in architecture.flags or vision is not None,
+        multimodal=multimodal,
+        media=media,
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
-        warnings=(*checkpoint.warnings, *warnings, *unsure, *_deprecation(quantization), *estimates),
+        chat=None
+        if task == "pooling"
+        else read_chat(checkpoint.files, checkpoint.names, architecture, root.text("model_type"), user_chat),
+        warnings=(*checkpoint.warnings, *warnings, *unsure, *_deprecation(quantization), *estimates, *unknown),
     )
 
 
-def _task(
-    architecture: Architecture, checkpoint: Checkpoint, runner: str | None, convert: str | None
-) -> Literal["generate", "pooling"]:
-    """Return what vLLM runs the model for: --runner, or --convert, or modules.json, or else the architecture.
+def _pools_whole_prompts(
+    architecture: Architecture, checkpoint: Checkpoint, config: Config, pooler_config: Mapping[str, Any] | None
+) -> bool:
+    """Whether this pooling model needs a whole prompt in one batch, so that vLLM does not split prompts."""
+    causal = not encoder_only(config) and checkpoint.files["config.json"].get("is_causal") is not False
+    return not pooling.splits_prompts(architecture, checkpoint.files, pooler_config, causal=causal)
 
-    Source: vllm/config/model.py:_get_runner_type, _get_default_runner_type.
+
+def _config_code(root: Config) -> Literal["vllm", "repository", "unknown"]:
+    """Return where the code is that reads config.json: in vLLM or transformers, or in the model's repository.
+
+    Source: vllm/transformers_utils/config.py:HFConfigParser, transformers' AutoConfig.from_pretrained.
     """
-    if runner in {"generate", "pooling"}:
-        return "pooling" if runner == "pooling" else "generate"
-    if convert in {"classify", "embed"}:
-        return "pooling"
-    modules = checkpoint.files.get("modules.json", {}).get("modules", [])
-    types = (
-        {module.get("type") for module in modules if isinstance(module, Mapping)} if isinstance(modules, list) else ()
-    )
-    return "pooling" if POOLING_MODULES & set(types) else architecture.task
+    model_type = root.text("model_type")
+    if not model_type or is_known_type(model_type):
+        return "vllm"
+    return "repository" if "AutoConfig" in (root.table("auto_map") or {}) else "unknown"
 
 
 def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vllm_launch.engine.architectures import is_multimodal
 from vllm_launch.errors import UsageError
-from vllm_launch.model.config import parse_json, short_repr
+from vllm_launch.model.chat import NAMED_TEMPLATES
+from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
+from vllm_launch.model.files import DOWNLOAD_AGAIN, read_json, read_small, read_template, read_tokenizer
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.names import gguf
+from vllm_launch.model.pooling import pooling_file
 
 HEADER_LIMIT = 100_000_000
 """Upper limit of a safetensors header, in bytes (safetensors/src/tensor.rs: MAX_HEADER_SIZE)."""
 
-JSON_LIMIT = 256 * 2**20
-"""Upper limit of a config or an index, in bytes. The largest known index has a tenth of it."""
+SMALL_FILES = (
+    "hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json", "chat_template.jinja",
+    "chat_template.json", "added_tokens.json",
+)  # fmt: skip
+TOKENIZER = "tokenizer.json"
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Files of the processor of images, videos and audio. Only models with an encoder have them."""
 
-SMALL_FILES = ("hf_quant_config.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json")
 OTHER_WEIGHTS = {"bin": "PyTorch pickles", "pt": "PyTorch pickles", "pth": "PyTorch pickles", "gguf": "GGUF"}
-DOWNLOAD_AGAIN = "download the file again (`hf download`)"
 
 
 class Checkpoint:
-    """The files of one checkpoint: ``files`` are its JSON files by name, ``tensors`` is None if it has no weights."""
+    """The files of one checkpoint.
+
+    ``files`` are its small files by name, as JSON objects. ``tensors`` is None if it has no weights. ``names`` are the
+    names of all files that are known.
+    """
 
     def __init__(
         self,
@@ -34,8 +46,18 @@ class Checkpoint:
         files: dict[str, dict[str, Any]],
         tensors: tuple[Tensor, ...] | None,
         warnings: Sequence[str],
+        names: Iterable[str] = (),
     ) -> None:
         self.path, self.files, self.tensors, self.warnings = path, files, tensors, tuple(warnings)
+        self.names = frozenset(names)
+
+
+def small_files(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the files besides config.json that describe the model with this config.json."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    has_encoder = is_multimodal(first) or any(str(key).endswith(("vision_config", "audio_config")) for key in config)
+    return SMALL_FILES + (PROCESSOR_FILES if has_encoder else ())
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -46,42 +68,46 @@ def read_folder(folder: Path) -> Checkpoint:
     """
     config = folder / "config.json"
     if not config.is_file():
+        if any(path.suffix == ".gguf" for path in _list_files(folder)):
+            raise gguf(str(folder))
         problem = (
             "has only params.json (Mistral's own format)"
             if (folder / "params.json").is_file()
             else "has no config.json"
         )
         raise UsageError(f"model {folder}", problem, "give the folder of a model in the Hugging Face format")
-    files = {"config.json": read_json(config)}
-    for name in SMALL_FILES:
-        if (folder / name).is_file():
-            files[name] = read_small(folder / name)
+    files = _files_of(folder, read_json(config))
+    present = [path.name for path in _list_files(folder)]
     if names := shards(folder):
-        return Checkpoint(folder, files, read_headers([folder / name for name in names]), ())
+        return Checkpoint(folder, files, read_headers([folder / name for name in names]), (), present)
     suffixes = sorted({path.suffix[1:] for path in _list_files(folder)} & OTHER_WEIGHTS.keys())
     suffixes = [
         suffix
         for suffix in suffixes
         if any(p.suffix == f".{suffix}" and p.stat().st_size > 2**16 for p in _list_files(folder))
     ]
+    if suffixes == ["gguf"]:
+        raise gguf(str(folder))
     if suffixes:
         formats = " and ".join(sorted({OTHER_WEIGHTS[suffix] for suffix in suffixes}))
         remedy = "convert it to safetensors (transformers' save_pretrained), or use the model's safetensors checkpoint"
         raise UsageError(f"model {folder}", f"its weights are {formats}, not safetensors", remedy)
-    return Checkpoint(folder, files, None, ())
+    return Checkpoint(folder, files, None, (), present)
 
 
-def read_small(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``. The list in sentence-transformers' modules.json becomes ``{"modules": …}``.
-
-    Raises:
-        UsageError: the file cannot be read, or holds something else.
-    """
-    return (
-        parse_json(b'{"modules": %b}' % path.read_bytes(), str(path))
-        if path.name == "modules.json"
-        else read_json(path)
-    )
+def _files_of(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the files that describe the model of ``config``, by name."""
+    files = {"config.json": config}
+    for name in small_files(config):
+        if (folder / name).is_file():
+            files[name] = read_small(folder / name)
+    if (pooling := pooling_file(files)) and (folder / pooling).is_file():
+        files[pooling] = read_small(folder / pooling)
+    if (folder / TOKENIZER).is_file():
+        files[TOKENIZER] = read_tokenizer(folder / TOKENIZER)
+    if (templates := folder / NAMED_TEMPLATES).is_dir():
+        files[NAMED_TEMPLATES] = {path.stem: read_template(path)["text"] for path in sorted(templates.glob("*.jinja"))}
+    return files
 
 
 def shards(folder: Path) -> list[str]:
@@ -124,22 +150,6 @@ def _list_files(folder: Path) -> list[Path]:
         return [path for path in folder.iterdir() if path.is_file()]
     except OSError as error:
         raise UsageError(f"model {folder}", f"cannot be read ({error.strerror})", "check its permissions") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
-    return parse_json(_read_bytes(path, JSON_LIMIT), str(path))
-
-
-def _read_bytes(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise UsageError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
-    if len(data) > limit:
-        raise UsageError(str(path), f"is larger than {limit} bytes", DOWNLOAD_AGAIN)
-    return data
 
 
 def shard_names(index: dict[str, Any], where: str) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -25,15 +25,19 @@ from huggingface_hub.errors import (
 )
 
 from vllm_launch.errors import UsageError
-from vllm_launch.model.checkpoint import SMALL_FILES, Checkpoint, read_headers, read_json, read_small, shard_names
+from vllm_launch.model.checkpoint import TOKENIZER, Checkpoint, read_headers, shard_names, small_files
 from vllm_launch.model.config import short_repr
 from vllm_launch.model.dtypes import STORED_BITS
+from vllm_launch.model.files import read_json, read_small, read_tokenizer
 from vllm_launch.model.model import Tensor
+from vllm_launch.model.names import gguf
+from vllm_launch.model.pooling import pooling_file
 
 
 def read_hub(name: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """Return the checkpoint of the hub id ``name``. Reads only config, index and headers, a few megabytes at most.
+    """Return the checkpoint of the hub id ``name``. Reads only config, index, headers and files of the tokenizer.
 
+    These are a few megabytes, or up to 30 MB if only tokenizer.json lists the tokenizer's added tokens.
     ``token`` None means huggingface_hub's own token: HF_TOKEN, or the one that `hf auth login` stored.
     """
     if "HF_HUB_VERBOSITY" not in os.environ:  # hide its line for each retry: our error is enough
@@ -41,11 +45,16 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
     try:
         config = Path(hf_hub_download(name, "config.json", revision=revision, token=token))
         files = {"config.json": read_json(config)}
-        for small in SMALL_FILES:
-            try:
-                files[small] = read_small(Path(hf_hub_download(name, small, revision=revision, token=token)))
-            except EntryNotFoundError:  # also LocalEntryNotFoundError: offline and not in the cache
-                continue
+        for small in small_files(files["config.json"]):
+            if (path := _optional(name, small, revision, token)) is not None:
+                files[small] = read_small(path)
+        if (pooling := pooling_file(files)) and (path := _optional(name, pooling, revision, token)) is not None:
+            files[pooling] = read_small(path)
+        if "added_tokens_decoder" not in files.get("tokenizer_config.json", {}) and (
+            (path := _optional(name, TOKENIZER, revision, token)) is not None
+        ):
+            files[TOKENIZER] = read_tokenizer(path)
+        names = _file_names(name, revision, token, files["config.json"], config.parent)
         tensors = _cached_tensors(name, config.parent)
         if tensors is None and not constants.HF_HUB_OFFLINE:
             tensors = _remote_tensors(name, revision, token)
@@ -54,7 +63,24 @@ def read_hub(name: str, *, revision: str | None = None, token: str | None = None
     warnings = []
     if tensors is None:
         warnings.append(f"{name}: no safetensors files were found, so tensor sizes are derived from config.json")
-    return Checkpoint(None, files, tensors, warnings)
+    return Checkpoint(None, files, tensors, warnings, names)
+
+
+def _optional(name: str, file: str, revision: str | None, token: str | None) -> Path | None:
+    """Return the path of a file of the repository, or None if it has none."""
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, token=token))
+    except EntryNotFoundError:  # also LocalEntryNotFoundError: offline and not in the cache
+        return None
+
+
+def _file_names(
+    name: str, revision: str | None, token: str | None, config: dict[str, Any], snapshot: Path
+) -> list[str]:
+    """Return the names of the repository's files. The hub is asked only if they matter: for Mistral's tokenizer."""
+    if constants.HF_HUB_OFFLINE or "istral" not in str(config.get("architectures")):
+        return [path.name for path in snapshot.iterdir()]
+    return HfApi(token=token).list_repo_files(name, revision=revision)
 
 
 OTHER_FORMATS = ("original/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
@@ -189,6 +215,8 @@ def _raise_usage_error(error: Exception, name: str, revision: str | None) -> NoR
     ]
     if isinstance(error, UsageError):
         raise error
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError) and _names_gguf(name):
+        raise gguf(name) from None
     if isinstance(error.__cause__, OfflineModeIsEnabled):  # the client hides offline mode as the cause
         error = error.__cause__
     if isinstance(error, OSError) and (error.filename or error.errno in {errno.ENOSPC, errno.EDQUOT}):
@@ -201,6 +229,11 @@ def _raise_usage_error(error: Exception, name: str, revision: str | None) -> NoR
         if isinstance(error, kind) or (transport and kind is OSError):
             raise UsageError(f"model {name}", problem, remedy) from None
     raise error
+
+
+def _names_gguf(name: str) -> bool:
+    """Whether the repository ``name`` says that it holds GGUF files: "Qwen/Qwen3-8B-GGUF"."""
+    return "gguf" in name.lower().partition("/")[2]
 
 
 def _http_problem(error: Exception) -> tuple[str, str]:

@@ -154,7 +154,7 @@ def _layer_types(config: Config, count: int) -> list[str] | None:
         if config.has(key) and (types := config.strings(key)):
             return _first_entries(config, key, types, count)
     pattern = config.strings("layer_types")
-    if not pattern or len(set(pattern)) == 1:
+    if not count or not pattern or len(set(pattern)) == 1:
         return None
     period = config.get("sliding_window_pattern", "full_attention_interval")
     if isinstance(period, int) and not isinstance(period, bool) and period > 0:

@@ -6,18 +6,35 @@ from typing import Literal
 
 import msgspec
 
+from vllm_launch.model.chat import Chat
+
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "compressed", "mamba", "none"]
 """What a layer stores of earlier tokens. "mamba" is any fixed-size recurrent state: Mamba 1 and 2, gated delta net,
 short convolution. "compressed" is DeepSeek V4's: a window of latent vectors, and one for several older tokens. "none"
 stores nothing."""
 
 
+class TowerPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What vLLM does with a tensor of a vision or audio tower.
+
+    ``split``: whether tensor parallelism splits it. vLLM does not load it if all of ``modalities`` are disabled. ()
+    means that vLLM always loads it.
+    """
+
+    modalities: tuple[str, ...]
+    split: bool
+
+
 class Tensor(msgspec.Struct, frozen=True):
-    """One stored tensor, by its name in the checkpoint. ``dtype`` is safetensors' name ("BF16", "F8_E4M3", "I32")."""
+    """One stored tensor, by its name in the checkpoint. ``dtype`` is safetensors' name ("BF16", "F8_E4M3", "I32").
+
+    ``tower`` is None for the language model, and for all tensors that were read from safetensors headers.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    tower: TowerPart | None = None
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +87,38 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str | None = None  # what kv-cache-dtype "auto" selects; None: the model's dtype
 
 
+class MediaItem(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest item of one modality: ``parts`` parts with ``tokens`` tokens each.
+
+    A video has as many parts as fit into the model's length, at most ``parts`` and at least 1. Others have 1.
+    """
+
+    modality: str  # "image", "video" or "audio"
+    tokens: int
+    parts: int = 1
+    per_prompt: int | None = None  # the most items in a prompt, if the model has a limit
+
+    def tokens_within(self, length: int) -> int:
+        """Return the tokens of the largest item of a model with ``length`` tokens."""
+        return self.tokens * max(1, min(self.parts, length // max(1, self.tokens)))
+
+
+class Media(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes besides text, and what its encoder needs.
+
+    ``bytes_per_token``: the most bytes that the encoder has alive per token of its output, in 16-bit numbers.
+    ``share_of_gpu``: the encoder limits itself to this share of a GPU's memory, or to one part if that is more.
+    """
+
+    items: tuple[MediaItem, ...]
+    bytes_per_token: int
+    share_of_gpu: float | None = None
+    output_copies: int = 1  # hidden sizes that an encoder's output has per token: more than 1 with deepstack
+    chunked: bool = True  # a batch can hold a part of an item
+    encoder_tp_data: bool = False  # vLLM supports --mm-encoder-tp-mode data
+    needs_torchvision: bool = False  # vLLM cannot import the model without it
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model as the planner needs it. Sizes are those of the whole model, before any parallel split."""
 
@@ -94,6 +143,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     mla: Mla | None = None
     quantization: Quantization | None = None
     multimodal: bool = False
+    media: Media | None = None
+    chunked_prefill: bool = True  # False: a pooling model whose prompts must each fit into one batch
+    config_code: Literal["vllm", "repository", "unknown"] = "vllm"  # where the code is that reads config.json
     qk_norm: bool = False  # attention normalises queries and keys
     rope_positions: int | None = None  # rows of the tables of cosines and sines, if not max_model_len
+    chat: Chat | None = None  # None: unknown
     warnings: tuple[str, ...] = ()

@@ -42,6 +42,11 @@ MODELOPT = {
 """vLLM's method by Model Optimizer's ``quant_algo`` (model_arch_config_convertor.py:_normalize_quantization_config)."""
 
 
+NESTED_MODELOPT = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4"}
+"""Algorithms that vLLM knows in Model Optimizer's older format, which nests them below "quantization"
+(model_arch_config_convertor.py:_normalize_quantization_config)."""
+
+
 def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None, where: str) -> Quantization | None:
     """Return how the checkpoint is quantised, or None if it is not.
 
@@ -65,6 +70,10 @@ def read_quantization(raw: Mapping[str, Any], hf_quant: Mapping[str, Any] | None
     legacy = (
         isinstance(producer, Mapping) and producer.get("name") == "modelopt" and bool((inner or {}).get("quant_algo"))
     )
+    nested = str((inner or {}).get("quant_algo") or "").upper()
+    if (legacy or "modelopt_quant_config" in (inner or {})) and nested and nested not in NESTED_MODELOPT:
+        problem = f"has the algorithm {short_repr(nested)} below the key quantization, where vLLM does not know it"
+        raise UsageError(f"{where} quantization_config", problem, "use a newer upload of the model")
     if (method == "modelopt" or (method == "" and legacy)) and algorithm:
         method = MODELOPT.get(algorithm, "modelopt_mixed" if "MIXED" in algorithm else f"modelopt {algorithm}")
         config = Config({**section, **(inner or {})}, config.where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_launch.errors import UsageError
-from vllm_launch.model.model import Quantization, Tensor
+from vllm_launch.model.model import Quantization, Tensor, TowerPart
 from vllm_launch.model.quantization import quantized_tensors
 from vllm_launch.model.schemes import schemes_of
 
@@ -25,7 +25,7 @@ class TensorList:
         self.schemes = schemes_of(quantization)
         self._tensors: list[Tensor] = []
 
-    def add(self, name: str, *shape: int, dtype: str | None = None) -> None:
+    def add(self, name: str, *shape: int, dtype: str | None = None, tower: TowerPart | None = None) -> None:
         """Append one unquantised tensor.
 
         Raises:
@@ -34,7 +34,7 @@ class TensorList:
         if len(self._tensors) >= MAX_TENSORS:
             problem = f"its layers and experts make more than {MAX_TENSORS:,} tensors, and no model has so many"
             raise UsageError(self.where, problem, "correct it, or download the file again")
-        self._tensors.append(Tensor(name, dtype or self.dtype, shape))
+        self._tensors.append(Tensor(name, dtype or self.dtype, shape, tower))
 
     def linear(self, name: str, rows: int, columns: int, *, bias: bool = False, quantized: bool = True) -> None:
         """Append the tensors of a linear layer with ``rows`` outputs and ``columns`` inputs, and its bias."""

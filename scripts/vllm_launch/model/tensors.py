@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from vllm_launch.engine.compared import compared
-from vllm_launch.model import tensors_moe, tensors_state, tensors_vision
+from vllm_launch.model import tensors_moe, tensors_state
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layer_kinds import DEEPSEEK_V4
@@ -126,13 +126,13 @@ def tensors(
     quantization: Quantization | None,
     *,
     tied: bool,
-    vision: Config | None = None,
+    nested: bool = False,
     architecture: str = "",
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
     """Return the tensors, and warnings about estimated ones.
 
-    ``config`` is the language model's, ``vision`` the vision tower's. ``dtype`` is vLLM's name. ``architecture`` is
-    the one in vLLM's registry.
+    ``config`` is the language model's, and ``nested`` in a composite model's. ``dtype`` is vLLM's name.
+    ``architecture`` is the one in vLLM's registry. Towers are not among the tensors.
 
     Raises:
         UsageError: a key is missing or wrong.
@@ -153,7 +153,7 @@ def tensors(
             f"the weights that config.json gives for model type {model_type!r} have not been compared with vLLM's: "
             "download the safetensors files for an exact plan"
         )
-    root = "language_model." if vision is not None else ""
+    root = "language_model." if nested else ""
     tensor_list = TensorList(SAFETENSORS_NAME[dtype], quantization, config.where)
     hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer(*VOCAB_KEYS)
     append_layers = BUILDERS.get(model_type)
@@ -177,9 +177,6 @@ def tensors(
             # vLLM quantises the head only of checkpoints that name it (layers/quantization/modelopt.py).
             quantized=tensor_list.schemes.own("lm_head") is not None,
         )
-    if vision is not None:
-        tensors_vision.vision(tensor_list, vision, hidden)
-        warnings.append("the size of the vision tower is estimated from a standard ViT and can be a few per cent off")
     return tensor_list.tensors(), tuple(warnings)
 
 

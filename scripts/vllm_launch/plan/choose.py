@@ -53,10 +53,7 @@ def _groups(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) -> li
     if any(gpu.mig_profile for gpu in gpus):
         return [(gpu,) for gpu in gpus]
     groups = [_ordered(hardware, group) for group in alike(tuple(gpus))]
-    needed = (
-        (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1) * (request.data_parallel_size or 1)
-    )
-    return groups if needed <= max(map(len, groups)) else [_ordered(hardware, gpus)]
+    return groups if request.gpus_needed <= max(map(len, groups)) else [_ordered(hardware, gpus)]
 
 
 def _ordered(hardware: Hardware, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
@@ -163,7 +160,7 @@ def _with_spare_gpus(
             if (layout.gpus_per_replica, layout.data) == (size, replicas):
                 larger = _with_best_replica_count(request, layout, group, model, candidate.run_config)
                 if isinstance(larger, Candidate) and larger.tokens > candidate.tokens:
-                    return larger
+                    return msgspec.structs.replace(larger, enough_gpus=gpus_per_replica)
     return candidate
 
 

@@ -9,13 +9,24 @@ import msgspec
 
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.model.model import Model
-from vllm_launch.plan.fit import USEFUL_REQUESTS, USEFUL_TOKENS, Candidate, NoFit, tightest, watermark_of
+from vllm_launch.plan.fit import (
+    USEFUL_REQUESTS,
+    USEFUL_TOKENS,
+    Candidate,
+    NoFit,
+    kv_cache_on_host,
+    tightest,
+    watermark_of,
+)
 from vllm_launch.plan.request import AUTO, PlanRequest, amx_attention, batch_of, only_bfloat16
 from vllm_launch.sizing import kv, memory
+from vllm_launch.sizing.allocator import uses_expandable_segments
+from vllm_launch.sizing.encoder import active_items, encoder_memory
 from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
-from vllm_launch.sizing.run_config import RunConfig, default_batch
-from vllm_launch.units import gib
+from vllm_launch.sizing.run_config import default_batch
+from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
+from vllm_launch.units import GIB, gib
 
 WARNING_SHARE = 1 / 20
 """Share of the KV cache that must be lost before the plan warns."""
@@ -37,7 +48,8 @@ class Source(StrEnum):
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """The reason for one value of the plan.
 
-    ``field`` is a vLLM option by dest, or "kv_cache", which is not an option. ``origin`` is where the user set the
+    ``field`` is a vLLM option by dest, or "kv_cache", which is not an option. ``value`` is None if the plan does not
+    set the option. ``origin`` is where the user set the
     value, such as "flag --max-model-len". It is None if the user did not set it.
     """
 
@@ -60,6 +72,7 @@ def reasons(request: PlanRequest, hardware: Hardware, model: Model, chosen: Cand
     planned = [
         *_parallel_reasons(request, hardware, model, chosen),
         *_memory_reasons(request, model, chosen),
+        *_media_reasons(model, chosen),
         *_dtype_reasons(request, model, chosen),
         *_batch_reasons(request, model, chosen),
     ]
@@ -81,20 +94,7 @@ def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, ch
         why = "runs on the CPU: one worker uses all cores that are available to it"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.HARDWARE)
     else:
-        cache = f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
-        if request.objective == "latency":
-            why = f"objective latency: the largest size that the model's dimensions allow ({cache})"
-        elif chosen.useful and model.experts and layout.data > 1:
-            why = (
-                f"attention fits on {gpus_per_replica} GPU(s), and the experts are spread over all "
-                f"{len(chosen.gpus)} GPUs: {cache}"
-            )
-        elif not chosen.kv_cache.bytes_per_token:
-            why = f"the fewest GPUs that hold the weights: {cache}"
-        elif chosen.useful:
-            why = f"the fewest GPUs that hold the weights and {_useful_kv_cache(chosen)}: {cache}"
-        else:
-            why = f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests: {cache}"
+        why = f"{_why_gpus_per_replica(request, model, chosen)}: {_cache_size(chosen)}"
         yield Reason(field="tensor_parallel_size", value=layout.tensor, why=why, source=Source.LAUNCHER)
     if layout.pipeline > 1 or request.pipeline_parallel_size:
         why = _why_pipeline(hardware, model, chosen)
@@ -107,6 +107,33 @@ def _parallel_reasons(request: PlanRequest, hardware: Hardware, model: Model, ch
     if layout.expert_parallel:
         why = "the experts' intermediate size cannot be split over this many GPUs, so each GPU holds whole experts"
         yield Reason(field="enable_expert_parallel", value=True, why=why, source=Source.MODEL)
+
+
+def _why_gpus_per_replica(request: PlanRequest, model: Model, chosen: Candidate) -> str:
+    """Return why a replica has this number of GPUs.
+
+    If the user set the number of stages or replicas, fewer GPUs might be enough with other numbers.
+    """
+    used = len(chosen.gpus)
+    needed = f"the weights and {_useful_kv_cache(chosen)}" if chosen.kv_cache.bytes_per_token else "the weights"
+    if request.objective == "latency":
+        return "objective latency: the largest size that the model's dimensions allow"
+    if chosen.useful and model.experts and chosen.layout.data > 1:
+        size = chosen.layout.gpus_per_replica
+        return f"attention fits on {size} GPU(s), and the experts are spread over all {used} GPUs"
+    if not chosen.useful:
+        return f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests"
+    if chosen.enough_gpus:
+        held = "holds" if chosen.enough_gpus == 1 else "hold"
+        spare = "The spare GPUs are too few for another replica, so they enlarge the KV cache"
+        return f"{chosen.enough_gpus} GPU(s) {held} {needed}. {spare}"
+    if request.pipeline_parallel_size or request.data_parallel_size:
+        return f"with the parallel sizes that you set, the fewest GPUs that hold {needed}"
+    return f"the fewest GPUs that hold {needed}"
+
+
+def _cache_size(chosen: Candidate) -> str:
+    return f"{chosen.kv_cache.tokens:,} KV tokens" if chosen.kv_cache.bytes_per_token else "no KV cache is needed"
 
 
 def _useful_kv_cache(chosen: Candidate) -> str:
@@ -165,12 +192,12 @@ def _why_pipeline(hardware: Hardware, model: Model, chosen: Candidate) -> str:
 
 
 def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
-    cache, run, parts = chosen.kv_cache, chosen.run_config, chosen.memory
+    cache, run = chosen.kv_cache, chosen.run_config
     if chosen.gpus:
         yield Reason(
             field="gpu_memory_utilization",
             value=chosen.utilization,
-            why=_why_utilization(tightest(chosen.gpus), chosen.run_config, parts),
+            why=_why_utilization(tightest(chosen.gpus), chosen),
             source=Source.HARDWARE,
         )
         if request.kv_cache_memory_bytes:
@@ -192,6 +219,7 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
             why = "set by VLLM_CPU_KVCACHE_SPACE, which overrides --kv-cache-memory-bytes"
         source = Source.YOU if request.cpu_kv_cache_bytes else Source.LAUNCHER
         yield Reason(field="kv_cache_memory_bytes", value=chosen.kv_bytes, why=why, source=source)
+    yield from _set_memory_reasons(request, chosen)
     source, why = Source.MODEL, "the model's own limit, and it fits"
     if run.max_model_len < model.max_model_len:
         source, why = (
@@ -214,6 +242,46 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
         yield Reason(field="kv_cache", value=cache.tokens, why=why, source=Source.HARDWARE)
 
 
+def _set_memory_reasons(request: PlanRequest, chosen: Candidate) -> Iterator[Reason]:
+    """Yield the reasons of the number of blocks and of what is offloaded, which only the user sets."""
+    if (blocks := request.num_gpu_blocks_override) is not None:
+        why = "set by you. The KV cache has this many blocks, however much memory is left. One of them stays empty"
+        yield Reason(field="num_gpu_blocks_override", value=blocks, why=why, source=Source.YOU)
+    if host := kv_cache_on_host(request, chosen):
+        why = f"set by you. {gib(host)} of host memory on this machine hold KV cache blocks that left the GPU"
+        yield Reason(field="kv_offloading_size", value=request.kv_offloading_size, why=why, source=Source.YOU)
+    moved = max(offloaded_by_rank(chosen.placement))
+    if moved.host:
+        total = sum(on_gpu.pinned for on_gpu in offloaded_on_host(chosen.placement))
+        why = (
+            f"set by you. {gib(moved.host)} of each GPU's weights are in host memory. They need up to {gib(total)} of "
+            "pinned memory on this machine"
+        )
+        uva = request.offload is not None and request.offload.backend == "uva"
+        field, value = (
+            ("cpu_offload_gb", request.cpu_offload_gb) if uva else ("offload_group_size", request.offload_group_size)
+        )
+        yield Reason(field=field, value=value, why=why, source=Source.YOU)
+
+
+def _media_reasons(model: Model, chosen: Candidate) -> Iterator[Reason]:
+    """Yield the size of the encoder's cache, and what it and the encoder need."""
+    run, encoder = chosen.run_config, encoder_memory(chosen.placement)
+    if encoder is None:
+        if model.media is not None:
+            why = "you disabled images, videos and audio, so vLLM loads no encoder for them and reserves no memory"
+            yield Reason(field="encoder_cache", value=0, why=why, source=Source.YOU)
+        return
+    sizes = [f"{item.modality} {item.tokens_within(run.max_model_len):,}" for item in active_items(model, run)]
+    held = "a batch" if encoder.tokens == run.max_num_batched_tokens else "the largest item"
+    why = (
+        f"tokens of {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to {gib(encoder.peak)}, "
+        f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}. If requests are text only, set "
+        "--language-model-only"
+    )
+    yield Reason(field="encoder_cache", value=encoder.tokens, why=why, source=Source.MODEL)
+
+
 def _dtype_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     dtype = chosen.run_config.dtype
     if not chosen.gpus and request.dtype is None and dtype != model.dtype:
@@ -227,15 +295,23 @@ def _requests_that_fit(chosen: Candidate) -> str:
     return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
 
 
-def _why_utilization(gpu: Gpu, run: RunConfig, parts: memory.Memory) -> str:
+def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
     """Return a GPU's memory and what must be subtracted from it, because vLLM may not claim it."""
+    run, parts = chosen.run_config, chosen.memory
     used_bytes = gpu.memory_total - gpu.memory_free
     used = f", minus {gib(used_bytes)} already in use" if used_bytes else ""
     graphs = "" if run.estimate_cudagraphs or not parts.cuda_graphs else f", CUDA graphs {gib(parts.cuda_graphs)}"
+    if gpu.unified:
+        return (
+            f"{gib(gpu.memory_total)} that GPU {gpu.index} shares with the host{used}, minus {gib(parts.context)} for "
+            f"the CUDA context and vLLM's processes{graphs}, and a safety margin of {gib(parts.safety)}, because the "
+            "page cache and other programs use the same memory"
+        )
     return (
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
         f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
         "vLLM measures at start-up"
+        + ("" if uses_expandable_segments(chosen.placement) else " and PyTorch's allocator loses memory to fragments")
     )
 
 
@@ -278,7 +354,7 @@ def why_not_useful(candidate: Candidate) -> str:
 def cpu_remedy(no_fit: NoFit) -> str:
     """Return what the user can do if the CPU engine has too little memory."""
     longest = f"set --max-model-len {no_fit.longest}, or " if no_fit.longest else ""
-    return f"{longest}raise the memory limit, use a smaller model, or plan for GPUs with --hardware"
+    return f"{longest}raise the memory limit, use a smaller model, or a machine with GPUs"
 
 
 def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> list[str]:
@@ -287,6 +363,7 @@ def warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Can
         *_size_warnings(request, model, chosen),
         *_hardware_warnings(request, hardware, chosen),
         *_cuda_graph_warnings(request, model, chosen),
+        *_media_warnings(request, hardware, model, chosen),
     ]
 
 
@@ -301,8 +378,21 @@ def _size_warnings(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
         )
     if not chosen.useful and longest == (request.length or model.max_model_len):
         yield f"the KV cache is small: it holds {_requests_that_fit(chosen)} at a time. Other requests wait"
+    yield from _offload_warnings(chosen)
     if model.tensors_from == "config":
         yield "no safetensors files were found, so the size of the weights is computed from config.json and may differ"
+
+
+def _offload_warnings(chosen: Candidate) -> Iterator[str]:
+    """Yield a warning if the options for offloading move nothing."""
+    offload = chosen.run_config.offload
+    if offload is None:
+        return
+    if not chosen.gpus:
+        yield "vLLM offloads no weights on a CPU, so the options for offloading have no effect"
+    elif not any(moved.host for moved in offloaded_by_rank(chosen.placement)):
+        names = f" of {', '.join(offload.params)}" if offload.params else ""
+        yield f"the plan finds no weights{names} that vLLM could offload, so it counts all weights on the GPU"
 
 
 def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> Iterator[str]:
@@ -310,7 +400,9 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
     for gpu in chosen.gpus:
         yield from (f"GPU {gpu.index}: {fault}" for fault in gpu.faults)
         processes = ", ".join(f"{process.name} (pid {process.pid})" for process in gpu.processes)
-        if processes:
+        if processes and gpu.unified:  # most of the memory in use is the host's
+            yield f"GPU {gpu.index} is shared: {processes} use it too"
+        elif processes:
             used = gib(gpu.memory_total - gpu.memory_free)
             yield f"GPU {gpu.index} is shared: {used} are in use by {processes}"
     if not chosen.gpus:
@@ -326,11 +418,11 @@ def _hardware_warnings(request: PlanRequest, hardware: Hardware, chosen: Candida
         return
     if not chosen.useful and len(chosen.gpus) < len(hardware.gpus):
         yield f"the plan does not use {_unused_gpus(request, hardware, chosen)}"
-    if request.gpu_memory_utilization is not None and chosen.utilization > chosen.safe_utilization:
+    if request.expandable_segments and chosen.layout.tensor > 1 and not request.disable_custom_all_reduce:
         yield (
-            f"gpu_memory_utilization {chosen.utilization} leaves less than the safety margin of "
-            f"{gib(chosen.memory.safety)}, so vLLM may run out of memory under load: set at most "
-            f"{chosen.safe_utilization}"
+            "PyTorch's allocator has expandable_segments:True. With tensor parallelism vLLM's custom all-reduce then "
+            "ends the engine at start-up (vllm-project/vllm#42609): remove that setting, or set "
+            "--disable-custom-all-reduce"
         )
 
 
@@ -348,3 +440,25 @@ def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) 
             f"they use only {gib(used)}. Remove that option for a larger KV cache: the plan then reserves only "
             f"{gib(used)}"
         )
+
+
+def _media_warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[str]:
+    """Yield what the options for images, videos and audio do not do, and the host memory of the processor's cache."""
+    limits = request.limit_mm_per_prompt or {}
+    options = {name for limit in limits.values() if isinstance(limit, dict) for name in limit} - {"count"}
+    if model.media is None:
+        return
+    size = 4.0 if request.mm_processor_cache_gb is None else request.mm_processor_cache_gb
+    cached = int(size * GIB) * (1 + chosen.layout.data)  # the API server's, and one for each engine
+    if active_items(model, chosen.run_config) and hardware.cpu and cached > hardware.cpu.memory_available:
+        yield (
+            f"vLLM keeps processed images, videos and audio in up to {gib(cached)} of host memory, and "
+            f"{gib(hardware.cpu.memory_available)} are available: set --mm-processor-cache-gb to less than {size:g}"
+        )
+    if options and active_items(model, chosen.run_config):
+        yield (
+            f"{', '.join(sorted(options))} in --limit-mm-per-prompt make only vLLM's profile smaller, and requests can "
+            "still send the largest item. The plan counts the largest item"
+        )
+    if request.mm_encoder_tp_mode == "data" and not model.media.encoder_tp_data:
+        yield "this model does not support --mm-encoder-tp-mode data, so vLLM uses weights"

@@ -17,7 +17,7 @@ from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights
-from vllm_launch.units import MIB, gib
+from vllm_launch.units import GIB, MIB, gib
 
 USEFUL_REQUESTS = 16
 USEFUL_TOKENS = 2048
@@ -50,6 +50,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
     kv_cache: KvCache
     useful: bool
+    enough_gpus: int | None = None  # per replica, if the replica also got spare GPUs; else None
 
     @property
     def layout(self) -> Layout:
@@ -93,6 +94,14 @@ def watermark_of(request: PlanRequest, candidate: Candidate) -> float:
     return WATERMARK if can_outgrow and candidate.useful and candidate.placement.model.task == "generate" else 0.0
 
 
+def kv_cache_on_host(request: PlanRequest, candidate: Candidate) -> int:
+    """Return the bytes of host memory for KV cache blocks that left the GPU (vllm/config/cache.py:kv_offloading_size).
+
+    Each replica has this memory, shared by its GPUs.
+    """
+    return int(request.kv_offloading_size * GIB) * candidate.layout.data
+
+
 def tightest(gpus: Sequence[Gpu]) -> Gpu:
     """Return the GPU with the least free memory."""
     return min(gpus, key=lambda gpu: (gpu.memory_free, gpu.memory_total))
@@ -115,9 +124,11 @@ def fit_on_gpus(
     if refusal := _too_little_memory(request, layout, parts, gpu, kv_bytes):
         return refusal
     cache_bytes: kv.CacheBytes = [memory.kv_bytes(rank, run, gpu, utilization) for rank in ranks]
-    if request.kv_cache_memory_bytes:
+    if blocks_bytes := kv.override_bytes(placement):
+        cache_bytes, kv_bytes = blocks_bytes, max(blocks_bytes)
+    elif request.kv_cache_memory_bytes:
         cache_bytes = kv_bytes = request.kv_cache_memory_bytes
-    result = _with_cache(request, placement, cache_bytes)
+    result = _blocks_do_not_fit(placement, ranks, safe) or _with_cache(request, placement, cache_bytes)
     if isinstance(result, NoFit):
         return result
     placement, cache, useful = result
@@ -137,6 +148,19 @@ def fit_on_gpus(
         kv_cache=cache,
         useful=useful,
     )
+
+
+def _blocks_do_not_fit(placement: Placement, ranks: Sequence[Memory], safe: float) -> NoFit | None:
+    """Return why the user's number of blocks does not fit, or None. vLLM does not check it before it allocates."""
+    run, gpu = placement.run_config, placement.gpu
+    needed = kv.override_bytes(placement)
+    if not needed or gpu is None:
+        return None
+    missing = max(size - memory.kv_bytes(rank, run, gpu, safe) for size, rank in zip(needed, ranks, strict=True))
+    if missing <= 0:
+        return None
+    why = f"GPU {gpu.index} lacks {gib(missing)} of memory for {run.num_gpu_blocks_override:,} KV cache blocks"
+    return NoFit(layout=placement.layout, why=why, missing=missing)
 
 
 def _too_little_memory(request: PlanRequest, layout: Layout, parts: Memory, gpu: Gpu, kv_bytes: int) -> NoFit | None:
@@ -183,7 +207,8 @@ def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run
     if left <= 0:
         why = f"a worker lacks {gib(max(-left, 1))} of memory even without a KV cache (it needs {gib(worker_bytes)})"
         return NoFit(layout=layout, why=why, missing=max(-left, 1))
-    set_bytes = request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
+    blocks_bytes = kv.override_bytes(placement)
+    set_bytes = max(blocks_bytes, default=0) or request.cpu_kv_cache_bytes or request.kv_cache_memory_bytes
     if request.gpu_memory_utilization is not None and not set_bytes:
         set_bytes = max(1, _cpu_share(cpu, request.gpu_memory_utilization) - worker_bytes)
     if set_bytes and (missing := set_bytes - left) > 0:
@@ -258,6 +283,8 @@ def _state_blocks(placement: Placement, cache: KvCache) -> int | None:
     With full CUDA graphs vLLM refuses a ``max_num_seqs`` above it (config/compilation.py, "exceeds available Mamba
     cache blocks").
     """
-    if placement.run_config.enforce_eager or not any(layer.state_shapes for layer in placement.model.layers):
+    if placement.run_config.cudagraph_mode in {"NONE", "PIECEWISE"} or not any(
+        layer.state_shapes for layer in placement.model.layers
+    ):
         return None
     return cache.bytes // (sum(kv.grouping_of(placement).block_bytes) * placement.layout.tensor)

@@ -10,19 +10,24 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm_launch.engine.allocator import EXPANDABLE
 from vllm_launch.errors import UsageError
-from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old
+from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old, usable
 from vllm_launch.model.model import Model
 from vllm_launch.plan import explain
-from vllm_launch.plan.alternatives import nothing_fits
+from vllm_launch.plan.alternatives import nothing_fits, unsafe_utilization
 from vllm_launch.plan.choose import choose
+from vllm_launch.plan.clients import clients
 from vllm_launch.plan.explain import Reason, Rejected
-from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, watermark_of
-from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of
+from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, kv_cache_on_host, watermark_of
+from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of, unsplit_item
+from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.kv import KvCache
 from vllm_launch.sizing.memory import Memory
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.run_config import default_batch
+from vllm_launch.sizing.weights import offloaded_on_host
+from vllm_launch.units import gib
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,24 +76,41 @@ def plan(request: PlanRequest, hardware: Hardware, model: Model) -> Plan:
             f"the model supports at most {model.max_model_len} tokens, and vLLM refuses more",
             "lower it, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 if you know that the model works beyond that length",
         )
+    for modality, tokens in unsplit_item(request, model):
+        if request.max_num_batched_tokens is not None and request.max_num_batched_tokens < tokens:
+            raise UsageError(
+                f"max_num_batched_tokens {request.max_num_batched_tokens}",
+                f"one {modality} has up to {tokens:,} tokens, and a batch of this model must hold all of them",
+                f"set --max-num-batched-tokens {tokens} or more",
+            )
     if not hardware.gpus:
         return _plan_cpu(request, hardware, model)
-    usable = tuple(gpu for gpu in hardware.gpus if not gpu_too_old(gpu))
-    if not usable:
+    gpus = usable(hardware.gpus)
+    if not gpus:
         why = "; ".join(dict.fromkeys(gpu_too_old(gpu) or "" for gpu in hardware.gpus))
-        raise UsageError(
-            "hardware", why, "use newer GPUs, or set CUDA_VISIBLE_DEVICES= to hide these and run on the CPU"
-        )
-    chosen, no_fits = choose(request, hardware, usable, model)
+        remedy = "use newer GPUs, or the CPU: install 'vllm-launch[cpu]' and set CUDA_VISIBLE_DEVICES= to hide these"
+        raise UsageError("hardware", why, remedy)
+    chosen, no_fits = choose(request, hardware, gpus, model)
     if chosen is None:
-        raise nothing_fits(request, hardware, usable, model, no_fits)
+        raise nothing_fits(request, hardware, gpus, model, no_fits)
+    _check_host_memory(request, hardware, chosen)
     return _plan_of(request, hardware, model, chosen, no_fits)
+
+
+def _check_host_memory(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> None:
+    """Refuse a plan whose weights and KV cache in host memory exceed the memory that is available there."""
+    weights = sum(moved.host for moved in offloaded_on_host(chosen.placement))
+    host = weights + kv_cache_on_host(request, chosen)
+    if hardware.cpu and host > hardware.cpu.memory_available:
+        why = f"{gib(host)} would be in host memory, and {gib(hardware.cpu.memory_available)} are available"
+        raise UsageError("offloading", why, "offload less, or raise the memory limit")
 
 
 def _plan_of(
     request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate, no_fits: Sequence[NoFit]
 ) -> Plan:
     layout, run = chosen.layout, chosen.run_config
+    for_clients = clients(request, model)
     return Plan(
         model=model.name,
         objective=request.objective,
@@ -104,11 +126,17 @@ def _plan_of(
         watermark=watermark_of(request, chosen),
         kv_cache=chosen.kv_cache,
         memory=chosen.memory,
-        options=_options(request, chosen),
-        env=_environment(hardware, chosen),
-        reasons=explain.reasons(request, hardware, model, chosen),
+        options=_options(request, chosen) | dict(for_clients.options),
+        env=_environment(request, hardware, chosen),
+        reasons=[*explain.reasons(request, hardware, model, chosen), *for_clients.reasons],
         rejected=[Rejected(plan=no_fit.layout.title, why=no_fit.why) for no_fit in no_fits],
-        warnings=[*hardware.warnings, *model.warnings, *explain.warnings(request, hardware, model, chosen)],
+        warnings=[
+            *hardware.warnings,
+            *model.warnings,
+            *explain.warnings(request, hardware, model, chosen),
+            *unsafe_utilization(request, hardware, model, chosen),
+            *for_clients.warnings,
+        ],
     )
 
 
@@ -144,17 +172,20 @@ def _options(request: PlanRequest, chosen: Candidate) -> dict[str, object]:
     return {dest: value for dest, value in planned.items() if getattr(request, dest) is None}
 
 
-def _environment(hardware: Hardware, chosen: Candidate) -> dict[str, str]:
+def _environment(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> dict[str, str]:
     """Return the environment of vLLM.
 
     It names the visible GPUs, unless vLLM uses all GPUs of one kind in their order. It disables vLLM's estimate of
-    CUDA graphs, if the plan reserves memory for them. GPUs are given by index in NVML's bus order, because vLLM expects
-    integers. MIG slices are given by UUID, because they have no index.
+    CUDA graphs, if the plan reserves memory for them. It turns on the allocator's expandable segments, unless they do
+    not work or the user decided on them. GPUs are given by index in NVML's bus order, because vLLM expects integers.
+    MIG slices are given by UUID, because they have no index.
     """
     gpus = chosen.gpus
     if not gpus:
         return {}
     environment = {} if chosen.run_config.estimate_cudagraphs else {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    if request.expandable_segments is None and uses_expandable_segments(chosen.placement):
+        environment |= EXPANDABLE
     if gpus == hardware.gpus and len({gpu.name for gpu in gpus}) == 1 and not gpus[0].mig_profile:
         return environment
     names = [gpu.uuid if gpu.mig_profile else str(gpu.index) for gpu in gpus]

@@ -18,7 +18,8 @@ def hardware_table(hardware: Hardware, width: int = 100) -> str:
     rows = [("GPU", "name", "free", "total", "capability", "uuid")]
     for gpu in hardware.gpus:
         capability = "{}.{}".format(*gpu.compute_capability)
-        rows.append((str(gpu.index), gpu.name, gib(gpu.memory_free), gib(gpu.memory_total), capability, gpu.uuid))
+        total = f"{gib(gpu.memory_total)}{' (shared with the host)' if gpu.unified else ''}"
+        rows.append((str(gpu.index), gpu.name, gib(gpu.memory_free), total, capability, gpu.uuid))
     lines += list(columns(rows, max(width, 140))) if hardware.gpus else ["  no GPU"]
     lines += _links(hardware)
     for gpu in hardware.gpus:

@@ -62,6 +62,8 @@ def _source_text(reason: Reason) -> str:
 
 
 def _value_text(value: object) -> str:
+    if value is None:
+        return "not set"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -69,13 +71,15 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
     """Yield a bar of one GPU's or the CPU's memory, to scale, and its legend. Each part has at least one column."""
     memory, workers = plan.memory, plan.tensor_parallel_size * plan.pipeline_parallel_size
     gpu = tightest(plan.gpus) if plan.gpus else None
+    unified = gpu is not None and gpu.unified
     total = gpu.memory_total if gpu else hardware.cpu.memory_available if hardware.cpu else 0
     parts = [
-        ("x", "other processes", total - gpu.memory_free if gpu else 0),
+        ("x", "host and others" if unified else "other processes", total - gpu.memory_free if gpu else 0),
         ("c", "CUDA context", memory.context),
         ("W", "weights", memory.weights),
         ("n", "CUDA, NCCL, buffers" if gpu else "vLLM and activations", memory.non_torch),
         ("a", "activation peak", memory.activation_peak),
+        ("e", "multimodal encoder", memory.encoder),
         ("g", "CUDA graphs", memory.cuda_graphs),
         ("K", "KV cache", plan.kv_cache.bytes // workers),
         ("s", "safety margin" if gpu else "left for others", memory.safety),

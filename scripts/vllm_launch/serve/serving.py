@@ -67,13 +67,15 @@ def settle_p2p(
 def read_weights_ahead(settings: Settings, hardware: Hardware) -> int:
     """Start to read the weights in the background. Return their bytes, or 0 if nothing is read.
 
-    Nothing is read if the user chose another way to load weights. The plan has checked that the files are complete.
+    Nothing is read if the user chose another way to load weights, or if a GPU uses the host's memory: the page cache
+    would then compete with vLLM. The plan has checked that the files are complete.
     """
     load_format = str(settings.engine.get("load_format") or "auto")
     if (
         load_format not in read_ahead.LOADERS
         or settings.engine.get("safetensors_load_strategy")
         or hardware.cpu is None
+        or any(gpu.unified for gpu in hardware.gpus)
     ):
         return 0
     revision = settings.engine.get("revision")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import msgspec
 
-from vllm_launch.engine import multicast
+from vllm_launch.engine import allocator, multicast
 from vllm_launch.engine.options import options
 from vllm_launch.engine.parse import parse
 from vllm_launch.engine.values import find_option, validate_value
 from vllm_launch.errors import UsageError
 from vllm_launch.inside_vllm.guard import FILE_VARIABLE
+from vllm_launch.settings import uncounted
 from vllm_launch.settings.flags import Flags, field_of
 from vllm_launch.settings.rules import check, warnings
 from vllm_launch.settings.settings import LauncherSettings, Settings
@@ -77,11 +78,14 @@ def read_settings(
         estimate_cudagraphs={"0": False, "1": True}.get(
             environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "").strip()
         ),
+        expandable_segments=allocator.expandable_segments(environ, engine),
         cpu_kv_cache_bytes=_cpu_kv_cache(environ.get("VLLM_CPU_KVCACHE_SPACE", "")),
         no_multicast=_no_multicast(launch.get("nvlink_multicast"), origin, environ),
     )
     check(settings, environ)
-    return msgspec.structs.replace(settings, warnings=(*override_warnings, *warnings(settings)))
+    return msgspec.structs.replace(
+        settings, warnings=(*override_warnings, *warnings(settings), *uncounted.warnings(settings, environ))
+    )
 
 
 def _no_multicast(setting: object, origin: Mapping[str, str], environ: Mapping[str, str]) -> str | None:

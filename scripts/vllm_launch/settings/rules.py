@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
-from vllm_launch.engine import multicast
-from vllm_launch.engine.options import pinned_vllm
-from vllm_launch.engine.removed import REMOVED_METHODS
+from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
+from vllm_launch.settings import combinations, memory_rules
+from vllm_launch.settings.mistake import Mistake, number
 from vllm_launch.settings.settings import Settings
 
 COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs",
-          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes")  # fmt: skip
+          "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "num_gpu_blocks_override")  # fmt: skip
 """Options whose values are at least 1."""
 
 EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 """Names of executor backends. Source: vllm/v1/executor/abstract.py:Executor.get_class."""
 
-NO_HTTP = {"grpc": "gRPC", "headless": "no API at all", "uds": "HTTP on a Unix socket"}
+NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
 
 
-class Mistake(NamedTuple):
-    """One invalid value. ``key``: of ``Settings.origin``. ``problem``: what is wrong. ``remedy``: what to do."""
-
-    key: str
-    problem: str
-    remedy: str
+ONE_MACHINE: dict[str, tuple[object, ...]] = {
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "master_addr": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_address": ("127.0.0.1", "localhost", "::1"),
+    "data_parallel_rank": (),
+    "data_parallel_start_rank": (),
+    "data_parallel_size_local": (),
+    "data_parallel_backend": ("mp",),
+    "data_parallel_hybrid_lb": (False,),
+    "data_parallel_external_lb": (False,),
+    "data_parallel_multi_port_external_lb": (False,),
+}
+"""Options of a vLLM on several machines or in several servers, with the values that mean one machine.
+Source: vllm/engine/arg_utils.py:create_engine_config."""
 
 
 def check(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -41,11 +49,34 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
         for mistake in rule(settings):
             raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
     _check_vllm_port(environ.get("VLLM_PORT", "0"))
+    _check_allocator(settings, environ)
+
+
+def _check_allocator(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Check that no KV connector is combined with expandable segments. Source: vllm/config/vllm.py."""
+    ((variable, value),) = allocator.EXPANDABLE.items()
+    connector = next((dest for dest in ("kv_transfer_config", "kv_offloading_size") if settings.engine.get(dest)), None)
+    if connector and value in environ.get(variable, "") and not settings.engine.get("enable_sleep_mode"):
+        raise UsageError(
+            f"environment {variable}",
+            f"has {value}, and vLLM refuses it with a KV connector ({settings.origin[connector]})",
+            f"remove {value} from it",
+        )
+
+
+def check_combinations(settings: Settings) -> None:
+    """Check what vLLM refuses of options together. ``settings`` may hold a plan's options too.
+
+    Raises:
+        UsageError: the first mistake.
+    """
+    for mistake in combinations.mistakes(settings):
+        raise UsageError(settings.origin.get(mistake.key, mistake.key), mistake.problem, mistake.remedy)
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each setting that is valid but has a surprising effect."""
-    return (*_long_shutdown(settings), *_uncounted_draft(settings))
+    return (*_long_shutdown(settings), *_several_machines(settings), *_other_packages(settings))
 
 
 def _check_vllm_port(port: str) -> None:
@@ -66,7 +97,7 @@ def _check_vllm_port(port: str) -> None:
 
 def _counts(settings: Settings) -> Iterator[Mistake]:
     for dest in COUNTS:
-        if (value := _whole(settings, dest, 1)) < 1:
+        if (value := number(settings.engine, dest, 1)) < 1:
             yield Mistake(dest, f"{dest} is {value}", "give 1 or more")
 
 
@@ -78,7 +109,7 @@ def _utilization(settings: Settings) -> Iterator[Mistake]:
 
 
 def _length(settings: Settings) -> Iterator[Mistake]:
-    length = _whole(settings, "max_model_len", 1)
+    length = number(settings.engine, "max_model_len", 1)
     if length < 1 and length != -1:
         yield Mistake("max_model_len", f"max_model_len is {length}", "give 1 or more, or auto")
 
@@ -93,15 +124,15 @@ def _ports(settings: Settings) -> Iterator[Mistake]:
 
 
 def _batch(settings: Settings) -> Iterator[Mistake]:
-    seqs = _whole(settings, "max_num_seqs", 1)
-    if _whole(settings, "max_num_batched_tokens", 1 << 30) < seqs:
+    seqs = number(settings.engine, "max_num_seqs", 1)
+    if number(settings.engine, "max_num_batched_tokens", 1 << 30) < seqs:
         problem = f"max_num_seqs {seqs} is more than max_num_batched_tokens"
         remedy = "lower max_num_seqs or raise max_num_batched_tokens: each request in a batch has at least one token"
         yield Mistake("max_num_seqs", problem, remedy)
 
 
 def _shutdown(settings: Settings) -> Iterator[Mistake]:
-    if (seconds := _whole(settings, "shutdown_timeout", 0)) < 0:
+    if (seconds := number(settings.engine, "shutdown_timeout", 0)) < 0:
         yield Mistake("shutdown_timeout", f"shutdown_timeout is {seconds}", "give 0 or more seconds")
 
 
@@ -110,13 +141,6 @@ def _objects(settings: Settings) -> Iterator[Mistake]:
         value = settings.engine.get(dest)
         if value is not None and not isinstance(value, dict):
             yield Mistake(dest, f"{dest} is not a JSON object", OBJECT_REMEDY)
-
-
-def _quantization(settings: Settings) -> Iterator[Mistake]:
-    method = str(settings.engine.get("quantization") or "").lower()
-    if method in REMOVED_METHODS:
-        problem = f"vLLM {pinned_vllm()} no longer supports the method {method!r}"
-        yield Mistake("quantization", problem, REMOVED_METHODS[method])
 
 
 def _executor(settings: Settings) -> Iterator[Mistake]:
@@ -170,16 +194,10 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 
 RULES = (
-    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, _quantization, _executor, _http, _device_ids,
-    _multicast, _certificate, _api_keys, _routes,
+    _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, *memory_rules.RULES, _executor, _http,
+    _device_ids, _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
-
-
-def _whole(settings: Settings, dest: str, default: int) -> int:
-    """Return the whole number that the user set for ``dest``, else ``default``."""
-    value = settings.engine.get(dest)
-    return value if isinstance(value, int) else default
 
 
 def _long_shutdown(settings: Settings) -> Iterator[str]:
@@ -191,12 +209,30 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
 
 
-def _uncounted_draft(settings: Settings) -> Iterator[str]:
-    """Warn of speculative decoding. The plan does not know its memory, so vLLM's KV cache is smaller than planned."""
-    speculative = settings.engine.get("speculative_config")
-    if isinstance(speculative, dict) and "ngram" not in str(speculative.get("method", "")):
-        where = settings.origin["speculative_config"]
+def _several_machines(settings: Settings) -> Iterator[str]:
+    """Warn of options for several machines: the plan splits the model over the GPUs of this machine only."""
+    set_options = {dest: settings.engine[dest] for dest in ONE_MACHINE if settings.engine.get(dest) is not None}
+    if set_options.get("data_parallel_size_local") == settings.engine.get("data_parallel_size", 1):
+        del set_options["data_parallel_size_local"]
+    if several := [dest for dest, value in set_options.items() if value not in ONE_MACHINE[dest]]:
         yield (
-            f"{where}: the plan does not count the weights and KV cache of speculative decoding, so vLLM's KV cache is "
-            "smaller than planned; set --max-model-len if vLLM then refuses the planned length"
+            f"{', '.join(settings.origin[dest] for dest in several)}: the plan is for this one machine. It splits the "
+            "model over this machine's GPUs, and does not know the other machines. If vLLM must run on several "
+            "machines, choose all parallel sizes yourself and run vllm serve without the launcher"
         )
+
+
+def _other_packages(settings: Settings) -> Iterator[str]:
+    """Warn of options that need a Python package which the launcher's requirements do not contain."""
+    engine = settings.engine
+    suffix = speculative.method_of(speculative.speculative_config(engine)) == "suffix"
+    needed = {
+        "distributed_executor_backend": "ray" if engine.get("distributed_executor_backend") == "ray" else None,
+        "data_parallel_backend": "ray" if engine.get("data_parallel_backend") == "ray" else None,
+        "spec_method": "arctic-inference" if suffix and engine.get("spec_method") else None,
+        "speculative_config": "arctic-inference" if suffix and not engine.get("spec_method") else None,
+    }
+    for dest, package in needed.items():
+        if package:
+            where = settings.origin[dest]
+            yield f"{where}: vLLM refuses it without the package {package}, which vllm-launch does not install"

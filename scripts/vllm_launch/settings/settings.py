@@ -70,6 +70,13 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Literal["lossless", "fp8-kv"],
         _about("lossless: keep the checkpoint's dtypes; fp8-kv: the plan may use an FP8 KV cache"),
     ] = "lossless"
+    parsers: Annotated[
+        Literal["auto", "off"],
+        _about(
+            "auto: the plan sets the parsers of reasoning and tool calls that vLLM has for the model's family, unless "
+            "you set them; off: it sets none"
+        ),
+    ] = "auto"
     nvlink_multicast: Annotated[
         Literal["auto", "off"],
         _about(
@@ -162,6 +169,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     long_max_model_len: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN, which vLLM reads only from the environment
     estimate_cudagraphs: bool | None = None  # VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS, likewise
+    expandable_segments: bool | None = None  # of PyTorch's allocator (engine/allocator.py:expandable_segments)
     cpu_kv_cache_bytes: int | None = None  # VLLM_CPU_KVCACHE_SPACE, likewise; that variable is in GiB
     no_multicast: str | None = None  # the flag, line or variable that forbids NVLink multicast
 

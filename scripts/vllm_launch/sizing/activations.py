@@ -7,6 +7,7 @@ import math
 
 from vllm_launch.machine.generation import Generation
 from vllm_launch.sizing.cuda_graphs import MAX_SPLIT_REQUESTS
+from vllm_launch.sizing.encoder import active_items
 from vllm_launch.sizing.parallel import expert_width, padded_vocab
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.units import MIB
@@ -32,7 +33,7 @@ def activation_peak(placement: Placement, *, first: bool, last: bool) -> int:
     model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, hidden = run.max_num_batched_tokens, run.activation_bytes, model.hidden_size
     # A compiled graph must not change its input, so vLLM copies the input that comes from the previous stage.
-    residual_stream = (3 if first or run.enforce_eager else 4) * tokens * hidden * width
+    residual_stream = (3 if first or not run.compiled else 4) * tokens * hidden * width
     tensor = layout.tensor
     layer_parts = [_attention_tensors(placement)]
     if model.experts is None or any(not layer.moe for layer in model.layers):
@@ -55,8 +56,8 @@ def activation_peak(placement: Placement, *, first: bool, last: bool) -> int:
         elif model.model_type in SOFT_CAPPED:
             logits *= 2
         peak = max(peak, tokens * hidden * width + seqs * hidden * width + logits + 16 * MIB)
-    if first and model.multimodal and not run.language_model_only:
-        peak += 2 * tokens * hidden * width + 512 * MIB  # the encoder's largest item and its cache
+    if first and active_items(model, run):
+        peak += tokens * hidden * width  # embeddings of text and items, before they are copied into their buffer
     return peak
 
 
@@ -90,8 +91,8 @@ def timing_peak(placement: Placement) -> int:
     model. So a later start has this memory for its KV cache.
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
-    external_embeddings = model.multimodal and not run.language_model_only
-    if layout.tensor > 1 or run.enforce_eager or external_embeddings:
+    external_embeddings = bool(active_items(model, run))
+    if layout.tensor > 1 or not run.compiled or external_embeddings:
         return 0
     row = model.hidden_size * run.activation_bytes
     allocated_later = ALLOCATED_AFTER_TIMING + workspace(placement)

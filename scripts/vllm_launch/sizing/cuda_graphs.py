@@ -39,16 +39,46 @@ MAX_SPLIT_REQUESTS = 992
 
 
 def capture_sizes(run: RunConfig, generation: Generation | None) -> list[int]:
-    """Return the batch sizes that vLLM captures CUDA graphs for (vllm/config/vllm.py:_set_cudagraph_sizes)."""
-    if run.enforce_eager:
+    """Return the batch sizes that vLLM captures CUDA graphs for, in tokens (vllm/config/vllm.py:_set_cudagraph_sizes).
+
+    With speculative decoding each request of a decoding batch has ``num_speculative_tokens`` tokens more.
+    """
+    if run.cudagraph_mode == "NONE":
         return []
+    if run.cudagraph_capture_sizes is not None:
+        return sorted({size for size in run.cudagraph_capture_sizes if size <= run.max_num_batched_tokens})
     ceiling = 1024 if generation is Generation.BLACKWELL else 512
     largest, full_batches = run.max_cudagraph_capture_size, {run.max_num_batched_tokens}
     if largest is None:
-        largest = min(2 * run.max_num_seqs, ceiling)
-        full_batches.add(run.max_num_seqs)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16), *full_batches}
+        query = 1 + run.num_speculative_tokens
+        largest = min(2 * run.max_num_seqs * query, ceiling)
+        requests = [run.max_num_seqs] if query == 1 else [*_steps(ceiling), min(run.max_num_seqs, ceiling)]
+        full_batches |= {query * count for count in requests if count <= run.max_num_seqs}
+    sizes = {*_steps(largest), *full_batches}
+    if run.performance_mode == "interactivity":
+        sizes |= set(range(1, min(largest, 32) + 1))
     return sorted(size for size in sizes if size <= min(largest, run.max_num_batched_tokens))
+
+
+def _steps(largest: int) -> list[int]:
+    """Return 1, 2, 4, then the multiples of 8 below 256, then those of 16, up to ``largest``."""
+    return [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)) if size <= largest]
+
+
+def full_graph_sizes(run: RunConfig, sizes: Sequence[int]) -> list[int]:
+    """Return the batch sizes of full CUDA graphs, in tokens, given all captured ``sizes``.
+
+    A full graph is for batches that only decode. FULL would capture all batches in full graphs. But not all attention
+    backends support this, and then vLLM falls back to FULL_AND_PIECEWISE. So FULL counts as both.
+    Source: v1/worker/gpu/cudagraph_utils.py:_init_candidates, config/compilation.py:resolve_cudagraph_mode_and_sizes.
+    """
+    if run.cudagraph_mode in {"NONE", "PIECEWISE"} or not sizes:
+        return []
+    if run.cudagraph_mode == "FULL":
+        return list(sizes)
+    query = 1 + run.num_speculative_tokens
+    limit = min(query * run.max_num_seqs, max(sizes))
+    return sorted({size for tokens in sizes if (size := -(-tokens // query) * query) <= limit})
 
 
 def cuda_graphs(placement: Placement, layers: int) -> int:
@@ -66,12 +96,13 @@ def cuda_graphs(placement: Placement, layers: int) -> int:
         return 0
     weighted_layers = layers * (1 + LATENT_EXTRA if model.mla else 1)
     cases = 2 if run.adapter_ranks else 1  # with adapters and without (v1/worker/gpu/lora_utils.py)
-    full_sizes = [size for size in sizes if size <= run.max_num_seqs]
+    full_sizes = full_graph_sizes(run, sizes)
+    piecewise = 0 if run.cudagraph_mode == "FULL_DECODE_ONLY" else len(sizes)
     splits = functools.partial(_split_bytes, placement)
     if not run.estimate_cudagraphs:
-        graphs = cases * (len(sizes) + len(full_sizes))
+        graphs = cases * (piecewise + len(full_sizes))
         return round(ACTUAL_BASE + splits(full_sizes) + graphs * weighted_layers * ACTUAL_PER_LAYER)
-    captured_graphs = cases * len(sizes) + len(full_sizes[-2:])
+    captured_graphs = cases * piecewise + len(full_sizes[-2:])
     measured_bytes = ESTIMATE_BASE + splits(full_sizes[-2:]) + captured_graphs * weighted_layers * ESTIMATE_PER_LAYER
     if len(full_sizes) < 2:  # noqa: PLR2004 - there is no second graph
         return round(measured_bytes)

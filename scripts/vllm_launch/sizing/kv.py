@@ -76,7 +76,7 @@ def kv_cache(placement: Placement, kv_bytes: CacheBytes) -> KvCache:
     dtype = kv_dtype(model, run)
     if not grouping.groups:
         return KvCache(dtype=dtype, bytes=0, tokens=0, bytes_per_token=0)
-    blocks = _block_count(grouping, kv_bytes)
+    blocks = _block_count(grouping, run, kv_bytes)
     longest = _blocks_per_request(grouping, placement, run.max_model_len)
     tokens = int(blocks / longest * run.max_model_len) if blocks > longest else 0  # one of the blocks is the null block
     total = blocks * sum(grouping.block_bytes) * layout.tensor
@@ -93,7 +93,7 @@ def longest_that_fits(placement: Placement, kv_bytes: CacheBytes) -> int:
     grouping = grouping_of(placement)
     if not grouping.groups:
         return run.max_model_len
-    usable = _block_count(grouping, kv_bytes) - 1
+    usable = _block_count(grouping, run, kv_bytes) - 1
     low, high = 0, run.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -104,14 +104,22 @@ def longest_that_fits(placement: Placement, kv_bytes: CacheBytes) -> int:
     return low
 
 
-def _block_count(grouping: Grouping, kv_bytes: CacheBytes) -> int:
-    """Return the number of blocks on every rank: that of the rank that can hold the fewest.
+def _block_count(grouping: Grouping, run: RunConfig, kv_bytes: CacheBytes) -> int:
+    """Return the number of blocks on every rank: the user's, or that of the rank that can hold the fewest.
 
     This need not be the rank with the least memory, because the first ranks can have one layer more
-    (get_kv_cache_configs, step 5).
+    (get_kv_cache_configs, step 5). The user's number does not depend on the memory (may_override_num_blocks).
     """
+    if run.num_gpu_blocks_override is not None:
+        return run.num_gpu_blocks_override
     by_rank = [kv_bytes] * len(grouping.block_bytes) if isinstance(kv_bytes, int) else kv_bytes
     return min(max(0, available) // size for available, size in zip(by_rank, grouping.block_bytes, strict=True) if size)
+
+
+def override_bytes(placement: Placement) -> tuple[int, ...]:
+    """Return the bytes of the user's number of blocks on a GPU of each pipeline rank. Empty without a number."""
+    number = placement.run_config.num_gpu_blocks_override
+    return tuple(number * size for size in grouping_of(placement).block_bytes) if number is not None else ()
 
 
 def bytes_per_request(placement: Placement, tokens: int) -> int:
@@ -168,9 +176,9 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     """Return the caches of each layer on one GPU, in the model's order.
 
     A layer has no cache, one cache, or a cache for attention and one for its state. In a hybrid model, attention pages
-    grow until they hold a recurrent state, and states are padded to the same size. With prefix caching, vLLM's default
-    for these models, a request has two states, and one more if a prefill stores a checkpoint
-    (platforms/interface.py:_align_hybrid_block_size, MambaSpec.max_memory_usage_bytes).
+    grow until they hold a recurrent state, and states are padded to the same size. Prefix caching is vLLM's default for
+    these models, but not for models without attention (platforms/interface.py:_align_hybrid_block_size,
+    config/model.py:is_prefix_caching_supported).
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     block = block_size(placement)
@@ -178,18 +186,17 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     attention = [layer for layer in model.layers if layer.kind not in {"mamba", "none"}]
     state = max((_state_bytes(layer, layout) for layer in set(model.layers)), default=0)
     if state and not attention:
-        state_only = Spec(kind="mamba", block=run.max_model_len, page=state, states=1)
-        if model.model_type not in ATTENTION_FREE:  # a hybrid whose layers happen to have no attention
-            checkpoints = max(layer.state_checkpoints for layer in model.layers)
-            state_only = Spec(kind="mamba", block=block, page=state, states=2 + checkpoints)
+        # A hybrid whose layers happen to have no attention has prefix caching too.
+        chosen, default = run.enable_prefix_caching, model.model_type not in ATTENTION_FREE
+        state_only = _state_spec(model, run, block, state, caching=default if chosen is None else chosen)
         return [(state_only,) if layer.kind == "mamba" else () for layer in model.layers]
     state_spec = None
     if state:
         token_bytes = max(_page_bytes(layer, layout, 1, dtype, model.dtype) for layer in attention)
         unit = max(block, 128) if model.mla else block
         block = max(block, unit * math.ceil(state / (unit * token_bytes)))
-        checkpoints = max(layer.state_checkpoints for layer in model.layers)
-        state_spec = Spec(kind="mamba", block=block, page=block * token_bytes, states=2 + checkpoints)
+        caching = run.enable_prefix_caching is not False
+        state_spec = _state_spec(model, run, block, block * token_bytes, caching=caching)
     if any(layer.kind == "compressed" for layer in model.layers):
         packed = kv_dtype(model, run) not in COMPUTE_BITS or run.kv_cache_dtype == "auto"
         return [compressed_specs(layer, block, packed=packed) for layer in model.layers]
@@ -208,6 +215,18 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     ]
 
 
+def _state_spec(model: Model, run: RunConfig, block: int, page: int, *, caching: bool) -> Spec:
+    """Return the cache of a recurrent state.
+
+    With prefix caching a request has two states, and one more if a prefill stores a checkpoint. Without, it has one
+    (MambaSpec.max_memory_usage_bytes, models/config.py:MambaModelConfig).
+    """
+    if not caching:
+        return Spec(kind="mamba", block=run.max_model_len, page=page, states=1)
+    checkpoints = max(layer.state_checkpoints for layer in model.layers)
+    return Spec(kind="mamba", block=block, page=page, states=2 + checkpoints)
+
+
 @functools.lru_cache(maxsize=64)
 def grouping_of(placement: Placement) -> Grouping:
     """Return vLLM's groups of layers (v1/core/kv_cache_utils.py:get_kv_cache_groups), for all pipeline ranks."""
@@ -217,6 +236,8 @@ def grouping_of(placement: Placement) -> Grouping:
     ranks = [rank for rank, _ in caches]
     if not pages:
         return Grouping(groups=(), block_bytes=())
+    if placement.run_config.disable_hybrid_kv_cache_manager:
+        pages = _without_windows(pages)
     if any(spec.kind == "sliding mla" for spec in pages):
         groups = packed_groups(pages)
     elif _need_same_block_count(pages):
@@ -232,6 +253,19 @@ def grouping_of(placement: Placement) -> Grouping:
         groups=tuple(tuple(dict.fromkeys(pages[index] for index in group)) for group in groups),
         block_bytes=tuple(block_bytes),
     )
+
+
+def _without_windows(specs: Sequence[Spec]) -> list[Spec]:
+    """Return ``specs`` as vLLM allocates them without its hybrid manager: a layer with a window keeps all tokens.
+
+    If no layer keeps all tokens, nothing changes. Source: kv_cache_utils.py:_promote_local_kv_cache_specs.
+    """
+    if not any(spec.kind in {"full", "mla"} for spec in specs):
+        return list(specs)
+    return [
+        msgspec.structs.replace(spec, kind="full", window=0) if spec.kind in {"sliding", "chunked"} else spec
+        for spec in specs
+    ]
 
 
 def _need_same_block_count(specs: Sequence[Spec]) -> bool:
@@ -278,9 +312,9 @@ def _blocks_per_request(grouping: Grouping, placement: Placement, length: int) -
     one step for each pipeline stage and, on GPUs, one more for async scheduling, which pooling models do without
     (config/vllm.py:max_concurrent_batches, platforms/cpu.py).
     """
-    run, layout, gpu = placement.run_config, placement.layout, placement.gpu
-    synchronous = gpu is None or placement.model.task == "pooling"
-    steps = layout.pipeline if synchronous else layout.pipeline + 1
+    run, layout = placement.run_config, placement.layout
+    asynchronous = placement.gpu is not None and run.async_scheduling and placement.model.task != "pooling"
+    steps = layout.pipeline + asynchronous
     in_flight = steps * run.max_num_batched_tokens
     return sum(max(_blocks_of_spec(spec, in_flight, length) for spec in group) for group in grouping.groups)
 

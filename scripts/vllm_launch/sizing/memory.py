@@ -11,12 +11,14 @@ from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.sizing import kv
 from vllm_launch.sizing.activations import activation_peak, attention_peak, timing_peak, workspace
+from vllm_launch.sizing.allocator import fragments
 from vllm_launch.sizing.cuda_graphs import cuda_graphs
+from vllm_launch.sizing.encoder import encoder_memory
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
 from vllm_launch.sizing.weights import weights_by_rank
-from vllm_launch.units import MIB
+from vllm_launch.units import GIB, MIB
 
 CONTEXT_HOPPER, CONTEXT_A100, CONTEXT_SMALL = 522 * MIB, 460 * MIB, 260 * MIB
 """Bytes of the CUDA context and cuBLAS handles before vLLM first measures memory. They grow with the number of
@@ -28,6 +30,23 @@ CONTEXTS = {
     **dict.fromkeys((Generation.HOPPER, Generation.BLACKWELL, Generation.THOR, Generation.NEWER), CONTEXT_HOPPER),
 }
 """Bytes of a CUDA context by generation. All other generations use CONTEXT_SMALL."""
+
+CONTEXT_UNIFIED = 3 * GIB
+"""Bytes of unified memory that are gone before vLLM first measures it: the CUDA context, and the host memory of vLLM's
+processes. Measured on a GB10, vLLM 0.28: available memory 116.43 and 32.40 GiB before the start, and vLLM finds 113.69
+and 29.83 GiB free (llamastash/llamastash#81)."""
+
+HOST_GROWTH = 4 * GIB
+"""Bytes of host memory by which vLLM's processes grow while it profiles: loading, compilation. With unified memory the
+profile counts them, because free memory is the host's available memory (utils/mem_utils.py:MemorySnapshot.measure). An
+estimate that is not measured. A first start that compiles can need much more for a while
+(eugr/spark-vllm-docker#286: 30 GiB), which then makes vLLM's KV cache smaller than planned."""
+
+HOST_SHARE = 1 / 16
+"""Share of unified memory that stays free for the host: other programs, and the page cache through which the weights
+are loaded. An estimate that is not measured. The driver can fail to allocate memory that Linux calls available
+(vllm-project/vllm#56824). On a GB10 the plan then comes to a utilisation of 0.86 to 0.87. Users report 0.85 as stable,
+and failures from 0.90 on (MiaAI-Lab/DeepSeek-v4-Flash-DSpark-2x-DGX-Spark#5)."""
 
 NCCL_CONTEXT = 123 * MIB
 """Bytes of NCCL and custom all-reduce before vLLM first measures memory, on each of several GPUs that share layers.
@@ -66,8 +85,9 @@ model's logits in half the width, the processed logits, FlashInfer's masked logi
 Measured: H200, Llama-3-8B, 1,024 requests with top-k, top-p, penalties and logprobs: utilisation 0.985 works, 0.99 runs
 out of memory."""
 
-FRAGMENTS = 256 * MIB
-"""Bytes that PyTorch's allocator cannot reuse because of fragmentation while vLLM serves."""
+VERIFIED_BYTES = 1024 * MIB
+"""Bytes of float32 logits that vLLM verifies at once in speculative decoding.
+Source: v1/worker/gpu/spec_decode/rejection_sampler.py:MAX_CHUNK_BYTES."""
 
 MAX_UTILIZATION = 0.99
 """Largest ``gpu_memory_utilization`` that the plan chooses."""
@@ -76,6 +96,7 @@ MAX_UTILIZATION = 0.99
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """The memory of one GPU besides the KV cache, in bytes.
 
+    ``encoder`` is what images, videos and audio add to the activation peak, and the buffers for them.
     ``cuda_graphs`` is vLLM's estimate if vLLM makes one (``RunConfig.estimate_cudagraphs``), or else the real use.
     """
 
@@ -85,14 +106,16 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     non_torch: int
     context: int
     safety: int
+    encoder: int = 0
 
 
 def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     """Return the memory of one GPU of each pipeline rank, besides the KV cache.
 
-    vLLM counts the first four fields against ``gpu_memory_utilization``. The consumed memory of ``memory_profiling`` is
-    ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the estimate is disabled,
-    vLLM counts no CUDA graphs. Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
+    vLLM counts the first four fields and ``encoder`` against ``gpu_memory_utilization``. The consumed memory of
+    ``memory_profiling`` is ``weights + non_torch``. vLLM's estimate of ``cuda_graphs`` exceeds their real use. If the
+    estimate is disabled, vLLM counts no CUDA graphs.
+    Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
     sampler, attention = _sampler_copies(placement), attention_peak(placement)
@@ -101,17 +124,34 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     for rank, weight_bytes in enumerate(weights_by_rank(placement)):
         first, last = rank == 0, rank == placement.layout.pipeline - 1
         forward = activation_peak(placement, first=first, last=last)
+        peak = max(forward, timing_peak(placement) if first else 0)
+        encoder, unprofiled = _encoder(placement, forward, peak) if first else (0, 0)
+        beyond = max(sampler, attention - forward, unprofiled)  # the profile counts ``forward``, but none of these
         ranks.append(
             Memory(
                 weights=weight_bytes,
-                activation_peak=max(forward, timing_peak(placement) if first else 0),
+                activation_peak=peak,
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(placement, first=first, last=last),
                 context=_context(placement),
-                safety=overhead + max(sampler, attention - forward),  # the activation peak covers ``forward``
+                safety=overhead + beyond + fragments(placement, forward + beyond),
+                encoder=encoder,
             )
         )
     return tuple(ranks)
+
+
+def _encoder(placement: Placement, forward: int, peak: int) -> tuple[int, int]:
+    """Return the bytes that the encoder adds to ``peak``, with its buffers, and what it can need beyond them.
+
+    ``forward`` is the peak of the language model, which runs after the encoder while the encoder's output is kept.
+    """
+    encoder = encoder_memory(placement)
+    if encoder is None:
+        return 0, 0
+    counted = max(0, max(encoder.profiled_peak, encoder.profiled_output + forward) - peak)
+    needed = max(encoder.peak, encoder.cache + forward)
+    return counted + encoder.buffers, max(0, needed - peak - counted)
 
 
 def memory_of_gpu(placement: Placement) -> Memory:
@@ -151,13 +191,15 @@ def cpu_memory(placement: Placement) -> int:
     Weights are loaded completely into host memory. PyTorch, vLLM and the compiled model need about 1.5 GiB more.
     Source: vllm/v1/worker/cpu_worker.py:determine_available_memory (vLLM uses the resident size of the process).
     """
-    peak = activation_peak(placement, first=True, last=True)
+    forward = activation_peak(placement, first=True, last=True)
+    encoder = encoder_memory(placement)
+    peak = forward if encoder is None else encoder.buffers + max(encoder.peak, encoder.cache + forward)
     return max(weights_by_rank(placement)) + peak + 1536 * MIB
 
 
 def _counted_by_vllm(memory: Memory, run: RunConfig) -> int:
     graphs = memory.cuda_graphs if run.estimate_cudagraphs else 0
-    return memory.weights + memory.activation_peak + graphs + memory.non_torch
+    return memory.weights + memory.activation_peak + graphs + memory.non_torch + memory.encoder
 
 
 def _uses_collectives(placement: Placement) -> bool:
@@ -174,7 +216,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
     logit_bias.py and bad_words.py (17.4 KB for each request).
     """
     model, run, layout, gpu = placement.model, placement.run_config, placement.layout, placement.gpu
-    total = RUNTIME
+    total = RUNTIME + (HOST_GROWTH if gpu is not None and gpu.unified else 0)
     if last and model.task == "generate":
         state = 4 * model.vocab_size + 2 * 4 * math.ceil(model.vocab_size / 32) + 17_400
         total += run.max_num_seqs * state
@@ -185,8 +227,7 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
         message = run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
         assert gpu is not None  # noqa: S101 - ``cpu_memory`` computes the CPU engine
         limit = FUSED_ALL_REDUCE.get(gpu.compute_capability, {}).get(layout.tensor, 0)
-        fused = run.fuse_allreduce_rms and not run.enforce_eager
-        total += 4 * layout.tensor * min(round(limit * MIB), message) if fused else 0
+        total += 4 * layout.tensor * min(round(limit * MIB), message) if run.fuse_allreduce_rms else 0
     if not first:  # buffers for the hidden states and residual of the previous rank
         total += 2 * run.max_num_batched_tokens * model.hidden_size * run.activation_bytes
     return total
@@ -195,21 +236,34 @@ def _non_torch(placement: Placement, *, first: bool, last: bool) -> int:
 def _context(placement: Placement) -> int:
     """Return the bytes of one GPU's CUDA context, and of NCCL's if collectives run."""
     base = CONTEXTS.get(placement.generation or Generation.UNKNOWN, CONTEXT_SMALL)
+    if placement.gpu is not None and placement.gpu.unified:
+        base = CONTEXT_UNIFIED
     return base + (NCCL_CONTEXT if _uses_collectives(placement) else 0)
 
 
 def _sampler_copies(placement: Placement) -> int:
-    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``)."""
+    """Return the bytes of the copies of logits that sampling makes while vLLM serves (``SAMPLER_COPIES``).
+
+    With speculative decoding a batch has logits for each draft token too. The model's logits of all of them are alive
+    while vLLM verifies them. Model runner V2 copies at most VERIFIED_BYTES of them at once, V1 copies all.
+    """
     model, run = placement.model, placement.run_config
     if model.task != "generate":
         return 0
-    return SAMPLER_COPIES * 4 * min(run.max_num_seqs, run.max_num_batched_tokens) * padded_vocab(model.vocab_size)
+    vocab = padded_vocab(model.vocab_size)
+    copied = min(run.max_num_seqs, run.max_num_batched_tokens)
+    if not run.num_speculative_tokens:
+        return SAMPLER_COPIES * 4 * copied * vocab
+    rows = min(run.max_num_seqs * (1 + run.num_speculative_tokens), run.max_num_batched_tokens)
+    copied = min(rows, max(1, VERIFIED_BYTES // (4 * vocab))) if run.verifies_in_chunks else rows
+    return rows * vocab * run.activation_bytes + SAMPLER_COPIES * 4 * copied * vocab
 
 
 def _serving_overhead(placement: Placement) -> int:
     """Return the bytes that serving always needs beyond vLLM's profile.
 
-    They are block tables, fragments, channels and FlashInfer's workspace. Block tables are two rows of int32 for each
+    They are block tables, channels, FlashInfer's workspace, and the host's share of unified memory. Block
+    tables are two rows of int32 for each
     request and group of layers (v1/worker/gpu/block_table.py). vLLM allocates them after it chose the size of the KV
     cache. The row of a sliding window is as long as any other row.
     """
@@ -219,7 +273,9 @@ def _serving_overhead(placement: Placement) -> int:
     )
     tables = 2 * 4 * run.max_num_seqs * row_length
     channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    return tables + FRAGMENTS + channels + _flashinfer_workspace(placement)
+    gpu = placement.gpu
+    host = round(gpu.memory_total * HOST_SHARE) if gpu is not None and gpu.unified else 0
+    return tables + channels + _flashinfer_workspace(placement) + host
 
 
 def _flashinfer_workspace(placement: Placement) -> int:

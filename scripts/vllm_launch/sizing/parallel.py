@@ -9,6 +9,7 @@ import msgspec
 from vllm_launch.engine import architectures
 from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu
+from vllm_launch.model.dtypes import NO_FLOAT16, ONLY_BFLOAT16
 from vllm_launch.model.model import Experts, Model, Quantization
 from vllm_launch.model.quantization import MIN_CAPABILITY
 from vllm_launch.sizing.run_config import RunConfig
@@ -84,7 +85,8 @@ def problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) 
         *_head_problems(model, layout),
         *_width_problems(model, run, layout),
         *_pipeline_problems(model, layout),
-        *_expert_problems(model, layout),
+        *_expert_problems(model, run, layout),
+        *_cache_problems(model, run),
         *_gpu_problems(model, run, layout, gpus),
     ]
 
@@ -165,14 +167,31 @@ def _pipeline_problems(model: Model, layout: Layout) -> Iterator[str]:
         yield f"{model.architecture} does not support pipeline parallelism"
 
 
-def _expert_problems(model: Model, layout: Layout) -> Iterator[str]:
-    """Yield the problems of expert parallelism (config/model.py:_verify_with_expert_parallelism)."""
+def _expert_problems(model: Model, run: RunConfig, layout: Layout) -> Iterator[str]:
+    """Yield the problems of expert parallelism.
+
+    Source: config/model.py:_verify_with_expert_parallelism, layers/fused_moe/layer.py:FusedMoE.
+    """
     if not layout.expert_parallel:
         return
     if model.experts is None:
         yield "expert parallelism needs a mixture-of-experts model, and this model has no experts"
     elif model.experts.count < expert_ranks(layout):
         yield f"{model.experts.count} experts are fewer than the {expert_ranks(layout)} ranks of expert parallelism"
+    elif run.redundant_experts and (model.experts.count + run.redundant_experts) % expert_ranks(layout):
+        both = f"{model.experts.count} experts and {run.redundant_experts} redundant experts"
+        yield f"{both} are not divisible by the {expert_ranks(layout)} ranks of expert parallelism"
+
+
+def _cache_problems(model: Model, run: RunConfig) -> Iterator[str]:
+    """Yield the problem of a hybrid model without the hybrid KV cache manager.
+
+    Source: v1/core/kv_cache_utils.py:_promote_local_kv_cache_specs.
+    """
+    kinds = {layer.kind for layer in model.layers} - {"none"}
+    hybrid = any(layer.state_shapes for layer in model.layers) and kinds != {"mamba"}
+    if run.disable_hybrid_kv_cache_manager and hybrid:
+        yield "a model with attention and recurrent states needs vLLM's hybrid KV cache manager"
 
 
 def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[Gpu]) -> Iterator[str]:
@@ -185,10 +204,12 @@ def _gpu_problems(model: Model, run: RunConfig, layout: Layout, gpus: Sequence[G
     if layout.gpus > len(gpus):
         yield f"{layout.gpus} GPUs are needed and {len(gpus)} are available"
     oldest = min(gpus, key=lambda gpu: gpu.compute_capability)
-    have = "{}.{}".format(*oldest.compute_capability)
-    if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
-        yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}: set --dtype half"
+    have = "{}.{}".format(*oldest.compute_capability) if any(oldest.compute_capability) else "an unknown one"
     method = run.quantization or (model.quantization.method if model.quantization else None)
+    if run.dtype == "bfloat16" and oldest.generation < Generation.A100:
+        dtype = "float32" if model.model_type in NO_FLOAT16 else "half"
+        remedy = "" if method in ONLY_BFLOAT16 else f": set --dtype {dtype}"
+        yield f"bfloat16 needs compute capability 8.0 and {oldest.name} has {have}{remedy}"
     least = MIN_CAPABILITY.get(method or "", (0, 0))
     if oldest.compute_capability < least:
         yield f"{method} quantisation needs compute capability {least[0]}.{least[1]} and {oldest.name} has {have}"

@@ -13,14 +13,17 @@ from collections import defaultdict
 import msgspec
 
 from vllm_launch.model.dtypes import COMPUTE_BITS, STORED_BITS
-from vllm_launch.model.model import Model, Tensor
+from vllm_launch.model.model import Model, Tensor, TowerPart
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.run_config import RunConfig
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
-_VISION = re.compile(r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|image_newline|"
-                     r"multi_modal_projector|mm_projector|audio_tower|patch_embed|aligner|mlp1)(?:\.|_|$)")  # fmt: skip
+_VISION = re.compile(
+    r"(?:^|\.)(?:visual|vision|vision_tower|vision_model|vision_encoder|vision_adapter|vision_embed_tokens|image_newline|"
+    r"multi_modal_projector|mm_projector|audio_tower|audio_encoder|patch_embed|aligner|mlp1|vpm|apm|connector|"
+    r"embed_tokens_extend)(?:\.|_|$)"
+)
 
 _SKIPPED = re.compile(r"rotary_emb\.inv_freq$|(?:^|\.)mtp\.|\.g_idx$|attn\.(?:masked_)?bias$|_(?:output|input)_scale$")
 
@@ -66,10 +69,14 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Fused(msgspec.Struct, frozen=True):
-    """A tensor as vLLM allocates it. ``place`` is a layer's index, or FIRST or _LAST."""
+    """A tensor as vLLM allocates it.
+
+    ``place`` is a layer's index, or FIRST or _LAST. ``path`` is the parameter's name, in a layer its name in the layer.
+    """
 
     place: int
     parts: tuple[Part, ...]
+    path: str = ""
 
 
 class _CacheEntry(msgspec.Struct):
@@ -77,7 +84,7 @@ class _CacheEntry(msgspec.Struct):
     fused: tuple[Fused, ...]
 
 
-_CACHE: dict[tuple[int, bool, str | None], _CacheEntry] = {}
+_CACHE: dict[tuple[int, bool, frozenset[str], bool, str | None], _CacheEntry] = {}
 """Cache keyed by model: a plan evaluates many layouts of one model, and tensor names do not change between them."""
 
 _MAX_CACHED_MODELS = 8
@@ -85,7 +92,8 @@ _MAX_CACHED_MODELS = 8
 
 def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     """Return the tensors that vLLM allocates for ``model``."""
-    key = (id(model), run.language_model_only, run.dtype)
+    whole_towers = run.mm_encoder_tp_mode == "data"
+    key = (id(model), run.language_model_only, run.disabled_modalities, whole_towers, run.dtype)
     entry = _CACHE.get(key)
     if entry is None or entry.model is not model:
         if len(_CACHE) >= _MAX_CACHED_MODELS:
@@ -96,12 +104,16 @@ def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
 
 def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
+    names: dict[tuple[int, str], str] = {}
     bits = COMPUTE_BITS[run.dtype]
+    supported = model.media is None or model.media.encoder_tp_data  # else vLLM splits the tower and warns
+    data_parallel = run.mm_encoder_tp_mode == "data" and supported
     for tensor in model.tensors:
         if _SKIPPED.search(tensor.name):
             continue
-        vision = bool(_VISION.search(tensor.name))
-        if vision and run.language_model_only:
+        tower = _tower_of(tensor, data_parallel=data_parallel)
+        vision = tower is not None
+        if tower is not None and not _is_loaded(tower, run):
             continue
         # A pooling model has no head (model_executor/models/adapters.py:_create_pooling_model_cls).
         headless = model.tie_word_embeddings or model.task == "pooling"
@@ -111,9 +123,49 @@ def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
         if layer_match and int(layer_match[1]) >= len(model.layers):
             continue  # multi-token prediction layers, loaded only for speculative decoding
         place = int(layer_match[1]) if layer_match else _LAST if _is_last(tensor.name) and not vision else FIRST
-        key, part = _classify(model, tensor, bits, vision=vision)
+        key, part = _classify(model, tensor, bits, tower)
         parts[place, key].append(part)
-    return tuple(Fused(place, _merged(same_tensor)) for (place, _), same_tensor in parts.items())
+        names.setdefault((place, key), tensor.name)
+    return tuple(
+        Fused(place, _merged(same_tensor), _path(names[place, key], key)) for (place, key), same_tensor in parts.items()
+    )
+
+
+def _path(name: str, key: str) -> str:
+    """Return vLLM's name of the parameter that holds the checkpoint's tensor ``name``, without the layer's prefix.
+
+    ``key``: of ``_classify``. Source: the packed_modules_mapping of vLLM's models, fused_moe/layer.py (w13, w2).
+    """
+    layer = _LAYER.search(name)
+    path = name[layer.end() :] if layer else name
+    if key.startswith(("w13.", "w2.")):
+        kind = path.rsplit(".", 1)[-1]
+        return f"{path.partition('experts')[0]}experts.{key.partition('.')[0]}_{kind}"
+    if key.startswith("qkv."):
+        return re.sub(r"\b[qkv]_proj\b", "qkv_proj", path)
+    if key.startswith("gate_up"):
+        return re.sub(r"\b(?:gate_proj|up_proj|w1|w3)\b", "gate_up_proj", path)
+    return path
+
+
+def _tower_of(tensor: Tensor, *, data_parallel: bool) -> TowerPart | None:
+    """Return what vLLM does with a tensor of a tower, or None for the language model's.
+
+    For tensors from safetensors headers it is guessed from their names. ``data_parallel``: each rank has all tensors
+    (--mm-encoder-tp-mode data).
+    """
+    tower = tensor.tower
+    if tower is None and _VISION.search(tensor.name):
+        modalities = ("audio",) if "audio" in tensor.name else ("image", "video")
+        tower = TowerPart(modalities=modalities, split=len(tensor.shape) > 1)
+    return msgspec.structs.replace(tower, split=False) if tower and data_parallel else tower
+
+
+def _is_loaded(tower: TowerPart, run: RunConfig) -> bool:
+    """Whether vLLM loads a tensor of a tower (model_executor/models/interfaces.py:_mark_tower_model)."""
+    if not tower.modalities:
+        return True
+    return not run.language_model_only and not run.disabled_modalities.issuperset(tower.modalities)
 
 
 def _is_last(name: str) -> bool:
@@ -129,7 +181,7 @@ def _merged(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(Part(split, size, linear, heads) for (split, linear, heads), size in sizes.items())
 
 
-def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) -> tuple[str, Part]:  # noqa: PLR0911 - one return for each split
+def _classify(model: Model, tensor: Tensor, model_bits: int, tower: TowerPart | None) -> tuple[str, Part]:  # noqa: PLR0911 - one return for each split
     """Return the name of the fused tensor that ``tensor`` belongs to, and its part of it."""
     name = tensor.name
     kind = name.rsplit(".", 1)[-1]
@@ -139,8 +191,8 @@ def _classify(model: Model, tensor: Tensor, model_bits: int, *, vision: bool) ->
     size = math.ceil(math.prod(tensor.shape) * bits / 8)
     linear = kind == "weight" and len(tensor.shape) == 2 and tensor.dtype in {"F32", "F16", "BF16"}  # noqa: PLR2004
     path = f".{name}"
-    if vision:
-        return name, Part("tensor" if len(tensor.shape) > 1 else "whole", size, linear=False)
+    if tower is not None:
+        return name, Part("tensor" if tower.split else "whole", size, linear=False)
     if _VOCAB.search(name) or (_HEAD.search(name) and ".layers." not in path):
         rows = tensor.shape[0] if tensor.shape else 1
         return name, Part("vocab", size // rows * padded_vocab(rows) if rows else 0, linear=False)

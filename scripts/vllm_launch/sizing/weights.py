@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from vllm_launch.machine.generation import Generation
 from vllm_launch.model.dtypes import COMPUTE_BITS
 from vllm_launch.model.model import Model
 from vllm_launch.model.schemes import schemes_of
+from vllm_launch.sizing.offload import LayerTensor, Offloaded, offloaded
 from vllm_launch.sizing.parallel import Layout, expert_ranks, expert_width
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -44,32 +45,62 @@ def weights(placement: Placement) -> int:
 
 
 def weights_by_rank(placement: Placement) -> tuple[int, ...]:
-    """Return the bytes of weights on a GPU of each pipeline rank. Padding depends on the kernels of the GPU."""
+    """Return the bytes of weights on a GPU of each pipeline rank, without those that are in host memory instead."""
     model, run, layout = placement.model, placement.run_config, placement.layout
     counts, rank_of = placement.layers_by_rank, placement.rank_of_layer
-    quantized_share, padding = _quantized_share(model, run), _padding_factors(placement)
     sizes = [0] * layout.pipeline
-    for fused in fused_tensors(model, run):
-        size = allocated(
-            sum(
-                math.ceil(
-                    _bytes_per_gpu(part, layout)
-                    * (quantized_share if _can_be_quantized(part, run) else 1)
-                    * padding.get(part.split, 1)
-                )
-                for part in fused.parts
-            )
-        )
+    for fused, size in _tensor_sizes(placement):
         for rank in _ranks_with(model, fused, rank_of, layout):
             sizes[rank] += size
     starts = [sum(counts[:rank]) for rank in range(layout.pipeline)]
     return tuple(
         size
+        - moved.saved
         + _rope_cache(model, run)
         + _mla_copies(placement, counts[rank])
         + _adapters(placement, range(starts[rank], starts[rank] + counts[rank]))
-        for rank, size in enumerate(sizes)
+        for rank, (size, moved) in enumerate(zip(sizes, offloaded_by_rank(placement), strict=True))
     )
+
+
+def offloaded_by_rank(placement: Placement) -> tuple[Offloaded, ...]:
+    """Return the weights that vLLM keeps in host memory, for a GPU of each pipeline rank. On the CPU engine: none."""
+    offload, pipeline = placement.run_config.offload, placement.layout.pipeline
+    if offload is None or placement.gpu is None:
+        return (Offloaded(0, 0, 0),) * pipeline
+    counts, rank_of = placement.layers_by_rank, placement.rank_of_layer
+    tensors: list[list[LayerTensor]] = [[] for _ in range(pipeline)]
+    for fused, size in _tensor_sizes(placement):
+        if fused.place >= 0:
+            rank = rank_of[fused.place]
+            tensors[rank].append(LayerTensor(fused.place - sum(counts[:rank]), fused.path, size))
+    return tuple(offloaded(offload, on_rank) for on_rank in tensors)
+
+
+def offloaded_on_host(placement: Placement) -> list[Offloaded]:
+    """Return the weights in host memory of every GPU of the machine."""
+    layout = placement.layout
+    return [moved for moved in offloaded_by_rank(placement) for _ in range(layout.tensor * layout.data)]
+
+
+def _tensor_sizes(placement: Placement) -> Iterator[tuple[Fused, int]]:
+    """Yield each tensor of the model and its bytes on a GPU that holds it. Padding depends on the GPU's kernels."""
+    model, run = placement.model, placement.run_config
+    quantized_share, padding = _quantized_share(model, run), _padding_factors(placement)
+    for fused in fused_tensors(model, run):
+        yield (
+            fused,
+            allocated(
+                sum(
+                    math.ceil(
+                        _bytes_per_gpu(part, placement)
+                        * (quantized_share if _can_be_quantized(part, run) else 1)
+                        * padding.get(part.split, 1)
+                    )
+                    for part in fused.parts
+                )
+            ),
+        )
 
 
 def _ranks_with(model: Model, fused: Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
@@ -124,8 +155,9 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _bytes_per_gpu(part: Part, layout: Layout) -> int:
-    """Return the bytes of ``part`` on one GPU."""
+def _bytes_per_gpu(part: Part, placement: Placement) -> int:
+    """Return the bytes of ``part`` on one GPU. Redundant experts are as many more experts in each layer."""
+    layout, experts = placement.layout, placement.model.experts
     match part.split:
         case "tensor" | "vocab":
             return math.ceil(part.size / layout.tensor)
@@ -134,7 +166,9 @@ def _bytes_per_gpu(part: Part, layout: Layout) -> int:
         case "whole":
             return part.size
         case _:  # experts
-            return math.ceil(part.size / expert_ranks(layout))
+            redundant = placement.run_config.redundant_experts
+            copies = 1 + redundant / experts.count if experts and redundant else 1
+            return math.ceil(part.size * copies / expert_ranks(layout))
 
 
 def _quantized_share(model: Model, run: RunConfig) -> float:

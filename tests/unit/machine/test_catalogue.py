@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_launch.errors import UsageError
-from vllm_launch.machine.catalogue import ENTRIES, parse_hardware_name
+from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Hardware
 from vllm_launch.machine.hardware_file import dump_hardware, load_hardware
+from vllm_launch.machine.known_gpus import DROPPED, ENTRIES
 
 MIB = 1 << 20
 # Total memory in nvidia-smi, MiB (NVIDIA's data sheets and nvidia-smi). CUDA's total is a little less.
@@ -20,11 +21,31 @@ NVIDIA_SMI_MIB = {
     "L40S": 46068,
     "RTX 4090": 24564,
     "RTX 5090": 32607,
+    "A40": 46068,
+    "L20": 46068,
+    "L40": 46068,
+    "RTX 3090": 24576,
+    "RTX A6000": 49140,
+    "RTX 6000 Ada": 49140,
+    "RTX PRO 6000 Server": 97887,
+    "RTX PRO 6000 Workstation": 97887,
+    "RTX PRO 6000 Max-Q": 97887,
     "A100-40GB": 40960,
     "A100-80GB": 81920,
+    "A100-40GB PCIe": 40960,
+    "A100-80GB PCIe": 81920,
+    "H20": 97871,
     "H100": 81559,
+    "H100 PCIe": 81559,
+    "H100 NVL": 95830,
     "H200": 143771,
+    "H200 NVL": 143771,
+    "GH200-96GB": 97871,
+    "GH200-144GB": 146831,
     "B200": 183359,
+    "B300": 275040,
+    "GB200": 189471,
+    "GB300": 284208,
 }
 
 
@@ -41,17 +62,32 @@ def test_memory_of_measured_gpus_is_exact_to_the_byte(name: str, nvml_name: str,
 @pytest.mark.parametrize("name", NVIDIA_SMI_MIB)
 def test_memory_is_the_total_of_nvidia_smi_less_a_small_reserve(name: str) -> None:
     reserve = NVIDIA_SMI_MIB[name] - parse_hardware_name(name).gpus[0].memory_total / MIB
-    assert 100 < reserve < 1000
+    assert 100 < reserve < 1200
+
+
+def test_every_whole_gpu_with_its_own_memory_is_compared_with_nvidia_smi() -> None:
+    own = {key for key, entry in ENTRIES.items() if "g." not in key and entry.idle is None}
+    assert own == NVIDIA_SMI_MIB.keys()
+
+
+@pytest.mark.parametrize(("name", "gib"), [("GB10", 121.69), ("Jetson Thor", 122.8)])
+def test_a_gpu_inside_a_processor_has_the_hosts_memory_of_which_some_is_in_use(name: str, gib: float) -> None:
+    gpu = parse_hardware_name(name).gpus[0]
+    assert gpu.unified
+    assert gpu.memory_total == round(gib * 1024 * MIB)
+    assert 0.9 * gpu.memory_total < gpu.memory_free < 0.97 * gpu.memory_total
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if "g." in name])
 def test_a_slice_has_at_most_its_share_of_the_gpus_memory(name: str) -> None:
     parent, profile = name.rsplit("-", 1)
     whole = ENTRIES[parent].memory
-    eighths = {"5gb": 1, "10gb": 2, "20gb": 4, "40gb": 8} if parent == "A100-40GB" else {}
-    eighths = eighths or {"10gb": 1, "20gb": 2, "40gb": 4, "80gb": 8}
+    eighths = {
+        "A100-40GB": {"5gb": 1, "10gb": 2, "20gb": 4, "40gb": 8},
+        "H200": {"18gb": 1, "35gb": 2, "71gb": 4, "141gb": 8},
+    }.get(parent, {"10gb": 1, "20gb": 2, "40gb": 4, "80gb": 8})
     share = whole * eighths[profile.split(".")[1]] / 8
-    assert share * 0.95 < ENTRIES[name].memory <= min(whole, share + 0.2)
+    assert share * 0.91 < ENTRIES[name].memory <= min(whole, share + 0.2)
     hardware = parse_hardware_name(name)
     assert hardware.gpus[0].mig_profile == profile
     assert hardware.gpus[0].uuid.startswith("MIG-")
@@ -77,6 +113,14 @@ def test_every_row_has_a_source() -> None:
         ("H100", (9, 0), True, True),
         ("H200", (9, 0), True, True),
         ("B200", (10, 0), True, True),
+        ("GH200-144GB", (9, 0), True, True),
+        ("B300", (10, 3), True, True),
+        ("RTX PRO 6000", (12, 0), False, True),
+        ("RTX A6000", (8, 6), False, True),
+        ("RTX 6000 Ada", (8, 9), False, True),
+        ("RTX 3090", (8, 6), False, False),
+        ("H20", (9, 0), True, True),
+        ("GB10", (12, 1), False, False),
         ("H100-1g.10gb", (9, 0), False, False),
     ],
 )
@@ -110,6 +154,18 @@ def test_each_gpu_has_its_own_index_and_a_well_formed_uuid() -> None:
         ("GeForce RTX 5090", "RTX 5090"),
         ("5090", "RTX 5090"),
         ("tesla_t4", "T4"),
+        ("rtx pro 6000", "RTX PRO 6000 Server"),
+        ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Max-Q"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition:2", "RTX PRO 6000 Workstation"),
+        ("A6000", "RTX A6000"),
+        ("rtx6000ada", "RTX 6000 Ada"),
+        ("3090", "RTX 3090"),
+        ("H100 NVL", "H100 NVL"),
+        ("h200 nvl", "H200 NVL"),
+        ("gh200-480gb", "GH200-96GB"),
+        ("GH200-144G", "GH200-144GB"),
+        ("dgx-spark", "GB10"),
+        ("H200-1g.18gb", "H200-1g.18gb"),
         ("a100 80gb", "A100-80GB"),
         ("A10080GB", "A100-80GB"),
         ("A100-1g.5gb", "A100-40GB-1g.5gb"),
@@ -128,7 +184,20 @@ def test_a_name_may_have_many_spellings(text: str, name: str) -> None:
         ("A100", ["matches several GPUs", "A100-40GB or A100-80GB"]),
         ("A100-1g.10gb", ["A100-40GB-1g.10gb or A100-80GB-1g.10gb"]),
         ("H10:8", ["'H10' is not in the catalogue", "H100"]),
-        ("L40", ["L40S"]),
+        ("L40X", ["use L40 or L40S,"]),
+        ("a6000 ada", ["use RTX 6000 Ada or RTX A6000,"]),
+        ("A6OOO", ["use RTX A6000 or"]),
+        ("rtx 6000", ["use RTX 6000 Ada or RTX A6000 or RTX PRO 6000 Server"]),
+        ("RTX 4080", ["use RTX 4090 or"]),
+        ("h100-96gb", ["use H100,"]),
+        ("H2OO", ["use H200 or"]),
+        ("gh200", ["matches several GPUs", "use GH200-96GB or GH200-144GB,"]),
+        ("a100 pcie", ["matches several GPUs", "use A100-40GB PCIe or A100-80GB PCIe,"]),
+        ("h200 mig 3g", ["use H200-3g.71gb or"]),
+        ("V100", ["compute capability 7.0, but vLLM needs 7.5 (Turing) or newer", "such as T4"]),
+        ("Tesla V100-SXM2-32GB:8", ["the V100 has compute capability 7.0"]),
+        ("1080ti", ["the GTX 1080 Ti has compute capability 6.1"]),
+        ("p100-16gb", ["the P100 has compute capability 6.0"]),
         ("MI300X", ["T4", "B200"]),
         ("", ["B200"]),
         (":8", ["B200"]),
@@ -149,6 +218,12 @@ def test_the_error_for_an_unknown_name_or_count_lists_valid_ones(text: str, expe
     assert "\n" not in str(caught.value)
     for part in expected_parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_gpu_that_vllm_has_dropped_is_told_so(name: str) -> None:
+    with pytest.raises(UsageError, match=r"but vLLM needs 7\.5"):
+        parse_hardware_name(name)
 
 
 def test_several_mig_slices_give_a_warning_that_a_replica_gets_one() -> None:

@@ -18,6 +18,7 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine import gpus
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, faults, from_snapshot, gpu_too_old, visible
+from vllm_launch.machine.hardware_file import dump_hardware, load_hardware
 
 DATA = Path(__file__).parents[2] / "data" / "hardware"
 GIB = 1 << 30
@@ -127,13 +128,93 @@ def test_mig_slices_replace_their_gpu_simulated() -> None:
 
 def test_unusable_gpus_are_left_out_with_a_warning_simulated() -> None:
     no_slices = device(0, memory=None, mig_enabled=True, mig_slices=(part("MIG-a", "1g.10gb", None),))
-    no_memory = device(1, memory=None)
-    hardware = from_snapshot(snapshot(no_slices, no_memory, device(2), lost=((3, "GPU is lost"),)))
-    assert [gpu.index for gpu in hardware.gpus] == [2]
+    no_memory = device(1, memory=None, name="NVIDIA Unheard-of 9000")
+    no_uuid = device(2, memory=None, mig_enabled=True, mig_slices=(part("", "1g.10gb"),))
+    hardware = from_snapshot(snapshot(no_slices, no_memory, no_uuid, device(3), lost=((4, "GPU is lost"),)))
+    assert [gpu.index for gpu in hardware.gpus] == [3]
     assert hardware.p2p == ((False,),)
     assert [text for text in hardware.warnings if "GPU 0 " in text and "nvidia-smi mig" in text]
-    assert [text for text in hardware.warnings if "GPU 1 " in text and "--hardware" in text]
-    assert "GPU 3 is left out: GPU is lost" in hardware.warnings
+    assert [text for text in hardware.warnings if "GPU 1 " in text and "run nvidia-smi and fix" in text]
+    assert [text for text in hardware.warnings if "GPU 2 " in text and "nvidia-smi mig" in text]
+    assert "GPU 4 is left out: GPU is lost" in hardware.warnings
+    assert not [text for text in hardware.warnings if "--hardware" in text]  # `serve` does not have this flag
+
+
+def test_a_known_gpu_whose_memory_nvml_does_not_tell_has_the_memory_of_its_model_simulated() -> None:
+    other = gpu_facts.Process(pid=9, name="python3", memory=3 * GIB)
+    hardware = from_snapshot(snapshot(device(0, memory=None, processes=(other,))))
+    [gpu] = hardware.gpus
+    total = parse_hardware_name("L4").gpus[0].memory_total
+    assert (gpu.memory_total, gpu.memory_free, gpu.unified) == (total, total - 3 * GIB, False)
+    assert "NVML does not report the memory of GPU 0 (NVIDIA L4): the plan takes 22.03 GiB" in hardware.warnings[0]
+
+
+GB10_KIB = 127_601_836  # 121.69 GiB
+AVAILABLE_KIB = 122_085_700  # 116.43 GiB
+
+
+def host(tmp_path: Path, *, total: int = GB10_KIB, available: int = AVAILABLE_KIB) -> Path:
+    (tmp_path / "proc").mkdir()
+    meminfo = f"MemTotal: {total} kB\nMemFree: 2904000 kB\nMemAvailable: {available} kB\n"
+    (tmp_path / "proc/meminfo").write_text(meminfo)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"), [("NVIDIA GB10", (12, 1)), ("NVIDIA Thor", (11, 0)), ("Orin (nvgpu)", (8, 7))]
+)
+def test_a_gpu_inside_a_processor_has_the_hosts_memory_if_nvml_does_not_support_the_question_simulated(
+    tmp_path: Path, name: str, capability: tuple[int, int]
+) -> None:
+    hardware = from_snapshot(snapshot(device(0, memory=None, name=name, compute_capability=capability)), host(tmp_path))
+    [gpu] = hardware.gpus
+    assert gpu.unified
+    assert (gpu.memory_total, gpu.memory_free) == (GB10_KIB * 1024, AVAILABLE_KIB * 1024)
+    assert f"GPU 0 ({name}) shares its memory with the host" in hardware.warnings[0]
+    assert not [text for text in hardware.warnings if "left out" in text or "--hardware" in text]
+
+
+def test_free_memory_of_such_a_gpu_is_the_hosts_even_if_nvml_reports_some_simulated(tmp_path: Path) -> None:
+    nvmls = gpu_facts.Memory(
+        total=120 * GIB, reserved=GIB, free=2 * GIB, used=117 * GIB
+    )  # the page cache counts as used
+    found = device(0, memory=nvmls, name="NVIDIA GB10", compute_capability=(12, 1))
+    [gpu] = from_snapshot(snapshot(found), host(tmp_path)).gpus
+    assert (gpu.memory_total, gpu.memory_free) == (119 * GIB, AVAILABLE_KIB * 1024)
+    (tmp_path / "idle").mkdir()
+    idle = host(tmp_path / "idle", available=GB10_KIB)
+    assert from_snapshot(snapshot(found), idle).gpus[0].memory_free == 119 * GIB
+
+
+def test_the_hosts_memory_does_not_depend_on_a_limit_of_the_cgroup_simulated(tmp_path: Path) -> None:
+    host(tmp_path)
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{GIB}\n")
+    found = device(0, memory=None, compute_capability=(12, 1))
+    assert from_snapshot(snapshot(found), tmp_path).gpus[0].memory_free == AVAILABLE_KIB * 1024
+
+
+def test_a_gpu_of_unknown_capability_and_memory_counts_as_part_of_a_processor_simulated(tmp_path: Path) -> None:
+    unknown = device(0, memory=None, compute_capability=None, name="unknown GPU")
+    hardware = from_snapshot(snapshot(unknown), host(tmp_path))
+    assert (hardware.gpus[0].unified, hardware.gpus[0].compute_capability) == (True, (0, 0))
+    assert any("does not report the compute capability of GPU 0" in text for text in hardware.warnings)
+
+
+def test_a_known_gpu_whose_capability_nvml_does_not_tell_has_that_of_its_model_simulated(tmp_path: Path) -> None:
+    hardware = from_snapshot(snapshot(device(0, compute_capability=None, memory=None)), host(tmp_path))
+    assert (hardware.gpus[0].unified, hardware.gpus[0].compute_capability) == (False, (8, 9))
+    assert any("vLLM also reads from NVML: vLLM may fail to start" in text for text in hardware.warnings)
+
+
+def test_gpus_without_uuids_can_be_told_apart_and_written_to_a_file_simulated(tmp_path: Path) -> None:
+    hardware = from_snapshot(snapshot(device(0, uuid=""), device(1, uuid="")))
+    assert len({gpu.uuid for gpu in hardware.gpus}) == 2
+    (tmp_path / "hardware.json").write_bytes(dump_hardware(hardware))
+    assert load_hardware(tmp_path / "hardware.json").gpus == hardware.gpus
+    assert [gpu.index for gpu in visible(hardware, "1").gpus] == [1]
 
 
 def test_the_numa_node_comes_from_sys_simulated(tmp_path: Path) -> None:
@@ -224,12 +305,21 @@ def test_without_gpus_there_is_a_warning_only_if_something_shows_gpus_simulated(
         assert why in hardware.warnings[0]
 
 
+def test_a_jetson_without_nvml_gives_a_warning_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", BindingWithoutDriver())
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").touch()
+    [warning] = gpus.read_hardware({}, tmp_path).warnings
+    assert "/etc/nv_tegra_release exists, as on a Jetson" in warning
+
+
 def test_a_machine_with_gpus_also_has_cpu_facts_simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\n")
     binding = BindingWithoutGpus()
     memory = SimpleNamespace(total=2 * GIB, reserved=GIB, free=GIB, used=0)
     answers = {"DeviceGetCount": 1, "DeviceGetMemoryInfo": memory, "DeviceGetName": "NVIDIA L4"}
+    answers["DeviceGetCudaComputeCapability"] = (8, 9)
     for name, answer in answers.items():
         setattr(binding, f"nvml{name}", lambda *_, answer=answer: answer)
     binding.nvmlDeviceGetHandleByIndex = lambda index: f"handle {index}"

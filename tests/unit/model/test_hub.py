@@ -39,6 +39,32 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
+def test_the_files_of_a_chat_are_read_from_the_cache(cache: Path) -> None:
+    (cache / "chat_template.jinja").write_text("{{ messages[0].content }}{{ tools }}")
+    (cache / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": "<think>"}]}))
+    chat = read_model("some/model").chat
+    assert chat is not None
+    assert (chat.renderer, chat.shows_tools, chat.tokens) == ("template", True, {"<think>"})
+
+
+def test_a_large_tokenizer_is_not_read_if_a_small_file_lists_its_tokens(cache: Path) -> None:
+    (cache / "tokenizer.json").write_text("broken")
+    (cache / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"1": {"content": "<a>"}}}))
+    chat = read_model("some/model").chat
+    assert chat is not None
+    assert (chat.renderer, chat.tokens) == ("none", {"<a>"})
+
+
+def test_the_hub_lists_a_mistral_models_files_simulated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["MistralForCausalLM"]}))
+    _simulate_headers(cache, monkeypatch, "BF16")
+    names = ["tekken.json", "consolidated.safetensors"]
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, **__: names)
+    chat = read_model("some/model").chat
+    assert chat is not None
+    assert chat.renderer == "Mistral"
+
+
 def weights(name: str) -> bytes:
     header = json.dumps({name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(12)
@@ -142,6 +168,16 @@ def test_an_error_of_the_hub_becomes_one_line_simulated(
     with pytest.raises(UsageError, match=text) as raised:
         read_model("some/model", revision="v9")
     assert "\n" not in str(raised.value)
+
+
+def test_a_repository_of_gguf_files_without_a_config_is_called_gguf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", _read_from(tmp_path))
+    with pytest.raises(UsageError, match=r"unsloth/Qwen3-8B-GGUF: is GGUF, which vLLM .* only with a plugin"):
+        read_model("unsloth/Qwen3-8B-GGUF")
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        read_model("gguf/tools")
 
 
 @pytest.mark.parametrize("verbosity", [None, "info"])

@@ -171,6 +171,7 @@ def test_known_methods_have_vllms_capability_and_unknown_ones_none() -> None:
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size"),
         ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers"),
         ({"quant_method": "modelopt", "quant_algo": "FP3"}, "FP3"),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "MIXED_PRECISION"}}, "MIXED_PRECISION"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"group_size": []}}}}, "group_size"),
     ],
 )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vllm_launch.engine import architectures
 from vllm_launch.errors import UsageError
 from vllm_launch.model.build import QUERY_NORMS, build
 from vllm_launch.model.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from vllm_launch.model.read import read_model
 from vllm_launch.model.tensors import FAMILIES
 
 PUBLIC = Path(__file__).parents[2] / "data" / "models"
+TABLE = Path(architectures.__file__).with_name("architectures.json")
 LLAMA: dict[str, Any] = json.loads((PUBLIC / "meta-llama--Meta-Llama-3-8B" / "config.json").read_text())
 
 
@@ -125,7 +127,7 @@ def test_gemma3_has_one_full_layer_in_six_and_the_defaults_of_its_text_config() 
     model = read_published("google--gemma-3-27b-it")
     assert Counter(layer.kind for layer in model.layers) == {"sliding": 52, "full": 10}
     assert (model.vocab_size, model.tie_word_embeddings, model.multimodal) == (262208, True, True)
-    assert any("vision" in warning for warning in model.warnings)
+    assert not any("encoder" in warning for warning in model.warnings)
 
 
 def test_models_with_norms_of_queries_and_keys_are_recognised() -> None:
@@ -242,6 +244,27 @@ def test_an_unknown_architecture_with_custom_code_gives_only_a_warning() -> None
     assert any("--trust-remote-code" in warning for warning in model.warnings)
 
 
+REMOVED = json.loads(TABLE.read_bytes())["removed"]
+BACKEND = json.loads(TABLE.read_bytes())["transformers_backend"]
+
+
+@pytest.mark.parametrize("name", sorted({*REMOVED} - {*BACKEND}))
+def test_a_dropped_architecture_is_told_although_its_repository_has_code_and_its_sizes_are_missing(name: str) -> None:
+    raw = {"architectures": [name], "auto_map": {"AutoModelForCausalLM": "own.Own"}, "model_type": "own"}
+    with pytest.raises(UsageError, match=f"{REMOVED[name]} was the last release that did"):
+        build("m", Checkpoint(None, {"config.json": raw}, None, ()), {})
+
+
+def test_a_dropped_architecture_is_told_wherever_it_is_in_the_list() -> None:
+    with pytest.raises(UsageError, match=r"architecture Phi3SmallForCausalLM: .* 0\.9\.2 was the last"):
+        build_model(architectures=["OwnForCausalLM", "Phi3SmallForCausalLM"], auto_map={"AutoModel": "own.Own"})
+
+
+@pytest.mark.parametrize("name", sorted({*REMOVED} & {*BACKEND}))
+def test_a_dropped_architecture_that_the_transformers_backend_runs_is_planned(name: str) -> None:
+    assert any("Transformers backend" in warning for warning in build_model(architectures=[name]).warnings)
+
+
 def test_a_classifier_with_a_known_decoder_is_for_pooling() -> None:
     assert build_model(architectures=["LlamaForSequenceClassification"]).task == "pooling"
 
@@ -320,6 +343,7 @@ TYPES = [
 
 
 @given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), model_type=st.sampled_from(TYPES))
+@example(changes={"hybrid_override_pattern": []}, model_type="nemotron_h")
 @settings(max_examples=300, deadline=None)
 def test_any_config_gives_a_model_or_a_usage_error(changes: dict[str, Any], model_type: str) -> None:
     small = {**LLAMA, "num_hidden_layers": 2, "vocab_size": 64, "model_type": model_type}

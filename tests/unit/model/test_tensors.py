@@ -85,7 +85,10 @@ def test_a_vision_tower_has_its_own_tensors() -> None:
         "vision_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "patch_size": 14},
     }}, None, ()), {})  # fmt: skip
     assert model.multimodal
-    assert shapes(model)["vision_tower.layers.1.fc1.weight"] == (128, 64)
+    assert shapes(model)["vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"] == (128, 64)
+    # LLaVA takes the output of the last layer but one, so vLLM builds one layer less (vision_feature_layer -2).
+    assert "vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight" not in shapes(model)
+    assert shapes(model)["multi_modal_projector.linear_1.weight"] == (256, 64)
     assert shapes(model)["language_model.model.layers.1.mlp.up_proj.weight"] == (512, 256)
 
 

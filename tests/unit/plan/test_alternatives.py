@@ -27,17 +27,32 @@ def machine(*gpus: Gpu, linked: bool = True) -> Hardware:
 def changes(request, *gpus, of=None, longest=0):
     hardware = machine(*gpus)
     return {
-        name: (changed, larger) for name, changed, larger in _changes(request, hardware, gpus, of or model(), longest)
+        change.text: (change.request, change.hardware)
+        for change in _changes(request, hardware, gpus, of or model(), longest)
     }
 
 
-def test_small_changes_come_before_larger_machines():
-    request = PlanRequest(gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB, tensor_parallel_size=1)
-    assert list(changes(request, H100, longest=512)) == [
+def test_cheap_changes_come_before_larger_machines():
+    request = PlanRequest(gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB)
+    first = list(changes(request, H100, longest=512))
+    assert first[:6] == [
         "remove --gpu-memory-utilization", "remove --kv-cache-memory-bytes", "--max-model-len 512", "--kv-cache-dtype fp8",
-        "--quantization fp8", "remove the parallel sizes that you set", *MORE, *LARGER, *MORE_IN_FP8,
+        "--quantization fp8", "--quantization fp8 --kv-cache-dtype fp8",
     ]  # fmt: skip
-    assert list(changes(PlanRequest(), A100)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8]
+    larger = [f"{count} x {name}" for count in (2, 4, 8, 16) for name in ("A100-80GB", "H200", "B200")]
+    assert first[6:] == [*MORE, *LARGER, *MORE_IN_FP8, *larger]
+    assert list(changes(PlanRequest(), A100)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8, *larger]
+
+
+def test_gpus_of_different_kinds_are_used_together_before_options_that_lose_something():
+    both = list(changes(PlanRequest(), A100, H100, longest=512))
+    assert both[:3] == ["--tensor-parallel-size 2", "--pipeline-parallel-size 2", "--max-model-len 512"]
+    assert both.index("--tensor-parallel-size 2 --quantization fp8") < both.index(f"4 x {A100.name}")
+    assert not [name for name in both if "of these GPUs" in name]  # they are not alike
+    assert "--tensor-parallel-size 2" not in changes(PlanRequest(), H100, H100)  # the plan has tried it
+    assert "--tensor-parallel-size 3" in changes(PlanRequest(), H100, H100, A100)
+    assert "--tensor-parallel-size 2" not in changes(PlanRequest(), H100, H100, A100)
+    assert "--tensor-parallel-size 2" not in changes(PlanRequest(tensor_parallel_size=1), A100, H100)
 
 
 def test_each_change_changes_what_it_says_and_nothing_else():
@@ -54,15 +69,24 @@ def test_each_change_changes_what_it_says_and_nothing_else():
         "--max-model-len 512": replace(request, max_model_len=512),
         "--kv-cache-dtype fp8": replace(request, kv_cache_dtype="fp8"),
         "--quantization fp8": replace(request, quantization="fp8"),
+        "--quantization fp8 --kv-cache-dtype fp8": replace(request, quantization="fp8", kv_cache_dtype="fp8"),
         "remove the parallel sizes that you set": free,
-        "4 of these GPUs": free,
-        "2 x H200": free,
-        "4 of these GPUs with --quantization fp8": replace(free, quantization="fp8"),
+        "4 of these GPUs": request,
+        "4 of these GPUs without the parallel sizes that you set": free,
+        "2 x H200": request,
+        "2 x H200 without the parallel sizes that you set": free,
+        "4 of these GPUs with --quantization fp8": replace(request, quantization="fp8"),
     }
     assert {name: found[name][0] for name in expected} == expected
     assert {len(larger.gpus) for name, (_, larger) in found.items() if name.startswith("4 of these")} == {4}
     assert [one.name for one in found["2 x H200"][1].gpus] == ["NVIDIA H200"] * 2
     assert "2 of these GPUs" not in found  # they are there already
+
+
+def test_a_gpu_that_is_part_of_a_processor_is_not_multiplied():
+    alone = changes(PlanRequest(), msgspec.structs.replace(H100, unified=True))
+    assert not [name for name in alone if "these" in name]
+    assert "2 x H200" in alone
 
 
 @pytest.mark.parametrize(
@@ -132,8 +156,14 @@ def test_if_memory_is_not_the_reason_the_first_three_refusals_are_named():
     error = nothing_fits(PlanRequest(), machine(H100), (H100,), HUGE, missed)
     assert (error.where, error.problem) == ("made-up on 1 x NVIDIA H100 80GB HBM3", "TP=2: no 2; TP=3: no 3")
     assert error.remedy == "change the options that you set, or remove them so that the plan chooses"
-    error = nothing_fits(PlanRequest(), machine(H100), (H100,), HUGE, [])
-    assert error.problem == "the parallel sizes that you set need more GPUs than one vLLM instance can use here"
+    error = nothing_fits(PlanRequest(tensor_parallel_size=2), machine(H100), (H100,), HUGE, [])
+    problem = (
+        "the parallel sizes that you set need more GPUs (2) than this machine has (1), and a plan is for one machine"
+    )
+    assert error.problem == problem
+    mig = msgspec.structs.replace(H100, mig_profile="7g.80gb")
+    error = nothing_fits(PlanRequest(tensor_parallel_size=2), machine(mig), (mig,), HUGE, [])
+    assert error.problem.endswith("need more GPUs (2) than a vLLM instance can use here: one MIG slice")
 
 
 def test_the_smallest_number_of_gpus_that_is_enough_is_suggested_once():
@@ -144,12 +174,18 @@ def test_the_smallest_number_of_gpus_that_is_enough_is_suggested_once():
 
 
 def test_a_single_change_is_suggested_as_one():
+    request = PlanRequest(tensor_parallel_size=3)
+    error = nothing_fits(request, machine(H100), (H100,), model(), [no_fit(3, "refused")])
+    assert error.remedy == "this change makes it fit: remove the parallel sizes that you set"
+
+
+def test_more_gpus_of_a_larger_kind_are_suggested_if_one_is_not_enough():
     names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
     large = model(tensors=tuple(tensor(name, 620_000, 4096) for name in names))  # 151 GiB
     request = PlanRequest(quantization="awq", kv_cache_dtype="fp8")
     mig = msgspec.structs.replace(H100, mig_profile="7g.80gb")
     error = nothing_fits(request, machine(mig), (mig,), large, [no_fit(1, "much", GIB)])
-    assert error.remedy == "this change makes it fit: 1 x B200"
+    assert error.remedy == "any of these changes makes it fit: 1 x B200; or 2 x A100-80GB; or 2 x H200"
 
 
 def test_sizes_that_the_user_set_are_named_if_no_change_is_enough():

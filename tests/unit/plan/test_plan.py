@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, STATE, model, placed, quantized, run, tensor
+from builders import DEEPSEEK, EXPERTS, FULL, GIB, SLIDING, STATE, model, placed, quantized, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
 from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
-from vllm_launch.plan.request import PlanRequest, dtype_of
+from vllm_launch.plan.request import PlanRequest, dtype_of, without_windows
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout
 
@@ -56,6 +56,9 @@ def machine(count=1, *, total=80, free=None, linked=True, name="NVIDIA H100 80GB
 
 
 NO_ESTIMATE = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+ALONE = NO_ESTIMATE | EXPANDABLE
+"""The environment of a plan whose GPUs run whole layers alone."""
 """Environment of a plan that reserves the memory of CUDA graphs itself."""
 
 
@@ -96,7 +99,21 @@ def test_a_replica_gets_the_fewest_gpus_that_fit_and_the_other_gpus_become_repli
     result = plan(PlanRequest(), machine(count), sized(weights))
     assert sizes(result) == expected
     assert result.gpus_per_replica == expected[0] * expected[1]
-    assert result.env == NO_ESTIMATE
+    assert result.env == (ALONE if expected[0] == 1 else NO_ESTIMATE)
+
+
+def test_the_reason_for_the_gpus_of_a_replica_says_when_it_got_spare_gpus_too():
+    fewest = reason(plan(PlanRequest(), machine(4), sized(100)), "tensor_parallel_size").why
+    assert fewest.startswith("the fewest GPUs that hold the weights and a useful KV cache")
+    enlarged = plan(PlanRequest(), machine(3), sized(100))
+    assert enlarged.gpus_per_replica == 3
+    why = reason(enlarged, "tensor_parallel_size").why
+    assert why.startswith("2 GPU(s) hold the weights and a useful KV cache")
+    assert "The spare GPUs are too few for another replica, so they enlarge the KV cache" in why
+    assert "fewest" not in why
+    with_stages = plan(PlanRequest(pipeline_parallel_size=2), machine(4), sized(16))
+    why = reason(with_stages, "tensor_parallel_size").why
+    assert why.startswith("with the parallel sizes that you set, the fewest GPUs")
 
 
 def test_objective_latency_chooses_the_largest_tensor_parallel_size_that_the_heads_allow():
@@ -236,7 +253,7 @@ def test_the_emptiest_gpus_are_chosen():
 def test_a_small_difference_of_free_memory_changes_only_the_utilisation():
     result = plan(PlanRequest(), machine(2, free=[79, 80]), sized(16))
     assert sizes(result) == (1, 1, 2)
-    assert result.env == NO_ESTIMATE
+    assert result.env == ALONE
     assert result.gpu_memory_utilization < plan(PlanRequest(), machine(2), sized(16)).gpu_memory_utilization
 
 
@@ -265,7 +282,7 @@ def mixed():
 def test_different_kinds_of_gpus_are_not_mixed_and_the_better_kind_is_chosen():
     result = plan(PlanRequest(), mixed(), sized(16))
     assert (result.gpus_per_replica, result.data_parallel_size) == (1, 1)
-    assert result.env == NO_ESTIMATE | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+    assert result.env == ALONE | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
     assert reason(result, "data_parallel_size").why == (
         "1 replica, 1 GPU (1 of 3 GPUs used). "
         "The plan does not use GPU 0, GPU 1 (the plan does not mix GPUs of different models or memory sizes)"
@@ -323,7 +340,8 @@ def test_the_plan_chooses_the_parallel_sizes_that_the_user_did_not_set():
     assert sizes(plan(PlanRequest(data_parallel_size=2), machine(8), sized(100))) == (2, 1, 2)
     assert sizes(plan(PlanRequest(tensor_parallel_size=4), machine(8), sized(16))) == (4, 1, 2)
     assert sizes(plan(PlanRequest(pipeline_parallel_size=2), machine(8), sized(16))) == (1, 2, 4)
-    assert "more GPUs" in refusal(PlanRequest(tensor_parallel_size=4, data_parallel_size=4), machine(8), sized(16))
+    text = refusal(PlanRequest(tensor_parallel_size=4, data_parallel_size=4), machine(8), sized(16))
+    assert "need more GPUs (16) than this machine has (8), and a plan is for one machine" in text
 
 
 CPU_MACHINE = Hardware(
@@ -475,7 +493,7 @@ def test_the_source_of_a_batch_that_vllm_itself_would_choose_is_vllm():
     assert (doubled.max_num_batched_tokens, doubled.max_num_seqs) == (16384, 2048)
     short = plan(PlanRequest(max_num_seqs=2, max_model_len=100), machine(1), sized(16))
     assert short.max_num_batched_tokens == 200
-    whole = plan(PlanRequest(), machine(1), sized(1, task="pooling", max_model_len=32_768))
+    whole = plan(PlanRequest(), machine(1), sized(1, task="pooling", chunked_prefill=False, max_model_len=32_768))
     assert whole.max_num_batched_tokens == 32_768
     for result in (doubled, short, whole):
         batch_reason = reason(result, "max_num_batched_tokens")
@@ -568,7 +586,7 @@ def test_a_refusal_says_if_no_small_change_would_fit():
 def test_a_refusal_names_the_reason_for_an_impossible_split():
     text = refusal(PlanRequest(tensor_parallel_size=3), machine(4), sized(16))
     assert "32 attention heads are not divisible by TP=3" in text
-    assert "change the options that you set" in text
+    assert text.endswith("this change makes it fit: remove the parallel sizes that you set")
 
 
 # ---- the CPU
@@ -801,7 +819,29 @@ def test_the_watermark_is_zero_if_the_kv_cache_cannot_hold_two_of_the_longest_re
 )
 def test_vllm_estimates_cuda_graphs_if_the_user_sets_memory_options(plan_request):
     result = plan(plan_request, machine(1), sized(16))
-    assert result.env == {}
+    assert result.env == EXPANDABLE
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_the_plan_does_not_change_the_users_allocator(choice):
+    result = plan(PlanRequest(expandable_segments=choice), machine(1), sized(16))
+    assert result.env == NO_ESTIMATE
+    fragments = "loses memory to fragments" in reason(result, "gpu_memory_utilization").why
+    assert fragments is not choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"expandable_segments": True}, True),
+        ({"expandable_segments": True, "disable_custom_all_reduce": True}, False),
+        ({"expandable_segments": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_plan_warns_of_expandable_segments_that_end_vllms_custom_all_reduce(changes, warned):
+    result = plan(PlanRequest(tensor_parallel_size=2, **changes), machine(2), sized(16))
+    assert any("custom all-reduce" in warning for warning in result.warnings) is warned
 
 
 def test_the_plan_reserves_the_real_size_of_cuda_graphs_and_names_it():
@@ -809,12 +849,12 @@ def test_the_plan_reserves_the_real_size_of_cuda_graphs_and_names_it():
         plan(PlanRequest(), machine(1), sized(16)),
         plan(PlanRequest(estimate_cudagraphs=True), machine(1), sized(16)),
     )
-    assert by_plan.env == NO_ESTIMATE
+    assert by_plan.env == ALONE
     assert by_plan.kv_cache.tokens > by_vllm.kv_cache.tokens
     assert f"CUDA graphs {units.gib(by_plan.memory.cuda_graphs)}, and" in reason(by_plan, "gpu_memory_utilization").why
     assert "CUDA graphs" not in reason(by_vllm, "gpu_memory_utilization").why
     by_user = plan(PlanRequest(gpu_memory_utilization=0.9, estimate_cudagraphs=False), machine(1), sized(16))
-    assert by_user.env == NO_ESTIMATE
+    assert by_user.env == ALONE
 
 
 def test_the_reason_for_the_utilisation_names_no_cuda_graphs_if_there_are_none():
@@ -885,3 +925,142 @@ def test_bfloat16_that_the_user_sets_on_a_cpu_with_amx_is_a_warning():
     assert "no other dtype. If the engine crashes, use the model in another quantisation" in warning
     assert on_amx(plan_request=PlanRequest(dtype="float16")).warnings == []
     assert on_amx(plan_request=PlanRequest(dtype="bfloat16"), mla=DEEPSEEK).warnings == []
+
+
+# ---- options that set memory
+
+
+def test_a_number_of_blocks_decides_on_the_cache_and_the_longest_request():
+    llama = sized(15, max_model_len=131_072)
+    result = plan(PlanRequest(num_gpu_blocks_override=1000), machine(1), llama)
+    assert result.max_model_len == 999 * 16
+    assert result.kv_cache.bytes == 1000 * 16 * result.kv_cache.bytes_per_token
+    assert reason(result, "num_gpu_blocks_override").source is Source.YOU
+    assert any("max_model_len is cut" in warning for warning in result.warnings)
+
+
+def test_a_length_that_the_number_of_blocks_cannot_hold_is_refused_with_a_remedy():
+    text = refusal(
+        PlanRequest(num_gpu_blocks_override=1000, max_model_len=15_985), machine(1), sized(15, max_model_len=131_072)
+    )
+    assert "the longest that fits: 15,984" in text
+    assert "remove --num-gpu-blocks-override" in text
+    assert "--max-model-len 15984" in text
+
+
+def test_more_blocks_than_the_memory_holds_are_refused():
+    text = refusal(PlanRequest(num_gpu_blocks_override=100_000), machine(1), sized(15))
+    assert "for 100,000 KV cache blocks" in text
+    assert "remove --num-gpu-blocks-override" in text
+
+
+def test_blocks_hold_for_each_stage_and_each_replica():
+    request = PlanRequest(num_gpu_blocks_override=600, pipeline_parallel_size=2, data_parallel_size=2)
+    result = plan(request, machine(4), sized(15))
+    assert result.kv_cache.bytes == 600 * 16 * result.kv_cache.bytes_per_token
+    assert result.kv_cache.tokens == 600 * 16
+
+
+def test_blocks_decide_on_the_cache_of_the_cpu_engine_too():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    result = plan(PlanRequest(num_gpu_blocks_override=100), Hardware(gpus=(), cpu=cpu), sized(4))
+    assert result.max_model_len == 8192
+    assert result.kv_cache.bytes == 100 * 128 * result.kv_cache.bytes_per_token
+    assert result.options["kv_cache_memory_bytes"] == result.kv_cache.bytes
+
+
+def test_recurrent_states_limit_requests_by_the_number_of_blocks():
+    hybrid = sized(15, layers=32)
+    hybrid = msgspec.structs.replace(hybrid, layers=(STATE, FULL) * 16)
+    assert plan(PlanRequest(num_gpu_blocks_override=300, max_model_len=2048), machine(1), hybrid).max_num_seqs == 300
+
+
+def test_offloaded_weights_make_room_and_are_named():
+    assert "lacks" in refusal(PlanRequest(), machine(1), sized(131))
+    result = plan(PlanRequest(cpu_offload_gb=80), machine(1), sized(131))
+    assert result.memory.weights < 60 * GIB
+    assert reason(result, "cpu_offload_gb").value == 80
+    assert re.search(r"8[01]\.\d\d GiB of each GPU's weights are in host memory", reason(result, "cpu_offload_gb").why)
+
+
+def test_offloaded_layers_are_named_by_their_group():
+    result = plan(PlanRequest(offload_group_size=4, offload_num_in_group=3), machine(1), sized(131))
+    assert result.memory.weights < 60 * GIB
+    assert reason(result, "offload_group_size").value == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend"),
+    [
+        (PlanRequest(cpu_offload_gb=1), "uva"),
+        (PlanRequest(offload_group_size=2), "prefetch"),
+        (PlanRequest(cpu_offload_gb=1, offload_group_size=2), "prefetch"),
+        (PlanRequest(cpu_offload_gb=1, offload_group_size=2, offload_backend="uva"), "uva"),
+        (PlanRequest(cpu_offload_gb=1, offload_backend="prefetch"), None),
+        (PlanRequest(offload_group_size=2, offload_backend="uva"), None),
+        (PlanRequest(offload_backend="uva"), None),
+    ],
+)
+def test_the_backend_of_offloading_follows_from_the_options(request_, backend):
+    assert (request_.offload and request_.offload.backend) == backend
+
+
+def test_weights_that_the_host_cannot_hold_are_refused():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    text = refusal(PlanRequest(cpu_offload_gb=80), machine(1, cpu=cpu), sized(131))
+    assert "would be in host memory, and 60.00 GiB are available" in text
+
+
+def test_names_that_match_no_weights_are_warned_of():
+    result = plan(PlanRequest(cpu_offload_gb=80, cpu_offload_params=("expert",)), machine(1), sized(15))
+    assert any("finds no weights of expert" in warning for warning in result.warnings)
+
+
+def test_the_cpu_engine_says_that_it_does_not_offload():
+    cpu = Cpu(cores=8, memory_total=64 * GIB, memory_limit=None, memory_available=60 * GIB)
+    result = plan(PlanRequest(cpu_offload_gb=2), Hardware(gpus=(), cpu=cpu), sized(4))
+    assert any("offloads no weights on a CPU" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimization_level": "0"}, {"compilation_config": {"cudagraph_mode": "NONE"}}, {"enforce_eager": True}],
+)
+def test_without_cuda_graphs_the_plan_reserves_no_memory_for_them(changes):
+    assert plan(PlanRequest(), machine(1), sized(15)).memory.cuda_graphs > 0
+    result = plan(PlanRequest(**changes), machine(1), sized(15))
+    assert result.memory.cuda_graphs == 0
+
+
+def test_fewer_captured_sizes_need_less_memory():
+    few = plan(PlanRequest(cudagraph_capture_sizes=(1, 8)), machine(1), sized(15))
+    same = plan(PlanRequest(compilation_config={"cudagraph_capture_sizes": [8, 1]}), machine(1), sized(15))
+    assert few.memory == same.memory
+    assert few.memory.cuda_graphs < plan(PlanRequest(), machine(1), sized(15)).memory.cuda_graphs
+
+
+def test_draft_tokens_need_memory_for_their_logits():
+    plain = plan(PlanRequest(), machine(1), sized(15))
+    drafted = plan(PlanRequest(num_speculative_tokens=4), machine(1), sized(15))
+    at_once = plan(PlanRequest(num_speculative_tokens=4, verifies_in_chunks=False), machine(1), sized(15))
+    logits = 5 * 1024 * 128_256
+    assert drafted.memory.safety - plain.memory.safety == pytest.approx(
+        2 * logits + 4 * GIB - 16 * 1024 * 128_256, rel=0.001
+    )
+    assert at_once.memory.safety - plain.memory.safety == pytest.approx(18 * logits - 16 * 1024 * 128_256, rel=0.001)
+
+
+def test_without_sliding_windows_requests_are_at_most_as_long_as_the_window():
+    mistral = model(layers=(SLIDING, FULL) * 4, max_model_len=32_768)
+    full = without_windows(mistral)
+    assert full.max_model_len == 4096
+    assert {layer.kind for layer in full.layers} == {"full"}
+    assert without_windows(model()) == model()
+
+
+def test_with_adapters_a_batch_holds_the_draft_tokens_of_all_requests():
+    lora = {"enable_lora": True, "num_speculative_tokens": 15}
+    result = plan(PlanRequest(**lora), machine(1), sized(15))
+    assert (result.max_num_batched_tokens, result.max_num_seqs) == (8192, 512)
+    result = plan(PlanRequest(**lora, max_num_seqs=600), machine(1), sized(15))
+    assert (result.max_num_batched_tokens, result.max_num_seqs) == (9600, 600)

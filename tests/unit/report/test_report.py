@@ -22,6 +22,7 @@ from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
+from vllm_launch.plan.explain import Reason, Source
 from vllm_launch.plan.plan import Plan, PlanWithCommand, plan
 from vllm_launch.plan.request import PlanRequest
 from vllm_launch.report.machine_table import hardware_table
@@ -76,7 +77,7 @@ def test_the_json_has_exactly_the_documented_fields(machine: str) -> None:
         "data_parallel_size": "int", "gpus_per_replica": "int", "gpu_memory_utilization": "float", "max_model_len": "int",
         "max_num_seqs": "int", "max_num_batched_tokens": "int", "watermark": "float",
         "kv_cache": {"dtype": "str", "bytes": "int", "tokens": "int", "bytes_per_token": "int"},
-        "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int"},
+        "memory": {"weights": "int", "activation_peak": "int", "cuda_graphs": "int", "non_torch": "int", "context": "int", "safety": "int", "encoder": "int"},
         "argv": "list", "reasons": "list", "rejected": "list", "warnings": "list",
     }  # fmt: skip
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in env.items())
@@ -262,3 +263,10 @@ def test_unknown_links_are_not_counted() -> None:
     assert "NVLink" not in hardware_table(unknown)
     unknown_p2p = msgspec.structs.replace(MACHINES["H100:8"], p2p=())
     assert "28 of 28 GPU pairs; 0 pairs can copy" in hardware_table(unknown_p2p)
+
+
+def test_an_option_that_the_plan_leaves_out_with_a_reason_is_shown_as_not_set() -> None:
+    decided = planned("L4")
+    reason = Reason(field="reasoning_parser", value=None, why="thinking is off by default", source=Source.MODEL)
+    shown = plan_as(msgspec.structs.replace(decided, reasons=[reason]), MACHINES["L4"], "table", 120)
+    assert "reasoning_parser  not set  model       thinking is off by default" in shown

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,8 @@ from vllm_launch.decide import plan_request
 from vllm_launch.engine import values
 from vllm_launch.engine.options import flags
 from vllm_launch.errors import UsageError
+from vllm_launch.machine.generation import Generation
+from vllm_launch.plan.request import run_of
 from vllm_launch.settings import config_file
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.flags import parse_flags
@@ -37,6 +40,7 @@ def test_every_setting_is_a_flag_over_the_environment_over_the_file(field):
     first, second, third = {
         "objective": ("latency", "throughput", "latency"), "p2p_check": ("off", "disable", "auto"),
         "quality": ("fp8-kv", "lossless", "fp8-kv"), "nvlink_multicast": ("off", "auto", "off"),
+        "parsers": ("off", "auto", "off"),
         "greet": ("true", "false", "true"), "log_format": ("json", "text", "json"), "gpu_fault_kills": ("true", "false", "true"),
         "allowed_routes": ("/a", "/b,/c", "/d"),
     }.get(field, ("11", "12", "13"))  # fmt: skip
@@ -298,11 +302,96 @@ def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
     assert read("m --shutdown-timeout 75").warnings == ()
 
 
-def test_speculative_decoding_warns_that_the_plan_does_not_count_its_memory():
-    for words in ("--speculative-config.method mtp", "--speculative-config.model small"):
-        [warning] = read(f"m {words} --speculative-config.num_speculative_tokens 1").warnings
-        assert warning.startswith("flag --speculative-config: the plan does not count")
-    assert read("m --speculative-config.method ngram --speculative-config.num_speculative_tokens 3").warnings == ()
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("--speculative-config.method mtp", "extra layers"),
+        ("--speculative-config.model small", "the draft model"),
+        ("--speculative-config.method extract_hidden_states", "hidden states"),
+        ("--speculative-config.method custom_class", "your own class"),
+    ],
+)
+def test_speculative_decoding_warns_of_the_memory_that_the_plan_does_not_count(words, what):
+    [warning] = read(f"m {words} --speculative-config.num-speculative-tokens 1").warnings
+    assert warning.startswith("flag --speculative-config: the plan does not consider")
+    assert what in warning
+    assert "smaller than planned" in warning
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix"])
+def test_speculative_decoding_without_a_draft_model_warns_of_none(method):
+    words = f"m --speculative-config.method {method} --speculative-config.num-speculative-tokens 4"
+    settings = read(words)
+    assert not any("the plan does not consider" in warning for warning in settings.warnings)
+    assert plan_request(settings).num_speculative_tokens == 4
+    by_flags = read(f"m --spec-method {method} --spec-tokens 4")
+    assert not any("the plan does not consider" in warning for warning in by_flags.warnings)
+    for warnings in (settings.warnings, by_flags.warnings):
+        assert any("arctic-inference" in warning for warning in warnings) is (method == "suffix")
+
+
+def test_an_option_that_changes_memory_and_is_not_planned_is_warned_of_with_its_place():
+    [warning] = read("m", {}, "model: m\nattention-config:\n  backend: FLASHINFER\n").warnings
+    assert warning.startswith("c.yaml line 2: backend: the plan does not consider the workspaces")
+    assert "and a GPU can run out of memory" in warning
+    [warning] = read("m --enable-eplb --enable-expert-parallel").warnings
+    assert warning.startswith("flag --enable-eplb: the plan does not consider")
+    [warning] = read("m", {"VLLM_MLA_DISABLE": "1"}).warnings
+    assert warning.startswith("environment VLLM_MLA_DISABLE=1: the plan does not consider")
+
+
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [
+        ("--max-logprobs 5 --no-enable-eplb --load-format safetensors", {}),
+        ("--attention-backend auto", {}),
+        ("--enable-lora --max-loras 4 --num-gpu-blocks-override 100 -O0", {}),
+        ("--served-model-name a --structured-outputs-config.backend xgrammar", {}),
+        ("", {"VLLM_MLA_DISABLE": "0", "VLLM_USE_V2_MODEL_RUNNER": "1"}),
+    ],
+)
+def test_values_without_an_effect_on_memory_are_not_warned_of(words, environ):
+    assert read(f"m {words}", environ).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--num-gpu-blocks-override 0", "num_gpu_blocks_override is 0"),
+        ("--cpu-offload-gb=-1", "cpu_offload_gb is -1.0"),
+        ("--cpu-offload-gb inf", "cpu_offload_gb is inf"),
+        ("--offload-group-size=-1", "offload_group_size is -1"),
+        ("--offload-group-size 2 --offload-num-in-group 3", "offload_num_in_group 3 is more than offload_group_size 2"),
+        ("--offload-backend prefetch", "offload_num_in_group 1 is more than offload_group_size 0"),
+        ("--offload-group-size 2 --offload-num-in-group 0", "offload_num_in_group is 0"),
+        ("--offload-group-size 2 --offload-prefetch-step 0", "offload_prefetch_step is 0"),
+        ("--enable-eplb", "needs expert parallelism"),
+        ("--eplb-config.num_redundant_experts 8", "num_redundant_experts has an effect only with --enable-eplb"),
+        (
+            "--spec-method ngram --speculative-config.method ngram",
+            "method is also a key of speculative_config",
+        ),
+        (
+            "--enable-lora --spec-method ngram --spec-tokens 4 --max-num-seqs 10 --max-num-batched-tokens 49",
+            "10 requests need 50 tokens in a batch, not 49",
+        ),
+        ("--compilation-config.cudagraph_capture_sizes 8", "cudagraph_capture_sizes is 8"),
+        ("--cudagraph-capture-sizes 4 0", "cudagraph_capture_sizes is [4, 0]"),
+        ("--compilation-config.max_cudagraph_capture_size x", "max_cudagraph_capture_size is 'x'"),
+        ("--max-cudagraph-capture-size=-1", "max_cudagraph_capture_size is -1"),
+        ("--compilation-config.cudagraph_capture_sizes []", "cudagraph_capture_sizes is empty"),
+        (
+            "--cudagraph-capture-sizes 1 2 --max-cudagraph-capture-size 4",
+            "the largest of cudagraph_capture_sizes is 2, and max_cudagraph_capture_size is 4",
+        ),
+        (
+            "--max-cudagraph-capture-size 4 --compilation-config.max_cudagraph_capture_size 4",
+            "is also a key of compilation_config",
+        ),
+    ],
+)
+def test_sizes_that_vllm_refuses_are_refused_before_the_start(words, message):
+    assert message in refused(f"m {words}")
 
 
 def test_the_plan_request_has_the_users_values():
@@ -333,8 +422,9 @@ def test_multicast_is_forbidden_by_the_setting_or_by_a_librarys_variable(words, 
 
 def test_the_plan_counts_a_fused_all_reduce_only_if_the_user_does_not_turn_it_off():
     words = "m --compilation-config.pass_config.fuse_allreduce_rms {}"
-    assert plan_request(read(words.format("false"))).fuse_allreduce_rms is False
-    assert plan_request(read(words.format("true"))).fuse_allreduce_rms is True
+    for text, fused in (("false", False), ("true", True)):
+        request = plan_request(read(words.format(text)))
+        assert run_of(request, model(), (8192, 1024), Generation.HOPPER).fuse_allreduce_rms is fused
 
 
 @pytest.mark.parametrize(
@@ -369,6 +459,37 @@ def test_the_estimate_of_cuda_graphs_is_read_as_in_vllm(value, expected):
     environ = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": value}
     assert plan_request(read("m", environ)).estimate_cudagraphs is expected
     assert plan_request(read("m")).estimate_cudagraphs is None
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        ("m", {}, None),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": ""}, None),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64, expandable_segments: True"}, True),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, False),
+        ("m", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, False),
+        (
+            "m",
+            {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            False,
+        ),
+        ("m --kv-offloading-size 4", {}, False),
+        ("m --enable-sleep-mode", {}, False),
+        ('m --kv-transfer-config {"kv_connector":"NixlConnector","kv_role":"kv_both"}', {}, False),
+    ],
+)
+def test_expandable_segments_are_the_users_choice_or_forbidden_by_an_option(words, environ, expected):
+    assert plan_request(read(words, environ)).expandable_segments is expected
+
+
+def test_expandable_segments_with_a_kv_connector_are_refused_as_vllm_does():
+    environ = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    text = str(refused("m --kv-offloading-size 4", environ))
+    assert text.startswith("environment PYTORCH_CUDA_ALLOC_CONF: has expandable_segments:True")
+    assert "flag --kv-offloading-size" in text
+    read("m --kv-offloading-size 4 --enable-sleep-mode", environ)
 
 
 @pytest.mark.parametrize(
@@ -475,3 +596,47 @@ def test_the_example_config_file_has_the_defaults_and_names_every_setting():
     commented = re.findall(r"^# ([a-z-]+):", text, re.MULTILINE)
     assert commented
     assert all(values.find_option(name, "example") for name in commented)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("-tp 2 --nnodes 2", "--nnodes"),
+        ("-tp 4 -n 2 --node-rank 0", "--nnodes"),
+        ("--node-rank 1", "--node-rank"),
+        ("--master-addr 10.0.0.1", "--master-addr"),
+        ("--data-parallel-size 16 --data-parallel-size-local 8", "--data-parallel-size-local"),
+        ("-dp 4 --data-parallel-address 10.0.0.1", "--data-parallel-address"),
+        ("-dp 4 --data-parallel-start-rank 2", "--data-parallel-start-rank"),
+        ("-dp 4 --data-parallel-rank 0", "--data-parallel-rank"),
+        ("-dp 4 --data-parallel-backend ray", "--data-parallel-backend"),
+        ("-dp 4 --data-parallel-hybrid-lb --data-parallel-size-local 2", "--data-parallel-size-local"),
+        ("-dp 4 --data-parallel-external-lb --data-parallel-rank 1", "--data-parallel-rank"),
+    ],
+)
+def test_options_for_several_machines_warn_that_the_plan_is_for_one(words, flag):
+    [warning] = [text for text in read(f"m {words}").warnings if "this one machine" in text]
+    assert warning.startswith(f"flag {flag}")
+
+
+def test_the_warning_about_several_machines_names_the_line_of_the_file():
+    [warning] = read("m", yaml="nnodes: 4\ntensor-parallel-size: 4").warnings
+    assert warning.startswith("c.yaml line 1: the plan is for this one machine")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--nnodes 1 --node-rank 0 --master-addr 127.0.0.1",
+        "--data-parallel-size 8 --data-parallel-size-local 8",
+        "--data-parallel-size-local 1",
+        "-dp 4 --data-parallel-backend mp --no-data-parallel-hybrid-lb",
+    ],
+)
+def test_the_same_options_with_the_values_of_one_machine_do_not_warn(words):
+    assert read(f"m {words}").warnings == ()
+
+
+def test_all_options_for_several_machines_give_one_warning():
+    [warning] = read("m -tp 2 --nnodes 2 --node-rank 1 --master-addr 10.0.0.1").warnings
+    assert warning.startswith("flag --nnodes, flag --node-rank, flag --master-addr: ")

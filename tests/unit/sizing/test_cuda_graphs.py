@@ -7,7 +7,7 @@ import math
 import pytest
 from builders import DEEPSEEK, EXPERTS, MIB, MOE, gpu, model, placed, run
 
-from vllm_launch.machine.generation import generation_of
+from vllm_launch.machine.generation import Generation, generation_of
 from vllm_launch.sizing import cuda_graphs
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import kv_bytes, memory_of_gpu, safe_utilization
@@ -46,7 +46,7 @@ NO_ESTIMATE = run(estimate_cudagraphs=False)
         ({"max_cudagraph_capture_size": 2048}, (9, 0), 3 + 31 + 113),
         ({"max_cudagraph_capture_size": 1}, (9, 0), 1),
         ({"max_cudagraph_capture_size": 0}, (9, 0), 0),
-        ({"enforce_eager": True}, (9, 0), 0),
+        ({"cudagraph_mode": "NONE"}, (9, 0), 0),
     ],
 )
 def test_the_number_of_captured_batch_sizes(changes, capability, count):
@@ -127,7 +127,7 @@ def test_a_stage_captures_only_its_own_layers():
 
 
 def test_without_graphs_their_memory_is_zero():
-    assert graphs(run(enforce_eager=True)) == 0
+    assert graphs(run(cudagraph_mode="NONE")) == 0
 
 
 def without_estimate(batch=None, layout=ONE, device=AMPERE):
@@ -138,7 +138,7 @@ def without_estimate(batch=None, layout=ONE, device=AMPERE):
 def test_the_real_memory_of_graphs_is_not_counted_by_vllm():
     result, estimated = without_estimate(), memory_of_gpu(placed(model(), run(), ONE, AMPERE))
     assert result.cuda_graphs == round(cuda_graphs.ACTUAL_BASE + 102 * 32 * cuda_graphs.ACTUAL_PER_LAYER)
-    assert result.safety == memory_of_gpu(placed(model(), run(enforce_eager=True), ONE, AMPERE)).safety
+    assert result.safety == memory_of_gpu(placed(model(), run(cudagraph_mode="NONE"), ONE, AMPERE)).safety
     assert kv_bytes(result, NO_ESTIMATE, AMPERE, 0.9) - kv_bytes(estimated, run(), AMPERE, 0.9) == estimated.cuda_graphs
     left = AMPERE.memory_free - result.context - result.safety - result.cuda_graphs
     assert safe_utilization(result, NO_ESTIMATE, AMPERE) == math.floor(left / AMPERE.memory_total * 10_000) / 10_000
@@ -150,3 +150,48 @@ def test_graphs_on_hopper_have_the_splits_of_the_largest_batch_that_is_split():
     assert without_estimate(wide, device=gpu()).cuda_graphs == without_estimate(wide).cuda_graphs + splits(992)
     more = (166 - 102) * 32 * cuda_graphs.ACTUAL_PER_LAYER
     assert without_estimate(wide).cuda_graphs - without_estimate().cuda_graphs == pytest.approx(more, abs=1)
+
+
+# ---- modes and sizes that the user sets
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"cudagraph_capture_sizes": (8, 1, 8, 9000)}, [1, 8]),
+        ({"cudagraph_capture_sizes": (4,), "cudagraph_mode": "NONE"}, []),
+        ({"max_num_seqs": 2, "performance_mode": "interactivity"}, [1, 2, 3, 4]),
+        ({"max_num_seqs": 2, "num_speculative_tokens": 2}, [1, 2, 3, 4, 6, 8]),
+        ({"max_num_seqs": 3, "num_speculative_tokens": 1, "max_num_batched_tokens": 7}, [1, 2, 4, 6, 7]),
+    ],
+)
+def test_the_captured_sizes_are_the_users_or_fit_draft_tokens(changes, sizes):
+    assert capture_sizes(run(**changes), Generation.HOPPER) == sizes
+
+
+@pytest.mark.parametrize(
+    ("mode", "full"),
+    [
+        ("NONE", []),
+        ("PIECEWISE", []),
+        ("FULL_DECODE_ONLY", [1, 2, 4]),
+        ("FULL_AND_PIECEWISE", [1, 2, 4]),
+        ("FULL", [1, 2, 4, 8]),
+    ],
+)
+def test_full_graphs_are_of_decoding_batches_or_of_all(mode, full):
+    assert cuda_graphs.full_graph_sizes(run(max_num_seqs=4, cudagraph_mode=mode), [1, 2, 4, 8]) == full
+
+
+def test_full_graphs_have_the_same_number_of_draft_tokens_for_each_request():
+    drafted = run(max_num_seqs=2, num_speculative_tokens=2)
+    assert cuda_graphs.full_graph_sizes(drafted, [1, 2, 4, 8]) == [3, 6]
+
+
+def test_only_the_graphs_of_the_mode_need_memory():
+    each = 32 * cuda_graphs.ESTIMATE_PER_LAYER
+    assert graphs(run(cudagraph_mode="PIECEWISE")) == round(cuda_graphs.ESTIMATE_BASE + 51 * each)
+    assert graphs() - graphs(run(cudagraph_mode="FULL_DECODE_ONLY")) == pytest.approx(51 * each, abs=1)
+    real = 32 * cuda_graphs.ACTUAL_PER_LAYER
+    only_full = run(cudagraph_mode="FULL_DECODE_ONLY", estimate_cudagraphs=False)
+    assert without_estimate().cuda_graphs - without_estimate(only_full).cuda_graphs == pytest.approx(51 * real, abs=1)

@@ -22,6 +22,7 @@ from vllm_launch.sizing.kv import (
     kv_dtype,
     layer_specs,
     longest_that_fits,
+    override_bytes,
 )
 from vllm_launch.sizing.parallel import Layout
 
@@ -568,3 +569,36 @@ def test_a_longer_request_never_needs_fewer_bytes(layers, layout, length, more, 
 def test_splitting_heads_does_not_change_the_bytes_of_a_request(tensor, length):
     whole = bytes_per_request(placed(model(), run(), ONE, H200), length)
     assert bytes_per_request(placed(model(), run(), Layout(tensor=tensor), H200), length) == whole
+
+
+# ---- options that change the cache
+
+
+def test_the_users_number_of_blocks_replaces_the_memory():
+    """1,000 blocks of 16 tokens. One of them is the null block, so a request has 999."""
+    few = run(num_gpu_blocks_override=1000, max_model_len=131_072)
+    placement = placed(model(max_model_len=131_072), few, ONE, H200)
+    assert longest_that_fits(placement, 100 * GIB) == longest_that_fits(placement, 0) == 15_984
+    assert kv_cache(placement, 100 * GIB).tokens == 0  # vLLM refuses this length
+    fits = placed(model(), run(num_gpu_blocks_override=1000), ONE, H200)
+    assert kv_cache(fits, 0).tokens == 16_000
+    assert kv_cache(fits, 0).bytes == 1000 * 16 * 32 * 4096
+    assert override_bytes(fits) == (1000 * 16 * 32 * 4096,)
+    assert override_bytes(placed(model(), run(), ONE, H200)) == ()
+
+
+def test_without_the_hybrid_manager_layers_with_a_window_keep_all_tokens():
+    layers = (SLIDING, CHUNKED, FULL)
+    assert blocks(layers, disable_hybrid_kv_cache_manager=True) == 32_768 // 16
+    assert blocks((SLIDING,), disable_hybrid_kv_cache_manager=True) == blocks((SLIDING,))
+
+
+def test_without_async_scheduling_one_batch_less_is_in_flight():
+    assert blocks((SLIDING,), async_scheduling=False) == -(-(4095 + 8192) // 16) + 1
+
+
+def test_without_prefix_caching_a_request_has_one_state():
+    [[_], [state]] = layer_specs(placed(model(layers=(FULL, STATE)), run(enable_prefix_caching=False), ONE, H200))
+    assert (state.states, state.block) == (1, 8192)
+    [[alone]] = layer_specs(placed(model(layers=(STATE,)), run(enable_prefix_caching=True), ONE, H200))
+    assert (alone.states, alone.block) == (2, 16)

@@ -293,6 +293,15 @@ def test_a_layout_needs_the_gpus_of_all_its_replicas():
 T4 = gpu(capability=(7, 5), name="Tesla T4")
 
 
+def test_the_dtype_that_an_old_gpu_is_offered_is_one_that_the_model_can_use():
+    [text] = problems(model(model_type="gemma2"), run(), Layout(), [T4])
+    assert text.endswith("Tesla T4 has 7.5: set --dtype float32")
+    [text] = problems(model(quantization=quantized("mxfp4")), run(), Layout(), [T4])[:1]
+    assert text.endswith("Tesla T4 has 7.5")
+    unknown = gpu(capability=(0, 0), name="unknown GPU")
+    assert "unknown GPU has an unknown one" in problems(model(), run(), Layout(), [unknown])[0]
+
+
 def test_bfloat16_needs_ampere_and_the_oldest_gpu_decides():
     sentence = "bfloat16 needs compute capability 8.0 and Tesla T4 has 7.5: set --dtype half"
     assert problems(model(), run(), Layout(), [T4]) == [sentence]
@@ -353,3 +362,14 @@ def test_kv_heads_are_accepted_exactly_if_they_divide_tp_or_tp_divides_them(head
     llm = model(heads=heads * tensor, layers=(msgspec.structs.replace(FULL, kv_heads=kv),), vocab_size=64 * tensor)
     wide = msgspec.structs.replace(llm, intermediate_size=tensor)
     assert (problems(wide, run(), Layout(tensor=tensor), ()) == []) == (kv % tensor == 0 or tensor % kv == 0)
+
+
+# --- the KV cache
+
+
+def test_a_hybrid_model_needs_the_hybrid_kv_cache_manager():
+    without = run(disable_hybrid_kv_cache_manager=True)
+    [problem] = problems(model(layers=(STATE, FULL) * 4), without, Layout(), ())
+    assert "hybrid KV cache manager" in problem
+    assert problems(model(layers=(STATE,) * 4), without, Layout(), ()) == []
+    assert problems(model(), without, Layout(), ()) == []

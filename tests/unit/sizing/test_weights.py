@@ -325,7 +325,13 @@ def test_scales_are_loaded():
 
 @pytest.mark.parametrize(
     "name",
-    ["visual.blocks.3.attn.qkv.weight", "vision_tower.encoder.layers.9.mlp.fc1.weight", "multi_modal_projector.linear"],
+    [
+        "visual.blocks.3.attn.qkv.weight",
+        "vision_tower.encoder.layers.9.mlp.fc1.weight",
+        "multi_modal_projector.linear",
+        "vpm.encoder.layers.9.mlp.fc1.weight",
+        "model.connector.modality_projection.proj.weight",
+    ],
 )
 def test_a_vision_tower_is_split_on_the_first_stage_and_absent_with_language_model_only(name):
     assert nbytes(mib(name), layout=Layout(pipeline=2, tensor=2)) == (MIB // 2, 0)

@@ -6,11 +6,13 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 
+from vllm_health import smoke
 from vllm_health.smoke import stream_answer
 
 
@@ -19,12 +21,16 @@ class Api:
 
     def __init__(self) -> None:
         self.texts = ["Hel", "", "lo"]
+        self.reasoning = ""
         self.status = {"/v1/chat/completions": 200, "/v1/completions": 200}
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.url = ""
 
     def chunks(self, path: str) -> Iterator[dict[str, Any]]:
         yield {"choices": []}  # usage and the like
+        if self.reasoning:
+            choice = {"index": 0, "delta": {"reasoning": self.reasoning}}
+            yield {"id": "1", "created": 0, "model": "m", "object": "x", "choices": [choice]}
         for text in self.texts:
             choice = {"index": 0, "delta": {"content": text}} if "chat" in path else {"index": 0, "text": text}
             yield {"id": "1", "created": 0, "model": "m", "object": "x", "choices": [choice]}
@@ -78,6 +84,25 @@ def test_an_answer_is_written_chunk_by_chunk_and_timed(api: Api) -> None:
     assert (path, key) == ("/v1/chat/completions", "Bearer k")
     assert body["messages"] == [{"role": "user", "content": "Who?"}]
     assert (body["model"], body["max_tokens"], body["stream"]) == ("m", 7, True)
+
+
+def test_the_reasoning_before_an_answer_is_text_too(api: Api) -> None:
+    api.reasoning = "Hm."
+    text, timing = ask(api)
+    assert (text, timing.chunks) == ("Hm.|Hel|lo", 3)
+
+
+@pytest.mark.parametrize("reasoning", ["Hm.", None])
+def test_a_structured_answer_that_did_not_begin_is_not_tested_only_if_the_model_still_thinks(
+    reasoning: str | None,
+) -> None:
+    message = SimpleNamespace(content=None, reasoning=reasoning)
+    choice = SimpleNamespace(finish_reason="length", message=message)
+    if reasoning is None:
+        smoke._expect_answered(choice)
+        return
+    with pytest.raises(smoke._NotTested, match="still thinking after 256 tokens"):
+        smoke._expect_answered(choice)
 
 
 def test_a_model_without_a_chat_template_gets_the_question_as_a_prompt(api: Api) -> None:
