@@ -14,6 +14,11 @@ _OUTER = re.compile(r"^(?:(?:model|language_model|text_model|llm|thinker|backbon
 (model_executor/models/utils.py:WeightsMapper, QuantizationConfig.apply_vllm_mapper)."""
 
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_ONE_EXPERT = re.compile(r"experts\\?\.[\d\[(]")
+"""In a pattern: the number of an expert, or a set of numbers."""
+
+
 class Schemes:
     """The quantisation of each module of a checkpoint. Patterns are compiled once: a model can have 200,000 modules."""
 
@@ -22,9 +27,19 @@ class Schemes:
         self._ignored = _Patterns(quantization.ignored if quantization else ())
         own = quantization.own_schemes if quantization else ()
         self._own = [(_Patterns(targets), scheme) for targets, scheme in own]
+        patterns = (*self._ignored.patterns, *(pattern for targets, _ in self._own for pattern in targets.patterns))
+        self._experts_differ = any(_ONE_EXPERT.search(pattern) for pattern in patterns)
+        self._known: dict[str, Quantization | None] = {}
 
     def of(self, module: str) -> Quantization | None:
         """Return the quantisation of ``module``, a name in the checkpoint, or None if it is not quantised."""
+        # All experts of a layer have the answer of one of them, unless a pattern names an expert.
+        name = module if self._experts_differ else _EXPERT.sub(".experts.0.", module)
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        return self._known[name]
+
+    def _find(self, module: str) -> Quantization | None:
         if self._default is None or self._ignored.match(module):
             return None
         return self.own(module) or (self._default if self._default.all_linear else None)
@@ -44,10 +59,11 @@ class _Patterns:
     """Patterns of module names: names, parts of names, globs (``*``) or regexes (``re:``)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(patterns)
         self._names: set[str] = set()
         starts: list[str] = []
         self._regexes: list[re.Pattern[str]] = []
-        for pattern in patterns:
+        for pattern in self.patterns:
             inner = _OUTER.sub("", pattern)
             if pattern.startswith("re:"):
                 try:

@@ -17,6 +17,7 @@ from vllm_launch.model.model import Model, Tensor, TowerPart
 from vllm_launch.sizing.parallel import padded_vocab
 from vllm_launch.sizing.run_config import RunConfig
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
 _VISION = re.compile(
@@ -105,30 +106,38 @@ def fused_tensors(model: Model, run: RunConfig) -> tuple[Fused, ...]:
 def _fuse_names(model: Model, run: RunConfig) -> tuple[Fused, ...]:
     parts: defaultdict[tuple[int, str], list[Part]] = defaultdict(list)
     names: dict[tuple[int, str], str] = {}
-    bits = COMPUTE_BITS[run.dtype]
-    supported = model.media is None or model.media.encoder_tp_data  # else vLLM splits the tower and warns
-    data_parallel = run.mm_encoder_tp_mode == "data" and supported
+    places: dict[tuple[str, str, tuple[int, ...]], tuple[int, str, Part] | None] = {}
     for tensor in model.tensors:
-        if _SKIPPED.search(tensor.name):
-            continue
-        tower = _tower_of(tensor, data_parallel=data_parallel)
-        vision = tower is not None
-        if tower is not None and not _is_loaded(tower, run):
-            continue
-        # A pooling model has no head (model_executor/models/adapters.py:_create_pooling_model_cls).
-        headless = model.tie_word_embeddings or model.task == "pooling"
-        if headless and _HEAD.search(tensor.name) and "layers." not in tensor.name:
-            continue
-        layer_match = None if vision else _LAYER.search(tensor.name)
-        if layer_match and int(layer_match[1]) >= len(model.layers):
-            continue  # multi-token prediction layers, loaded only for speculative decoding
-        place = int(layer_match[1]) if layer_match else _LAST if _is_last(tensor.name) and not vision else FIRST
-        key, part = _classify(model, tensor, bits, tower)
-        parts[place, key].append(part)
-        names.setdefault((place, key), tensor.name)
+        # The experts of a layer are many and alike: look at one of them.
+        alike = (_EXPERT.sub(".experts.0.", tensor.name), tensor.dtype, tensor.shape)
+        if alike not in places:
+            places[alike] = _place(model, run, tensor)
+        if (found := places[alike]) is not None:
+            place, key, part = found
+            parts[place, key].append(part)
+            names.setdefault((place, key), tensor.name)
     return tuple(
         Fused(place, _merged(same_tensor), _path(names[place, key], key)) for (place, key), same_tensor in parts.items()
     )
+
+
+def _place(model: Model, run: RunConfig, tensor: Tensor) -> tuple[int, str, Part] | None:
+    """Return the layer of ``tensor``, the fused tensor that it belongs to, and its part of it. None: not loaded."""
+    if _SKIPPED.search(tensor.name):
+        return None
+    supported = model.media is None or model.media.encoder_tp_data  # else vLLM splits the tower and warns
+    tower = _tower_of(tensor, data_parallel=run.mm_encoder_tp_mode == "data" and supported)
+    if tower is not None and not _is_loaded(tower, run):
+        return None
+    # A pooling model has no head (model_executor/models/adapters.py:_create_pooling_model_cls).
+    headless = model.tie_word_embeddings or model.task == "pooling"
+    if headless and _HEAD.search(tensor.name) and "layers." not in tensor.name:
+        return None
+    layer = None if tower is not None else _LAYER.search(tensor.name)
+    if layer and int(layer[1]) >= len(model.layers):
+        return None  # multi-token prediction layers, loaded only for speculative decoding
+    place = int(layer[1]) if layer else _LAST if _is_last(tensor.name) and tower is None else FIRST
+    return place, *_classify(model, tensor, COMPUTE_BITS[run.dtype], tower)
 
 
 def _path(name: str, key: str) -> str:

@@ -87,10 +87,10 @@ def _tensor_sizes(placement: Placement) -> Iterator[tuple[Fused, int]]:
     """Yield each tensor of the model and its bytes on a GPU that holds it. Padding depends on the GPU's kernels."""
     model, run = placement.model, placement.run_config
     quantized_share, padding = _quantized_share(model, run), _padding_factors(placement)
+    sizes: dict[tuple[Part, ...], int] = {}  # most layers have tensors of the same sizes
     for fused in fused_tensors(model, run):
-        yield (
-            fused,
-            allocated(
+        if fused.parts not in sizes:
+            sizes[fused.parts] = allocated(
                 sum(
                     math.ceil(
                         _bytes_per_gpu(part, placement)
@@ -99,8 +99,8 @@ def _tensor_sizes(placement: Placement) -> Iterator[tuple[Fused, int]]:
                     )
                     for part in fused.parts
                 )
-            ),
-        )
+            )
+        yield fused, sizes[fused.parts]
 
 
 def _ranks_with(model: Model, fused: Fused, rank_of: Sequence[int], layout: Layout) -> Collection[int]:
