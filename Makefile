@@ -198,7 +198,8 @@ mutants: $(VENV)/.dev  ## Mutation tests of the deciding parts (minutes). Prints
 
 .PHONY: soak
 soak: export SATURATED_MINUTES = 15
-soak: mutants bench test-faults test-kernels test-fleet  ## All tests that are too long for CI. Run it by hand before a release
+soak: export JUDGE_DAY = all
+soak: mutants bench test-against-vllm test-faults test-kernels test-fleet  ## All tests that are too long for CI. Run it by hand before a release
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Measure plans per minute, time until vLLM's command line is ready, size of the install without vLLM, cost of the health port. Needs no GPU
