@@ -48,8 +48,9 @@ _FAILURES: dict[int, tuple[UnavailableReason, str]] = {
 _GPU_LOST = {15: "GPU is lost: it fell off the bus", 16: "GPU requires a reset"}
 
 
-# Reasons for slow clocks that are faults: no idle GPU, power cap or clock set by an operator gives them. By bit, with
-# the names that `nvidia-smi -q -d PERFORMANCE` shows. Source of the bits: nvml.h, nvmlClocksEventReasons.
+# Reasons for slow clocks that are faults, by bit. The reasons that are no faults are missing: an idle GPU, a power cap,
+# and a clock that an operator set. The names are those that `nvidia-smi -q -d PERFORMANCE` shows. Source of the bits:
+# nvml.h, nvmlClocksEventReasons.
 SLOWDOWNS = {
     0x8: "HW Slowdown",
     0x20: "SW Thermal Slowdown",
@@ -60,7 +61,7 @@ _MAX_XIDS_PER_READ = 100
 
 
 class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle, not a failure of the program
-    """NVML does not work at all. ``what``: a sentence with the remedy. ``reason``: the same as a code for programs."""
+    """NVML does not work at all. ``what``: the problem and the remedy. ``reason``: the same problem as a code."""
 
     def __init__(self, reason: UnavailableReason, what: str) -> None:
         self.reason, self.what = reason, what
@@ -68,7 +69,7 @@ class NvmlUnavailable(Exception):  # noqa: N818  an outcome that callers handle,
 
 
 class GpuLost(Exception):  # noqa: N818  as above
-    """NVML knows the GPU but cannot reach it: it is lost, or requires a reset."""
+    """NVML cannot use a GPU that it lists: the GPU is lost, requires a reset, or does not open."""
 
     def __init__(self, index: int, why: str) -> None:
         self.index, self.why = index, why
@@ -76,7 +77,10 @@ class GpuLost(Exception):  # noqa: N818  as above
 
 
 class Nvml:
-    """An open NVML. GPU indices are NVML's, in PCI bus order. They do not depend on CUDA_VISIBLE_DEVICES."""
+    """Reads facts from NVML, which is initialised. A GPU's index is NVML's, in PCI bus order.
+
+    CUDA_VISIBLE_DEVICES does not change it.
+    """
 
     def __init__(self, binding: Any) -> None:
         self._binding = binding
@@ -144,7 +148,7 @@ class Nvml:
         return None if mask is None else tuple(name for bit, name in SLOWDOWNS.items() if mask & bit)
 
     def memory(self, index: int) -> Memory | None:
-        """Return the memory of a GPU, of all processes together. None with MIG enabled. Raises GpuLost."""
+        """Return the memory of a GPU, used by all processes together. None with MIG enabled. Raises GpuLost."""
         return self._memory(index, self._handle(index))
 
     def load(self, index: int) -> Load:
@@ -168,7 +172,10 @@ class Nvml:
         return self._ask(index, "nvmlDeviceGetUUID", self._handle(index)) or ""
 
     def xid_events(self, indices: Sequence[int]) -> XidEvents | None:
-        """Return the Xid errors of these GPUs from now on. None if the driver reports no Xids, as on vGPUs."""
+        """Return a reader of the Xid errors that these GPUs report from now on.
+
+        None if the driver reports no Xids, as on vGPUs.
+        """
         events = self._ask(None, "nvmlEventSetCreate")
         if events is None:
             return None

@@ -27,7 +27,10 @@ def _choice(names: Sequence[str]) -> str:
 
 
 def _plan_flags(parser: ArgumentParser) -> None:
-    where = "a file that `vllm-launch gpus --format json` wrote, or GPUs by name: H100:8, L4"
+    where = (
+        "a file that `vllm-launch gpus --format json` wrote, or GPUs by name, for example H100:8, L4, GB10, H100-1g.10gb; "
+        "a wrong name lists similar ones"
+    )
     parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
     about = "default: table; helm: values for the chart"
     parser.add_argument("--format", action=Once, metavar=_choice(commands.PLAN_FORMATS), help=about)

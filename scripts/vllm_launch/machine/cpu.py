@@ -84,7 +84,7 @@ def read_instruction_sets(root: Path = Path("/")) -> str:
 
 
 def _instruction_sets(root: Path) -> str:
-    """Return the kernel's list of the first core's instruction sets, or "" if /proc/cpuinfo has none."""
+    """Return the list of the first core's instruction sets in /proc/cpuinfo, or "" if it has none."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)  # x86, ARM
     return match[1] if match else ""
 
@@ -92,8 +92,8 @@ def _instruction_sets(root: Path) -> str:
 def _cgroups(root: Path) -> Iterator[tuple[int, _Controller, Path]]:
     """Yield (cgroup version, controller, folder) of our cgroup and of its parents, as far as they are mounted.
 
-    Both versions may be mounted at the same time (systemd's hybrid layout). v2 then has no controllers and lacks
-    their files.
+    Both versions may be mounted at the same time (systemd's hybrid layout). The folders of v2 then have no files of the
+    CPU and memory controllers, such as memory.max.
     """
     own_paths = {}  # our cgroup's path, by the name of the v1 controller, or by "" for v2
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -118,9 +118,11 @@ def _cgroups(root: Path) -> Iterator[tuple[int, _Controller, Path]]:
 def _folders_upwards(root: Path, *, mount_root: str, mount_point: str, path: str) -> Iterator[Path]:
     """Yield the folders from our cgroup (``path``) up to ``mount_point``.
 
-    The mount shows the part of the hierarchy below ``mount_root``. In a container the mount is our own cgroup, but
-    ``path`` may start at the host's root. In a cgroup namespace, ``path`` may be "/", or even lead above it
-    ("/../.."). Folders outside the mount cannot be read.
+    The mount shows the part of the hierarchy below ``mount_root``. Example: with ``mount_root`` "/docker/ab",
+    ``mount_point`` "/sys/fs/cgroup" and ``path`` "/docker/ab/c", the folders are /sys/fs/cgroup/c and /sys/fs/cgroup.
+    In a container, the mount may show only our own cgroup, while ``path`` is the path on the host. In a cgroup
+    namespace, ``path`` may be "/", or lead above the mount ("/../.."). This function yields no folder outside the
+    mount.
     """
     path_in_mount = PurePosixPath(path)
     if ".." in path_in_mount.parts:

@@ -1,11 +1,13 @@
 """Known GPUs: memory, compute capability and links of each model, with sources.
 
-``memory`` is CUDA's total memory in GiB. It is the second number in vLLM's line "Free memory on device (free/total GiB)
-on startup" (vllm/v1/worker/utils.py:request_memory), or the number in torch's "has a total capacity of". Both round to
-0.01 GiB. CUDA's total is less than nvidia-smi's, because the driver reserves some memory. The reserve differs between
-drivers by up to 0.2 GiB. If public logs differ, the row has the number that vLLM 0.26 and newer print, since their CUDA
-needs a 580 driver. The memory of a MIG slice comes from `nvidia-smi mig -lgip`. torch prints the same number on a slice
-(A100 1g.10gb: 9.50 GiB, total_memory=9728MB; H200 3g.71gb: 74625056768 bytes).
+``memory`` is CUDA's total memory in GiB. Public logs show it in two places, rounded to 0.01 GiB: the second number in
+vLLM's line "Free memory on device (free/total GiB) on startup" (vllm/v1/worker/utils.py:request_memory), and the number
+in torch's error message after "has a total capacity of". CUDA's total is less than nvidia-smi's, because the driver
+reserves some memory. The reserve differs between drivers by up to 0.2 GiB. If public logs show different numbers, the
+row prefers one from a 580 driver or newer, which vLLM 0.26 and newer need. Some rows have no such number: their
+``source`` names the log, or says how the number was derived. The memory of a MIG slice comes from `nvidia-smi mig
+-lgip`. torch prints the same number on a slice (A100 1g.10gb: 9.50 GiB, total_memory=9728MB; H200 3g.71gb: 74625056768
+bytes).
 
 Compute capabilities: NVIDIA, "CUDA GPU Compute Capability". NVLink and form factors: NVIDIA's data sheets.
 Peer access: data-center GPUs have it over PCIe on bare metal, but not in every virtual machine (AWS G6 has none:
@@ -19,18 +21,18 @@ from typing import Literal, NamedTuple
 from vllm_launch.units import GIB
 
 Link = Literal["nvlink", "pcie", "none"]
-"""How two GPUs of one model copy data: "nvlink", "pcie" (peer access without NVLink) or "none" (through the host)."""
+"""How two GPUs of one model copy data. "pcie": peer access over PCIe. "none": no peer access, through host memory."""
 
 
 class Entry(NamedTuple):
-    """One known GPU. ``nvml_name`` is its name in NVML and torch."""
+    """One known GPU, or one MIG profile of it."""
 
-    nvml_name: str
+    nvml_name: str  # its name in NVML and torch
     memory: float  # GiB
     compute_capability: tuple[int, int]
     link: Link
     source: str  # of ``memory``
-    idle: float | None = None  # GiB available on an idle machine, if the GPU uses the host's memory
+    idle: float | None = None  # GiB of free memory on an idle machine, if the GPU uses the host's memory; else None
 
 
 _H100_GIB = 85017493504 / GIB  # both quotients are exact as floats
@@ -38,7 +40,7 @@ _H200_GIB = 150109880320 / GIB
 _MEASURED = "measured: NVML's total less reserved, and cudaMemGetInfo's total, to the byte, driver 580.159.04"
 _LOGS = "vLLM startup lines in public logs"
 _TORCH = "torch messages in public logs"
-_UNNAMED = "torch messages in public logs that do not name the card, told by its size"
+_UNNAMED = "torch messages in public logs that do not name the GPU; its memory size identifies it"
 _LGIP = "nvidia-smi mig -lgip"
 
 ENTRIES: dict[str, Entry] = {

@@ -1,8 +1,9 @@
 """GPUs that are part of a processor and use the host's memory: GB10 (DGX Spark), Jetson.
 
-NVML answers "Not Supported" when it is asked for their memory. vLLM uses them like other GPUs. Its total memory is
-CUDA's, which is the host's. Its free memory is the host's available memory, because CUDA's free memory does not include
-the page cache, which the kernel can free (vllm/utils/mem_utils.py:MemorySnapshot.measure).
+On most of them, NVML answers "Not Supported" to a query of their memory. vLLM uses them like other GPUs. It reads the
+total memory from CUDA, which reports the host's total. For the free memory it takes the host's available memory. CUDA's
+free memory would not include the page cache, which the kernel can free (vllm/utils/mem_utils.py:
+MemorySnapshot.measure).
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ UNIFIED_WARNING = (
 
 
 def is_unified(compute_capability: tuple[int, int] | None, memory: gpu_facts.Memory | None) -> bool:
-    """Whether a GPU uses the host's memory. ``memory`` is NVML's.
+    """Whether a GPU uses the host's memory.
 
-    A GPU of unknown capability whose memory NVML cannot tell counts as unified.
+    ``memory``: the GPU's memory in NVML, or None if NVML does not report it. If the compute capability is unknown, a
+    GPU without ``memory`` counts as unified.
     """
     return memory is None if compute_capability is None else compute_capability in INTEGRATED
 
 
 def unified_memory(memory: gpu_facts.Memory | None, root: Path) -> gpu_facts.Memory | None:
-    """Return the memory that vLLM finds on a unified GPU, or None if it is unknown. ``memory`` is NVML's.
+    """Return the memory that vLLM finds on a unified GPU, or None if it is unknown.
 
-    The total is CUDA's: NVML's if it reports one, or else the host's. torch and vLLM print 121.69 GiB on a GB10, which
-    is also the host's total there (llamastash/llamastash#80). The free memory is the host's available memory. A limit
-    of the cgroup does not count: psutil ignores it, and so does vLLM's check.
+    ``memory``: the GPU's memory in NVML, or None if NVML does not report it. The total is NVML's total, or else the
+    host's total, which CUDA reports too: on a GB10, torch and vLLM print 121.69 GiB, the host's total
+    (llamastash/llamastash#80). The free memory is the host's available memory. A limit of the cgroup does not lower it,
+    because psutil ignores the limit, and vLLM asks psutil.
     """
     host = host_memory(root)
     if host is None:

@@ -1,4 +1,6 @@
-"""The images, videos and audio that a model takes, and the largest item of each, in tokens. Pure.
+"""The media that a model accepts, and the tokens of the largest item of each kind. Pure.
+
+An item is one image, one video or one audio clip in a prompt.
 
 The sizes follow the ``ProcessingInfo`` classes of vLLM's models (get_mm_max_tokens_per_item, or else the dummy inputs).
 They depend on config.json, on the files of the model's processor, and on --mm-processor-kwargs.
@@ -14,7 +16,7 @@ from vllm_launch.model.config import Config
 from vllm_launch.model.model import MediaItem
 
 UNKNOWN_TOKENS = 16_384
-"""Tokens of the largest item of a model whose items are unknown: as many as the largest of the known images."""
+"""Tokens of the largest item, for a model whose items are unknown: the largest default of an image in a known model."""
 
 MAX_PATCHES_OF_TILES = 12
 """Default of ``max_dynamic_patch`` and ``max_patches``: tiles into which InternVL cuts an image."""
@@ -36,7 +38,7 @@ class Processor:
         )
 
     def nested(self, key: str) -> Config:
-        """Return a nested config, also of the thinker of an omni model, or an empty one."""
+        """Return the section ``key`` of config.json, or else of its ``thinker_config`` (omni models), or {}."""
         thinker = Config(self.root.table("thinker_config") or {}, f"{self.root.where} thinker_config")
         return Config(self.root.table(key) or thinker.table(key) or {}, f"{self.root.where} {key}")
 
@@ -45,9 +47,9 @@ class Processor:
         return _whole(self._first("images_kwargs", self.image_values, key), default)
 
     def pixels(self, default: int, *, video: bool = False) -> int:
-        """Return the most pixels of an image, or of all frames of a video.
+        """Return the largest number of pixels of an image, or of all frames of a video together.
 
-        ``size.longest_edge`` is a number of pixels too (models/qwen2_vl.py:_get_vision_size).
+        ``size.longest_edge`` is a number of pixels, despite its name (models/qwen2_vl.py:_get_vision_size).
         """
         scope, values = ("videos_kwargs", self._video_values) if video else ("images_kwargs", self.image_values)
         for table in (_table(self.options.get(scope)), dict(self.options), values):
@@ -87,12 +89,12 @@ def _whole(value: Any, default: int) -> int:
 
 
 def _unit(vision: Config, patch: int) -> int:
-    """Return the pixels on a side of the square that becomes one token."""
+    """Return the side, in pixels, of the square of an image that becomes one token."""
     return vision.integer("patch_size", default=patch) * vision.integer("spatial_merge_size", default=2)
 
 
 def _qwen2(processor: Processor) -> tuple[MediaItem, ...]:
-    """Qwen2-VL: a video's frames are as large as images, two for each part (models/qwen2_vl.py)."""
+    """Qwen2-VL: a part of a video is two frames, and takes as many tokens as the largest image (models/qwen2_vl.py)."""
     square = _unit(processor.vision, 14) ** 2
     tokens = max(1, processor.pixels(16384 * square) // square)
     return (MediaItem(modality="image", tokens=tokens), MediaItem(modality="video", tokens=tokens, parts=7))
@@ -108,7 +110,10 @@ def _qwen3(processor: Processor) -> tuple[MediaItem, ...]:
 
 
 def _glm4v(processor: Processor) -> tuple[MediaItem, ...]:
-    """GLM-4.1V: pixels count for each of two frames (models/glm4_1v.py:_get_vision_info)."""
+    """GLM-4.1V: the largest number of pixels is for two frames together (models/glm4_1v.py:_get_vision_info).
+
+    An image counts as two frames, so it has half of these pixels.
+    """
     unit = _unit(processor.vision, 14)
     image, video = processor.pixels(unit**2 * 15000), processor.pixels(unit**2 * 2 * 30000, video=True)
     side = max(1, math.isqrt(image // 2) // unit)

@@ -36,7 +36,7 @@ def refuse_address(name: str) -> None:
         return
     scheme, rest = address[1].lower(), address[2]
     if scheme in OBJECT_STORAGE:
-        problem = "is in object storage: vLLM can stream it, but the plan reads a folder or the hub only"
+        problem = "is in object storage. vLLM can stream it, but the plan reads only a local folder or the hub"
         remedy = "copy the model into a folder and give the folder (its JSON files are enough for vllm-launch plan)"
         raise UsageError(f"model {name}", problem, remedy)
     host, _, path = rest.partition("/") if scheme in {"http", "https"} else (scheme, "", rest)
@@ -65,7 +65,9 @@ def refuse_modelscope(name: str, environ: Mapping[str, str]) -> None:
 
 def gguf(name: str) -> UsageError:
     """Return the error for a GGUF model."""
-    problem = f"is GGUF, which vLLM {pinned_vllm()} reads only with a plugin (vllm-gguf-plugin), and the plan cannot"
+    problem = (
+        f"is a GGUF model. vLLM {pinned_vllm()} reads it only with vllm-gguf-plugin, and the launcher cannot plan it"
+    )
     return UsageError(f"model {name}", problem, REMOVED_METHODS["gguf"])
 
 

@@ -26,11 +26,17 @@ MIN_CAPABILITY: dict[str, tuple[int, int]] = {
 """The lowest compute capability of each method. Source: vllm/model_executor/layers/quantization/*,
 ``get_min_capability`` of the class that ``get_quantization_config`` returns for the name."""
 
+MARLIN = (
+    "use another checkpoint of the model: compressed-tensors, AWQ with 4 bits, or GPTQ with 4 or 8 bits, sym: true and "
+    "desc_act: false"
+)
+"""Remedy for an AWQ or GPTQ checkpoint that vLLM's Marlin kernels do not support."""
+
 SIZES: dict[str, tuple[int, int | None]] = {
     "mxfp4": (4, 32), "gpt_oss_mxfp4": (4, 32), "modelopt_fp4": (4, 16), "fp_quant": (4, 32),
     "nvfp4_per_token": (4, 16), "mxfp8": (8, 32), "modelopt_mxfp8": (8, 32),
 }  # fmt: skip
-"""Bits of a weight and weights of a scale, for methods with a fixed format. Others have 8 bits and no groups."""
+"""(bits per weight, weights per scale) of methods with a fixed format. Other methods have 8 bits and no groups."""
 
 DEPRECATED = {"fbgemm_fp8", "fp_quant"}
 """Methods that need --allow-deprecated-quantization (quantization/__init__.py: DEPRECATED_QUANTIZATION_METHODS)."""
@@ -110,7 +116,7 @@ def _read_method(method: str, config: Config) -> Quantization:
         whole_column = config.get("group_size", "q_group_size") == -1
         if feature := _unsupported(method, config, bits, whole_column=whole_column):
             problem = f"vLLM {pinned_vllm()} no longer supports {feature}"
-            raise UsageError(f"{config.where} of {method}", problem, FOUR_BITS)
+            raise UsageError(f"{config.where} of {method}", problem, MARLIN)
         group = None if whole_column else config.integer("group_size", "q_group_size", default=128)
         return Quantization(method=method, bits=bits, group_size=group, ignored=ignored)
     if method == "compressed-tensors":
@@ -161,8 +167,9 @@ def _mixed(config: Config, ignored: tuple[str, ...]) -> Quantization:
 
 
 def _unsupported(method: str, config: Config, bits: int, *, whole_column: bool) -> str | None:
-    """Return the feature that vLLM's AWQ or GPTQ, which have only Marlin kernels, does not support, or None.
+    """Return the feature of an AWQ or GPTQ checkpoint that vLLM does not support, or None.
 
+    For both methods vLLM has only Marlin kernels.
     Source: quantization/auto_awq.py, auto_gptq.py (TYPE_MAP), utils/gptq_utils.py:normalize_and_validate_gptq_desc_act.
     """
     if method.startswith(("awq", "auto_awq")):
@@ -194,7 +201,7 @@ def _modelopt_cache(config: Config) -> str | None:
 def _compressed(config: Config, ignored: tuple[str, ...]) -> Quantization:
     """Return the quantisation of a compressed-tensors checkpoint.
 
-    The group whose targets are a class of layers ("Linear") is that of all modules without a group of their own
+    A group whose target is a class of layers ("Linear") applies to each module that no other group names
     (layers/quantization/compressed_tensors/utils.py:find_matched_target).
     """
     groups = [

@@ -1,4 +1,4 @@
-"""Decides what clients of a chat need of vLLM: its parsers of reasoning and of tool calls. Pure."""
+"""Chooses vLLM's parsers for reasoning and tool calls. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from vllm_launch.plan.explain import Reason, Source
 from vllm_launch.plan.request import PlanRequest
 
 OWN_FORMAT = "hf"
-"""vLLM's parser by the tokenizer's response_template. It works with no other parser (parser/parser_manager.py)."""
+"""Name of vLLM's parser that follows the response_template of the tokenizer. If the user chooses it, vLLM accepts no
+other parser (parser/parser_manager.py)."""
 
 
 class Clients(NamedTuple):
-    """The decision: ``options`` by dest, the reasons for them, and what a user must do for the rest."""
+    """The parsers that the plan sets.
+
+    ``options``: vLLM's options by dest. ``reasons``: why the plan sets a parser, or why it sets none. ``warnings``:
+    what the user can do to get a parser that the plan cannot set.
+    """
 
     options: Mapping[str, object]
     reasons: Sequence[Reason]
@@ -24,7 +29,11 @@ class Clients(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One parser, or None. ``why``: the reason, or why there is none, "" if nobody expects one. ``need``: a remedy."""
+    """The result for one kind of parser.
+
+    ``parser``: vLLM's name of it, or None for no parser. ``why``: the reason for the parser, or for no parser. It is ""
+    if the model needs no parser. ``need``: what the user can do to get a parser, or "".
+    """
 
     parser: str | None
     why: str
@@ -35,7 +44,10 @@ NONE = Choice(None, "")
 
 
 def clients(request: PlanRequest, model: Model) -> Clients:
-    """Return what the plan sets for clients of ``model``. A user's own choice is kept, and nothing is added to it."""
+    """Return the options, reasons and warnings for clients of ``model``.
+
+    The plan changes no parser that the user chose, and does not add --enable-auto-tool-choice to it.
+    """
     chat = model.chat
     if chat is None:
         return Clients({}, (), ())
@@ -53,7 +65,7 @@ def clients(request: PlanRequest, model: Model) -> Clients:
         if choice.why:
             reasons.append(Reason(field=dest, value=choice.parser, why=choice.why, source=Source.MODEL))
         if choice.need:
-            warnings.append(f"{model.name}: {choice.why}; {choice.need}")
+            warnings.append(f"{model.name}: {choice.why}. {choice.need}")
     if tools.parser is not None and request.enable_auto_tool_choice is None:
         options["enable_auto_tool_choice"] = True
         why = "lets the model decide to call a tool. Without it vLLM refuses a request with tools"
@@ -86,11 +98,15 @@ def _tools(model: Model, chat: Chat) -> Choice:
         return NONE
     rule = rules[0]
     if rule.parser is None:
-        return Choice(None, f"writes tool calls as {rule.family}", rule.need)
+        return Choice(
+            None, f"the model writes tool calls in the format of {rule.family}, and the plan sets no parser", rule.need
+        )
     if not chat.shows_tools:
         why = "the chat template does not show a request's tools to the model"
         return Choice(None, why, rule.need) if rule.need else NONE
-    return _if_tokens(rule, chat, f"reads the tool calls of {rule.family}")
+    return _if_tokens(
+        rule, chat, f"reads tool calls in the format of {rule.family}", "vLLM refuses requests with tools"
+    )
 
 
 def _reasoning(model: Model, chat: Chat) -> Choice:
@@ -105,11 +121,14 @@ def _reasoning(model: Model, chat: Chat) -> Choice:
     if chat.renderer != "template":
         return Choice(rules[0].parser, f"reads the reasoning of {rules[0].family}")
     if not chat.whole_prompt:
-        return Choice(None, "the chat template raises an error for a simple question")
+        return Choice(
+            None, "the chat template fails for a prompt with one user message. Set --reasoning-parser yourself"
+        )
     for rule in rules:
         states = (thinking(chat, rule.tags), _end(chat.prompt_as_set, rule.tags))
         if state := next((state for state in states if not rule.thinking or state in rule.thinking), None):
-            return _if_tokens(rule, chat, f"reads the reasoning of {rule.family}{THINKS[state].format(*rule.tags)}")
+            why = f"reads the reasoning of {rule.family}{THINKS[state].format(*rule.tags)}"
+            return _if_tokens(rule, chat, why, "Requests work. Reasoning stays in the answer")
     return Choice(None, NOT_THINKING[thinking(chat, rules[0].tags)].format(*rules[0].tags))
 
 
@@ -120,26 +139,29 @@ THINKS: dict[Thinking, str] = {
     "unmarked": ", which the model begins itself",
 }
 NOT_THINKING: dict[Thinking, str] = {
-    "opened": "prompts end with {0}, and the parser would take reasoning for the answer",
-    "closed": "thinking is off by default (prompts end with {1}), and the parser would take answers for reasoning",
-    "switchable": "a request can switch thinking off, and the parser would then take answers for reasoning",
-    "unmarked": "prompts do not open {0}, and the parser would take plain answers for reasoning",
+    "opened": "prompts end with {0}. With a parser, vLLM would return reasoning as the answer",
+    "closed": "thinking is off by default (prompts end with {1}). With a parser, vLLM would return answers as reasoning",
+    "switchable": "a request can switch thinking off. With a parser, vLLM would then return answers as reasoning",
+    "unmarked": "prompts do not end with {0}. With a parser, vLLM would return plain answers as reasoning",
 }
 
 
-def _if_tokens(rule: ParserRule, chat: Chat, why: str) -> Choice:
-    """Return the rule's parser, if the tokenizer has its tokens. Otherwise vLLM refuses to start with it."""
+def _if_tokens(rule: ParserRule, chat: Chat, why: str, without: str) -> Choice:
+    """Return the rule's parser if the tokenizer has its tokens. Without them vLLM does not start with this parser.
+
+    ``without``: the effect of no parser, for the user.
+    """
     if rule.tokens and chat.tokens is None:
-        return Choice(None, f"no file lists the tokens that the parser {rule.parser} needs")
+        return Choice(None, f"no file lists the tokens that the parser {rule.parser} needs. {without}")
     missing = [token for token in rule.tokens if token not in (chat.tokens or ())]
     if missing:
-        why = f"the tokenizer has no token {missing[0]}, which the parser {rule.parser} needs"
+        why = f"the tokenizer has no token {missing[0]}, which the parser {rule.parser} needs. {without}"
         return Choice(None, why, rule.need)
     return Choice(rule.parser, why)
 
 
 def thinking(chat: Chat, tags: tuple[str, str]) -> Thinking:
-    """Return whether a prompt with the template's defaults lets the model think between ``tags``."""
+    """Return how a prompt with the template's defaults ends: it can open or close ``tags`` (see ``Thinking``)."""
     state = _end(chat.prompt, tags)
     if state == "unmarked" and _end(chat.prompt_without_thinking, tags) == "closed":
         return "switchable"

@@ -80,8 +80,8 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     nvlink_multicast: Annotated[
         Literal["auto", "off"],
         _about(
-            "off: NCCL, PyTorch, NVSHMEM and vLLM do not use NVLink multicast; auto: off if an environment "
-            "variable of NCCL, PyTorch or NVSHMEM disables it"
+            "auto: use NVLink multicast, unless an environment variable of NCCL, PyTorch or NVSHMEM disables it; off: "
+            "NCCL, PyTorch, NVSHMEM and vLLM do not use it"
         ),
     ] = "auto"
     health_host: Annotated[
@@ -98,8 +98,8 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     cache_dir: Annotated[
         Text | None,
         _about(
-            "folder for all caches; also used as HOME if HOME is not writable; default: below HOME, or in the run's "
-            "temporary folder if HOME is not writable"
+            "folder for all caches; also used as HOME if HOME is not writable; default: the folder "
+            "that each library chooses below HOME, mostly ~/.cache, or a folder of this run if HOME is not writable"
         ),
     ] = None
     state_dir: Annotated[
@@ -126,13 +126,16 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     stall_seconds: Annotated[
         Seconds,
         _about(
-            "stop a hung engine about this many seconds after its last step; /readyz fails after about four fifths of "
-            "this time; 0: never"
+            "stop a hung engine about this many seconds after its last step; with 300, /readyz fails within 260 s, and "
+            "the engine is stopped within 325 s; 0: never"
         ),
     ] = DEFAULT_STALL_S
     gpu_fault_kills: Annotated[
         bool,
-        _about("/livez also fails on a fatal GPU fault (Xid, lost GPU), so that Kubernetes restarts the container"),
+        _about(
+            "/livez also fails on a fatal GPU fault (Xid, lost GPU), so that Kubernetes restarts the container; "
+            "default: off"
+        ),
     ] = False
     p2p_check: Annotated[
         Literal["auto", "off", "disable"],
@@ -140,7 +143,7 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "auto: test P2P copies before the start; off: no test, use P2P as the driver reports it; disable: no P2P"
         ),
     ] = "auto"
-    greet: Annotated[bool, _about("when ready, send one test prompt and print the answer")] = False
+    greet: Annotated[bool, _about("when ready, send one test prompt and print the answer; default: off")] = False
     log_format: Annotated[
         Literal["text", "json"], _about("format of the launcher's own log lines; vLLM's stay as they are")
     ] = "text"

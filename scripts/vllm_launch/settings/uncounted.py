@@ -13,7 +13,7 @@ SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
 
 
 def warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a sentence for each of them: where it is set, what the plan does not consider, and the effect."""
+    """Yield a warning for each such option and variable that the user set: where, what the plan ignores, the effect."""
     for dest, name, row in uncounted(settings.engine):
         key = name.partition(".")[2]
         where = f"{settings.origin[dest]}: {key}" if key else settings.origin[dest]

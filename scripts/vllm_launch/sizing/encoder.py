@@ -1,4 +1,6 @@
-"""Memory of a multimodal model's encoder and of its cache, in bytes. Pure.
+"""Memory of a multimodal model's encoder and of the cache of its output, in bytes. Pure.
+
+The encoder turns an item (one image, video or audio clip) into tokens of output.
 
 vLLM's profile runs the encoder on the largest items and keeps their output while it runs the language model. The
 scheduler keeps at most ``encoder_cache_size`` tokens of output while vLLM serves. Source:
@@ -19,13 +21,14 @@ DEFAULT_LIMIT = 999
 
 
 class EncoderMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the encoder needs on the first pipeline rank, in bytes, except ``tokens``.
+    """Memory of the encoder on the first pipeline rank, in bytes.
 
-    ``profiled_peak`` and ``profiled_output`` are what vLLM's profile measures. ``peak`` and ``cache`` are the most
-    while vLLM serves. A peak includes the output. ``buffers`` stay allocated.
+    ``profiled_peak`` and ``profiled_output``: the encoder's peak and its output in vLLM's profile. ``peak`` and
+    ``cache``: the largest peak and the full cache while vLLM serves. A peak includes the output. ``buffers`` stay
+    allocated.
     """
 
-    tokens: int  # of the encoder's cache
+    tokens: int  # the number of tokens in a full encoder cache
     buffers: int
     profiled_peak: int
     profiled_output: int
@@ -48,7 +51,7 @@ def largest_item(model: Model, run: RunConfig) -> tuple[str, int]:
 
 
 def encoder_memory(placement: Placement) -> EncoderMemory | None:
-    """Return what the encoder needs, or None without items."""
+    """Return the memory of the encoder, or None if requests cannot contain items."""
     model, run, media = placement.model, placement.run_config, placement.model.media
     modality, item_tokens = largest_item(model, run)
     if media is None or not item_tokens:
@@ -59,7 +62,7 @@ def encoder_memory(placement: Placement) -> EncoderMemory | None:
     profiled = 0 if run.skip_mm_profiling else items * item_tokens
     return EncoderMemory(
         tokens=budget,
-        buffers=run.max_num_batched_tokens * row,  # embeddings of a batch, and its deepstack features
+        buffers=run.max_num_batched_tokens * row,  # of a batch; several copies with deepstack
         profiled_peak=_peak(placement, media, profiled),
         profiled_output=profiled * row,
         peak=_peak(placement, media, budget),

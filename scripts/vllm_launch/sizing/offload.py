@@ -38,10 +38,11 @@ class LayerTensor(NamedTuple):
 
 
 class Offloaded(NamedTuple):
-    """What moves from one GPU, in bytes.
+    """The effect of offloading on one GPU, in bytes.
 
-    ``saved``: what the GPU needs less. ``host``: the weights in host memory. ``pinned``: host memory that they occupy.
-    PyTorch rounds each tensor in pinned memory up to a power of two (ATen/core/CachingHostAllocator.h:allocate).
+    ``saved``: GPU memory that the plan counts as saved. ``host``: size of the weights that move to host memory.
+    ``pinned``: pinned host memory that these weights take. PyTorch rounds each tensor in pinned memory up to a power of
+    two (ATen/core/CachingHostAllocator.h:allocate).
     """
 
     saved: int
@@ -50,10 +51,11 @@ class Offloaded(NamedTuple):
 
 
 def offloaded(offload: Offload, tensors: Iterable[LayerTensor]) -> Offloaded:
-    """Return what ``offload`` moves of one GPU's ``tensors``.
+    """Return the effect of ``offload`` on one GPU with ``tensors``.
 
-    "uva" moves whole tensors, and the last one can exceed the limit. So at least the limit is saved, and the host needs
-    memory for one more tensor. Source: vllm/model_executor/offloader (uva.py:_maybe_offload_to_cpu, prefetch.py).
+    "uva" moves whole tensors until their sizes reach the limit, so the last tensor can exceed it. ``saved`` is at most
+    the limit. ``host`` includes the whole last tensor. Source: vllm/model_executor/offloader
+    (uva.py:_maybe_offload_to_cpu, prefetch.py).
     """
     movable = [tensor for tensor in tensors if _matches(offload.params, tensor.path)]
     if offload.backend == "uva":

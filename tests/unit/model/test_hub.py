@@ -174,7 +174,9 @@ def test_a_repository_of_gguf_files_without_a_config_is_called_gguf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "hf_hub_download", _read_from(tmp_path))
-    with pytest.raises(UsageError, match=r"unsloth/Qwen3-8B-GGUF: is GGUF, which vLLM .* only with a plugin"):
+    with pytest.raises(
+        UsageError, match=r"unsloth/Qwen3-8B-GGUF: is a GGUF model. vLLM .* reads it only with vllm-gguf-plugin"
+    ):
         read_model("unsloth/Qwen3-8B-GGUF")
     with pytest.raises(UsageError, match=r"has no config\.json"):
         read_model("gguf/tools")

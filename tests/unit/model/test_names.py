@@ -26,7 +26,7 @@ def refusal(name: str) -> UsageError:
 @pytest.mark.parametrize("name", ["s3://bucket/model", "S3://bucket/model/", "gs://b/m", "az://container/m"])
 def test_object_storage_is_what_vllm_can_read_and_the_plan_cannot(name: str) -> None:
     error = refusal(name)
-    assert "vLLM can stream it, but the plan reads a folder or the hub only" in error.problem
+    assert "vLLM can stream it, but the plan reads only a local folder or the hub" in error.problem
     assert "give the folder" in error.remedy
 
 
@@ -85,13 +85,13 @@ def test_a_folder_is_planned_even_with_modelscope(monkeypatch: pytest.MonkeyPatc
 )
 def test_gguf_needs_a_plugin(name: str) -> None:
     error = refusal(name)
-    assert f"is GGUF, which vLLM {pinned_vllm()} reads only with a plugin" in error.problem
+    assert f"is a GGUF model. vLLM {pinned_vllm()} reads it only with vllm-gguf-plugin" in error.problem
     assert error.remedy == "use the safetensors checkpoint of the model"
 
 
 def test_a_folder_with_only_gguf_is_not_told_to_add_a_config(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "is GGUF" in refusal(str(tmp_path)).problem
+    assert "is a GGUF model" in refusal(str(tmp_path)).problem
 
 
 @pytest.mark.parametrize("name", ["ollama://llama3", "https://bucket.s3.amazonaws.com/a/b", "hdfs://a/b", "oci://x/y"])

@@ -92,7 +92,8 @@ def test_auto_tool_choice_without_a_parser_gets_the_familys_parser() -> None:
 def test_a_model_that_does_not_think_by_default_gets_a_reason_and_no_parser() -> None:
     (why,) = [reason.why for reason in decided(QWEN3._replace(template=template("", OFF_UNLESS_ON))).reasons]
     assert (
-        why == "thinking is off by default (prompts end with </think>), and the parser would take answers for reasoning"
+        why
+        == "thinking is off by default (prompts end with </think>). With a parser, vLLM would return answers as reasoning"
     )
 
 
@@ -109,10 +110,12 @@ def test_a_parser_whose_token_the_tokenizer_lacks_would_stop_vllm_so_it_is_not_s
     without = decided(QWEN3._replace(template=template("", OPENS, marks="</think>"), tokens=("<think>",)))
     assert without.options == {}
     assert [reason.why for reason in without.reasons] == [
-        "the tokenizer has no token </think>, which the parser qwen3 needs"
+        "the tokenizer has no token </think>, which the parser qwen3 needs. Requests work. Reasoning stays in the answer"
     ]
     unknown = decided(QWEN3._replace(template=template("", OPENS, marks="</think>"), tokens=()))
-    assert [reason.why for reason in unknown.reasons] == ["no file lists the tokens that the parser qwen3 needs"]
+    assert [reason.why for reason in unknown.reasons] == [
+        "no file lists the tokens that the parser qwen3 needs. Requests work. Reasoning stays in the answer"
+    ]
 
 
 @pytest.mark.parametrize(
