@@ -148,7 +148,7 @@ class Nvml:
         return None if mask is None else tuple(name for bit, name in SLOWDOWNS.items() if mask & bit)
 
     def memory(self, index: int) -> Memory | None:
-        """Return the memory of a GPU, used by all processes together. None with MIG enabled. Raises GpuLost."""
+        """Return the memory of a GPU. ``used`` counts all processes. None with MIG enabled. Raises GpuLost."""
         return self._memory(index, self._handle(index))
 
     def load(self, index: int) -> Load:

@@ -28,8 +28,8 @@ def _choice(names: Sequence[str]) -> str:
 
 def _plan_flags(parser: ArgumentParser) -> None:
     where = (
-        "a file that `vllm-launch gpus --format json` wrote, or GPUs by name, for example H100:8, L4, GB10, H100-1g.10gb; "
-        "a wrong name lists similar ones"
+        "a file that `vllm-launch gpus --format json` wrote, or GPUs by name, for example H100:8, L4, GB10, "
+        "H100-1g.10gb; a wrong name lists similar ones"
     )
     parser.add_argument("--hardware", action=Once, metavar="FILE|NAME:COUNT", help=where)
     about = "default: table; helm: values for the chart"

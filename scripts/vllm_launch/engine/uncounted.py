@@ -29,8 +29,8 @@ class Uncounted(NamedTuple):
     """A fact that the plan does not consider, and its effect.
 
     ``what``: a noun phrase. ``effect``: a clause that starts with "so". A warning has both.
-    ``harmless``: values of the option that do not have this effect. None and vLLM's default in the table of options never
-    have it.
+    ``harmless``: values of the option that do not have this effect. None never has it, and
+    neither has vLLM's default, if the table of options has one.
     """
 
     what: str

@@ -140,7 +140,7 @@ THINKS: dict[Thinking, str] = {
 }
 NOT_THINKING: dict[Thinking, str] = {
     "opened": "prompts end with {0}. With a parser, vLLM would return reasoning as the answer",
-    "closed": "thinking is off by default (prompts end with {1}). With a parser, vLLM would return answers as reasoning",
+    "closed": "thinking is off by default: prompts end with {1}. With a parser, vLLM would return answers as reasoning",
     "switchable": "a request can switch thinking off. With a parser, vLLM would then return answers as reasoning",
     "unmarked": "prompts do not end with {0}. With a parser, vLLM would return plain answers as reasoning",
 }

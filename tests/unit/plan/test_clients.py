@@ -93,7 +93,7 @@ def test_a_model_that_does_not_think_by_default_gets_a_reason_and_no_parser() ->
     (why,) = [reason.why for reason in decided(QWEN3._replace(template=template("", OFF_UNLESS_ON))).reasons]
     assert (
         why
-        == "thinking is off by default (prompts end with </think>). With a parser, vLLM would return answers as reasoning"
+        == "thinking is off by default: prompts end with </think>. With a parser, vLLM would return answers as reasoning"
     )
 
 
