@@ -22,7 +22,7 @@ FEWER = (
 LATE = "so a GPU can run out of memory. If it does, lower --gpu-memory-utilization"
 KERNELS = "so vLLM's KV cache can be smaller or larger than planned, and a GPU can run out of memory"
 HOST = "so vLLM needs more host memory than planned"
-CONNECTOR = f"{SMALLER}. With some connectors, layers with a window keep all tokens, so it also holds fewer tokens"
+CONNECTOR = f"{SMALLER}. With some connectors, layers with a window keep all tokens, so the cache holds fewer"
 
 
 class Uncounted(NamedTuple):
@@ -216,7 +216,7 @@ UNCOUNTED: Mapping[str, Uncounted] = {
 OFF = ("", "0", "false", "False")
 
 UNCOUNTED_VARIABLES: Mapping[str, Uncounted] = {
-    "VLLM_PP_LAYER_PARTITION": Uncounted("the number of layers that it gives to each pipeline stage", UNKNOWN),
+    "VLLM_PP_LAYER_PARTITION": Uncounted("the layers that this variable gives to each pipeline stage", UNKNOWN),
     "VLLM_USE_V2_MODEL_RUNNER": Uncounted("the memory of model runner V1", UNKNOWN, ("", "1")),
     "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": Uncounted("the copies of offloaded weights on the GPU", LATE, OFF),
     "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": Uncounted("the size of FlashInfer's workspace", UNKNOWN, ("",)),
