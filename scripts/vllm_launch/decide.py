@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import msgspec
@@ -25,7 +26,11 @@ PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parall
 
 
 def plan_request(settings: Settings) -> PlanRequest:
-    """Return the user settings that the plan must not change."""
+    """Return the user settings that the plan must not change.
+
+    Raises:
+        UsageError: a JSON value has another type than vLLM's option takes.
+    """
     engine = settings.chosen
     fields = {name: engine[name] for name in PlanRequest.__struct_fields__ if engine.get(name) is not None}
     fields["objective"] = settings.launch.objective
@@ -39,7 +44,25 @@ def plan_request(settings: Settings) -> PlanRequest:
     fields["estimate_cudagraphs"] = settings.estimate_cudagraphs
     fields["expandable_segments"] = settings.expandable_segments
     fields["long_max_model_len"] = settings.long_max_model_len or bool(engine.get("hf_overrides"))
-    return msgspec.convert(fields, PlanRequest)
+    try:
+        return msgspec.convert(fields, PlanRequest)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(settings, str(error)) from error
+
+
+def _wrong_type(settings: Settings, error: str) -> UsageError:
+    """Return the error for a value whose type does not match its field of ``PlanRequest``.
+
+    ``error``: msgspec's text, such as "Expected `int`, got `str` - at `$.limit_mm_per_prompt[...]`".
+    """
+    problem, _, place = error.partition(" - at ")
+    dest = found[0] if (found := re.search(r"\w+", place)) else "vLLM's options"
+    expected = problem.replace("`", "").replace(" | ", " or ")
+    return UsageError(
+        settings.origin.get(dest, dest),
+        f"a value has the wrong type: {expected[:1].lower()}{expected[1:]}",
+        "write it as `vllm serve --help=all` describes",
+    )
 
 
 def redundant_experts(eplb_config: object) -> int:

@@ -199,6 +199,11 @@ FLAGS = [
     flags("--allowed-origins '*'", "'*' is not JSON", """'["word"]'"""),
     flags("--limit-mm-per-prompt image=2,video=1", "'image=2,video=1' is not JSON", """'{"image": 2, "video": 1}'"""),
     flags("--hf-overrides '[1]'", "--hf-overrides", "an object in single quotes"),
+    flags(
+        '--limit-mm-per-prompt \'{"image": "x"}\'', "flag --limit-mm-per-prompt: a value has the wrong type", "--help"
+    ),
+    flags("--limit-mm-per-prompt '{\"image\": [1]}'", "expected int or object, got array", "--help"),
+    flags('--limit-mm-per-prompt \'{"video": {"width": 1.5}}\'', "flag --limit-mm-per-prompt", "--help"),
     flags("--compilation-config '{\"mode\": }'", "not JSON", "JSON in single quotes"),
     flags("--speculative-config 5", "--speculative-config", "an object in single quotes"),
     flags("--compilation-config.mode", "--compilation-config.mode", "=VALUE"),

@@ -21,6 +21,9 @@ CHECKPOINT_LAYERS = frozenset(
 DRAFT_MODEL = frozenset({"draft_model", "eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark"})
 """Methods that load the weights of a draft model or of a draft head."""
 
+NEED_MODEL = (DRAFT_MODEL | {"custom_class"}) - {"dspark"}
+"""Methods that need "model" in speculative_config. The weights of dspark can be in the checkpoint itself."""
+
 HIDDEN_STATES = frozenset({"extract_hidden_states"})
 """Methods that keep hidden states of the model in the KV cache, without a draft."""
 

@@ -28,6 +28,9 @@ from vllm_launch.sizing.run_config import default_batch
 from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
 from vllm_launch.units import GIB, gib
 
+MODALITIES = ("image", "video", "audio")
+"""Modalities of vLLM's limits (config/multimodal.py). vLLM ignores other names without a message."""
+
 WARNING_SHARE = 1 / 20
 """Share of the KV cache that must be lost before the plan warns."""
 
@@ -448,6 +451,12 @@ def _media_warnings(request: PlanRequest, hardware: Hardware, model: Model, chos
     options = {name for limit in limits.values() if isinstance(limit, dict) for name in limit} - {"count"}
     if model.media is None:
         return
+    known = {*MODALITIES, *(item.modality for item in model.media.items)}
+    if unknown := sorted(name for name in limits if name not in known):
+        yield (
+            f"--limit-mm-per-prompt names {', '.join(unknown)}, and this has no effect: vLLM's names are "
+            f"{', '.join(sorted(known))}"
+        )
     size = 4.0 if request.mm_processor_cache_gb is None else request.mm_processor_cache_gb
     cached = int(size * GIB) * (1 + chosen.layout.data)  # the API server's, and one for each engine
     if active_items(model, chosen.run_config) and hardware.cpu and cached > hardware.cpu.memory_available:

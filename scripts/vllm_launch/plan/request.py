@@ -66,7 +66,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     verifies_in_chunks: bool = True  # as in ``RunConfig``
     enable_expert_parallel: bool | None = None
     language_model_only: bool = False
-    limit_mm_per_prompt: dict[str, int | dict[str, int]] | None = None
+    limit_mm_per_prompt: dict[str, int | dict[str, int | None]] | None = None
     skip_mm_profiling: bool = False
     mm_encoder_tp_mode: str | None = None
     disable_chunked_mm_input: bool = False

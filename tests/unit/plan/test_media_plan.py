@@ -57,6 +57,13 @@ def test_disabling_images_gives_their_memory_to_the_kv_cache(request_: dict[str,
     assert result.kv_cache.tokens > planned(large).kv_cache.tokens
 
 
+def test_a_limit_of_an_unknown_modality_is_a_warning() -> None:
+    assert any(
+        "names images, and this has no effect" in text for text in planned(limit_mm_per_prompt={"images": 0}).warnings
+    )
+    assert not any("no effect" in text for text in planned(limit_mm_per_prompt={"image": 1, "video": 0}).warnings)
+
+
 def test_a_limit_with_options_limits_the_number_and_warns_of_the_sizes() -> None:
     result = planned(limit_mm_per_prompt={"image": {"count": 2, "width": 512}})
     assert any("width in --limit-mm-per-prompt" in warning for warning in result.warnings)

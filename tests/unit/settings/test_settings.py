@@ -308,7 +308,7 @@ def test_a_shutdown_timeout_longer_than_the_drain_is_warned_of():
         ("--speculative-config.method mtp", "extra layers"),
         ("--speculative-config.model small", "the draft model"),
         ("--speculative-config.method extract_hidden_states", "hidden states"),
-        ("--speculative-config.method custom_class", "your own class"),
+        ("--speculative-config.method custom_class --speculative-config.model a.B", "your own class"),
     ],
 )
 def test_speculative_decoding_warns_of_the_memory_that_the_plan_does_not_count(words, what):
