@@ -14,6 +14,7 @@ from vllm_launch.plan.fit import (
     USEFUL_TOKENS,
     Candidate,
     NoFit,
+    cpu_cache_bytes,
     kv_cache_on_host,
     tightest,
     watermark_of,
@@ -213,7 +214,7 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
         yield Reason(field="gpu_memory_utilization", value=chosen.utilization, why="", source=Source.LAUNCHER)
     else:
         why = f"holds {run.max_num_seqs} requests of {USEFUL_TOKENS:,} tokens and one request of max_model_len"
-        if cache.tokens < run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len):
+        if cache.bytes < cpu_cache_bytes(chosen.placement):
             why = (
                 "half of the memory that the weights and vLLM itself leave free. The page cache and other programs use "
                 "the rest"
@@ -294,8 +295,11 @@ def _dtype_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Ite
 
 def _requests_that_fit(chosen: Candidate) -> str:
     tokens, longest = chosen.kv_cache.tokens, chosen.run_config.max_model_len
-    usual = min(USEFUL_TOKENS, longest)
-    return f"{tokens / longest:,.1f} requests of {longest:,} tokens, or {tokens // usual:,} of {usual:,}"
+    requests = f"{tokens / longest:,.1f} requests of {longest:,} tokens"
+    if longest <= USEFUL_TOKENS:
+        return requests
+    usual = kv.requests_that_fit(chosen.placement, chosen.kv_cache, USEFUL_TOKENS)
+    return f"{requests}, or {usual:,} of {USEFUL_TOKENS:,}"
 
 
 def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
@@ -345,7 +349,7 @@ def why_not_useful(candidate: Candidate) -> str:
     """Return why a split that fits was rejected: its KV cache is too small to be useful."""
     tokens, longest = candidate.kv_cache.tokens, candidate.run_config.max_model_len
     usual = min(USEFUL_TOKENS, longest)
-    few_requests = tokens < USEFUL_REQUESTS * usual
+    few_requests = kv.requests_that_fit(candidate.placement, candidate.kv_cache, usual) < USEFUL_REQUESTS
     why = (
         f"fewer than {USEFUL_REQUESTS} requests of {usual:,} tokens"
         if few_requests

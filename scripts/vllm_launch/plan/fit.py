@@ -220,9 +220,7 @@ def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run
         return result
     placement, cache, useful = result
     if not set_bytes:
-        run = placement.run_config
-        tokens = run.max_model_len + run.max_num_seqs * min(USEFUL_TOKENS, run.max_model_len)
-        needed = tokens * cache.bytes_per_token // layout.gpus_per_replica
+        needed = cpu_cache_bytes(placement) // layout.gpus_per_replica
         kv_bytes = min(kv_bytes, -(-needed // MIB) * MIB)
         cache = kv.kv_cache(placement, kv_bytes)
     weight_bytes = weights(placement)
@@ -244,6 +242,13 @@ def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run
         kv_cache=cache,
         useful=useful,
     )
+
+
+def cpu_cache_bytes(placement: Placement) -> int:
+    """Return the bytes of the largest KV cache that the plan chooses on a CPU (``fit_on_cpu``), for all workers."""
+    run = placement.run_config
+    usual = kv.bytes_per_request(placement, min(USEFUL_TOKENS, run.max_model_len))
+    return kv.bytes_per_request(placement, run.max_model_len) + run.max_num_seqs * usual
 
 
 def _cpu_share(cpu: Cpu, utilization: float) -> int:
@@ -273,8 +278,8 @@ def _with_cache(
         placement = Placement(model, run, layout, placement.gpu)
     cache = kv.kv_cache(placement, cache_bytes)
     full_length = run.max_model_len == (request.length or model.max_model_len)
-    enough_tokens = cache.tokens >= USEFUL_REQUESTS * min(USEFUL_TOKENS, run.max_model_len)
-    return placement, cache, not cache.bytes_per_token or (full_length and enough_tokens)
+    requests = kv.requests_that_fit(placement, cache, min(USEFUL_TOKENS, run.max_model_len))
+    return placement, cache, not cache.bytes_per_token or (full_length and requests >= USEFUL_REQUESTS)
 
 
 def _state_blocks(placement: Placement, cache: KvCache) -> int | None:

@@ -131,6 +131,16 @@ def bytes_per_request(placement: Placement, tokens: int) -> int:
     return _blocks_per_request(grouping, placement, tokens) * sum(grouping.block_bytes) * layout.tensor
 
 
+def requests_that_fit(placement: Placement, cache: KvCache, tokens: int) -> int:
+    """Return how many requests of ``tokens`` tokens ``cache`` holds at once.
+
+    With windows, chunks and recurrent states a request does not need memory in proportion to its length. So the
+    number does not follow from ``cache.tokens``, which is for requests of ``max_model_len`` tokens.
+    """
+    needed = bytes_per_request(placement, tokens)
+    return cache.bytes // needed if cache.tokens and needed else 0
+
+
 def block_size(placement: Placement) -> int:  # noqa: PLR0911 - one return for each kind of backend
     """Return the tokens in a block. For hybrid models, ``layer_specs`` increases it.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import DEEPSEEK, EXPERTS, FULL, GIB, SLIDING, STATE, model, placed, quantized, run, tensor
+from builders import CHUNKED, DEEPSEEK, EXPERTS, FULL, GIB, SLIDING, STATE, model, placed, quantized, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,8 +28,9 @@ from vllm_launch.sizing.parallel import Layout
 
 def sized(gib, *, layers=32, **changes):
     """Return a model of Llama-3-8B's shape with ``gib`` GiB of weights, in matrices that tensor parallelism splits."""
-    names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(layers)]
-    tensors = tuple(tensor(name, round(gib * GIB / 2 / 4096 / layers), 4096) for name in names)
+    count = layers if isinstance(layers, int) else len(layers)
+    names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(count)]
+    tensors = tuple(tensor(name, round(gib * GIB / 2 / 4096 / count), 4096) for name in names)
     return model(layers=layers, tensors=tensors, **changes)
 
 
@@ -131,6 +132,20 @@ def test_a_kv_cache_is_useful_from_sixteen_short_requests_on():
     roomier = plan(PlanRequest(), machine(2), sized(68))
     assert sizes(roomier) == (1, 1, 2)
     assert roomier.kv_cache.tokens >= 16 * 2048
+
+
+def test_a_short_length_is_named_once_and_windows_are_counted_for_short_requests():
+    def cache(**changes):
+        result = plan(PlanRequest(), machine(1), sized(16, **changes))
+        return next(reason.why for reason in result.reasons if reason.field == "kv_cache")
+
+    assert cache(max_model_len=448).endswith("requests of 448 tokens")
+    windows = (*[msgspec.structs.replace(CHUNKED, window=8192)] * 24, *[FULL] * 8)
+    dense, chunked = (
+        int(re.search(r"or ([\d,]+) of 2,048", cache(**kind))[1].replace(",", ""))
+        for kind in ({"max_model_len": 131_072}, {"max_model_len": 131_072, "layers": windows})
+    )
+    assert abs(dense - chunked) < dense / 50
 
 
 def test_a_useful_kv_cache_holds_one_request_of_the_models_full_length():

@@ -23,6 +23,7 @@ from vllm_launch.sizing.kv import (
     layer_specs,
     longest_that_fits,
     override_bytes,
+    requests_that_fit,
 )
 from vllm_launch.sizing.parallel import Layout
 
@@ -194,6 +195,22 @@ def test_chunked_attention_needs_blocks_for_the_chunk_and_for_tokens_in_flight()
     assert blocks((CHUNKED,)) == (8192 + 2 * 8192) // 16
     assert blocks((CHUNKED,), length=1000) == 63
     assert blocks((CHUNKED,), max_num_batched_tokens=100) == -(-(8192 + 200) // 16)
+
+
+def test_short_requests_of_a_model_with_chunks_are_counted_by_their_own_blocks():
+    long = run(max_model_len=1_048_576)
+    chunks = placed(model(layers=(CHUNKED, CHUNKED, CHUNKED, FULL)), long, on=gpu())
+    cache = kv_cache(chunks, 40 * GIB)
+    assert requests_that_fit(chunks, cache, 2048) == 40 * GIB // (2048 * 4 * 4096)
+    assert requests_that_fit(chunks, cache, 2048) * 3 < cache.tokens // 2048
+    dense = placed(model(layers=4), long, on=gpu())
+    cache = kv_cache(dense, 40 * GIB)
+    assert requests_that_fit(dense, cache, 2048) == cache.tokens // 2048
+
+
+def test_a_cache_that_holds_no_longest_request_holds_no_request():
+    small = placed(model(), run(), on=gpu())
+    assert requests_that_fit(small, kv_cache(small, 64 * MIB), 2048) == 0
 
 
 def test_only_layers_with_a_window_have_one():
