@@ -70,7 +70,10 @@ REMOVED_KEYS = {
 FOUR_BITS = "use an AWQ, GPTQ or compressed-tensors checkpoint of the model, or quantise it with llm-compressor"
 """Remedy for a 4-bit method."""
 
-EIGHT_BITS = "use the unquantised model and add --quantization fp8"
+UNQUANTIZED = "use the unquantised model and add"
+"""Start of a remedy for a checkpoint in a removed method."""
+
+EIGHT_BITS = f"{UNQUANTIZED} --quantization fp8"
 """Remedy for an 8-bit method."""
 
 REMOVED_METHODS = {
@@ -86,13 +89,13 @@ REMOVED_METHODS = {
     "vptq": FOUR_BITS,
     "eetq": EIGHT_BITS,
     "deepspeedfp": EIGHT_BITS,
-    "ptpc_fp8": "use the unquantised model and add --quantization fp8_per_channel",
-    "tpu_int8": "use the unquantised model and add --quantization int8_per_channel_weight_only",
+    "ptpc_fp8": f"{UNQUANTIZED} --quantization fp8_per_channel",
+    "tpu_int8": f"{UNQUANTIZED} --quantization int8_per_channel_weight_only",
     "neuron_quant": EIGHT_BITS,
     "ipex": "use an AWQ or GPTQ checkpoint of the model",
     "rtn": EIGHT_BITS,
     "petit_nvfp4": "use the modelopt NVFP4 checkpoint of the model",
-    "bitsandbytes": "use the unquantised model and add --quantization fp8, or use an AWQ or GPTQ checkpoint",
+    "bitsandbytes": f"{UNQUANTIZED} --quantization fp8, or use an AWQ or GPTQ checkpoint",
     "gguf": "use the safetensors checkpoint of the model",
 }
 """Quantization methods of checkpoints that earlier releases of vLLM or transformers read."""

@@ -13,7 +13,7 @@ from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, usable
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
-from vllm_launch.plan.fit import Candidate, NoFit
+from vllm_launch.plan.fit import USEFUL_TOKENS, Candidate, NoFit
 from vllm_launch.plan.request import AUTO, PlanRequest
 from vllm_launch.units import gib
 
@@ -123,6 +123,7 @@ def _changes(
     yield from _removals(request, hardware)
     mixed = list(_mixed_splits(request, hardware, gpus))
     yield from mixed
+    longest = longest or _longest_halving(request, hardware, gpus, model)
     smaller = list(_smaller(request, hardware, gpus, model, longest))
     yield from smaller
     if (any_split := _any_split(request)) != request:
@@ -147,6 +148,25 @@ def _removals(request: PlanRequest, hardware: Hardware) -> Iterator[Change]:
         if getattr(request, option) is not None:
             text = f"remove --{option.replace('_', '-')}"
             yield Change(text, frozenset({text}), msgspec.structs.replace(request, **{option: None}), hardware)
+
+
+def _longest_halving(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu], model: Model) -> int:
+    """Return the largest half, quarter and so on of the length that fits, or 0 if none from USEFUL_TOKENS on fits.
+
+    A shorter length needs less memory beside the KV cache too: a batch that must hold a whole prompt has fewer
+    tokens, and block tables are smaller.
+    """
+
+    def fits(length: int) -> bool:
+        shorter = msgspec.structs.replace(request, max_model_len=length)
+        return choose(shorter, hardware, gpus, model)[0] is not None
+
+    length = (request.length or model.max_model_len) // 2
+    if length < USEFUL_TOKENS or not fits(USEFUL_TOKENS):
+        return 0
+    while length > USEFUL_TOKENS and not fits(length):
+        length //= 2
+    return max(length, USEFUL_TOKENS)
 
 
 def _smaller(

@@ -168,25 +168,34 @@ def _too_little_memory(request: PlanRequest, layout: Layout, parts: Memory, gpu:
 
     ``kv_bytes`` is the memory that vLLM's profiling leaves for the KV cache.
     """
-    missing, purpose = -kv_bytes, "even without a KV cache"
+    missing, purpose, available = -kv_bytes, "even without a KV cache", gpu.memory_free
     if request.gpu_memory_utilization is not None:
         share = memory.requested_bytes(gpu, request.gpu_memory_utilization)
         free = gpu.memory_free - parts.context
         if share > free:  # v1/worker/utils.py:request_memory raises
-            missing, purpose = (
-                share - free,
-                f"for gpu_memory_utilization {request.gpu_memory_utilization}, with {gib(free)} free",
-            )
-        elif request.kv_cache_memory_bytes:
+            purpose = f"for gpu_memory_utilization {request.gpu_memory_utilization}, with {gib(free)} free"
+            why = f"GPU {gpu.index} lacks {gib(share - free)} of memory {purpose}"
+            return NoFit(layout=layout, why=why, missing=share - free)
+        available = share
+        if request.kv_cache_memory_bytes:
             return None  # vLLM uses both values without a check
     elif request.kv_cache_memory_bytes:
         missing = request.kv_cache_memory_bytes - kv_bytes
         purpose = f"for a KV cache of {gib(request.kv_cache_memory_bytes)}"
     if missing < 0 or (missing == 0 and request.kv_cache_memory_bytes):
         return None
-    needs = f"weights {gib(parts.weights)}, activations {gib(parts.activation_peak)}"
-    why = f"GPU {gpu.index} lacks {gib(max(missing, 1))} of memory {purpose} ({needs})"
+    needs = _needs(parts, available - kv_bytes, margin=request.gpu_memory_utilization is None)
+    why = f"GPU {gpu.index} lacks {gib(max(missing, 1))} of memory {purpose} ({needs}, of {gib(available)})"
     return NoFit(layout=layout, why=why, missing=max(missing, 1))
+
+
+def _needs(parts: Memory, needed: int, *, margin: bool) -> str:
+    """Return what the ``needed`` bytes of a GPU are for. ``margin``: whether they include the safety margin."""
+    named = {"weights": parts.weights, "activations": parts.activation_peak}
+    named |= {"encoder": parts.encoder} if parts.encoder else {}
+    named |= {"safety margin": parts.safety} if margin else {}
+    named |= {"other": needed - sum(named.values())}
+    return ", ".join(f"{name} {gib(size)}" for name, size in named.items())
 
 
 def fit_on_cpu(request: PlanRequest, layout: Layout, cpu: Cpu, model: Model, run: RunConfig) -> Candidate | NoFit:

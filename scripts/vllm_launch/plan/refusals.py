@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vllm_launch.engine.architectures import tasks_of
 from vllm_launch.engine.options import nearest, pinned_vllm
-from vllm_launch.engine.removed import REMOVED_METHODS
+from vllm_launch.engine.removed import REMOVED_METHODS, UNQUANTIZED
 from vllm_launch.errors import UsageError
 from vllm_launch.model.dtypes import NO_FLOAT16
 from vllm_launch.model.model import Model
@@ -130,7 +130,8 @@ def _why_refused(case: Case, method: str) -> tuple[str, str]:
     if own is not None:
         return f"{method} does not match the checkpoint, which is {own.method}", REMOVE_QUANTIZATION
     if method in REMOVED_METHODS:
-        return f"vLLM {pinned_vllm()} no longer supports the method {method!r}", REMOVED_METHODS[method]
+        remedy = REMOVED_METHODS[method].replace(UNQUANTIZED, "replace it by")  # the user has this model already
+        return f"vLLM {pinned_vllm()} no longer supports the method {method!r}", remedy
     if method == "online" and case.option("quantization_config") is None:
         return "online needs --quantization-config", "add it, or use --quantization fp8"
     if method not in MIN_CAPABILITY:

@@ -41,7 +41,8 @@ def test_cheap_changes_come_before_larger_machines():
     ]  # fmt: skip
     larger = [f"{count} x {name}" for count in (2, 4, 8, 16) for name in ("A100-80GB", "H200", "B200")]
     assert first[6:] == [*MORE, *LARGER, *MORE_IN_FP8, *larger]
-    assert list(changes(PlanRequest(), A100)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8, *larger]
+    short = model(max_model_len=2048)
+    assert list(changes(PlanRequest(), A100, of=short)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8, *larger]
 
 
 def test_gpus_of_different_kinds_are_used_together_before_options_that_lose_something():

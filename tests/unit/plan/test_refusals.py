@@ -152,3 +152,8 @@ def test_a_model_without_windows_is_as_long_as_its_window():
     windowless = without_windows(model(layers=(SLIDING, FULL)))
     assert windowless.max_model_len == SLIDING.window
     assert {(layer.kind, layer.window) for layer in windowless.layers} == {("full", None)}
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "tpu_int8"])
+def test_a_removed_method_for_an_unquantized_checkpoint_is_replaced_and_not_added(method):
+    assert "replace it by --quantization " in refused(f"--quantization {method}")

@@ -127,6 +127,26 @@ def test_a_pair_of_different_gpus_is_offered_tensor_parallelism_over_both_first(
     assert len(alike(result.gpus)) == 2
 
 
+def test_a_model_whose_batch_holds_a_whole_prompt_is_offered_a_shorter_length_before_other_gpus() -> None:
+    weights = tuple(tensor(f"model.layers.{n}.self_attn.o_proj.weight", 4096, 48_000) for n in range(32))
+    whole = model(chunked_prefill=False, max_model_len=131_072, task="pooling", tensors=weights)
+    with pytest.raises(UsageError) as caught:
+        planned({}, MACHINES["RTX 3090"], whole)
+    length = suggested(caught.value)[0].removeprefix("--max-model-len ")
+    assert 2048 <= int(length) < 131_072
+    assert planned({"--max-model-len": length}, MACHINES["RTX 3090"], whole).max_model_len == int(length)
+    with pytest.raises(UsageError):
+        planned({"--max-model-len": str(2 * int(length))}, MACHINES["RTX 3090"], whole)
+
+
+@pytest.mark.parametrize("flags", [{}, {"--gpu-memory-utilization": "0.5"}])
+def test_the_parts_that_a_refusal_names_add_up_to_what_is_missing(flags: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(flags, MACHINES["RTX 3090"], published("meta-llama--Meta-Llama-3-70B"))
+    lacks, *parts, available = (float(size) for size in re.findall(r"([\d.]+) GiB", caught.value.problem))
+    assert sum(parts) - available == pytest.approx(lacks, abs=0.03)
+
+
 def test_gpus_that_are_too_old_do_not_make_a_suggestion_fit() -> None:
     old = msgspec.structs.replace(
         parse_hardware_name("A100-80GB").gpus[0], compute_capability=(7, 0), index=1, uuid="1"
