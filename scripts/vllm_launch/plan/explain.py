@@ -32,6 +32,14 @@ from vllm_launch.units import GIB, gib
 MODALITIES = ("image", "video", "audio")
 """Modalities of vLLM's limits (config/multimodal.py). vLLM ignores other names without a message."""
 
+LARGE_MARGIN = 1 / 10
+"""Share of a GPU's memory from which on the plan names the largest part of the safety margin."""
+
+LOWERED = 3 / 4
+"""Share to which a part of the safety margin must shrink at half of an option, for the plan to name the option."""
+
+MARGIN_PARTS = {"encoder": "the multimodal encoder", "other": "buffers that vLLM does not profile"}
+
 WARNING_SHARE = 1 / 20
 """Share of the KV cache that must be lost before the plan warns."""
 
@@ -319,7 +327,25 @@ def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
         f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
         "vLLM measures at start-up"
         + ("" if uses_expandable_segments(chosen.placement) else " and PyTorch's allocator loses memory to fragments")
+        + (_largest_margin_part(chosen) if parts.safety > gpu.memory_total * LARGE_MARGIN else "")
     )
+
+
+def _largest_margin_part(chosen: Candidate) -> str:
+    """Return a sentence with the largest part of the safety margin, and the options that make it smaller."""
+    placement = chosen.placement
+    margins = memory.margin_by_rank(placement)
+    rank = next(rank for rank, margin in enumerate(margins) if sum(margin.values()) == chosen.memory.safety)
+    part, size = max(margins[rank].items(), key=lambda item: item[1])
+    smaller = []
+    for option in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        value = getattr(placement.run_config, option)
+        run = msgspec.structs.replace(placement.run_config, **{option: max(1, value // 2)})
+        halved = memory.margin_by_rank(Placement(placement.model, run, placement.layout, placement.gpu))[rank]
+        if halved.get(part, 0) < size * LOWERED:
+            smaller.append(f"{option} ({value:,})")
+    remedy = f". For a larger KV cache lower {' or '.join(smaller)}" if smaller else ""
+    return f". {gib(size)} of the margin are for {MARGIN_PARTS.get(part, part)}{remedy}"
 
 
 def _batch_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -93,6 +94,10 @@ MAX_UTILIZATION = 0.99
 """Largest ``gpu_memory_utilization`` that the plan chooses."""
 
 
+MarginPart = Literal["sampling", "attention", "encoder", "block tables", "fragments", "other"]
+"""What the safety margin is for."""
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """The memory of one GPU besides the KV cache, in bytes.
 
@@ -118,15 +123,12 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
     Source: v1/worker/gpu_worker.py:determine_available_memory, utils/mem_utils.py.
     """
     graphs = [cuda_graphs(placement, count) for count in placement.layers_by_rank]
-    sampler, attention = _sampler_copies(placement), attention_peak(placement)
-    overhead = _serving_overhead(placement)
+    margins = margin_by_rank(placement)
     ranks = []
     for rank, weight_bytes in enumerate(weights_by_rank(placement)):
         first, last = rank == 0, rank == placement.layout.pipeline - 1
         forward = activation_peak(placement, first=first, last=last)
         peak = max(forward, timing_peak(placement) if first else 0)
-        encoder, unprofiled = _encoder(placement, forward, peak) if first else (0, 0)
-        beyond = max(sampler, attention - forward, unprofiled)  # the profile counts ``forward``, but none of these
         ranks.append(
             Memory(
                 weights=weight_bytes,
@@ -134,11 +136,37 @@ def memory_by_rank(placement: Placement) -> tuple[Memory, ...]:
                 cuda_graphs=graphs[rank],
                 non_torch=_non_torch(placement, first=first, last=last),
                 context=_context(placement),
-                safety=overhead + beyond + fragments(placement, forward + beyond),
-                encoder=encoder,
+                safety=sum(margins[rank].values()),
+                encoder=_encoder(placement, forward, peak)[0] if first else 0,
             )
         )
     return tuple(ranks)
+
+
+def margin_by_rank(placement: Placement) -> tuple[dict[MarginPart, int], ...]:
+    """Return the parts of the safety margin of one GPU of each pipeline rank, in bytes.
+
+    The profile counts the forward pass, but none of sampling, attention and what it leaves out of the encoder. Only
+    the largest of these three is a part, because they do not run at the same time.
+    """
+    sampler, attention = _sampler_copies(placement), attention_peak(placement)
+    margins = []
+    for rank in range(placement.layout.pipeline):
+        first, last = rank == 0, rank == placement.layout.pipeline - 1
+        forward = activation_peak(placement, first=first, last=last)
+        unprofiled = _encoder(placement, forward, max(forward, timing_peak(placement)))[1] if first else 0
+        beyond: dict[MarginPart, int] = {"sampling": sampler, "attention": attention - forward, "encoder": unprofiled}
+        largest = max(beyond, key=lambda part: beyond[part])
+        temporary = forward + beyond[largest]
+        margins.append(
+            {
+                largest: beyond[largest],
+                "block tables": _block_tables(placement),
+                "fragments": fragments(placement, temporary),
+                "other": _serving_overhead(placement),
+            }
+        )
+    return tuple(margins)
 
 
 def _encoder(placement: Placement, forward: int, peak: int) -> tuple[int, int]:
@@ -260,22 +288,24 @@ def _sampler_copies(placement: Placement) -> int:
 
 
 def _serving_overhead(placement: Placement) -> int:
-    """Return the bytes that serving always needs beyond vLLM's profile.
+    """Return the bytes of channels, FlashInfer's workspace, and the host's share of unified memory."""
+    channels = PIPELINE_CHANNELS if placement.layout.pipeline > 1 else 0
+    gpu = placement.gpu
+    host = round(gpu.memory_total * HOST_SHARE) if gpu is not None and gpu.unified else 0
+    return channels + _flashinfer_workspace(placement) + host
 
-    They are block tables, channels, FlashInfer's workspace, and the host's share of unified memory. Block
-    tables are two rows of int32 for each
-    request and group of layers (v1/worker/gpu/block_table.py). vLLM allocates them after it chose the size of the KV
-    cache. The row of a sliding window is as long as any other row.
+
+def _block_tables(placement: Placement) -> int:
+    """Return the bytes of block tables: two rows of int32 for each request and group of layers.
+
+    vLLM allocates them after it chose the size of the KV cache. The row of a sliding window is as long as any other
+    row. Source: v1/worker/gpu/block_table.py.
     """
-    run, layout = placement.run_config, placement.layout
+    run = placement.run_config
     row_length = sum(
         math.ceil(run.max_model_len / min(spec.block for spec in group)) for group in kv.grouping_of(placement).groups
     )
-    tables = 2 * 4 * run.max_num_seqs * row_length
-    channels = PIPELINE_CHANNELS if layout.pipeline > 1 else 0
-    gpu = placement.gpu
-    host = round(gpu.memory_total * HOST_SHARE) if gpu is not None and gpu.unified else 0
-    return tables + channels + _flashinfer_workspace(placement) + host
+    return 2 * 4 * run.max_num_seqs * row_length
 
 
 def _flashinfer_workspace(placement: Placement) -> int:

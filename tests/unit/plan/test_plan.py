@@ -148,6 +148,20 @@ def test_a_short_length_is_named_once_and_windows_are_counted_for_short_requests
     assert abs(dense - chunked) < dense / 50
 
 
+def test_a_large_safety_margin_names_its_largest_part_and_the_options_that_lower_it():
+    def why(**changes):
+        result = plan(PlanRequest(**changes.pop("request", {})), machine(1, total=140), sized(16, **changes))
+        return next(reason.why for reason in result.reasons if reason.field == "gpu_memory_utilization")
+
+    windows = {"layers": (SLIDING,) * 24 + (FULL,) * 8, "max_model_len": 1_048_576}
+    assert "of the margin" not in why()
+    text = why(**windows, request={"max_num_seqs": 8192})
+    assert text.endswith(
+        "are for block tables. For a larger KV cache lower max_num_seqs (8,192) or max_model_len (1,048,576)"
+    )
+    assert "are for sampling. For a larger KV cache lower max_num_seqs (8,192)" in why(request={"max_num_seqs": 8192})
+
+
 def test_a_useful_kv_cache_holds_one_request_of_the_models_full_length():
     long = sized(60, max_model_len=200_000)
     result = plan(PlanRequest(), machine(2), long)
