@@ -288,9 +288,10 @@ def _media_reasons(model: Model, chosen: Candidate) -> Iterator[Reason]:
     held = "a batch" if encoder.tokens == run.max_num_batched_tokens else "the largest item"
     why = (
         f"tokens of {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to {gib(encoder.peak)}, "
-        f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}. If requests are text only, set "
-        "--language-model-only"
+        f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}"
     )
+    if not any(layer.cross for layer in model.layers):  # an encoder-decoder model reads no text-only requests
+        why += ". If requests are text only, set --language-model-only"
     yield Reason(field="encoder_cache", value=encoder.tokens, why=why, source=Source.MODEL)
 
 

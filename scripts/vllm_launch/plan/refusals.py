@@ -181,7 +181,7 @@ def _states(case: Case) -> Iterator[Refusal]:
 def _long_prefill(case: Case) -> Iterator[Refusal]:
     length, threshold = case.length, case.size("long_prefill_token_threshold")
     if threshold > length and not any(layer.cross for layer in case.model.layers):
-        problem = f"it is {threshold}, more than max_model_len ({length})"
+        problem = f"long_prefill_token_threshold {threshold} is more than max_model_len {length}"
         yield Refusal("long_prefill_token_threshold", problem, f"set at most {length}")
 
 
@@ -204,14 +204,15 @@ def _decode_context(case: Case) -> Iterator[Refusal]:
         return
     dest = "decode_context_parallel_size"
     if tensor <= model.kv_heads:
-        problem = f"it needs a tensor_parallel_size above the model's {model.kv_heads} KV heads, and that is {tensor}"
-        yield Refusal(dest, problem, "remove it, or raise --tensor-parallel-size")
+        needed = f"a tensor_parallel_size above the model's {model.kv_heads} KV heads"
+        problem = f"{dest} {dcp} needs {needed}, and that is {tensor}"
+        yield Refusal(dest, problem, "remove --decode-context-parallel-size, or raise --tensor-parallel-size")
     elif dcp > tensor // model.kv_heads:
         largest = tensor // model.kv_heads
-        problem = f"it is {dcp}, but {tensor} GPUs hold each of the {model.kv_heads} KV heads only {largest} times"
+        problem = f"{dest} is {dcp}, but {tensor} GPUs hold each of the {model.kv_heads} KV heads only {largest} times"
         yield Refusal(dest, problem, f"set at most {largest}")
     elif (model.heads // model.kv_heads) % dcp:
-        problem = f"it is {dcp}, which does not divide the {model.heads // model.kv_heads} query heads of a KV head"
+        problem = f"{dest} {dcp} does not divide the {model.heads // model.kv_heads} query heads of a KV head"
         yield Refusal(dest, problem, "set a divisor of that number")
 
 
@@ -246,7 +247,7 @@ def _block_size(case: Case) -> Iterator[Refusal]:
     size = case.option("block_size")
     own_kernel = case.model.mla is not None or case.model.task == "pooling"
     if not case.on_gpu and isinstance(size, int) and size % CPU_BLOCK and not own_kernel:
-        problem = f"it is {size}, and the attention of vLLM's CPU engine needs a multiple of {CPU_BLOCK}"
+        problem = f"block_size is {size}, and the attention of vLLM's CPU engine needs a multiple of {CPU_BLOCK}"
         yield Refusal("block_size", problem, "remove it: vLLM then uses 128")
 
 

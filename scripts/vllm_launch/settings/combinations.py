@@ -32,14 +32,14 @@ v1/worker/lora_model_runner_mixin.py:add_lora (RuntimeError after the model is l
 def _needs(engine: Engine) -> Iterator[Mistake]:
     for dest, needed, why in NEEDS:
         if engine.get(dest) and not engine.get(needed):
-            yield Mistake(dest, why, f"add --{needed.replace('_', '-')}, or remove it")
+            yield Mistake(dest, why, f"add --{needed.replace('_', '-')}, or remove --{dest.replace('_', '-')}")
 
 
 def _adapters(engine: Engine) -> Iterator[Mistake]:
     most, at_once = number(engine, "max_cpu_loras", 0), number(engine, "max_loras", 1)
     if engine.get("enable_lora") and 0 < most < at_once:
-        problem = f"it is {most}, less than max_loras ({at_once})"
-        yield Mistake("max_cpu_loras", problem, "raise it to that number, or remove it")
+        problem = f"max_cpu_loras {most} is less than max_loras {at_once}"
+        yield Mistake("max_cpu_loras", problem, f"set --max-cpu-loras to {at_once} or more, or remove it")
 
 
 def _metrics(engine: Engine) -> Iterator[Mistake]:
@@ -47,7 +47,7 @@ def _metrics(engine: Engine) -> Iterator[Mistake]:
         problem = "it needs the statistics that --disable-log-stats switches off"
         yield Mistake("enable_per_request_metrics", problem, "remove one of them")
     if (seconds := number(engine, "sse_keep_alive_interval", 0)) < 0:
-        yield Mistake("sse_keep_alive_interval", f"it is {seconds}", "give 0 or more seconds")
+        yield Mistake("sse_keep_alive_interval", f"sse_keep_alive_interval is {seconds}", "give 0 or more seconds")
 
 
 def _others(engine: Engine) -> Iterator[Mistake]:
@@ -55,8 +55,9 @@ def _others(engine: Engine) -> Iterator[Mistake]:
     splits_batch = engine.get("enable_dbo") or number(engine, "ubatch_size", 0) > 1
     if splits_batch and engine.get("all2all_backend") not in UBATCHING:
         dest = "enable_dbo" if engine.get("enable_dbo") else "ubatch_size"
-        problem = "microbatches need an all2all_backend that overlaps them"
-        yield Mistake(dest, problem, f"add --all2all-backend {' or '.join(UBATCHING)}, or remove it")
+        flag, backends = f"--{dest.replace('_', '-')}", f"{', '.join(UBATCHING[:-1])} or {UBATCHING[-1]}"
+        problem = f"{flag} needs --all2all-backend {backends}"
+        yield Mistake(dest, problem, f"add one, or remove {flag}")
     if engine.get("return_sampling_mask") and engine.get("logprobs_mode") != "processed_logprobs":
         yield Mistake("return_sampling_mask", "it needs processed logprobs", "add --logprobs-mode processed_logprobs")
     pooling_type = table(engine, "pooler_config").get("pooling_type")

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from vllm_launch.settings.mistake import Engine, Mistake, number, table
 
 
+def _flag(dest: str) -> str:
+    return f"--{dest.replace('_', '-')}"
+
+
 def _experts(engine: Engine) -> Iterator[Mistake]:
     """Load balancing of experts (config/parallel.py:ParallelConfig._validate_parallel_config)."""
     names = ("tensor_parallel_size", "prefill_context_parallel_size", "data_parallel_size")
@@ -16,7 +20,9 @@ def _experts(engine: Engine) -> Iterator[Mistake]:
         and any(name in engine for name in names)
     ):
         problem = "load balancing of experts needs more than one GPU"
-        yield Mistake("enable_eplb", problem, "raise --tensor-parallel-size or --data-parallel-size, or remove it")
+        yield Mistake(
+            "enable_eplb", problem, "raise --tensor-parallel-size or --data-parallel-size, or remove --enable-eplb"
+        )
     redundant = table(engine, "eplb_config").get("num_redundant_experts")
     if redundant and not engine.get("enable_eplb"):
         yield Mistake("eplb_config", "num_redundant_experts has an effect only with --enable-eplb", "add --enable-eplb")
@@ -27,12 +33,13 @@ def _context(engine: Engine) -> Iterator[Mistake]:
     tensor, dest = number(engine, "tensor_parallel_size", 1), "decode_context_parallel_size"
     prefill, decode = number(engine, "prefill_context_parallel_size", 1), number(engine, dest, 1)
     if prefill == 1 and tensor % decode:
-        problem = f"it is {decode}, which does not divide tensor_parallel_size ({tensor})"
-        yield Mistake(dest, problem, "set --tensor-parallel-size to a multiple of it, or remove it")
+        problem = f"{dest} {decode} does not divide tensor_parallel_size {tensor}"
+        remedy = f"set --tensor-parallel-size to a multiple of {decode}, or remove --decode-context-parallel-size"
+        yield Mistake(dest, problem, remedy)
     if prefill > 1 and decode not in {1, prefill, tensor * prefill}:
         sizes = ", ".join(map(str, sorted({1, prefill, tensor * prefill})))
-        problem = f"it is {decode}, but with prefill_context_parallel_size {prefill} vLLM takes only {sizes}"
-        yield Mistake(dest, problem, "give one of these")
+        problem = f"{dest} is {decode}, but with prefill_context_parallel_size {prefill} vLLM takes only {sizes}"
+        yield Mistake(dest, problem, "give one of these numbers")
 
 
 def _nodes(engine: Engine) -> Iterator[Mistake]:
@@ -45,12 +52,16 @@ def _nodes(engine: Engine) -> Iterator[Mistake]:
     for size in sizes:
         world *= number(engine, size, 1)
     if world % nodes:
-        problem = f"it is {nodes}, and the product of the parallel sizes that you set ({world}) is no multiple of it"
-        yield Mistake("nnodes", problem, "set all parallel sizes yourself: a plan is for one machine")
+        sizes_set = f"the product of the parallel sizes that you set ({world})"
+        problem = f"the launcher plans one machine, and {sizes_set} is no multiple of nnodes {nodes}"
+        remedy = "for several machines set all parallel sizes yourself, or run vllm serve without the launcher"
+        yield Mistake("nnodes", problem, remedy)
     if not 0 <= rank < nodes:
-        yield Mistake("node_rank", f"it is {rank}, and {nodes} nodes have ranks 0 to {nodes - 1}", "give one of these")
+        yield Mistake(
+            "node_rank", f"node_rank is {rank}, and {nodes} nodes have ranks 0 to {nodes - 1}", "give one of these"
+        )
     if engine.get("data_parallel_backend") not in {None, "mp"}:
-        yield Mistake("data_parallel_backend", "with nnodes vLLM takes only mp", "remove it")
+        yield Mistake("data_parallel_backend", "with nnodes vLLM takes only mp", "remove --data-parallel-backend")
 
 
 def _replicas(engine: Engine) -> Iterator[Mistake]:
@@ -59,13 +70,15 @@ def _replicas(engine: Engine) -> Iterator[Mistake]:
     rank = engine.get("data_parallel_rank")
     external, hybrid = engine.get("data_parallel_external_lb"), engine.get("data_parallel_hybrid_lb")
     if isinstance(local, int) and local > replicas:
-        problem = f"it is {local}, more than data_parallel_size ({replicas})"
-        yield Mistake("data_parallel_size_local", problem, "lower it, or raise --data-parallel-size")
+        problem = f"data_parallel_size_local {local} is more than data_parallel_size {replicas}"
+        remedy = "lower --data-parallel-size-local, or raise --data-parallel-size"
+        yield Mistake("data_parallel_size_local", problem, remedy)
     if replicas == 1 and (external or rank is not None):
         dest = "data_parallel_external_lb" if rank is None else "data_parallel_rank"
-        yield Mistake(dest, "it needs a data_parallel_size above 1", "set --data-parallel-size too, or remove it")
+        remedy = f"set --data-parallel-size too, or remove {_flag(dest)}"
+        yield Mistake(dest, f"{dest} needs a data_parallel_size above 1", remedy)
     if isinstance(rank, int) and not 0 <= rank < replicas:
-        problem = f"it is {rank}, and {replicas} replicas have ranks 0 to {replicas - 1}"
+        problem = f"data_parallel_rank is {rank}, and {replicas} replicas have ranks 0 to {replicas - 1}"
         yield Mistake("data_parallel_rank", problem, "set --data-parallel-size too, or another rank")
     modes = [
         dest
@@ -81,16 +94,20 @@ def _replicas(engine: Engine) -> Iterator[Mistake]:
         yield Mistake(modes[1], f"vLLM takes one kind of load balancing, not {names}", "keep one of them")
     elif external and rank is None and number(engine, "nnodes", 1) == 1:
         problem = "vLLM must know which replica it is"
-        yield Mistake("data_parallel_external_lb", problem, "add --data-parallel-rank, or remove it")
+        yield Mistake(
+            "data_parallel_external_lb", problem, "add --data-parallel-rank, or remove --data-parallel-external-lb"
+        )
     elif hybrid and local is None:
         problem = "vLLM must know how many replicas run on this machine"
-        yield Mistake("data_parallel_hybrid_lb", problem, "add --data-parallel-size-local, or remove it")
+        yield Mistake(
+            "data_parallel_hybrid_lb", problem, "add --data-parallel-size-local, or remove --data-parallel-hybrid-lb"
+        )
     if (external or rank is not None) and local not in {None, 1}:
         problem = "with a data_parallel_rank each vLLM runs one replica"
-        yield Mistake("data_parallel_size_local", problem, "set it to 1, or remove it")
+        yield Mistake("data_parallel_size_local", problem, "set --data-parallel-size-local to 1, or remove it")
     if engine.get("enable_fault_tolerance") and not external and rank is None:
         problem = "fault tolerance needs an external load balancer"
-        yield Mistake("enable_fault_tolerance", problem, "add --data-parallel-rank, or remove it")
+        yield Mistake("enable_fault_tolerance", problem, "add --data-parallel-rank, or remove --enable-fault-tolerance")
 
 
 def _one_process(engine: Engine) -> Iterator[Mistake]:

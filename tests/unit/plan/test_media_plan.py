@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import GIB, IMAGES, model
+from builders import FULL, GIB, IMAGES, model
 
 from vllm_launch.__main__ import main
 from vllm_launch.errors import UsageError
@@ -47,6 +47,12 @@ def test_the_plan_says_what_images_cost_and_how_to_do_without() -> None:
     assert reason(result).value == 8192
     assert all(word in reason(result).why for word in ("image 1,024", "GiB", "--language-model-only"))
     assert result.memory.encoder > 0
+
+
+def test_a_model_that_only_transcribes_is_not_told_to_do_without_audio() -> None:
+    cross = msgspec.structs.replace(FULL, cross=True)
+    result = plan(PlanRequest(), H200, model(media=IMAGES, layers=(cross,) * 4, max_model_len=448))
+    assert "--language-model-only" not in reason(result).why
 
 
 @pytest.mark.parametrize("request_", [{"language_model_only": True}, {"limit_mm_per_prompt": {"image": 0}}])

@@ -124,7 +124,7 @@ def test_cached_recurrent_states_need_chunked_prefill():
         ("--dtype half", {"model_type": "gemma2"}, "numerically unstable in float16"),
         ("--dtype float32", {"quantization": quantized("awq")}, "does not compute in float32"),
         ("--dtype half", {"quantization": quantized("mxfp4")}, "set --dtype bfloat16"),
-        ("--long-prefill-token-threshold 9000", {}, "more than max_model_len (8192)"),
+        ("--long-prefill-token-threshold 9000", {}, "more than max_model_len 8192"),
         ("--enable-prompt-embeds", {"layers": (CROSS,)}, "encoder-decoder"),
         ("""--default-mm-loras '{"audio": "x"}'""", {}, "reads only text"),
         ("-tp 8 -dcp 2", {}, "above the model's 8 KV heads"),
