@@ -19,3 +19,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 GPU" or "2 GPUs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

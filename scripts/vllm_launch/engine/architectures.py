@@ -54,6 +54,11 @@ def is_multimodal(architecture: str) -> bool:
     return "multimodal" in _table()["architectures"].get(architecture, ())
 
 
+def only_transcribes(architecture: str) -> bool:
+    """Whether vLLM's class for ``architecture`` serves only transcriptions, and no text-only requests."""
+    return "transcription_only" in _table()["architectures"].get(architecture, ())
+
+
 def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> tuple[Architecture, tuple[str, ...]]:
     """Return the first of ``architectures`` that vLLM runs, and warnings.
 

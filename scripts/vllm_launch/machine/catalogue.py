@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 
 from vllm_launch.engine.requirements import MINIMUM_COMPUTE_CAPABILITY
 from vllm_launch.errors import UsageError
@@ -68,6 +69,7 @@ def _entry_key(text: str, name: str) -> str:
     if wanted in known:
         return known[wanted]
     _refuse_dropped(text, name)
+    _refuse_times(text, name, known)
     same_model = _same_model(wanted)
     if len(same_model) == 1:
         return same_model[0]
@@ -103,6 +105,19 @@ def _refuse_dropped(text: str, name: str) -> None:
             actual, least = (".".join(map(str, pair)) for pair in (capability, MINIMUM_COMPUTE_CAPABILITY))
             problem = f"the {model} has compute capability {actual}, but vLLM needs {least} (Turing) or newer"
             raise UsageError(f"--hardware {text}", problem, "use a newer GPU, such as T4 or L4")
+
+
+def _refuse_times(text: str, name: str, known: Mapping[str, str]) -> None:
+    """Raise the error for a number of GPUs that is written as "H100x8", "H100*8" or "8 x H100". Else do nothing."""
+    found = re.fullmatch(r"(?:(\d+)\s*[x*]\s*)?(.+?)(?:\s*[x*]\s*(\d+))?", name.strip(), re.IGNORECASE)
+    if found is None:
+        return
+    first, model, last = found.groups()
+    if (first or last) and (_normalized(model) in known or _same_model(_normalized(model))):
+        problem = f"{name.strip()!r} is not in the catalogue"
+        raise UsageError(
+            f"--hardware {text}", problem, f"write the number of GPUs after a colon: {model}:{last or first}"
+        )
 
 
 def _nearest(name: str) -> list[str]:

@@ -11,11 +11,12 @@ from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.generation import Generation
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, usable
+from vllm_launch.machine.known_gpus import ENTRIES
 from vllm_launch.model.model import Model
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.fit import USEFUL_TOKENS, Candidate, NoFit
 from vllm_launch.plan.request import AUTO, PlanRequest
-from vllm_launch.units import gib
+from vllm_launch.units import GIB, gib
 
 MAX_ALTERNATIVES = 3
 """Number of changes that an error suggests."""
@@ -89,11 +90,24 @@ def _why(request: PlanRequest, gpus: Sequence[Gpu], no_fits: Sequence[NoFit], to
         nearest = min(too_small, key=lambda no_fit: no_fit.missing or 0)
         return f"{nearest.layout.title}: {nearest.why}"
     if no_fits:
-        return "; ".join(dict.fromkeys(f"{no_fit.layout.title}: {no_fit.why}" for no_fit in no_fits[:3]))
+        return "; ".join(dict.fromkeys(_refused_splits(no_fits)))
     needed = f"the parallel sizes that you set need more GPUs ({request.gpus_needed})"
     if any(gpu.mig_profile for gpu in gpus):
         return f"{needed} than a vLLM instance can use here: one MIG slice"
     return f"{needed} than this machine has ({len(gpus)}), and a plan is for one machine"
+
+
+def _refused_splits(no_fits: Sequence[NoFit]) -> Iterator[str]:
+    """Yield why the splits are refused: first the reasons that all of them share, then those of three splits."""
+    if len(no_fits) == 1:
+        yield f"{no_fits[0].layout.title}: {no_fits[0].why}"
+        return
+    whys = [no_fit.why.split("; ") for no_fit in no_fits]
+    shared = [why for why in whys[0] if all(why in others for others in whys)]
+    yield from shared
+    for no_fit, own in zip(no_fits[:3], whys, strict=False):
+        if rest := [why for why in own if why not in shared]:
+            yield f"{no_fit.layout.title}: {'; '.join(rest)}"
 
 
 def _changes_that_fit(
@@ -135,6 +149,7 @@ def _changes(
         yield from _with_fp8(change, f"{change.text} {FP8}", model)
     more = list(_more_gpus(request, hardware, gpus))
     yield from more
+    yield from _larger_slices(request, gpus)
     yield from _larger_gpus(request, len(gpus))
     for change in more:
         yield from _with_fp8(change, f"{change.text} with {FP8}", model)
@@ -211,6 +226,19 @@ def _more_gpus(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) ->
     for count in COUNTS:
         if count > len(gpus):
             yield from _on(f"{count} {name}", "more GPUs", request, _with_gpus(hardware, largest, count))
+
+
+def _larger_slices(request: PlanRequest, gpus: Sequence[Gpu]) -> Iterator[Change]:
+    """Yield larger MIG slices of the largest slice's GPU, the smallest first, and the whole GPU."""
+    largest = max(gpus, key=lambda gpu: gpu.memory_total)
+    whole = largest.name.partition(" MIG ")[0]
+    if largest.mig_profile is None:
+        return
+    same = [(entry.memory, key) for key, entry in ENTRIES.items() if entry.nvml_name.partition(" MIG ")[0] == whole]
+    for memory, key in sorted(same):
+        if memory * GIB > largest.memory_total:
+            part = "the whole GPU" if ENTRIES[key].nvml_name == whole else "a larger slice"
+            yield from _on(f"1 x {key}", part, request, parse_hardware_name(key))
 
 
 def _larger_gpus(request: PlanRequest, count: int) -> Iterator[Change]:

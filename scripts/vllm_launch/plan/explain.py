@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
+from vllm_launch.engine.architectures import only_transcribes
 from vllm_launch.machine.gpus import Gpu, Hardware, alike, gpu_too_old
 from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import (
@@ -27,7 +28,7 @@ from vllm_launch.sizing.parallel import problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import default_batch
 from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
-from vllm_launch.units import GIB, gib
+from vllm_launch.units import GIB, counted, gib
 
 MODALITIES = ("image", "video", "audio")
 """Modalities of vLLM's limits (config/multimodal.py). vLLM ignores other names without a message."""
@@ -132,13 +133,13 @@ def _why_gpus_per_replica(request: PlanRequest, model: Model, chosen: Candidate)
         return "objective latency: the largest size that the model's dimensions allow"
     if chosen.useful and model.experts and chosen.layout.data > 1:
         size = chosen.layout.gpus_per_replica
-        return f"attention fits on {size} GPU(s), and the experts are spread over all {used} GPUs"
+        return f"attention fits on {counted(size, 'GPU')}, and the experts are spread over all {used} GPUs"
     if not chosen.useful:
         return f"no split has {_useful_kv_cache(chosen)}. This split allows the longest requests"
     if chosen.enough_gpus:
         held = "holds" if chosen.enough_gpus == 1 else "hold"
         spare = "The spare GPUs are too few for another replica, so they enlarge the KV cache"
-        return f"{chosen.enough_gpus} GPU(s) {held} {needed}. {spare}"
+        return f"{counted(chosen.enough_gpus, 'GPU')} {held} {needed}. {spare}"
     if request.pipeline_parallel_size or request.data_parallel_size:
         return f"with the parallel sizes that you set, the fewest GPUs that hold {needed}"
     return f"the fewest GPUs that hold {needed}"
@@ -156,8 +157,8 @@ def _useful_kv_cache(chosen: Candidate) -> str:
 
 def _replicas(count: int, gpus_per_replica: int, used: int, total: int) -> str:
     """Return "8 replicas, 1 GPU each (8 of 8 GPUs used)"."""
-    replicas, gpus = f"{count} replica{'s'[: count > 1]}", f"{gpus_per_replica} GPU{'s'[: gpus_per_replica > 1]}"
-    return f"{replicas}, {gpus}{' each' if count > 1 else ''} ({used} of {total} GPUs used)"
+    each = " each" if count > 1 else ""
+    return f"{counted(count, 'replica')}, {counted(gpus_per_replica, 'GPU')}{each} ({used} of {total} GPUs used)"
 
 
 def _unused_gpus(request: PlanRequest, hardware: Hardware, chosen: Candidate) -> str:
@@ -244,7 +245,7 @@ def _memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> It
         yield Reason(field="kv_cache_dtype", value="fp8", why=why, source=Source.LAUNCHER)
     if cache.bytes_per_token:
         size = (
-            f"{gib(cache.bytes)} on {max(1, len(chosen.gpus) // chosen.layout.data)} GPU(s)"
+            f"{gib(cache.bytes)} on {counted(chosen.layout.gpus_per_replica, 'GPU')}"
             if chosen.gpus
             else gib(cache.bytes)
         )
@@ -290,7 +291,7 @@ def _media_reasons(model: Model, chosen: Candidate) -> Iterator[Reason]:
         f"tokens of {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to {gib(encoder.peak)}, "
         f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}"
     )
-    if not any(layer.cross for layer in model.layers):  # an encoder-decoder model reads no text-only requests
+    if not only_transcribes(model.architecture):
         why += ". If requests are text only, set --language-model-only"
     yield Reason(field="encoder_cache", value=encoder.tokens, why=why, source=Source.MODEL)
 

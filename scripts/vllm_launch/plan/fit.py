@@ -280,7 +280,8 @@ def _with_cache(
             needed = kv.bytes_per_request(placement, run.max_model_len)
             left = cache_bytes if isinstance(cache_bytes, int) else min(cache_bytes)
             missing = max(needed // layout.gpus_per_replica - left, 1)
-            what = f"a request of {run.max_model_len:,} tokens (the longest that fits: {longest:,})"
+            fits = f"the longest that fits: {longest:,}" if longest else "no request fits"
+            what = f"a request of {run.max_model_len:,} tokens ({fits})"
             why = f"the KV cache lacks {gib(missing)} for {what}"
             return NoFit(layout=layout, why=why, missing=missing, longest=longest)
         run = msgspec.structs.replace(run, max_model_len=longest)

@@ -107,7 +107,8 @@ def _head_problems(model: Model, layout: Layout) -> Iterator[str]:
                 yield f"TP={tensor} is not a multiple of the {heads} KV heads, so they cannot be replicated evenly"
     vocab = padded_vocab(model.vocab_size)
     if vocab % tensor:
-        yield f"the vocabulary, {model.vocab_size} padded to {vocab}, is not divisible by TP={tensor}"
+        padded = f" padded to {vocab}" if vocab != model.vocab_size else ""
+        yield f"the vocabulary, {model.vocab_size}{padded}, is not divisible by TP={tensor}"
 
 
 def _width_problems(model: Model, run: RunConfig, layout: Layout) -> Iterator[str]:

@@ -245,3 +245,14 @@ def test_any_text_gives_a_machine_or_a_one_line_error(text: str) -> None:
         assert isinstance(parse_hardware_name(text), Hardware)
     except UsageError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017  either outcome is right
+
+
+@pytest.mark.parametrize("text", ["H100x8", "H100 x 8", "H100*8", "8xH100", "8 x H100"])
+def test_a_number_of_gpus_is_written_after_a_colon(text):
+    with pytest.raises(UsageError, match="write the number of GPUs after a colon: H100:8"):
+        parse_hardware_name(text)
+
+
+@pytest.mark.parametrize("text", ["RTX 4090", "RTX4090:2", "RTX 6000 Ada"])
+def test_the_letter_x_in_a_name_is_no_number_of_gpus(text):
+    assert parse_hardware_name(text).gpus

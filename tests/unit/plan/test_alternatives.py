@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from builders import GIB, gpu, model, quantized, tensor
 
+from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.gpus import Gpu, Hardware
 from vllm_launch.plan.alternatives import _changes, _with_gpus, nothing_fits
 from vllm_launch.plan.fit import NoFit
@@ -196,3 +197,20 @@ def test_sizes_that_the_user_set_are_named_if_no_change_is_enough():
         "no small change makes it fit: use a smaller model or larger GPUs, "
         "or lower --max-num-seqs or --max-num-batched-tokens"
     )
+
+
+def test_a_reason_that_all_splits_share_is_said_once_and_without_a_split():
+    splits = [Layout(data=2), Layout(pipeline=2), Layout(tensor=2)]
+    whys = ["too old", "too old; few layers", "too old"]
+    no_fits = [NoFit(layout=layout, why=why) for layout, why in zip(splits, whys, strict=True)]
+    error = nothing_fits(PlanRequest(), machine(A100, A100), (A100, A100), model(), no_fits)
+    assert error.problem == f"too old; {splits[1].title}: few layers"
+    one = nothing_fits(PlanRequest(), machine(A100), (A100,), model(), [NoFit(layout=Layout(), why="too old")])
+    assert one.problem == f"{Layout().title}: too old"
+
+
+def test_a_small_mig_slice_is_offered_larger_slices_and_the_whole_gpu_before_other_gpus():
+    [small] = parse_hardware_name("H100-1g.10gb").gpus
+    names = [name for name in changes(PlanRequest(), small, of=model(max_model_len=2048)) if name.startswith("1 x ")]
+    assert names.index("1 x H100-2g.20gb") < names.index("1 x H100-3g.40gb") < names.index("1 x H100")
+    assert names.index("1 x H100") < names.index("1 x A100-80GB")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import FULL, GIB, IMAGES, model
+from builders import GIB, IMAGES, model
 
 from vllm_launch.__main__ import main
 from vllm_launch.errors import UsageError
@@ -50,8 +50,8 @@ def test_the_plan_says_what_images_cost_and_how_to_do_without() -> None:
 
 
 def test_a_model_that_only_transcribes_is_not_told_to_do_without_audio() -> None:
-    cross = msgspec.structs.replace(FULL, cross=True)
-    result = plan(PlanRequest(), H200, model(media=IMAGES, layers=(cross,) * 4, max_model_len=448))
+    whisper = model(architecture="WhisperForConditionalGeneration", media=IMAGES, max_model_len=448)
+    result = plan(PlanRequest(), H200, whisper)
     assert "--language-model-only" not in reason(result).why
 
 

@@ -109,7 +109,7 @@ def test_the_reason_for_the_gpus_of_a_replica_says_when_it_got_spare_gpus_too():
     enlarged = plan(PlanRequest(), machine(3), sized(100))
     assert enlarged.gpus_per_replica == 3
     why = reason(enlarged, "tensor_parallel_size").why
-    assert why.startswith("2 GPU(s) hold the weights and a useful KV cache")
+    assert why.startswith("2 GPUs hold the weights and a useful KV cache")
     assert "The spare GPUs are too few for another replica, so they enlarge the KV cache" in why
     assert "fewest" not in why
     with_stages = plan(PlanRequest(pipeline_parallel_size=2), machine(4), sized(16))
@@ -1093,3 +1093,9 @@ def test_with_adapters_a_batch_holds_the_draft_tokens_of_all_requests():
     assert (result.max_num_batched_tokens, result.max_num_seqs) == (8192, 512)
     result = plan(PlanRequest(**lora, max_num_seqs=600), machine(1), sized(15))
     assert (result.max_num_batched_tokens, result.max_num_seqs) == (9600, 600)
+
+
+def test_a_cache_in_which_no_request_fits_says_so():
+    tiny = PlanRequest(kv_cache_memory_bytes=1 << 20, max_model_len=8192)
+    with pytest.raises(UsageError, match=r"for a request of 8,192 tokens \(no request fits\)"):
+        plan(tiny, machine(1), sized(16))

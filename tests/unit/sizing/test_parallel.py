@@ -127,6 +127,8 @@ def test_the_padded_vocabulary_must_be_divisible_by_the_ranks():
         "the vocabulary, 100 padded to 128, is not divisible by TP=3"
     ]
     assert problems(larger, run(), Layout(tensor=3), ()) == []
+    exact = msgspec.structs.replace(three, vocab_size=128)
+    assert problems(exact, run(), Layout(tensor=3), ()) == ["the vocabulary, 128, is not divisible by TP=3"]
 
 
 # --- widths
