@@ -151,6 +151,9 @@ OTHERS = [
     "--runner pooling --pooler-config '{\"pooling_type\":\"LAST\"}'", "--return-sampling-mask", "--disable-sliding-window",
     "--enable-return-routed-experts", "--enable-return-routed-experts -pp 2", "--performance-mode throughput",
     "--no-enable-chunked-prefill --no-enable-prefix-caching", "--kv-offloading-size 10", "--enforce-eager",
+    "--speculative-config '{\"method\":\"eagle3\",\"num_speculative_tokens\":3}'",
+    "--limit-mm-per-prompt '{\"image\":-1}'", "--limit-mm-per-prompt '{\"image\":{\"num_frames\":4}}'",
+    "--limit-mm-per-prompt '{\"image\":{\"count\":1,\"width\":64},\"foo\":1}'",
     "--default-mm-loras '{\"audio\":\"x\"}'",
 ]  # fmt: skip
 

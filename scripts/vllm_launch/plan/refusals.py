@@ -191,6 +191,25 @@ def _encoder_decoder(case: Case) -> Iterator[Refusal]:
         yield Refusal("enable_prompt_embeds", problem, "remove it")
 
 
+def _item_limits(case: Case) -> Iterator[Refusal]:
+    """Limits of images, videos and audio (config/multimodal.py:MultiModalConfig._validate_limit_per_prompt)."""
+    if not case.model.multimodal:
+        return
+    dest = "limit_mm_per_prompt"
+    for modality, limit in (case.request.limit_mm_per_prompt or {}).items():
+        known = ("count", *ITEM_OPTIONS.get(modality, ()))
+        for name, value in (limit if isinstance(limit, dict) else {"count": limit}).items():
+            least = 0 if name == "count" else 1
+            if name not in known:
+                yield Refusal(dest, f"{modality} has no option {name!r}", nearest(name, known))
+            elif value is not None and value < least:
+                yield Refusal(dest, f"{name} of {modality} is {value}", f"give {least} or more")
+
+
+ITEM_OPTIONS = {"image": ("width", "height"), "video": ("num_frames", "width", "height"), "audio": ("length",)}
+"""Options of a limit besides "count", by modality (config/multimodal.py)."""
+
+
 def _adapters(case: Case) -> Iterator[Refusal]:
     if case.option("default_mm_loras") and not case.model.multimodal:
         problem = "adapters for a modality need a multimodal model, and this model reads only text"
@@ -263,7 +282,7 @@ def _runner(case: Case) -> Iterator[Refusal]:
 
 
 RULES = (
-    _config_code, _runner, _quantization, _float16, _dtype, _batch, _states, _long_prefill, _encoder_decoder, _adapters,
-    _decode_context, _external_balancer, _routed_experts, _kv_cache_dtype, _block_size,
+    _config_code, _runner, _quantization, _float16, _dtype, _batch, _states, _long_prefill, _encoder_decoder, _item_limits,
+    _adapters, _decode_context, _external_balancer, _routed_experts, _kv_cache_dtype, _block_size,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first refusal."""

@@ -66,23 +66,6 @@ def _others(engine: Engine) -> Iterator[Mistake]:
         yield Mistake("pooler_config", problem, f"give {', '.join(POOLING_TYPES)}")
 
 
-def _item_limits(engine: Engine) -> Iterator[Mistake]:
-    """Limits of images, videos and audio (config/multimodal.py:MultiModalConfig._validate_limit_per_prompt)."""
-    dest = "limit_mm_per_prompt"
-    for modality, limit in table(engine, dest).items():
-        options = limit if isinstance(limit, dict) else {"count": limit}
-        known = {"count", *ITEM_OPTIONS.get(modality, ())}
-        for name, value in options.items():
-            least = 0 if name == "count" else 1
-            if name not in known:
-                yield Mistake(dest, f"{modality} has no option {name!r}", nearest(str(name), sorted(known)))
-            elif isinstance(value, int) and value < least:
-                yield Mistake(dest, f"{name} of {modality} is {value}", f"give {least} or more")
-
-
-ITEM_OPTIONS = {"image": ("width", "height"), "video": ("num_frames", "width", "height"), "audio": ("length",)}
-"""Options of a limit besides "count", by modality (config/multimodal.py)."""
-
 UBATCHING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
 """Values of all2all_backend with which vLLM splits a batch (config/vllm.py:VllmConfig.__post_init__)."""
 
@@ -174,8 +157,7 @@ def _drafts(engine: Engine) -> Iterator[Mistake]:
 
 
 RULES = (
-    _needs, _adapters, _metrics, *parallel_rules.RULES, _transfer, _drafts, _known_names, _limits, _item_limits,
-    _others,
+    _needs, _adapters, _metrics, *parallel_rules.RULES, _transfer, _drafts, _known_names, _limits, _others,
 )  # fmt: skip
 """Rules in the order of their checks."""
 

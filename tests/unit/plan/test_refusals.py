@@ -157,3 +157,22 @@ def test_a_model_without_windows_is_as_long_as_its_window():
 @pytest.mark.parametrize("method", ["bitsandbytes", "tpu_int8"])
 def test_a_removed_method_for_an_unquantized_checkpoint_is_replaced_and_not_added(method):
     assert "replace it by --quantization " in refused(f"--quantization {method}")
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ('{"image": -1}', "count of image is -1; give 0 or more"),
+        ('{"video": {"num_frames": 0}}', "num_frames of video is 0; give 1 or more"),
+        ('{"image": {"num_frames": 4}}', "image has no option 'num_frames'"),
+    ],
+)
+def test_limits_that_vllm_refuses_for_a_multimodal_model_are_refused(limits, problem):
+    flags = f"--limit-mm-per-prompt '{limits}'"
+    assert problem in refused(flags, multimodal=True)
+    refusals.check(case(flags))  # vLLM ignores them for a model that reads only text
+
+
+def test_other_limits_of_a_multimodal_model_are_accepted():
+    limits = '{"image": {"count": 1, "width": 5}, "video": 0, "foo": 1}'
+    refusals.check(case(f"--limit-mm-per-prompt '{limits}'", multimodal=True))

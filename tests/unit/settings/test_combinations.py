@@ -73,9 +73,6 @@ REFUSED = [
     (speculative(method="eagle3", num_speculative_tokens=3), 'eagle3 needs a model; add "model"'),
     (speculative(method="draft_model", num_speculative_tokens=3), 'add "model"'),
     (speculative(method="custom_class", num_speculative_tokens=3), 'add "model"'),
-    (["--limit-mm-per-prompt", '{"image": -1}'], "count of image is -1; give 0 or more"),
-    (["--limit-mm-per-prompt", '{"video": {"num_frames": 0}}'], "give 1 or more"),
-    (["--limit-mm-per-prompt", '{"image": {"num_frames": 4}}'], "image has no option 'num_frames'"),
     (speculative(method="ngram"), "needs num_speculative_tokens"),
     (speculative(method="eagel", num_speculative_tokens=3), "did you mean eagle?"),
     (speculative(method="ngram", num_speculative_tokens=3, prompt_lookup_min=5, prompt_lookup_max=2), "lower it"),
@@ -109,7 +106,6 @@ def test_a_combination_that_vllm_refuses_is_refused_with_a_remedy(words, remedy)
         speculative(method="ngram", num_speculative_tokens=3),
         speculative(method="mtp", num_speculative_tokens=3),
         speculative(method="dspark", num_speculative_tokens=3),
-        ("--limit-mm-per-prompt", '{"image": {"count": 1, "width": 5}, "foo": 1}'),
         speculative(model="org/draft", num_speculative_tokens=3),
     ],
 )
