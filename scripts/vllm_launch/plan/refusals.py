@@ -282,7 +282,7 @@ def _runner(case: Case) -> Iterator[Refusal]:
 
 
 RULES = (
-    _config_code, _runner, _quantization, _float16, _dtype, _batch, _states, _long_prefill, _encoder_decoder, _item_limits,
-    _adapters, _decode_context, _external_balancer, _routed_experts, _kv_cache_dtype, _block_size,
+    _config_code, _runner, _quantization, _float16, _dtype, _batch, _states, _long_prefill, _encoder_decoder,
+    _item_limits, _adapters, _decode_context, _external_balancer, _routed_experts, _kv_cache_dtype, _block_size,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first refusal."""
