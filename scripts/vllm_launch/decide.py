@@ -14,8 +14,8 @@ from vllm_launch.machine.gpus import Hardware
 from vllm_launch.model.model import Model
 from vllm_launch.model.read import read_model
 from vllm_launch.plan import refusals
-from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.reason import Source
 from vllm_launch.plan.request import PlanRequest, without_windows
 from vllm_launch.settings import rules
 from vllm_launch.settings.settings import Settings

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllm_launch.engine.chat import ParserRule, Thinking, chat_table
 from vllm_launch.model.chat import Chat
 from vllm_launch.model.model import Model
-from vllm_launch.plan.explain import Reason, Source
+from vllm_launch.plan.reason import Reason, Source
 from vllm_launch.plan.request import PlanRequest
 
 OWN_FORMAT = "hf"

@@ -1,7 +1,7 @@
 """Decides how vLLM should run: a pure function from the user's request, the hardware and the model to a Plan.
 
 ``fit`` computes what one split on certain GPUs holds. ``choose`` chooses the best split. ``alternatives`` finds changes
-that would fit when no split fits. ``explain`` explains the choice in words.
+that would fit when no split fits. ``explain`` explains the choice in words, and ``plan_warnings`` warns.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from vllm_launch.engine.allocator import EXPANDABLE
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.gpus import Gpu, Hardware, gpu_too_old, usable
 from vllm_launch.model.model import Model
-from vllm_launch.plan import explain
+from vllm_launch.plan import explain, plan_warnings
 from vllm_launch.plan.alternatives import nothing_fits, unsafe_utilization
 from vllm_launch.plan.choose import choose
 from vllm_launch.plan.clients import clients
-from vllm_launch.plan.explain import Reason, Rejected
 from vllm_launch.plan.fit import Candidate, NoFit, fit_on_cpu, kv_cache_on_host, watermark_of
+from vllm_launch.plan.reason import Reason, Rejected
 from vllm_launch.plan.request import Objective, PlanRequest, batch_of, run_of, unsplit_item
 from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.kv import KvCache
@@ -133,7 +133,7 @@ def _plan_of(
         warnings=[
             *hardware.warnings,
             *model.warnings,
-            *explain.warnings(request, hardware, model, chosen),
+            *plan_warnings.warnings(request, hardware, model, chosen),
             *unsafe_utilization(request, hardware, model, chosen),
             *for_clients.warnings,
         ],

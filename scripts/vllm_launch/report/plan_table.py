@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 
 from vllm_launch.machine.gpus import Hardware
-from vllm_launch.plan.explain import Reason
 from vllm_launch.plan.fit import tightest
 from vllm_launch.plan.plan import Plan, PlanWithCommand
+from vllm_launch.plan.reason import Reason
 from vllm_launch.report.columns import columns
 from vllm_launch.report.machine_table import machine_name
 from vllm_launch.units import gib

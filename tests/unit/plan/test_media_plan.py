@@ -14,8 +14,8 @@ from vllm_launch.__main__ import main
 from vllm_launch.errors import UsageError
 from vllm_launch.machine.catalogue import parse_hardware_name
 from vllm_launch.machine.cpu import Cpu
-from vllm_launch.plan.explain import Reason
 from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.reason import Reason
 from vllm_launch.plan.request import PlanRequest
 
 H200 = parse_hardware_name("H200:1")

@@ -19,8 +19,8 @@ from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.generation import Generation, generation_of
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.explain import Source
 from vllm_launch.plan.plan import Plan, plan
+from vllm_launch.plan.reason import Source
 from vllm_launch.plan.request import PlanRequest, dtype_of, without_windows
 from vllm_launch.sizing import memory
 from vllm_launch.sizing.parallel import Layout

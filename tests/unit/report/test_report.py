@@ -22,8 +22,8 @@ from vllm_launch.machine.cpu import Cpu, NumaNode
 from vllm_launch.machine.gpus import Gpu, GpuProcess, Hardware
 from vllm_launch.machine.hardware_file import load_hardware
 from vllm_launch.model.read import read_model
-from vllm_launch.plan.explain import Reason, Source
 from vllm_launch.plan.plan import Plan, PlanWithCommand, plan
+from vllm_launch.plan.reason import Reason, Source
 from vllm_launch.plan.request import PlanRequest
 from vllm_launch.report.machine_table import hardware_table
 from vllm_launch.report.plan_table import BAR, _scaled, plan_as
