@@ -15,6 +15,7 @@ from vllm_launch.model.build import build
 from vllm_launch.model.checkpoint import Checkpoint
 from vllm_launch.model.model import Model
 from vllm_launch.sizing import kv
+from vllm_launch.sizing.kv_layers import layer_specs
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
@@ -90,7 +91,7 @@ def _has_tower(model: Model) -> bool:
 def _caches(placement: Placement) -> str:
     specs = Counter(
         (spec.kind, spec.block, spec.page, spec.window if spec.kind != "cross" else 0)
-        for layer in kv.layer_specs(placement)
+        for layer in layer_specs(placement)
         for spec in layer
     )
     return _text(specs)

@@ -11,7 +11,8 @@ import pytest
 
 from vllm_launch.machine.gpus import Gpu
 from vllm_launch.model.model import Layer, Mla, Model
-from vllm_launch.sizing.kv import kv_cache, layer_specs, longest_that_fits
+from vllm_launch.sizing.kv import kv_cache, longest_that_fits
+from vllm_launch.sizing.kv_layers import layer_specs
 from vllm_launch.sizing.parallel import Layout, layer_split, problems
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig

@@ -22,9 +22,9 @@ from vllm_launch.model.read import read_model
 from vllm_launch.plan.request import run_of, without_windows
 from vllm_launch.settings.flags import parse_flags
 from vllm_launch.settings.read import read_settings
-from vllm_launch.sizing import memory
+from vllm_launch.sizing import margin
 from vllm_launch.sizing.cuda_graphs import capture_sizes, full_graph_sizes
-from vllm_launch.sizing.kv import layer_specs
+from vllm_launch.sizing.kv_layers import layer_specs
 from vllm_launch.sizing.offload import LayerTensor, Offload, offloaded
 from vllm_launch.sizing.parallel import Layout
 from vllm_launch.sizing.placement import Placement
@@ -184,7 +184,7 @@ def test_the_methods_of_speculative_decoding_use_a_draft_as_in_vllm():
         if has_cache:
             assert method in speculative.DRAFT_MODEL | speculative.HIDDEN_STATES
     assert their_speculative.SpeculativeConfig.suffix_decoding_max_tree_depth == speculative.SUFFIX_TOKENS
-    assert rejection_sampler.MAX_CHUNK_BYTES == memory.VERIFIED_BYTES
+    assert rejection_sampler.MAX_CHUNK_BYTES == margin.VERIFIED_BYTES
 
 
 def test_the_variables_of_which_the_plan_warns_are_vllms():

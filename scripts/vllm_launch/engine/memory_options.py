@@ -62,7 +62,7 @@ NO_MEMORY = frozenset(
         "override_generation_config", "allow_deprecated_quantization", "download_dir", "use_tqdm_on_load",
         "ignore_patterns", "safetensors_prefetch_num_threads", "safetensors_prefetch_block_size",
         "enable_ep_weight_filter", "max_parallel_loading_workers",
-        # the sampler and the pooler: ``memory.SAMPLER_COPIES`` covers them
+        # the sampler and the pooler: ``margin.SAMPLER_COPIES`` covers them
         "logprobs_mode", "pooler_config", "enable_flash_late_interaction",
         # processes, addresses and timeouts. ``settings.rules`` refuses device_ids
         "distributed_executor_backend", "device_ids", "master_port", "distributed_timeout_seconds",

@@ -130,6 +130,8 @@ def build(
         quantization=quantization,
         multimodal=multimodal,
         media=media,
+        index_topk=config.integer("index_topk", default=0, minimum=0),
+        residual_copies=config.integer("hc_mult", default=1),
         qk_norm=any(tensor.name.endswith(QUERY_NORMS) for tensor in model_tensors),
         chat=None
         if task == "pooling"

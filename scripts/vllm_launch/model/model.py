@@ -147,6 +147,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     chunked_prefill: bool = True  # False: a pooling model whose prompts must each fit into one batch
     config_code: Literal["vllm", "repository", "unknown"] = "vllm"  # where the code is that reads config.json
     qk_norm: bool = False  # attention normalises queries and keys
+    index_topk: int = 0  # tokens of a context that sparse attention chooses
+    residual_copies: int = 1  # hidden sizes that a token's residual has (hyper-connections)
     rope_positions: int | None = None  # rows of the tables of cosines and sines, if not max_model_len
     chat: Chat | None = None  # None: unknown
     warnings: tuple[str, ...] = ()

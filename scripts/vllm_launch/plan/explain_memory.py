@@ -12,9 +12,10 @@ from vllm_launch.model.model import Model
 from vllm_launch.plan.fit import USEFUL_TOKENS, Candidate, cpu_cache_bytes, kv_cache_on_host, tightest
 from vllm_launch.plan.reason import Reason, Source
 from vllm_launch.plan.request import PlanRequest
-from vllm_launch.sizing import kv, memory
+from vllm_launch.sizing import kv
 from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.encoder import active_items, encoder_memory
+from vllm_launch.sizing.margin import margin_by_rank
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
 from vllm_launch.units import counted, gib
@@ -155,14 +156,14 @@ def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
 def _largest_margin_part(chosen: Candidate) -> str:
     """Return a sentence with the largest part of the safety margin, and the options that make it smaller."""
     placement = chosen.placement
-    margins = memory.margin_by_rank(placement)
+    margins = margin_by_rank(placement)
     rank = next(rank for rank, margin in enumerate(margins) if sum(margin.values()) == chosen.memory.safety)
     part, size = max(margins[rank].items(), key=lambda item: item[1])
     smaller = []
     for option in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
         value = getattr(placement.run_config, option)
         run = msgspec.structs.replace(placement.run_config, **{option: max(1, value // 2)})
-        halved = memory.margin_by_rank(Placement(placement.model, run, placement.layout, placement.gpu))[rank]
+        halved = margin_by_rank(Placement(placement.model, run, placement.layout, placement.gpu))[rank]
         if halved.get(part, 0) < size * LOWERED:
             smaller.append(f"{option} ({value:,})")
     remedy = f". For a larger KV cache lower {' or '.join(smaller)}" if smaller else ""

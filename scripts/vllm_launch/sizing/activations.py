@@ -8,8 +8,10 @@ import math
 from vllm_launch.machine.generation import Generation
 from vllm_launch.sizing.cuda_graphs import MAX_SPLIT_REQUESTS
 from vllm_launch.sizing.encoder import active_items
+from vllm_launch.sizing.kv_layers import is_sparse
 from vllm_launch.sizing.parallel import expert_width, padded_vocab
 from vllm_launch.sizing.placement import Placement
+from vllm_launch.sizing.sparse import INDEXER_LOGITS, has_dense_attention, padded_query_heads, sparse_workspace
 from vllm_launch.units import MIB
 
 SOFT_CAPPED = {"gemma2", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}
@@ -33,7 +35,8 @@ def activation_peak(placement: Placement, *, first: bool, last: bool) -> int:
     model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, hidden = run.max_num_batched_tokens, run.activation_bytes, model.hidden_size
     # A compiled graph must not change its input, so vLLM copies the input that comes from the previous stage.
-    residual_stream = (3 if first or not run.compiled else 4) * tokens * hidden * width
+    copies = model.residual_copies
+    residual_stream = (2 * copies + 1 + (0 if first or not run.compiled else copies)) * tokens * hidden * width
     tensor = layout.tensor
     layer_parts = [_attention_tensors(placement)]
     if model.experts is None or any(not layer.moe for layer in model.layers):
@@ -71,15 +74,20 @@ def _attention_tensors(placement: Placement) -> int:
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     tokens, width, mla = run.max_num_batched_tokens, run.activation_bytes, model.mla
+    logits = INDEXER_LOGITS if is_sparse(model) else 0
+    if any(layer.kind == "compressed" for layer in model.layers):
+        # Queries and outputs are padded. Compressors compute keys and scores in float32, twice as wide if they overlap.
+        compressors = 3 * 2 * 2 * 4 * model.head_dim
+        return logits + tokens * (2 * padded_query_heads(placement) * model.head_dim * width + compressors)
     if mla is None:
         queries, keys = model.heads * model.head_dim // layout.tensor, model.kv_heads * model.head_dim // layout.tensor
         with_norm = 3 * (queries + keys) - model.hidden_size if model.qk_norm else 0
-        return tokens * width * max(queries + 2 * keys, with_norm)
+        return logits + tokens * width * max(queries + 2 * keys, with_norm)
     heads, head = model.heads // layout.tensor, mla.qk_nope_head_dim + mla.v_head_dim
     workspace_tokens = min(max(8 * run.max_model_len, 4 * run.max_num_seqs * 16), 64 * 1024)
     latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim  # before and after its norm
     alive = heads * (head + mla.qk_rope_head_dim) + latent - model.hidden_size
-    return width * (workspace_tokens * heads * head + tokens * alive)
+    return max(logits, width * workspace_tokens * heads * head) + width * tokens * alive
 
 
 def timing_peak(placement: Placement) -> int:
@@ -110,7 +118,8 @@ def attention_peak(placement: Placement) -> int:
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     heads, groups = model.heads // layout.tensor, max(1, model.kv_heads // layout.tensor)
-    if placement.generation is not Generation.HOPPER or model.mla or heads < groups:
+    dense = has_dense_attention(model)
+    if placement.generation is not Generation.HOPPER or model.mla or not dense or heads < groups:
         return 0
     tile = 192 if model.head_dim <= 96 else 128  # noqa: PLR2004 - hopper/tile_size.h:tile_size_fwd_sm90
     requests, tokens = min(run.max_num_seqs, MAX_SPLIT_REQUESTS), run.max_num_batched_tokens
@@ -151,16 +160,21 @@ def _gathered_hidden_states(placement: Placement) -> int:
 
 
 def workspace(placement: Placement) -> int:
-    """Return the bytes of the workspace that MoE layers share (fused_moe/experts/triton_moe.py:workspace_shapes)."""
+    """Return the bytes of the workspace that MoE layers and sparse attention share (v1/worker/workspace.py).
+
+    Source of MoE layers: fused_moe/experts/triton_moe.py:workspace_shapes.
+    """
     model, run, layout = placement.model, placement.run_config, placement.layout
+    attention = sparse_workspace(placement)
     if not model.experts:
-        return 0
+        return attention
     # The tokens of all replicas pass through a rank's experts (_gathered_hidden_states).
     rows = run.max_num_batched_tokens * layout.data * model.experts.per_token
     shard = expert_width(model.experts, layout)
     if _experts_allocate_scratch(placement):
-        return rows * shard * run.activation_bytes
-    return rows * (max(shard, model.hidden_size) + max(2 * shard, model.hidden_size)) * run.activation_bytes
+        return max(attention, rows * shard * run.activation_bytes)
+    experts = rows * (max(shard, model.hidden_size) + max(2 * shard, model.hidden_size)) * run.activation_bytes
+    return max(attention, experts)
 
 
 def _experts_allocate_scratch(placement: Placement) -> bool:

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Sequence
 
 from vllm_launch.machine.generation import Generation
-from vllm_launch.sizing.kv import kv_dtype
+from vllm_launch.sizing.kv_layers import kv_dtype
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.run_config import RunConfig
+from vllm_launch.sizing.sparse import has_dense_attention
 from vllm_launch.units import MIB
 
 ESTIMATE_BASE, ESTIMATE_PER_LAYER = 143 * MIB, 0.1333 * MIB
@@ -124,6 +125,8 @@ def _split_bytes(placement: Placement, sizes: Sequence[int]) -> int:
     """
     model, run, layout = placement.model, placement.run_config, placement.layout
     if placement.generation is not Generation.HOPPER or (model.mla and kv_dtype(model, run).startswith("fp8")):
+        return 0
+    if not has_dense_attention(model):  # FlashMLA's sparse kernels split by multiprocessors too
         return 0
     size = max((size for size in sizes if size <= MAX_SPLIT_REQUESTS), default=0)
     width = model.mla.kv_lora_rank if model.mla else model.head_dim

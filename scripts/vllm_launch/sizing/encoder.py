@@ -70,6 +70,19 @@ def encoder_memory(placement: Placement) -> EncoderMemory | None:
     )
 
 
+def profiled_encoder(placement: Placement, forward: int, peak: int) -> tuple[int, int]:
+    """Return the bytes that the encoder adds to ``peak``, with its buffers, and what it can need beyond them.
+
+    ``forward`` is the peak of the language model, which runs after the encoder while the encoder's output is kept.
+    """
+    encoder = encoder_memory(placement)
+    if encoder is None:
+        return 0, 0
+    counted = max(0, max(encoder.profiled_peak, encoder.profiled_output + forward) - peak)
+    needed = max(encoder.peak, encoder.cache + forward)
+    return counted + encoder.buffers, max(0, needed - peak - counted)
+
+
 def _profiled_items(model: Model, run: RunConfig, modality: str, tokens: int, budget: int) -> int:
     """Return the number of items in vLLM's profile (multimodal/encoder_budget.py:_get_max_items)."""
     limits = [run.item_limits.get(modality, DEFAULT_LIMIT), run.max_model_len // tokens]

@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 
 from vllm_launch.model.model import Layer
 from vllm_launch.sizing.kv import (
-    Spec,
-    block_size,
     bytes_per_request,
     grouping_of,
     kv_cache,
-    kv_dtype,
-    layer_specs,
     longest_that_fits,
     override_bytes,
     requests_that_fit,
 )
+from vllm_launch.sizing.kv_layers import block_size, kv_dtype, layer_specs
+from vllm_launch.sizing.kv_spec import Spec
 from vllm_launch.sizing.parallel import Layout
 
 KIB = 1 << 10

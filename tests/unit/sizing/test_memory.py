@@ -33,7 +33,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllm_launch.model.model import Experts, Layer
-from vllm_launch.sizing import activations, memory
+from vllm_launch.sizing import activations, margin, memory
 from vllm_launch.sizing.allocator import FRAGMENTS
 from vllm_launch.sizing.cuda_graphs import capture_sizes
 from vllm_launch.sizing.memory import Memory, cpu_memory, kv_bytes, memory_of_gpu, requested_bytes, safe_utilization
@@ -385,7 +385,7 @@ def safety(llm=None, batch=None, layout=ONE, device=AMPERE):
 
 
 def test_serving_needs_logit_copies_block_tables_and_fragments():
-    copies = memory.SAMPLER_COPIES * 4 * 1024 * 128_256
+    copies = margin.SAMPLER_COPIES * 4 * 1024 * 128_256
     tables = 2 * 4 * 1024 * 512  # two rows of int32, 8,192 / 16 blocks long
     assert safety() == copies + tables + FRAGMENTS
     assert safety(model(**POOLING)) == tables + FRAGMENTS
@@ -405,12 +405,12 @@ def test_every_group_of_layers_has_its_own_block_tables():
 
 
 def test_logit_copies_are_limited_by_the_tokens_of_a_batch():
-    assert safety(batch=run(max_num_batched_tokens=512)) == safety() - memory.SAMPLER_COPIES * 4 * 512 * 128_256
-    assert safety(model(vocab_size=128_257)) - safety() == memory.SAMPLER_COPIES * 4 * 1024 * 64
+    assert safety(batch=run(max_num_batched_tokens=512)) == safety() - margin.SAMPLER_COPIES * 4 * 512 * 128_256
+    assert safety(model(vocab_size=128_257)) - safety() == margin.SAMPLER_COPIES * 4 * 1024 * 64
 
 
 def test_pipeline_stages_open_channels_that_the_profile_does_not_count():
-    assert safety(layout=Layout(pipeline=2)) == safety() + memory.PIPELINE_CHANNELS
+    assert safety(layout=Layout(pipeline=2)) == safety() + margin.PIPELINE_CHANNELS
 
 
 def test_flashinfer_has_a_workspace_if_it_runs_attention():
