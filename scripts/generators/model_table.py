@@ -1,8 +1,8 @@
 """Write tests/data/model_facts.jsonl: what the pinned vLLM makes of every architecture: ``generators/model_table.py``.
 
 A row has a model's config.json and vLLM's facts (model_facts.py). Rows come from the defaults of config classes
-(model_configs.py), from tests/data/models, and from rows with ``"values": "public"``, whose config.json stays as it is.
-To add a model, append a row with a name, ``"values": "public"`` and a config. ``key`` is a hash of all that the facts
+(model_configs.py), from tests/data/models, and from rows with ``"values": "by hand"``, whose config.json stays as it is.
+To add a model, append a row with a name, ``"values": "by hand"`` and a config. ``key`` is a hash of all that the facts
 depend on. tests/data/model_not_compared.json has the architectures without a row, each with the reason.
 
 ``--check DAY`` judges only rows whose key changed, and one of SLICES slices of the others, chosen by the date DAY. It
@@ -46,7 +46,7 @@ def wanted_rows() -> tuple[list[Row], dict[str, str]]:
     """Return all rows without facts, and why the other architectures have none."""
     from model_configs import configurations
 
-    rows = [row for row in read_table() if row["values"] == "public"]
+    rows = [row for row in read_table() if row["values"] == "by hand"]
     for folder in sorted((DATA / "models").glob("*/")):
         config = json.loads((folder / "config.json").read_text())
         rows.append({"name": folder.name, "values": "tests/data/models", "config": config})
@@ -103,7 +103,7 @@ def write(rows: list[Row], missing: dict[str, str]) -> None:
     compared = {row["facts"]["architecture"] for row in good}
     for row in rows:
         if isinstance(row["facts"], str):
-            values = "its public values" if row["values"] == "public" else "the defaults of its config class"
+            values = "its values written by hand" if row["values"] == "by hand" else "the defaults of its config class"
             missing[row["config"]["architectures"][0]] = f"vLLM does not build {values} on paper: {row['facts']}"
     missing = {name: reason for name, reason in sorted(missing.items()) if name not in compared}
     good.sort(key=lambda row: (row["values"], row["name"]))
