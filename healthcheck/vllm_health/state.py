@@ -47,7 +47,8 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """An engine as /metrics shows it.
 
-    ``steps``: value by metric name, of ``metrics.STEP_SIGNS``. ``kv_usage``: KV cache usage, 0 to 1.
+    ``steps``: the values of the metrics in ``metrics.STEP_SIGNS``, by metric name.
+    ``kv_usage``: KV cache usage, 0 to 1.
     """
 
     steps: Mapping[str, float]
@@ -95,7 +96,9 @@ class EngineWatch(msgspec.Struct, frozen=True, kw_only=True):
     inconclusive: bool = False  # the pending canary got an inconclusive answer
     metrics_seen: bool = False  # /metrics has shown all of the engine's step signs since the canary was sent
     health_seen: bool = False  # /health has been "ok" since the canary was sent
-    strikes: int = 0  # canaries without an answer since the last step
+    # Canaries that the engine has not answered since its last step or answer. A canary does not count if /health
+    # answered but /metrics did not.
+    strikes: int = 0
     paused: bool = False
 
 
@@ -137,7 +140,11 @@ def initial(now: float) -> State:
 
 
 def verdicts(state: State, limits: Limits) -> Verdicts:
-    """Return the probes' answers. Overload fails no probe. A start or a drain never fails liveness."""
+    """Return the probes' answers.
+
+    Overload fails no probe. A drain never fails liveness. A start fails liveness only if it makes no progress for
+    ``start_stall_s``.
+    """
     not_live: set[Name] = {"dead", "gpu_fault"} if limits.gpu_fault_kills else {"dead"}
     return Verdicts(
         live=state.name not in not_live,
@@ -147,7 +154,7 @@ def verdicts(state: State, limits: Limits) -> Verdicts:
 
 
 def canaries(state: State) -> dict[str, int]:
-    """Return the number of each canary that must be pending now, by engine."""
+    """Return, by engine, the attempt number of the canary that must be pending now."""
     return {name: watch.attempt for name, watch in state.engines.items() if watch.canary_age_s is not None}
 
 
@@ -220,7 +227,7 @@ def _served(state: State, sample: Sample, watched_s: float, now: float, limits: 
         if name == API_SERVER and (sample.health == "ok" or watch is None):
             engines[name] = EngineWatch(engine=Engine(steps={}))
         elif watch is None:
-            assert shown is not None  # noqa: S101 - `names` are the sample's where the state has none
+            assert shown is not None  # noqa: S101 - a name without a watch comes from ``sample.engines``
             engines[name] = EngineWatch(engine=shown)
         else:
             answer, health_ok = sample.canaries.get(name), sample.health == "ok"
@@ -273,7 +280,7 @@ def _watched(
     if watch.inconclusive and not (engine.running or engine.waiting):
         # The API server sent this answer, not the engine, and the engine has no work. The next canary is sent later.
         return EngineWatch(engine=engine, attempt=old.attempt, strikes=old.strikes)
-    # While /health answers and /metrics does not, the canary may only be waiting behind other requests.
+    # If /health answers but /metrics does not, the canary may still be in the queue. That is no strike.
     strike = watch.metrics_seen or not watch.health_seen
     return EngineWatch(
         engine=engine, quiet_s=quiet_s, canary_age_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike
@@ -284,7 +291,7 @@ def _watched(
 
 
 def _judged(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    """Return the state's name and the reason for it, one sentence. The most severe state wins."""
+    """Return the state's name and the reason for it, for the user. The most severe state wins."""
     if sample.ended is not None:
         return "dead", sample.ended
     if sample.draining is not None:
@@ -336,10 +343,8 @@ def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
 def _judged_load(state: State) -> tuple[Name, str]:
     engines = [watch.engine for watch in state.engines.values()]
     if API_SERVER in state.engines:
-        return (
-            "ready",
-            "vLLM serves. /metrics has no engine metrics, so the prober detects no hang: remove --disable-log-stats.",
-        )
+        blind = "/metrics has no engine metrics, so the prober cannot detect an engine that hangs"
+        return "ready", f"vLLM serves. {blind}: remove --disable-log-stats."
     running, waiting = (sum(getattr(engine, field) for engine in engines) for field in ("running", "waiting"))
     usage = max(engine.kv_usage for engine in engines)
     load = f"{running:.0f} running and {waiting:.0f} waiting requests, KV cache usage {usage:.0%}"

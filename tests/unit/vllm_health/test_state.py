@@ -409,7 +409,8 @@ def test_without_step_counters_only_the_api_server_is_watched():
     without_engines = Sample(health="ok", engines={})
     course.stays({"ready"}, without_engines, 10_000)
     assert course.state.reason == (
-        "vLLM serves. /metrics has no engine metrics, so the prober detects no hang: remove --disable-log-stats."
+        "vLLM serves. /metrics has no engine metrics, so the prober cannot detect an engine that hangs: "
+        "remove --disable-log-stats."
     )
     assert state.canaries(course.state) == {}
     course.until("stalled", Sample(health="unanswered", engines=None))
