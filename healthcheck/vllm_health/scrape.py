@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample as Line
 
 from vllm_health import metrics
-from vllm_health.state import Canary, Engine, Health
+from vllm_health.state import CanaryResult, Engine, Health
 
 MAX_BYTES: Final = 1 << 20
 """Most bytes of an answer that are kept. Of /metrics only the wanted lines are kept, so it may be 64 times as long."""
@@ -193,7 +193,7 @@ _REQUESTS: Final = (
 
 async def canary(
     session: aiohttp.ClientSession, target: Target, model: str | None, engine: str | None, timeout_s: float
-) -> Canary | None:
+) -> CanaryResult | None:
     """Request one token and return the result. None: no answer within ``timeout_s``.
 
     ``engine``: the data-parallel rank to ask, or None for any. A model that does not generate gets a pooling request
@@ -202,7 +202,7 @@ async def canary(
     """
     paused = await get(session, f"{target.url}/is_paused", timeout_s, api_key=target.api_key)
     if paused.ok and '"is_paused":true' in paused.body.replace(" ", ""):
-        return Canary("paused")
+        return CanaryResult("paused")
     # vllm/entrypoints/generate/base/serving.py:_get_data_parallel_rank
     headers = {"X-data-parallel-rank": engine} if engine else {}
     answer = Answer(0, "")
@@ -213,12 +213,12 @@ async def canary(
         if not _no_route(answer):
             break
     if answer.ok:
-        return Canary("answered")
+        return CanaryResult("answered")
     if answer.status == 0:
         return None
     detail = f"{answer.status} from {path}: {_message(answer.body)}"
     refused = _BAD_REQUEST <= answer.status < 500 and answer.status != _TOO_MANY  # noqa: PLR2004 - HTTP's classes
-    return Canary("refused" if refused else "inconclusive", detail)
+    return CanaryResult("refused" if refused else "inconclusive", detail)
 
 
 def _no_route(answer: Answer) -> bool:

@@ -61,8 +61,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 CanaryKind = Literal["answered", "refused", "inconclusive", "paused"]
 
 
-class Canary(msgspec.Struct, frozen=True):
-    """The answer to a one-token request. A request without an answer has no Canary.
+class CanaryResult(msgspec.Struct, frozen=True):
+    """The result of a canary, which is a one-token request of the prober. A canary without an answer has no result.
 
     "answered": 200. "refused": the API key or the model's name is wrong. "inconclusive": another error, or the API
     server is full. "paused": an operator has paused the engine.
@@ -77,7 +77,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     health: Health
     engines: Mapping[str, Engine] | None = None
-    canaries: Mapping[str, Canary] = {}
+    canaries: Mapping[str, CanaryResult] = {}
     movement: Movement | None = None  # None: the prober cannot see the progress of start-up
     phase: str = "starting"
     progress: str = ""  # progress of the phase, in words
@@ -238,7 +238,7 @@ def _served(state: State, sample: Sample, watched_s: float, now: float, limits: 
 def _watched(
     old: EngineWatch,
     shown: Engine | None,
-    answer: Canary | None,
+    answer: CanaryResult | None,
     watched_s: float,
     limits: Limits,
     *,
