@@ -85,7 +85,7 @@ def test_an_unknown_encoder_is_counted_at_its_most_and_said() -> None:
     assert model.media is not None
     assert sizes(model) == {"image": 16384, "video": 16384}
     assert model.media.bytes_per_token == 16 * 24 * 2 * 64
-    assert [any(word in warning for warning in model.warnings) for word in ("largest image", "ViT", "memory of")] == [
+    assert [any(word in warning for warning in model.warnings) for word in ("largest image", "ViT", "memory that")] == [
         True, True, True,
     ]  # fmt: skip
 
