@@ -15,9 +15,10 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from vllm_health import state
+from vllm_health import judgement, state
 from vllm_health.limits import Limits
 from vllm_health.metrics import COLORS, Exposition, Values
+from vllm_health.scrape import STATE_HEADER
 from vllm_health.state import State
 
 MAX_CONNECTIONS: Final = 256
@@ -82,9 +83,10 @@ async def serve(view: View, host: str, port: int) -> Server:
 def _probe(view: View, route: str) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        verdicts = state.verdicts(now, view.limits)
+        verdicts = judgement.verdicts(now, view.limits)
         passed = {"/livez": verdicts.live, "/readyz": verdicts.ready, "/startupz": verdicts.started}[route]
-        return web.Response(status=200 if passed else 503, text=f"{now.reason}\n", headers=_CLOSE)
+        headers = _CLOSE | {STATE_HEADER: now.name}
+        return web.Response(status=200 if passed else 503, text=f"{now.reason}\n", headers=headers)
 
     return answer
 
@@ -113,7 +115,7 @@ h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-r
 def _page(view: View) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        verdicts = state.verdicts(now, view.limits)
+        verdicts = judgement.verdicts(now, view.limits)
         by_name = {"live": verdicts.live, "ready": verdicts.ready, "started": verdicts.started}
         page = _PAGE.format(
             name=html.escape(now.name.replace("_", " ")),

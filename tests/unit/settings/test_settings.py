@@ -509,6 +509,7 @@ def test_keys_come_from_the_file_and_the_flag_or_else_the_environment():
     file = "m --launch-api-key-file f"
     assert keys("m", {}) == ()
     assert keys("m", {"VLLM_API_KEY": "e"}) == ("e",)
+    assert keys("m", {"VLLM_API_KEY": "e\n"}) == ("e",)
     assert keys("m --api-key a b", {"VLLM_API_KEY": "e"}) == ("a", "b")
     assert keys(file, {"VLLM_API_KEY": "e"}, " x \n\ny\r\nx\n") == ("e", "x", "y")
 

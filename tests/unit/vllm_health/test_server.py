@@ -16,12 +16,12 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_health import metrics, server, state
+from vllm_health import judgement, metrics, server, state
 from vllm_health.limits import Limits
 from vllm_health.state import Engine, EngineWatch, Name, State
 
-CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "grey", "darkred", "purple", "red"}
-"""The nine named colours of CSS Color Module Level 4 that the states may use."""
+CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "chocolate", "grey", "darkred", "purple", "red"}
+"""The ten named colours of CSS Color Module Level 4 that the states may use."""
 
 STARTING = state.initial(0.0)
 READY = msgspec.structs.replace(
@@ -162,7 +162,7 @@ def test_the_readme_has_every_state_with_its_verdicts():
     assert set(rows) == set(metrics.STATES)
     for name, codes in rows.items():
         shown = msgspec.structs.replace(READY, name=name, started=name != "starting")
-        verdicts = state.verdicts(shown, Limits())
+        verdicts = judgement.verdicts(shown, Limits())
         passed = (verdicts.started, verdicts.ready, verdicts.live)
         assert codes == [200 if answer else 503 for answer in passed], name
 
