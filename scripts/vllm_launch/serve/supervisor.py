@@ -24,10 +24,10 @@ from pathlib import Path
 import msgspec
 
 from vllm_health import addresses, gpu_faults, server
+from vllm_health.judgement import Transition
 from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
-from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import greeting, ports, process, progress, start_history
 from vllm_launch.serve.drain import Drain
