@@ -8,7 +8,7 @@ from typing import Literal
 
 from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
-from vllm_launch.inside_vllm.guard import Rules
+from vllm_launch.inside_vllm.rules import Rules
 from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.settings.settings import DRAIN_FLAG, REFUSE_FLAG, Settings
 
@@ -76,10 +76,21 @@ def _defaults(settings: Settings) -> dict[str, object]:
 
 def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> Rules:
     """Return the rules for the guard inside vLLM. Their file, ``run_dir / GUARD_FILE``, is for this user only."""
+    default = Rules()
     return Rules(
         keys=keys,
         probe_key=probe_key,
         routes=settings.launch.allowed_routes,
         drain_flag=str(run_dir / DRAIN_FLAG),
         refuse_flag=str(run_dir / REFUSE_FLAG),
+        allowed_origins=_texts(settings, "allowed_origins", default.allowed_origins),
+        allowed_methods=_texts(settings, "allowed_methods", default.allowed_methods),
+        allowed_headers=_texts(settings, "allowed_headers", default.allowed_headers),
+        allow_credentials=bool(settings.engine.get("allow_credentials", default.allow_credentials)),
     )
+
+
+def _texts(settings: Settings, dest: str, default: Sequence[str]) -> tuple[str, ...]:
+    value = settings.engine.get(dest, default)
+    assert isinstance(value, list | tuple)  # noqa: S101 - settings.rules has checked it
+    return tuple(map(str, value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from vllm_health.api_keys import is_usable
 from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
@@ -174,6 +175,15 @@ def _multicast(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("all2all_backend", f"{backend} {forbidden}", "choose another backend, or allow multicast")
 
 
+def _cors(settings: Settings) -> Iterator[Mistake]:
+    """Refuse what the guard and Starlette would read differently: of one text, Starlette allows every part."""
+    for dest in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        values = settings.engine.get(dest, [])
+        if not isinstance(values, list) or not all(isinstance(text, str) and is_usable(text) for text in values):
+            remedy = """write a list, for example '["https://app.example.com"]', or '["*"]' for all"""
+            yield Mistake(dest, f"{dest} is not a JSON list of texts that HTTP headers can carry", remedy)
+
+
 def _certificate(settings: Settings) -> Iterator[Mistake]:
     if settings.engine.get("ssl_keyfile") and not settings.engine.get("ssl_certfile"):
         yield Mistake("ssl_keyfile", "a TLS key is set without a certificate", "set ssl_certfile too")
@@ -195,7 +205,7 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 RULES = (
     _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, *memory_rules.RULES, _executor, _http,
-    _device_ids, _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
+    _device_ids, _multicast, _cors, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 

@@ -501,6 +501,15 @@ def test_the_url_is_the_servers_url_on_this_machine(words, url):
     assert read(words).url == url
 
 
+@pytest.mark.parametrize("option", ["origins", "methods", "headers"])
+@pytest.mark.parametrize("value", ['"*"', "null", "1", '["*",1]', '{"*":1}', '["https://a\\nb"]', '["https://ä"]'])
+def test_options_for_cors_that_are_not_lists_of_texts_are_refused(option, value):
+    text = str(refused(f"m --allowed-{option} {value}"))
+    assert text.startswith(f"flag --allowed-{option}")
+    assert "write a list" in text
+    read(f"""m --allowed-{option} ["*"]""")
+
+
 def keys(words, environ, text=None):
     return read_api_keys(read(words), environ, read_file=lambda _: text)
 
