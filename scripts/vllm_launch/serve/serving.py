@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vllm_health import listen
 from vllm_health.limits import Limits
 from vllm_launch.machine import cpu, p2p
 from vllm_launch.machine.gpus import Hardware
@@ -101,7 +102,11 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     cache = Path(base["HOME"], ".cache", "vllm-launch")
     p2p_options, p2p_env, p2p_sentence = settle_p2p(settings, plan, hardware, cache)
     argv = command.engine_command(
-        plan.options | p2p_options, settings, python=sys.executable, vllm_distribution=distribution
+        plan.options | p2p_options,
+        settings,
+        python=sys.executable,
+        vllm_distribution=distribution,
+        host=listen.every_address(),
     )
     complete_plan = command.with_command(plan, settings, argv, p2p_env)
     send_to(logging.StreamHandler(), settings.launch.log_format)
@@ -143,10 +148,10 @@ def _options(
     launch, drain = settings.launch, settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
     return supervisor.Options(
-        api_host=str(settings.engine.get("host") or ""),
+        api_host=str(settings.engine.get("host", listen.every_address())),
         api_port=settings.port,
         api_url=settings.url,
-        health_host=launch.health_host,
+        health_host="" if launch.health_host == "::" else launch.health_host,
         health_port=launch.health_port,
         drain_flag=folder / DRAIN_FLAG,
         refuse_flag=folder / REFUSE_FLAG,

@@ -57,10 +57,10 @@ _ENGINE_TITLE = re.compile(
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The options of ``serve`` besides the child's argv and environment. Durations are in seconds."""
 
-    api_host: str  # "" is every address
+    api_host: str  # "" is every IPv4 address
     api_port: int
     api_url: str  # the API's URL on this machine
-    health_host: str
+    health_host: str  # "" is every address, IPv4 and IPv6
     health_port: int
     drain_flag: Path  # this field and the next four: see ``drain.Drain``
     refuse_flag: Path
