@@ -26,7 +26,7 @@ class Drain:
     """One drain of vLLM. ``sentence`` is the text that the probes show, and None before the drain begins.
 
     ``asked_to_end`` is True once vLLM got SIGTERM. From then on its processes may exit. systemd and some shells send
-    SIGTERM to all processes at once, so vLLM may have got it before.
+    SIGTERM to all processes at once, so vLLM may have got it before. ``early``: it exited before the launcher sent it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Drain:
         vLLM's log says that it ended its engines by force.
         """
         self.sentence: str | None = None
-        self.asked_to_end = False
+        self.asked_to_end = self.early = False
         self._delay, self._shutdown_timeout, self._limit = delay, shutdown_timeout, shutdown_timeout + margin
         self._drain_flag, self._refuse_flag, self._say = drain_flag, refuse_flag, say
         self._streams, self._cut = streams, cut
@@ -81,7 +81,7 @@ class Drain:
             async with asyncio.timeout(self._delay):
                 await self._hurry.wait()
         if exited.done():
-            self.asked_to_end = True
+            self.asked_to_end = self.early = True
             if exited.result() in GOOD_ENDS:
                 self._say("vLLM has exited before the launcher sent SIGTERM: it got the signal too")
             return self._judge(exited.result(), 0)

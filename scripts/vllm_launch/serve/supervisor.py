@@ -408,9 +408,10 @@ class EngineProcess:
         self.drain.begin(number)
         self.prober.judge()  # so that the probes report the drain at once
         code, why = await self.drain.run(self.child.pid, self.exited, self.family.titles)
-        if not why and (error := self.log.evidence.cause()):
-            self.say(f"warning: vLLM had an error before the end of the drain: {error}")
-        if why and self.exited.done():
+        if self.exited.done():
             await asyncio.to_thread(self.log.close_streams, 1.0)
-            why = f"{why}: {self._why_it_exited(self.exited.result(), None)}"
+            if why:
+                why = f"{why}: {self._why_it_exited(self.exited.result(), None)}"
+            elif self.drain.early and (error := self.log.evidence.cause()):
+                self.say(f"warning: vLLM had an error before the end of the drain: {error}")
         raise Ending(code, why)
