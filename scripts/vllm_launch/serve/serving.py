@@ -24,6 +24,7 @@ from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.report.plan_table import plan_as
 from vllm_launch.serve import command, environment, preflight, read_ahead, start_history, supervisor
 from vllm_launch.serve.log import LOGGER, send_to
+from vllm_launch.serve.run_options import Options
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 from vllm_launch.units import gib
@@ -143,11 +144,11 @@ def _environment(
 
 def _options(
     settings: Settings, plan: PlanWithCommand, *, keys: Sequence[str], probe_key: str, folder: Path, history_file: Path
-) -> supervisor.Options:
+) -> Options:
     """Return the supervisor's options. ``history_file`` holds the durations of earlier starts."""
     launch, drain = settings.launch, settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
-    return supervisor.Options(
+    return Options(
         api_host=str(settings.engine.get("host", listen.every_address())),
         api_port=settings.port,
         api_url=settings.url,

@@ -18,12 +18,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import msgspec
 
 from vllm_health import addresses, gpu_faults, server
-from vllm_health.limits import Limits
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
 from vllm_health.state import Transition
@@ -32,6 +28,7 @@ from vllm_launch.serve import cause, greeting, ports, process, progress, start_h
 from vllm_launch.serve.drain import GOOD_ENDS, Drain
 from vllm_launch.serve.family import Death, Family
 from vllm_launch.serve.log import LOGGER, Log, send_to
+from vllm_launch.serve.run_options import Options
 from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
@@ -51,36 +48,6 @@ one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
 BOTH_SIGNALLED_SECONDS = 0.5
 """Seconds after vLLM's exit in which a signal to the launcher still counts as sent to both at once."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of ``serve`` besides the child's argv and environment. Durations are in seconds."""
-
-    api_host: str  # "" is every IPv4 address
-    api_port: int
-    api_url: str  # the API's URL on this machine
-    health_host: str  # "" is every address, IPv4 and IPv6
-    health_port: int
-    drain_flag: Path  # this field and the next four: see ``drain.Drain``
-    refuse_flag: Path
-    drain_delay: float
-    shutdown_timeout: float
-    exit_margin: float
-    limits: Limits = Limits()
-    history_file: Path | None = None  # file with the durations of earlier starts (``start_history``)
-    history_key: str = ""  # key in that file for starts like this one
-    gpu_uuids: tuple[str, ...] = ()
-    termination_log: Path | None = None
-    planned_kv_tokens: int | None = None
-    planned_gpus: int | None = None
-    no_multicast: bool = False  # NVLink multicast must stay unused
-    kv_tolerance: float = 0.05
-    weights_bytes: int | None = None
-    log_format: str = "text"
-    greet: bool = False
-    served_model_name: str = ""
-    api_key: str | None = None  # a client's key, for the greeting
-    probe_key: str | None = None  # the prober's own key
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
