@@ -20,9 +20,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from vllm_health import addresses, gpu_faults, server
+from vllm_health.judgement import Transition
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
-from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import cause, greeting, ports, process, progress, start_history
 from vllm_launch.serve.drain import GOOD_ENDS, Drain
