@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from vllm_health import judgement, state
+from vllm_health import judgement, listen, state
 from vllm_health.limits import Limits
 from vllm_health.metrics import COLORS, Exposition, Values
 from vllm_health.scrape import STATE_HEADER
@@ -53,9 +53,9 @@ class Server:
 
 
 async def serve(view: View, host: str, port: int) -> Server:
-    """Listen on ``host`` ("" is every address) and ``port`` (0 is any free port), and return the server.
+    """Listen on ``host`` and ``port`` (0 is any free port), and return the server.
 
-    Raises OSError if it cannot listen.
+    The hosts "" and "::" are every address, IPv4 and IPv6. Raises OSError if it cannot listen.
     """
     app = web.Application(client_max_size=1024)
     app.add_routes([web.get(route, _probe(view, route)) for route in ("/livez", "/readyz", "/startupz")])
@@ -73,7 +73,10 @@ async def serve(view: View, host: str, port: int) -> Server:
 
     loop = asyncio.get_running_loop()
     try:
-        listening = await loop.create_server(connection, host or None, port, backlog=_BACKLOG)
+        if host in {"", "::"}:
+            listening = await loop.create_server(connection, sock=listen.wildcard_socket(port), backlog=_BACKLOG)
+        else:
+            listening = await loop.create_server(connection, host, port, backlog=_BACKLOG)
     except OSError:
         await runner.cleanup()
         raise

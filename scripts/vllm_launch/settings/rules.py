@@ -22,6 +22,8 @@ EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
 
+CERT_REQUIRED = 2
+"""Value of ssl_cert_reqs with which a server demands a client certificate (Python's ssl.CERT_REQUIRED)."""
 
 ONE_MACHINE: dict[str, tuple[object, ...]] = {
     "nnodes": (1,),
@@ -158,6 +160,23 @@ def _http(settings: Settings) -> Iterator[Mistake]:
             yield Mistake(dest, problem, "remove it, or run vllm serve without the launcher")
 
 
+def _unwatched(settings: Settings) -> Iterator[Mistake]:
+    """Servers that the prober cannot ask.
+
+    Source: vllm/entrypoints/launchers/dp_supervisor.py, which also gives its servers a process group of their own.
+    """
+    if settings.engine.get("data_parallel_multi_port_external_lb"):
+        yield Mistake(
+            "data_parallel_multi_port_external_lb",
+            "with it vLLM starts one server on a port of its own for each replica, but the launcher watches one port",
+            "remove it: vLLM then balances the load of its replicas behind one port",
+        )
+    if settings.engine.get("ssl_cert_reqs") == CERT_REQUIRED:
+        problem = "vLLM would demand a client certificate, and the launcher's prober has none"
+        remedy = "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+        yield Mistake("ssl_cert_reqs", problem, f"give 0 or 1, {remedy}")
+
+
 def _device_ids(settings: Settings) -> Iterator[Mistake]:
     if isinstance(ids := settings.engine.get("device_ids"), list):
         problem = "the plan chooses the GPUs, and vLLM would apply these numbers to the GPUs that the plan chose"
@@ -205,7 +224,7 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 RULES = (
     _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, *memory_rules.RULES, _executor, _http,
-    _device_ids, _multicast, _cors, _certificate, _api_keys, _routes, combinations.mistakes,
+    _unwatched, _device_ids, _multicast, _cors, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 

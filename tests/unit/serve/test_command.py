@@ -32,7 +32,7 @@ def env(words="m", environ=None, plan_env=None, *, writable=lambda _: True, dist
 
 def test_the_cuda_wheel_is_started_by_its_command_with_the_defaults_for_serving():
     assert argv() == [
-        "py", "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", "m", "--host=0.0.0.0", "--port=8000",
+        "py", "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", "m", "--host=::", "--port=8000",
         "--disable-access-log-for-endpoints=/health,/metrics,/ping", "--middleware=vllm_launch.inside_vllm.guard.Guard",
         "--shutdown-timeout=60",
     ]  # fmt: skip

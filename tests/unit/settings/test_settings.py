@@ -269,12 +269,29 @@ def test_a_mistake_in_the_environment_is_an_error_with_its_name(environ, message
         ("m --grpc", "gRPC"),
         ("m --uds /a", "Unix socket"),
         ("m --ssl-keyfile k", "set ssl_certfile"),
+        ("m --ssl-certfile c --ssl-keyfile k --ssl-cert-reqs 2", "the launcher's prober has none"),
+        ("m -dp 2 -dpl 2 --data-parallel-multi-port-external-lb", "the launcher watches one port"),
         ("m --api-key=", "a key is empty"),
         ("m --tensor-paralel-size 2", "did you mean --tensor-parallel-size?"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_an_error(words, message):
     assert message in refused(words)
+
+
+def test_a_server_that_the_launcher_cannot_watch_is_refused_in_one_line_with_what_to_do():
+    tls, ports = "m --ssl-certfile c --ssl-cert-reqs 2", "m -dp 2 -dpl 2 --data-parallel-multi-port-external-lb"
+    assert refused(tls) == (
+        "flag --ssl-cert-reqs: vLLM would demand a client certificate, and the launcher's prober has none; give 0 or 1, "
+        "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+    )
+    assert refused(ports) == (
+        "flag --data-parallel-multi-port-external-lb: with it vLLM starts one server on a port of its own for each "
+        "replica, but the launcher watches one port; remove it: vLLM then balances the load of its replicas behind "
+        "one port"
+    )
+    for optional in ("0", "1"):
+        assert read(f"m --ssl-certfile c --ssl-cert-reqs {optional}").url.startswith("https:")
 
 
 @pytest.mark.parametrize("total", [0, 1, 5, 30, 90, 600])

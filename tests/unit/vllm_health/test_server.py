@@ -70,6 +70,22 @@ def test_each_probe_answers_with_its_verdict_and_the_reason(shown, codes):
     assert {text for _, text, _ in answers} == {f"{shown.reason}\n"}
 
 
+@pytest.mark.parametrize("host", ["", "::"])
+def test_a_server_on_every_address_answers_on_both_families(host):
+    async def ask_both():
+        view = server.View(lambda: READY, Limits(), dict)
+        listening = await server.serve(view, host, 0)
+        try:
+            async with aiohttp.ClientSession() as session:
+                for address in ("127.0.0.1", "[::1]"):
+                    async with session.get(f"http://{address}:{listening.port}/livez") as answer:
+                        assert answer.status == 200
+        finally:
+            await listening.close()
+
+    asyncio.run(ask_both())
+
+
 def test_metrics_are_in_prometheus_format_with_help_and_include_our_process():
     ((status, text, headers),) = Port().ask("/metrics")
     assert status == 200
