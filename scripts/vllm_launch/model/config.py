@@ -148,6 +148,10 @@ class Config:
             raise self.error(key, f"is {short_repr(value)}, not an object")
         return value
 
+    def part(self, key: str) -> Config:
+        """Return the nested object of ``key``, without values if there is none."""
+        return Config(self.table(key) or {}, f"{self.where} {key}")
+
     def array(self, *keys: str) -> list[Any] | None:
         """Return a list, or None."""
         value = self.get(*keys)

@@ -13,12 +13,13 @@ from vllm_launch.model import tensors_moe, tensors_state
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layer_kinds import DEEPSEEK_V4
-from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
+from vllm_launch.model.layers import GEMMA4, attention_heads, head_dim, kv_heads, latent_sizes
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import GATED, TensorList
 from vllm_launch.model.tensors_deepseek_v4 import deepseek_v4
 from vllm_launch.model.tensors_gemma4 import gemma4
 from vllm_launch.model.tensors_kimi import residual_attention
+from vllm_launch.model.tensors_nas import nemotron_nas
 from vllm_launch.model.tensors_whisper import whisper
 
 
@@ -114,7 +115,7 @@ FAMILIES: dict[str, Family] = {
 
 
 BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | dict.fromkeys(DEEPSEEK_V4, deepseek_v4)
-BUILDERS |= {"whisper": whisper}
+BUILDERS |= {"whisper": whisper, "nemotron-nas": nemotron_nas}
 """Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
 
 
@@ -142,7 +143,9 @@ def tensors(
     family = FAMILIES.get(model_type)
     if family is None and model_type in BUILDERS:
         family = LLAMA
-    if family is None:
+    if family is None and compared("weights", architecture, model_type):
+        family = LLAMA
+    elif family is None:
         family = LLAMA
         warnings.append(
             f"model type {model_type!r} is unknown, so the plan assumes the same tensors as in a Llama model: "
@@ -212,6 +215,8 @@ def _dense_width(config: Config) -> int:
     model_type = config.text("model_type")
     names = ("intermediate_size_mlp",) if model_type == "llama4_text" else INTERMEDIATE_KEYS
     width = config.integer(*names, default=4 * config.integer("hidden_size"))
+    if model_type == "molmo":  # the value is that of gate and up together (vllm/model_executor/models/molmo.py)
+        width //= 2
     if model_type == "lfm2" and config.flag("block_auto_adjust_ff_dim", default=True):
         multiple = config.integer("block_multiple_of", default=256)
         width = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
@@ -222,7 +227,7 @@ def _dense_width(config: Config) -> int:
 def attention(tensor_list: TensorList, prefix: str, config: Config, family: Family) -> None:
     """Append query, key, value and output of plain attention. ``prefix`` is the attention module's."""
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
-    heads, groups, dim = config.integer("num_attention_heads"), kv_heads(config), head_dim(config)
+    heads, groups, dim = attention_heads(config), kv_heads(config), head_dim(config)
     default_bias = config.flag("attention_bias", "use_bias", "use_qkv_bias", default=model_type == "gpt_oss")
     bias = default_bias if family.qkv_bias is None else family.qkv_bias
     gated = 2 if model_type in {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"} else 1
@@ -267,6 +272,9 @@ def _mla(tensor_list: TensorList, prefix: str, config: Config, mla: Mla) -> None
     tensor_list.linear(f"{prefix}o_proj", hidden, heads * mla.v_head_dim, bias=bias)
     if config.flag("mla_use_output_gate"):
         tensor_list.linear(f"{prefix}g_proj", heads * mla.v_head_dim, hidden)
+    gates = {"head_wise": heads, "element_wise": heads * mla.v_head_dim}  # Ling 3 (bailing_moe_v3.py)
+    if gate := gates.get(config.text("gated_attention_proj_granularity_type")):
+        tensor_list.linear(f"{prefix}g_proj", gate, hidden)
     if config.has("index_n_heads"):  # DeepSeek sparse attention's indexer
         index_heads, index_dim = config.integer("index_n_heads"), config.integer("index_head_dim")
         tensor_list.linear(f"{prefix}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)

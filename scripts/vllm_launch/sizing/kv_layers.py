@@ -112,6 +112,12 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
                 if layer.kind not in {"mamba", "none"}
                 else []
             ),
+            *(
+                _attention_spec(
+                    msgspec.structs.replace(layer, kind="sliding", window=window), layout, block, dtype, model.dtype
+                )
+                for window in layer.loop_windows
+            ),
             *([state_spec] if state_spec and layer.state_shapes else []),
             *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
             *([_cross_spec(layer, placement, block, dtype)] if layer.cross else []),
