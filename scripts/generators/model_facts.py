@@ -95,8 +95,8 @@ def _language_parameters(model: Any) -> list[Any]:
     except NotImplementedError:
         return list(model.parameters())
     if len(language) == len(list(model.parameters())):  # GLM-4V: the tower is a part of the language model
-        towers = tuple(model.get_mm_mapping().tower_model)
-        return [value for name, value in model.named_parameters() if not (towers and name.startswith(towers))]
+        towers = tuple(name.rpartition(".")[0] + "." for name in model.get_mm_mapping().tower_model if "." in name)
+        return [value for name, value in model.named_parameters() if not name.startswith(towers)]
     known = {id(parameter) for parameter in language}
     head = [value for name, value in model.named_parameters() if name.startswith("lm_head") and id(value) not in known]
     return language + head

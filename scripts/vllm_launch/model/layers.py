@@ -14,6 +14,7 @@ from vllm_launch.model.model import Layer, Mla
 MLA_TYPES = {
     "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm5_next", "glm5_next_text", "glm_moe_dsa",
     "glm4_moe_lite", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4",
+    "sarvam_mla",
 }  # fmt: skip
 """Model types with multi-head latent attention (vllm/transformers_utils/model_arch_config_convertor.py:
 is_deepseek_mla)."""
@@ -153,7 +154,12 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         if mla is not None:
             width = mla.kv_lora_rank + mla.qk_rope_head_dim
             index = _index_bytes(config) if _has_indexer(config, n) else 0
-            layers.append(Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n]))
+            layers.append(
+                Layer(
+                    kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n],
+                    attentions=2 if config.text("model_type") == "longcat_flash" else 1,
+                )
+            )  # fmt: skip
             continue
         if kind == "compressed":
             layers.append(msgspec.structs.replace(_compressed_layer(config, n), moe=moe[n]))

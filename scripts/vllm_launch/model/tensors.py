@@ -163,7 +163,7 @@ def tensors(
     if append_layers is not None:
         append_layers(tensor_list, config, layers)
     else:
-        tensor_list.add(f"{root}model.embed_tokens.weight", vocab, hidden)
+        _embeddings(tensor_list, f"{root}model.", config)
         for number, layer in enumerate(layers):
             _layer(tensor_list, f"{root}model.layers.{number}.", config, family, layer, mla)
         if family.final_norm_weight:
@@ -183,23 +183,36 @@ def tensors(
     return tensor_list.tensors(), tuple(warnings)
 
 
+def _embeddings(tensor_list: TensorList, prefix: str, config: Config) -> None:
+    """Append the embeddings of tokens, and those of several tokens together, which LongCat has."""
+    hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer(*VOCAB_KEYS)
+    tensor_list.add(f"{prefix}embed_tokens.weight", vocab, hidden)
+    if ratio := config.optional_integer("ngram_vocab_size_ratio"):  # longcat_flash_ngram.py
+        tensor_list.add(f"{prefix}ngram_embeddings.embedders.weight", ratio * vocab, hidden)
+        tensor_list.add(f"{prefix}ngram_embeddings.post_projs.weight", hidden, hidden)
+
+
 def _layer(  # noqa: PLR0917
     tensor_list: TensorList, prefix: str, config: Config, family: Family, layer: Layer, mla: Mla | None
 ) -> None:
     """Append one decoder layer: norms, attention or a recurrent block, and the feed-forward or experts."""
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
-    for name in family.norms:
-        tensor_list.norm(prefix + name, hidden, bias=family.norm_bias)
     residual_attention(tensor_list, prefix, config)
-    if layer.state_shapes:
-        tensors_state.mixer(tensor_list, prefix, config)
-    if layer.kind != "mamba":
-        if mla is None and model_type == "minicpm3":  # latent projections, but a cache of whole keys and values
-            mla = latent_sizes(config, v_head_dim=hidden // config.integer("num_attention_heads"))
-        if mla is not None:
-            _mla(tensor_list, f"{prefix}self_attn.", config, mla)
-        else:
-            attention(tensor_list, f"{prefix}self_attn.", config, family)
+    for block in range(layer.attentions):
+        suffix = f".{block}" if layer.attentions > 1 else ""
+        for name in family.norms:
+            tensor_list.norm(f"{prefix}{name}{suffix}", hidden, bias=family.norm_bias)
+        if layer.state_shapes:
+            tensors_state.mixer(tensor_list, prefix, config)
+        if layer.kind != "mamba":
+            if mla is None and model_type == "minicpm3":  # latent projections, but a cache of whole keys and values
+                mla = latent_sizes(config, v_head_dim=hidden // config.integer("num_attention_heads"))
+            if mla is not None:
+                _mla(tensor_list, f"{prefix}self_attn{suffix}.", config, mla)
+            else:
+                attention(tensor_list, f"{prefix}self_attn{suffix}.", config, family)
+        if suffix:  # LongCat: each attention block has a feed-forward of its own, beside the layer's experts
+            feed_forward(tensor_list, f"{prefix}{family.mlp}s{suffix}.", config, family, _dense_width(config))
     if layer.moe:
         tensors_moe.experts(tensor_list, prefix, config)
     elif model_type == "granitemoehybrid":

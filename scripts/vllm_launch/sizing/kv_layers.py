@@ -108,7 +108,7 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     return [
         (
             *(
-                [_attention_spec(layer, layout, block, dtype, model.dtype)]
+                [_attention_spec(layer, layout, block, dtype, model.dtype)] * layer.attentions
                 if layer.kind not in {"mamba", "none"}
                 else []
             ),
