@@ -56,6 +56,8 @@ def kv_heads(config: Config) -> int:
 def head_dim(config: Config) -> int:
     """Return the size of one head. For MLA, that of the parts that are not latent."""
     heads = attention_heads(config)
+    if config.has("qk_nope_dim"):
+        return config.integer("qk_nope_dim") + config.integer("qk_rope_dim", minimum=0)
     explicit = config.optional_integer("head_dim", "hidden_size_per_head", "attention_head_dim", minimum=0)
     if explicit:
         return explicit
@@ -63,6 +65,11 @@ def head_dim(config: Config) -> int:
     if heads and hidden % heads and not config.has("kv_lora_rank"):
         raise config.error("num_attention_heads", f"is {heads}, which does not divide hidden_size {hidden}")
     return hidden // heads if heads else 0
+
+
+def value_dim(config: Config) -> int:
+    """Return the size of one head's value. Only openPangu has another than that of its key (openpangu.py)."""
+    return config.integer("v_channels") if config.has("qk_nope_dim") else head_dim(config)
 
 
 def read_mla(config: Config) -> Mla | None:
@@ -127,7 +134,7 @@ def layer_heads(config: Config, kind: str, n: int = -1) -> Heads:
     if model_type == "minicpm3":
         query = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
         return Heads(attention_heads(config), query, query)
-    return Heads(count, dim, dim)
+    return Heads(count, dim, value_dim(config))
 
 
 def _own_config(config: Config, n: int) -> Config | None:

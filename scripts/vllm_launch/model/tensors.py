@@ -13,7 +13,7 @@ from vllm_launch.model import tensors_moe, tensors_state
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layer_kinds import DEEPSEEK_V4
-from vllm_launch.model.layers import GEMMA4, attention_heads, head_dim, kv_heads, latent_sizes
+from vllm_launch.model.layers import GEMMA4, attention_heads, head_dim, kv_heads, latent_sizes, value_dim
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import GATED, TensorList
 from vllm_launch.model.tensors_deepseek_v4 import deepseek_v4
@@ -249,11 +249,10 @@ def attention(tensor_list: TensorList, prefix: str, config: Config, family: Fami
     else:
         tensor_list.linear(f"{prefix}q_proj", heads * dim * gated, hidden, bias=bias)
         tensor_list.linear(f"{prefix}k_proj", groups * dim, hidden, bias=bias)
-        tensor_list.linear(f"{prefix}v_proj", groups * dim, hidden, bias=bias)
+        tensor_list.linear(f"{prefix}v_proj", groups * value_dim(config), hidden, bias=bias)
     output_bias = config.flag("attention_out_bias") if model_type == "seed_oss" else default_bias
-    tensor_list.linear(
-        prefix + family.output, hidden, heads * dim, bias=output_bias if family.o_bias is None else family.o_bias
-    )
+    output_bias = output_bias if family.o_bias is None else family.o_bias
+    tensor_list.linear(prefix + family.output, hidden, heads * value_dim(config), bias=output_bias)
     if model_type == "gpt_oss":
         tensor_list.add(f"{prefix}sinks", heads)
     if model_type == "muse_glimmer_text":
