@@ -94,7 +94,8 @@ def _language_parameters(model: Any) -> list[Any]:
         language = list(model.get_language_model().parameters())
     except NotImplementedError:
         return list(model.parameters())
-    if len(language) == len(list(model.parameters())):  # GLM-4V: the tower is a part of the language model
+    if len(language) == len(list(model.parameters())) and hasattr(model, "get_mm_mapping"):
+        # The tower is a part of the language model, as in GLM-4V.
         towers = tuple(name.rpartition(".")[0] + "." for name in model.get_mm_mapping().tower_model if "." in name)
         return [value for name, value in model.named_parameters() if not name.startswith(towers)]
     known = {id(parameter) for parameter in language}

@@ -139,6 +139,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
     max_model_len: int  # tokens, as vLLM derives it from the model's files
     tie_word_embeddings: bool
+    keeps_head: bool = False  # also for pooling: its class is one for generation
     tensors: tuple[Tensor, ...]
     tensors_from: Literal["safetensors", "config"]
     experts: Experts | None = None
