@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="URL of the API to watch; default: %(default)s",
     )
-    serve_parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")  # noqa: S104
+    serve_parser.add_argument("--host", default="::", help="address to listen on; default: all, IPv4 and IPv6")
     serve_parser.add_argument(
         "--port", type=_port, default=addresses.HEALTH_PORT, help="port to listen on; default: %(default)s"
     )
