@@ -124,7 +124,9 @@ class Load:
         except (aiohttp.ClientError, OSError) as error:
             self._failed(repr(error))
             return bench.healthy(self.port)
-        if answer.status == 200 and (b"[DONE]" in text[-20:] or not body["stream"]):  # noqa: PLR2004
+        # vLLM sends [DONE] after an error too. In generated text the quotes of "error" would be escaped.
+        ended = b"[DONE]" in text[-20:] and b'"finish_reason":"abort"' not in text.replace(b" ", b"")
+        if answer.status == 200 and b'"error":' not in text and (ended or not body["stream"]):  # noqa: PLR2004
             self.counts["done"] += 1
         else:
             self._failed(text[-200:].decode(errors="replace"))

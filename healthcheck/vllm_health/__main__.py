@@ -15,8 +15,7 @@ from typing import NoReturn
 
 from vllm_health import addresses
 from vllm_health.api_keys import is_usable, keys_in
-from vllm_health.limits import DEFAULT_STALL_S, DEFAULT_START_STALL_S, Limits
-from vllm_health.state import Movement
+from vllm_health.limits import DEFAULT_STALL_S, Limits
 
 try:
     from vllm_health import gpu_faults, prober, scrape, server, smoke
@@ -71,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="URL of the API to watch; default: %(default)s",
     )
-    serve_parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")  # noqa: S104
+    serve_parser.add_argument("--host", default="::", help="address to listen on; default: all, IPv4 and IPv6")
     serve_parser.add_argument(
         "--port", type=_port, default=addresses.HEALTH_PORT, help="port to listen on; default: %(default)s"
     )
@@ -81,11 +80,6 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_STALL_S,
         help="seconds without an engine step after which /livez fails; 0: never; default: %(default)g",
     )
-    serve_parser.add_argument(
-        "--start-stall-seconds", type=_seconds, default=DEFAULT_START_STALL_S,
-        help="seconds of start-up without a change of used GPU memory after which /livez fails; 0: never; "
-        "default: %(default)g",
-    )  # fmt: skip
     serve_parser.add_argument(
         "--gpu-fault-kills", action="store_true", help="make /livez fail after a fatal GPU fault too"
     )
@@ -143,7 +137,11 @@ def _url(text: str) -> str:
 
 def _api_key(file: str | None) -> str | None:
     if file is None:
-        return os.environ.get("VLLM_API_KEY") or None
+        key = os.environ.get("VLLM_API_KEY", "").strip()  # a Kubernetes Secret often ends with a line end
+        if not is_usable(key):
+            problem = "the API key has characters that an HTTP header cannot contain"
+            raise _InputError(f"variable VLLM_API_KEY: {problem}; set it to the API key alone")
+        return key or None
     try:
         keys = keys_in(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -165,7 +163,7 @@ def _api_key(file: str | None) -> str | None:
 def _serve(options: argparse.Namespace, target: scrape.Target) -> int:
     limits = Limits(
         stall_s=options.stall_seconds,
-        start_stall_s=options.start_stall_seconds,
+        start_stall_s=0.0,  # a sidecar cannot see whether a start makes progress
         gpu_fault_kills=options.gpu_fault_kills,
     )
     return asyncio.run(_watch(target, limits, options.host, options.port))
@@ -174,16 +172,10 @@ def _serve(options: argparse.Namespace, target: scrape.Target) -> int:
 async def _watch(target: scrape.Target, limits: Limits, host: str, port: int) -> int:
     gpus = gpu_faults.GpuWatcher()
 
-    def surroundings() -> prober.Surroundings:
-        report = gpus.report
-        readable = report is not None and report.down is None
-        # vLLM runs in another container, so the only visible progress of start-up is the used GPU memory.
-        return prober.Surroundings(movement=Movement(gpu=report.used) if report and readable else None, gpus=report)
-
     def say(line: str) -> None:
         print(f"vllm-health: {line}", file=sys.stderr, flush=True)
 
-    watch = prober.Prober(target, limits, surroundings, on_note=say)
+    watch = prober.Prober(target, limits, lambda: prober.Surroundings(gpus=gpus.report), on_note=say)
 
     async def announce() -> None:
         while True:
@@ -231,9 +223,9 @@ async def _wait_until_ready(target: scrape.Target, seconds: float) -> int:
     async with scrape.session() as session:
         while True:
             answer = await scrape.get(session, f"{target.url}/readyz", 10.0)
-            is_health_port = answer.status in {200, 503}
+            is_health_port = bool(answer.state)
             if not is_health_port and answer.status:
-                answer = await scrape.get(session, f"{target.url}/health", 10.0)
+                answer = await scrape.get(session, f"{target.url}/health", 10.0, api_key=target.api_key)
             line = " ".join(answer.body.split())[:300]
             if answer.status and not is_health_port:
                 line = f"{target.url}/health: HTTP {answer.status}" + (f" ({line})" if line else "")
@@ -243,7 +235,8 @@ async def _wait_until_ready(target: scrape.Target, seconds: float) -> int:
             if answer.ok:
                 print(line if is_health_port else "vLLM answers /health", flush=True)
                 return 0
-            if is_health_port and (await scrape.get(session, f"{target.url}/livez", 10.0)).status == 503:  # noqa: PLR2004
+            live = await scrape.get(session, f"{target.url}/livez", 10.0) if is_health_port else answer
+            if live.state and live.status == 503:  # noqa: PLR2004 - a proxy's 503 has no state
                 print("vllm-health: vLLM will not become ready: /livez reports that it is dead", file=sys.stderr)
                 return 1
             if seconds and time.monotonic() - began > seconds:

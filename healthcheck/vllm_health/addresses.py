@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
+import socket
 from typing import Final
 
 API_PORT: Final = 8000
@@ -19,6 +21,19 @@ def reachable(host: str) -> str:
     """
     wildcards = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - nothing listens here
     return wildcards.get(host, f"[{host}]" if ":" in host else host)
+
+
+def is_own_address(host: str) -> bool:
+    """Whether ``host`` is an address of this machine. A name other than localhost is none, because it may move."""
+    if host == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(host)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def explain_listen_error(error: OSError, flag: str) -> tuple[str, str]:

@@ -61,6 +61,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return self.stall_s * 0.2
 
     @property
+    def refused_retry_s(self) -> float:
+        """Return the time after which a canary that vLLM or a proxy refused is tried again."""
+        return self.stall_s
+
+    @property
     def longest_gap_s(self) -> float:
         """Return the most that a pause between samples counts for. A stopped prober has watched nothing meanwhile."""
         return 2 * self.interval_s

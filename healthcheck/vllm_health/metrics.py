@@ -68,21 +68,18 @@ BUCKETS: Final = {
 HTTP_REQUESTS: Final = "http_requests_total"
 """The API server's, by handler, method and status ("2xx"). It has no model_name and does not count health routes."""
 
-STEP_SIGNS: Final = (
-    GENERATION_TOKENS,
-    PROMPT_TOKENS,
-    f"{ITERATION_TOKENS}_count",
-    REQUEST_SUCCESS,
-    PREEMPTIONS,
-    KV_CACHE_USAGE,
-    REQUESTS_RUNNING,
-)
+STEP_SIGNS: Final = (GENERATION_TOKENS, PROMPT_TOKENS, f"{ITERATION_TOKENS}_count", REQUEST_SUCCESS)
+GAUGE_SIGNS: Final = (KV_CACHE_USAGE, REQUESTS_RUNNING)
 """The metrics that only a step of the engine changes. The API server sets all of them from the engine's outputs
 (v1/engine/async_llm.py:_run_output_handler). During a chunked prefill the counters stand still, but KV_CACHE_USAGE
-changes. Two metrics are left out. REQUESTS_WAITING also changes when requests arrive at an engine that makes no step
+changes. While an engine preempts the same requests again and again, the gauges change and no token comes. Two metrics
+are left out. REQUESTS_WAITING also changes when requests arrive at an engine that makes no step
 (vllm-project/vllm#45388). prefix_cache_queries also rises while a request is retried without end."""
 
-WANTED: Final = (*STEP_SIGNS, REQUESTS_WAITING, SLEEP_STATE, CACHE_CONFIG_INFO)
+OLD_NAMES: Final = {"vllm:gpu_cache_usage_perc": KV_CACHE_USAGE}
+"""Names in vLLM before 0.10 that a sidecar may meet, and their present names."""
+
+WANTED: Final = (*STEP_SIGNS, *GAUGE_SIGNS, PREEMPTIONS, REQUESTS_WAITING, SLEEP_STATE, CACHE_CONFIG_INFO)
 """All metrics of vLLM that the prober reads."""
 
 ALWAYS_SHOWN: Final = (
@@ -119,7 +116,7 @@ uses the GPU. Memory in MiB, power in W, temperature in degrees Celsius, activit
 STATES: Final[tuple[str, ...]] = get_args(state.Name)
 COLORS: Final[Mapping[state.Name, str]] = {
     "starting": "blue", "ready": "green", "saturated": "light green", "suspect": "yellow", "stalled": "orange",
-    "asleep": "grey", "gpu_fault": "dark red", "draining": "purple", "dead": "red",
+    "unavailable": "chocolate", "asleep": "grey", "gpu_fault": "dark red", "draining": "purple", "dead": "red",
 }  # fmt: skip
 """Colour of each state. A CSS colour name, with a space between its words."""
 
@@ -130,6 +127,10 @@ _GAUGES: Final = {
     "state_seconds": ("How long vLLM has been in its state.", ()),
     "last_progress_seconds": (
         "Seconds since an engine's last step, or since start-up made progress, without pauses of the prober itself.",
+        (ENGINE,),
+    ),
+    "unwatched": (
+        "1 if the prober's one-token requests to an engine are refused or fail, so that it cannot confirm a hang.",
         (ENGINE,),
     ),
     "kv_cache_tokens": ("Size of an engine's KV cache in tokens, as vLLM reports it.", (ENGINE,)),

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from vllm_health import gpu_faults, metrics, scrape, state
+from vllm_health import gpu_faults, judgement, metrics, scrape, state
 from vllm_health.limits import Limits
 from vllm_health.state import CanaryResult, Movement
 
@@ -43,7 +43,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 class Prober:
     """Watches one vLLM until ``run`` is cancelled. ``state`` and ``engine_metrics`` hold what it knows.
 
-    ``transitions`` holds every ``state.Transition``, in order. The owner takes them out and acts on them in its own
+    ``transitions`` holds every ``judgement.Transition``, in order. The owner takes them out and acts on them in its own
     task. The prober never waits for the owner.
 
     ``surroundings`` returns the facts that do not come over HTTP. It must not block. ``on_note`` is called once for
@@ -62,7 +62,7 @@ class Prober:
     ) -> None:
         self.target, self.limits = target, limits
         self.state = state.initial(time.monotonic())
-        self.transitions: asyncio.Queue[state.Transition] = asyncio.Queue()
+        self.transitions: asyncio.Queue[judgement.Transition] = asyncio.Queue()
         self.engine_metrics = scrape.EngineMetrics()
         self._surroundings = Surroundings()
         self._read_surroundings, self._on_note = surroundings, on_note
@@ -70,6 +70,7 @@ class Prober:
         bounds = {"stall": limits.stall_s, "start_stall": limits.start_stall_s, "drain": limits.drain_s}
         self._bounds = {name: seconds for name, seconds in bounds.items() if seconds}
         self._health: state.Health = "unanswered"
+        self._health_detail = ""
         self._noted: set[str] = set()
         self._scrape: asyncio.Task[scrape.Answer] | None = None
         self._canaries: dict[str, tuple[int, asyncio.Task[CanaryResult | None]]] = {}
@@ -96,8 +97,9 @@ class Prober:
         return self.limits.interval_s if self.state.started else min(START_INTERVAL_S, self.limits.interval_s)
 
     async def _step(self, session: aiohttp.ClientSession) -> None:
-        answer = await scrape.get(session, f"{self.target.url}/health", self.limits.interval_s)
-        self._health = scrape.health(answer)
+        url, key = f"{self.target.url}/health", self.target.api_key
+        answer = await scrape.get(session, url, self.limits.interval_s, api_key=key)
+        self._health, self._health_detail = scrape.health(answer), scrape.health_detail(answer)
         if self._health == "ok" and not self.state.started:
             await self._start_scrape(session, wait=True)  # the first verdict needs the engines
         self.judge(self._scraped(), self._answers())
@@ -115,6 +117,7 @@ class Prober:
         self._surroundings = around = self._read_surroundings()
         sample = state.Sample(
             health=self._health,
+            health_detail=self._health_detail,
             engines=engines,
             canaries=answers or {},
             movement=around.movement,
@@ -124,9 +127,9 @@ class Prober:
             ended=around.ended,
             gpu_faults=around.gpus.fatal if around.gpus else (),
         )
-        before, self.state = self.state, state.advance(self.state, sample, time.monotonic(), self.limits)
+        before, self.state = self.state, judgement.advance(self.state, sample, time.monotonic(), self.limits)
         self._note()
-        if (change := state.transition(before, self.state)) is not None:
+        if (change := judgement.transition(before, self.state)) is not None:
             self.transitions.put_nowait(change)
 
     def _note(self) -> None:
@@ -134,11 +137,11 @@ class Prober:
         notes = [fault.sentence for fault in gpus.faults] if gpus else []
         if gpus and gpus.down:
             notes.append(f"GPU faults cannot be detected: {gpus.down}")
-        if refusal := self.state.canary_off:
-            notes.append(
-                f"the prober sends no more one-token requests, because vLLM refused one ({refusal}). "
-                "It can now only suspect a hang, not confirm it: check its API key and model name"
-            )
+        notes += [
+            f"the prober can suspect a hang but not confirm it, because a one-token request got no token: {problem}. "
+            "It asks again later. Check its API key, its model name and its network"
+            for problem in sorted({watch.problem for watch in self.state.engines.values() if watch.problem})
+        ]
         for note in notes:
             if note not in self._noted:
                 self._noted.add(note)
@@ -151,7 +154,8 @@ class Prober:
         """
         if self._scrape is None:
             timeout_s = max(self.limits.canary_s, self.limits.interval_s)
-            self._scrape = asyncio.create_task(scrape.get_metrics(session, f"{self.target.url}/metrics", timeout_s))
+            url, key = f"{self.target.url}/metrics", self.target.api_key
+            self._scrape = asyncio.create_task(scrape.get_metrics(session, url, timeout_s, api_key=key))
         if wait:
             await asyncio.wait([self._scrape], timeout=self.limits.interval_s)
 
@@ -186,11 +190,18 @@ class Prober:
                 self._counts["canaries"][answer.kind if answer else no_answer] += 1
                 task.cancel()
                 del self._canaries[engine]
-        several = len(self.state.engines) > 1
+        # The label is the rank among all engines, but the request header counts this API server's engines
+        # (v1/engine/input_processor.py, core_client.py:get_core_engine_for_request).
+        in_order = sorted(self.state.engines, key=lambda name: (len(name), name))
         for engine, attempt in required.items():
             if engine not in self._canaries:
                 request = scrape.canary(
-                    session, self.target, self.engine_metrics.model, engine if several else None, self.limits.stall_s
+                    session,
+                    self.target,
+                    self.engine_metrics.model,
+                    in_order.index(engine) if len(in_order) > 1 else None,
+                    self.limits.stall_s,
+                    connect_s=0.8 * self.limits.canary_s,  # before the canary counts as unanswered
                 )
                 self._canaries[engine] = attempt, asyncio.create_task(request)
 
@@ -202,7 +213,7 @@ class Prober:
     def values(self) -> metrics.Values:
         """Return the present values of our own metrics."""
         now, known, around = time.monotonic(), self.state, self._surroundings
-        verdicts = state.verdicts(known, self.limits)
+        verdicts = judgement.verdicts(known, self.limits)
         draining = known.name == "draining"
         unlabelled = {
             "state_seconds": now - known.since,
@@ -220,6 +231,7 @@ class Prober:
             "state": {name: name == known.name for name in metrics.STATES},
             "last_progress_seconds": {name: watch.quiet_s for name, watch in known.engines.items()}
             or {state.API_SERVER: known.start_quiet_s},
+            "unwatched": {name: bool(watch.problem) for name, watch in known.engines.items()},
             "kv_cache_tokens": {**self.engine_metrics.kv_cache_tokens},
             "start_phase_seconds": dict(known.phases),
             "limit_seconds": self._bounds,

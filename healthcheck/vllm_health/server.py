@@ -15,9 +15,10 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from vllm_health import state
+from vllm_health import judgement, listen, state
 from vllm_health.limits import Limits
 from vllm_health.metrics import COLORS, Exposition, Values
+from vllm_health.scrape import STATE_HEADER
 from vllm_health.state import State
 
 MAX_CONNECTIONS: Final = 256
@@ -52,9 +53,9 @@ class Server:
 
 
 async def serve(view: View, host: str, port: int) -> Server:
-    """Listen on ``host`` ("" is every address) and ``port`` (0 is any free port), and return the server.
+    """Listen on ``host`` and ``port`` (0 is any free port), and return the server.
 
-    Raises OSError if it cannot listen.
+    The hosts "" and "::" are every address, IPv4 and IPv6. Raises OSError if it cannot listen.
     """
     app = web.Application(client_max_size=1024)
     app.add_routes([web.get(route, _probe(view, route)) for route in ("/livez", "/readyz", "/startupz")])
@@ -72,7 +73,10 @@ async def serve(view: View, host: str, port: int) -> Server:
 
     loop = asyncio.get_running_loop()
     try:
-        listening = await loop.create_server(connection, host or None, port, backlog=_BACKLOG)
+        if host in {"", "::"}:
+            listening = await loop.create_server(connection, sock=listen.wildcard_socket(port), backlog=_BACKLOG)
+        else:
+            listening = await loop.create_server(connection, host, port, backlog=_BACKLOG)
     except OSError:
         await runner.cleanup()
         raise
@@ -82,9 +86,10 @@ async def serve(view: View, host: str, port: int) -> Server:
 def _probe(view: View, route: str) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        verdicts = state.verdicts(now, view.limits)
+        verdicts = judgement.verdicts(now, view.limits)
         passed = {"/livez": verdicts.live, "/readyz": verdicts.ready, "/startupz": verdicts.started}[route]
-        return web.Response(status=200 if passed else 503, text=f"{now.reason}\n", headers=_CLOSE)
+        headers = _CLOSE | {STATE_HEADER: now.name}
+        return web.Response(status=200 if passed else 503, text=f"{now.reason}\n", headers=headers)
 
     return answer
 
@@ -113,7 +118,7 @@ h1 {{ border-left: .4em solid {color}; padding-left: .4em }} td, th {{ padding-r
 def _page(view: View) -> Handler:
     async def answer(_: web.Request) -> web.Response:
         now = view.state()
-        verdicts = state.verdicts(now, view.limits)
+        verdicts = judgement.verdicts(now, view.limits)
         by_name = {"live": verdicts.live, "ready": verdicts.ready, "started": verdicts.started}
         page = _PAGE.format(
             name=html.escape(now.name.replace("_", " ")),

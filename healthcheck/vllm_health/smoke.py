@@ -64,6 +64,8 @@ _CITY: Final = {
     "required": ["city"],
     "additionalProperties": False,
 }
+_WHOLE: Final = {"stop", "length"}
+"""Finish reasons of a whole answer. vLLM ends a stream with "abort" or "error" if its engine fails, and then [DONE]."""
 _JSON_MAX_TOKENS: Final = 256
 """Upper limit for the tokens of a JSON answer. The grammar allows white space, and small models write much of it."""
 _TOOL: Final[Any] = {
@@ -84,13 +86,16 @@ _INVALID: Final = (_Failure, ValueError, LookupError, TypeError, AttributeError)
 """Exceptions for an invalid response. The client checks neither that an answer is JSON nor which fields it has."""
 
 
-def run(url: str, api_key: str | None, model: str | None, write: Callable[[str], object]) -> int:
+def run(url: str, api_key: str | None, model: str | None, show: Callable[[str], object]) -> int:
     """Test each feature that clients use. Return 0 if every enabled feature works, else 1.
 
-    ``write`` gets one line per feature. ``url`` is without /v1. If the model does not generate text, only embeddings
+    ``show`` gets one line per feature. ``url`` is without /v1. If the model does not generate text, only embeddings
     are tested.
     """
     import openai  # noqa: PLC0415 - slow to import
+
+    def write(line: str) -> None:  # a server can repeat the key in its error
+        show(line.replace(api_key, "[the API key]") if api_key else line)
 
     failed = 0
     with openai.OpenAI(base_url=f"{url}/v1", api_key=api_key or "none", timeout=60.0, max_retries=0) as client:
@@ -183,7 +188,7 @@ def _chat(client: openai.OpenAI, model: str) -> str:
     usage = answer.usage
     _expect(usage and usage.prompt_tokens and usage.completion_tokens, _NO_USAGE)
     finish_reason = _first_choice(answer).finish_reason
-    _expect(finish_reason in {"stop", "length"}, f"finish_reason is {finish_reason!r}, not 'stop' or 'length'")
+    _expect(finish_reason in _WHOLE, f"finish_reason is {finish_reason!r}, not 'stop' or 'length'")
     return f"{usage.prompt_tokens} prompt and {usage.completion_tokens} output tokens" if usage else ""
 
 
@@ -195,6 +200,7 @@ def _stream(client: openai.OpenAI, model: str) -> str:
     )
     ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
     _expect(len(ends) == 1, f"the stream has {len(ends)} finish reasons, not 1")
+    _expect(ends[0] in _WHOLE, f"the stream was cut: its finish_reason is {ends[0]!r}, not 'stop' or 'length'")
     _expect(chunks[-1].usage, "the last chunk has no field `usage`")
     return f"{len(chunks)} chunks"
 

@@ -7,19 +7,24 @@ for a hang of vLLM.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from vllm_health.limits import DEAD_STRIKES, STALLED_STRIKES, Limits
+from vllm_health.limits import Limits
 
-Name = Literal["starting", "ready", "saturated", "suspect", "stalled", "asleep", "gpu_fault", "draining", "dead"]
-Health = Literal["ok", "engine dead", "refused", "unanswered"]
+Name = Literal[
+    "starting", "ready", "saturated", "suspect", "stalled", "unavailable", "asleep", "gpu_fault", "draining", "dead"
+]
+Health = Literal["ok", "engine dead", "unavailable", "refused", "unanswered"]
 """The result of asking vLLM's /health.
 
-"ok": 200. "engine dead": 503, which vLLM sends only when its engine is dead. "refused": the connection was refused.
-"unanswered": anything else. While an engine hangs, the result stays "ok" (vllm-project/vllm#39863).
+"ok": 200. "engine dead": 503 without a body, as vLLM sends it when its engine is dead
+(entrypoints/serve/instrumentator/health.py). "unavailable": 503 with a body, from a proxy, or from vLLM while it
+changes its number of engines. "refused": the connection was refused. "unanswered": anything else. While an engine
+hangs, the result stays "ok" (vllm-project/vllm#39863).
 """
 
 MIN_MOVEMENT_BYTES = 1 << 20
@@ -47,25 +52,29 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """An engine as /metrics shows it.
 
-    ``steps``: the values of the metrics in ``metrics.STEP_SIGNS``, by metric name.
-    ``kv_usage``: KV cache usage, 0 to 1.
+    ``steps``: the values of the metrics in ``metrics.STEP_SIGNS``, by metric name. ``gauges``: the same of
+    ``metrics.GAUGE_SIGNS``. ``kv_usage``: KV cache usage, 0 to 1.
     """
 
     steps: Mapping[str, float]
+    gauges: Mapping[str, float] = {}
+    preemptions: float = 0.0
     running: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
     asleep: bool = False
 
 
-CanaryKind = Literal["answered", "refused", "inconclusive", "paused"]
+CanaryKind = Literal["answered", "refused", "inconclusive", "paused", "failed"]
 
 
 class CanaryResult(msgspec.Struct, frozen=True):
     """The result of a canary, which is a one-token request of the prober. A canary without an answer has no result.
 
-    "answered": 200. "refused": the API key or the model's name is wrong. "inconclusive": another error, or the API
-    server is full. "paused": an operator has paused the engine.
+    "answered": 200. "refused": a status of 400 to 499 except 429, for example for a wrong API key or model name.
+    "inconclusive": another error, or the API server is full. "paused": an operator has paused the engine. "failed": the
+    request ended before an answer, for a reason that says nothing about vLLM: the connection was refused or reset, the
+    name is unknown, or the prober has no free file descriptor.
     """
 
     kind: CanaryKind
@@ -76,6 +85,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Observations of vLLM since the previous sample. ``engines`` is None if /metrics has not answered."""
 
     health: Health
+    health_detail: str = ""  # what /health answered instead of 200
     engines: Mapping[str, Engine] | None = None
     canaries: Mapping[str, CanaryResult] = {}
     movement: Movement | None = None  # None: the prober cannot see the progress of start-up
@@ -94,10 +104,14 @@ class EngineWatch(msgspec.Struct, frozen=True, kw_only=True):
     canary_age_s: float | None = None  # since its canary was sent. None: no canary is pending
     attempt: int = 0  # number of the last canary. It tells a late answer to an earlier canary apart
     inconclusive: bool = False  # the pending canary got an inconclusive answer
+    failed: bool = False  # the pending canary failed
+    problem: str = ""  # why the last canary was refused or failed. "": it was neither
+    ask_again_s: float = 0.0  # watched seconds until a refused canary is tried again
+    preempted_s: float = math.inf  # since the engine last preempted a request
     metrics_seen: bool = False  # /metrics has shown all of the engine's step signs since the canary was sent
     health_seen: bool = False  # /health has been "ok" since the canary was sent
-    # Canaries that the engine has not answered since its last step or answer. A canary does not count if /health
-    # answered but /metrics did not.
+    # Canaries that the engine has not answered since its last step or answer. A canary does not count if it failed, or
+    # if /health answered but /metrics did not.
     strikes: int = 0
     paused: bool = False
 
@@ -116,22 +130,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     movement: Movement | None = None  # the last one that showed progress
     start_quiet_s: float = 0.0  # watched seconds since start-up last made progress
     engines: Mapping[str, EngineWatch] = {}
-    canary_off: str | None = None  # why the prober sends no more canaries. None: it sends them
-
-
-class Transition(msgspec.Struct, frozen=True):
-    """A change of state. The owner of the prober logs it, or ends vLLM."""
-
-    before: State
-    after: State
-
-
-class Verdicts(msgspec.Struct, frozen=True):
-    """The answers of /livez, /readyz and /startupz: True is 200, False is 503."""
-
-    live: bool
-    ready: bool
-    started: bool
+    dead_reports: int = 0  # how often in a row /health has been "engine dead"
 
 
 def initial(now: float) -> State:
@@ -139,27 +138,13 @@ def initial(now: float) -> State:
     return State(sampled_at=now, since=now, began=now)
 
 
-def verdicts(state: State, limits: Limits) -> Verdicts:
-    """Return the probes' answers.
-
-    Overload fails no probe. A drain never fails liveness. A start fails liveness only if it makes no progress for
-    ``start_stall_s``.
-    """
-    not_live: set[Name] = {"dead", "gpu_fault"} if limits.gpu_fault_kills else {"dead"}
-    return Verdicts(
-        live=state.name not in not_live,
-        ready=state.name in {"ready", "saturated", "suspect"},
-        started=state.started,
-    )
-
-
 def canaries(state: State) -> dict[str, int]:
-    """Return, by engine, the attempt number of the canary that must be pending now."""
+    """Return the number of each canary that must be pending now, by engine."""
     return {name: watch.attempt for name, watch in state.engines.items() if watch.canary_age_s is not None}
 
 
-def advance(state: State, sample: Sample, now: float, limits: Limits) -> State:
-    """Return the state at ``now``, after ``sample``."""
+def watch(state: State, sample: Sample, now: float, limits: Limits) -> State:
+    """Return the state at ``now``, after ``sample``, with the old ``name`` and ``reason``."""
     watched_s = min(max(now - state.sampled_at, 0.0), limits.longest_gap_s)
     if state.started and sample.health == "refused" and not (sample.draining or sample.ended):
         after = initial(now)  # vLLM has been restarted
@@ -167,20 +152,8 @@ def advance(state: State, sample: Sample, now: float, limits: Limits) -> State:
         after = _served(state, sample, watched_s, now, limits)
     else:
         after = _starting(state, sample, watched_s, now)
-    name, reason = _judged(after, sample, limits)
-    return msgspec.structs.replace(
-        after, sampled_at=now, name=name, reason=reason, since=state.since if name == state.name else now
-    )
-
-
-def transition(before: State, after: State) -> Transition | None:
-    """Return the change of ``name``, or None if there is none.
-
-    A change between ready and saturated is a change of load only. It returns None too.
-    """
-    if before.name == after.name or {before.name, after.name} == {"ready", "saturated"}:
-        return None
-    return Transition(before, after)
+    dead_reports = state.dead_reports + 1 if sample.health == "engine dead" else 0
+    return msgspec.structs.replace(after, sampled_at=now, dead_reports=dead_reports)
 
 
 def _starting(state: State, sample: Sample, watched_s: float, now: float) -> State:
@@ -216,23 +189,22 @@ def _served(state: State, sample: Sample, watched_s: float, now: float, limits: 
     """
     if not state.started:
         state = msgspec.structs.replace(state, started=True, start_s=now - state.began)
-    refusal = next((canary.detail for canary in sample.canaries.values() if canary.kind == "refused"), None)
-    canary_off = state.canary_off or refusal
     names = sample.engines or state.engines or {API_SERVER: None}
-    may_ask = limits.stall_s > 0 and canary_off is None and sample.draining is None
+    # Behind a 503 a canary asks a proxy, or a server that answers 503 to everything.
+    may_ask = limits.stall_s > 0 and sample.draining is None and sample.health not in {"unavailable", "engine dead"}
     engines = {}
     for name in names:
-        watch = state.engines.get(name)
+        known = state.engines.get(name)
         shown = (sample.engines or {}).get(name)
-        if name == API_SERVER and (sample.health == "ok" or watch is None):
+        if name == API_SERVER and (sample.health == "ok" or known is None):
             engines[name] = EngineWatch(engine=Engine(steps={}))
-        elif watch is None:
+        elif known is None:
             assert shown is not None  # noqa: S101 - a name without a watch comes from ``sample.engines``
             engines[name] = EngineWatch(engine=shown)
         else:
             answer, health_ok = sample.canaries.get(name), sample.health == "ok"
-            engines[name] = _watched(watch, shown, answer, watched_s, limits, may_ask=may_ask, health_ok=health_ok)
-    return msgspec.structs.replace(state, engines=engines, canary_off=canary_off)
+            engines[name] = _watched(known, shown, answer, watched_s, limits, may_ask=may_ask, health_ok=health_ok)
+    return msgspec.structs.replace(state, engines=engines)
 
 
 def _watched(
@@ -250,132 +222,76 @@ def _watched(
     ``shown``: the engine in this sample's /metrics. ``answer``: its canary's. ``watched_s``: seconds since the
     previous sample. ``may_ask``: a canary may be sent. ``health_ok``: /health is "ok".
     """
-    before = old.engine.steps
-    stepped = shown is not None and any(before.get(name, value) != value for name, value in shown.steps.items())
-    engine = old.engine if shown is None else msgspec.structs.replace(shown, steps={**before, **shown.steps})
     kind = answer.kind if answer else None
+    stepped, preempted_s = _steps(old, shown, watched_s, limits)
+    engine = old.engine if shown is None else _merged(old.engine, shown)
+    problem, ask_again_s = old.problem, max(0.0, old.ask_again_s - watched_s)
+    if answer and kind in {"refused", "failed"}:
+        problem, ask_again_s = answer.detail, limits.refused_retry_s if kind == "refused" else 0.0
+    elif kind in {"answered", "paused"}:
+        problem, ask_again_s = "", 0.0
+    new = EngineWatch(
+        engine=engine, attempt=old.attempt, problem=problem, ask_again_s=ask_again_s, preempted_s=preempted_s
+    )
     if stepped or kind in {"answered", "paused"} or engine.asleep:
         paused = not stepped and (kind == "paused" or (old.paused and kind is None))
-        return EngineWatch(engine=engine, attempt=old.attempt, paused=paused)
+        return msgspec.structs.replace(new, paused=paused)
     quiet_s = old.quiet_s + watched_s
-    if not may_ask:
-        return EngineWatch(engine=engine, quiet_s=quiet_s, paused=old.paused)
+    new = msgspec.structs.replace(new, quiet_s=quiet_s, paused=old.paused, strikes=old.strikes)
+    if not may_ask or ask_again_s:
+        return new
     if old.canary_age_s is None:
         due = quiet_s >= (limits.busy_quiet_s if engine.running else limits.idle_quiet_s)
-        return msgspec.structs.replace(
-            old, engine=engine, quiet_s=quiet_s, canary_age_s=0.0 if due else None, attempt=old.attempt + due
-        )
+        return msgspec.structs.replace(new, canary_age_s=0.0, attempt=old.attempt + 1) if due else new
     canary_age_s = old.canary_age_s + watched_s
-    watch = msgspec.structs.replace(
-        old,
-        engine=engine,
-        quiet_s=quiet_s,
+    new = msgspec.structs.replace(
+        new,
         canary_age_s=canary_age_s,
-        inconclusive=old.inconclusive or kind is not None,
-        metrics_seen=old.metrics_seen or (shown is not None and before.keys() <= shown.steps.keys()),
+        inconclusive=old.inconclusive or kind == "inconclusive",
+        failed=old.failed or kind == "failed",
+        metrics_seen=old.metrics_seen or (shown is not None and _shows_all(shown, old.engine)),
         health_seen=old.health_seen or health_ok,
     )
-    if canary_age_s < limits.canary_s:
-        return watch
-    if watch.inconclusive and not (engine.running or engine.waiting):
-        # The API server sent this answer, not the engine, and the engine has no work. The next canary is sent later.
-        return EngineWatch(engine=engine, attempt=old.attempt, strikes=old.strikes)
-    # If /health answers but /metrics does not, the canary may still be in the queue. That is no strike.
-    strike = watch.metrics_seen or not watch.health_seen
-    return EngineWatch(
-        engine=engine, quiet_s=quiet_s, canary_age_s=0.0, attempt=old.attempt + 1, strikes=old.strikes + strike
-    )
+    return new if canary_age_s < limits.canary_s else _after_canary(new)
 
 
-# ---- the state's name and reason
+def _steps(old: EngineWatch, shown: Engine | None, watched_s: float, limits: Limits) -> tuple[bool, float]:
+    """Return whether the engine has made a step for a request, and the seconds since it preempted one.
 
-
-def _judged(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    """Return the state's name and the reason for it, for the user. The most severe state wins."""
-    if sample.ended is not None:
-        return "dead", sample.ended
-    if sample.draining is not None:
-        return "draining", sample.draining
-    if not state.started:
-        return _judged_start(state, sample, limits)
-    if sample.health == "engine dead":
-        return "dead", "vLLM reports that its engine is dead (503 from /health)."
-    return _judged_stall(state, sample) or _judged_doubt(state, limits) or _judged_load(state)
-
-
-def _worst(state: State) -> tuple[str, EngineWatch]:
-    """Return the engine with the most strikes, then the longest time without a step, and its name."""
-    return max(state.engines.items(), key=lambda item: (item[1].strikes, item[1].quiet_s))
-
-
-def _judged_stall(state: State, sample: Sample) -> tuple[Name, str] | None:
-    name, worst = _worst(state)
-    hangs = f"{_quiet(name, worst)}, and {worst.strikes} one-token requests of the prober got no answer: it hangs."
-    if worst.strikes >= DEAD_STRIKES:
-        return "dead", hangs
-    if sample.gpu_faults:
-        faults = "; ".join(sample.gpu_faults)
-        remedy = "A restart of vLLM does not repair a GPU: reset the GPU, or reboot the host."
-        return "gpu_fault", f"{faults}: /readyz fails. {remedy}"
-    return ("stalled", hangs) if worst.strikes >= STALLED_STRIKES else None
-
-
-def _judged_doubt(state: State, limits: Limits) -> tuple[Name, str] | None:
-    watches = state.engines.values()
-    if all(watch.paused or watch.engine.asleep for watch in watches):
-        how = "paused" if any(watch.paused for watch in watches) else "asleep"
-        resume = "/resume" if how == "paused" else "/wake_up"
-        return "asleep", f"vLLM is {how} at its operator's request. It serves nothing until POST {resume}."
-    name, worst = _worst(state)
-    age_s = worst.canary_age_s
-    if worst.strikes or (age_s is not None and worst.engine.running):
-        unread = [] if worst.metrics_seen or not worst.health_seen else ["/metrics cannot be read"]
-        pending = [] if age_s is None else [f"a one-token request of the prober has waited for {age_s:.0f} s"]
-        earlier = "the request before it" if pending else "a one-token request of the prober"
-        unanswered = [f"{earlier} got no answer"] if worst.strikes else []
-        return "suspect", f"{_quiet(name, worst)}; {', '.join(pending + unanswered + unread)}."
-    if state.canary_off and worst.engine.running and worst.quiet_s >= limits.busy_quiet_s:
-        refused = f"The server refuses one-token requests of the prober ({state.canary_off})."
-        return "suspect", f"{_quiet(name, worst)}. {refused}"
-    return None
-
-
-def _judged_load(state: State) -> tuple[Name, str]:
-    engines = [watch.engine for watch in state.engines.values()]
-    if API_SERVER in state.engines:
-        blind = "/metrics has no engine metrics, so the prober cannot detect an engine that hangs"
-        return "ready", f"vLLM serves. {blind}: remove --disable-log-stats."
-    running, waiting = (sum(getattr(engine, field) for engine in engines) for field in ("running", "waiting"))
-    usage = max(engine.kv_usage for engine in engines)
-    load = f"{running:.0f} running and {waiting:.0f} waiting requests, KV cache usage {usage:.0%}"
-    if all(engine.waiting for engine in engines):
-        return "saturated", f"vLLM serves as much as it can: {load}."
-    return "ready", f"vLLM serves: {load}."
-
-
-def _judged_start(state: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    if 0 < limits.start_stall_s <= state.start_quiet_s:
-        return "dead", _stuck_start(sample, state.start_quiet_s)
-    progress = f": {sample.progress}" if sample.progress else ""
-    hidden = " (the prober cannot see whether start-up makes progress)" if sample.movement is None else ""
-    return "starting", f"vLLM is not ready yet{progress}{hidden}."
-
-
-def _stuck_start(sample: Sample, quiet_s: float) -> str:
-    """Return the reason of a stuck start: the phase, and the signs of progress that were watched.
-
-    The launcher sees vLLM's log and processes. A sidecar sees only GPU memory, and it does not know the phase.
+    An engine that preempts requests again and again changes its gauges and produces no token. So the gauges do not
+    count soon after a preemption.
     """
-    if sample.movement is not None and sample.movement.processes:
-        phase, absent = f" in phase '{sample.phase}'", "no log line, no bytes read or written, no change of memory"
-    else:
-        phase, absent = "", "no change of the used GPU memory"
-    return f"Start-up is stuck{phase}: it has made no progress for {quiet_s:.0f} s ({absent})."
+    if shown is None:
+        return False, old.preempted_s + watched_s
+    preempted_s = 0.0 if shown.preemptions != old.engine.preemptions else old.preempted_s + watched_s
+    moved = _changed(old.engine.steps, shown.steps)
+    return moved or (preempted_s >= limits.busy_quiet_s and _changed(old.engine.gauges, shown.gauges)), preempted_s
 
 
-def _quiet(name: str, watch: EngineWatch) -> str:
-    """Return how long an engine, or the API server, has been quiet: the first half of a sentence."""
-    if not name:
-        return f"The API server has answered nothing for {watch.quiet_s:.0f} s"
-    load = f"{watch.engine.running:.0f} running and {watch.engine.waiting:.0f} waiting requests"
-    return f"Engine {name} has made no step for {watch.quiet_s:.0f} s with {load}"
+def _merged(before: Engine, shown: Engine) -> Engine:
+    """Return ``shown`` with the signs that only ``before`` has: a sign that is missing once has not changed."""
+    steps, gauges = {**before.steps, **shown.steps}, {**before.gauges, **shown.gauges}
+    return msgspec.structs.replace(shown, steps=steps, gauges=gauges)
+
+
+def _shows_all(shown: Engine, before: Engine) -> bool:
+    return before.steps.keys() <= shown.steps.keys() and before.gauges.keys() <= shown.gauges.keys()
+
+
+def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    return any(before.get(name, value) != value for name, value in after.items())
+
+
+def _after_canary(ended: EngineWatch) -> EngineWatch:
+    """Return the watch after the time of the pending canary is up, with the next canary where one is due."""
+    engine = ended.engine
+    rest = msgspec.structs.replace(
+        ended, canary_age_s=None, inconclusive=False, failed=False, metrics_seen=False, health_seen=False
+    )
+    if ended.inconclusive and not (engine.running or engine.waiting):
+        # The API server sent this answer, not the engine, and the engine has no work. The next canary is sent later.
+        return msgspec.structs.replace(rest, quiet_s=0.0)
+    # If /health answers but /metrics does not, the canary may still be in the queue. That is no strike. A canary that
+    # failed says nothing about vLLM.
+    strike = (ended.metrics_seen or not ended.health_seen) and not ended.failed
+    return msgspec.structs.replace(rest, canary_age_s=0.0, attempt=ended.attempt + 1, strikes=ended.strikes + strike)

@@ -27,17 +27,16 @@ def _metrics_absent(limits: Limits) -> Alert:
 
 
 def _prober_blind(limits: Limits) -> Alert:
-    """Return the alert on a prober whose scrapes fail or whose one-token requests are refused."""
+    """Return the alert on a prober whose scrapes fail or whose one-token requests are refused or fail."""
     scrapes = f"sum by ({POD}) (rate({PREFIX}scrapes_total[5m]))"
     failed = f'sum by ({POD}) (rate({PREFIX}scrapes_total{{result="failed"}}[5m]))'
     return alert_with_limit(
         limits,
         "VLLMProberBlind",
-        f"{failed} / {scrapes} > {limits['VLLMProberBlind'].share:g}\n"
-        f'or max by ({POD}) ({PREFIX}canaries_total{{result="refused"}}) > 0',
+        f"{failed} / {scrapes} > {limits['VLLMProberBlind'].share:g}\nor max by ({POD}) ({PREFIX}unwatched) == 1",
         f"{POD_TEXT}: the prober cannot detect a hang",
-        "The prober cannot read vLLM's /metrics, or vLLM refuses its one-token requests because of the API key or the "
-        "model name. An engine that hangs may not be noticed.",
+        "The prober cannot read vLLM's /metrics, or its one-token requests are refused or fail, for example because of "
+        "the API key, the model name or the network. An engine that hangs may not be noticed.",
     )
 
 

@@ -25,7 +25,8 @@ PAGE, CARD, TEXT, FAINT, GRID = "#111217", "#181b1f", "#ccccdc", "#8e8e9b", "#2a
 """Colours of Grafana's dark theme: page, panel, text, secondary text, grid lines."""
 COLORS: Final = {
     "green": "#73bf69", "super-light-green": "#c8f2c2", "yellow": "#fade2a", "orange": "#ff9830", "red": "#f2495c",
-    "dark-red": "#c4162a", "blue": "#5794f2", "purple": "#b877d9", "text": TEXT, "transparent": "none",
+    "dark-red": "#c4162a", "dark-orange": "#fa6400", "blue": "#5794f2", "purple": "#b877d9", "text": TEXT,
+    "transparent": "none",
 }  # fmt: skip
 """RGB value of each Grafana colour name."""
 PALETTE: Final = (

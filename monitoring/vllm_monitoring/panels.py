@@ -45,7 +45,7 @@ TAG: Final = "vllm-launch"
 TOKENS_PER_SECOND: Final = "suffix: tok/s"
 
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "yellow", "red", "blue", "purple", "text"
-_GRAFANA: Final = {"light green": "super-light-green", "dark red": "dark-red", "grey": GREY}
+_GRAFANA: Final = {"light green": "super-light-green", "dark red": "dark-red", "chocolate": "dark-orange", "grey": GREY}
 STATES: Final = {name: _GRAFANA.get(color, color) for name, color in metrics.COLORS.items()}
 """Grafana's colour name for each of the prober's states. Panels use a state's index in this mapping as its number."""
 

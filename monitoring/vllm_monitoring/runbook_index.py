@@ -60,9 +60,10 @@ A replica is in one of these states:
 |---|---|---|
 | `starting` | 503 | vLLM starts |
 | `ready` | 200 | vLLM serves |
-| `saturated` | 200 | vLLM serves, and requests wait in every engine. This is high load, not a fault |
+| `saturated` | 200 | vLLM serves, and requests run and wait in every engine. This is high load, not a fault |
 | `suspect` | 200 | an engine makes no step although it has requests, or has not answered a one-token request |
 | `stalled` | 503 | an engine has not answered two one-token requests |
+| `unavailable` | 503 | /health answers 503: a proxy, or vLLM while it changes its number of engines |
 | `dead` | 503 | vLLM has ended, start-up is stuck, or an engine is dead or has not answered three one-token requests |
 | `asleep` | 503 | an operator has put vLLM to sleep or paused it |
 | `gpu_fault` | 503 | a GPU has a fatal Xid error or is lost |

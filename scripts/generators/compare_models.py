@@ -31,7 +31,7 @@ KINDS = {
     "FullAttentionSpec": "full", "SlidingWindowSpec": "sliding", "ChunkedLocalAttentionSpec": "chunked",
     "MLAAttentionSpec": "mla", "SlidingWindowMLASpec": "sliding mla", "MambaSpec": "mamba",
     "CrossAttentionSpec": "cross",
-    "HMAFullAttentionSpec": "full",
+    "HMAFullAttentionSpec": "full", "SinkFullAttentionSpec": "full",
 }  # fmt: skip
 TOLERANCE = 0.01
 """Share by which the bytes of the parameters may differ."""

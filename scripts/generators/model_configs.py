@@ -106,7 +106,8 @@ STATED: dict[str, dict[str, Any]] = {
     "xlm-roberta": {"position_embedding_type": "absolute"},
     "qwen4_exp": {"output_gate_type": "swish"},
 }
-"""Values by model type that vLLM requires and the config class does not have. They are those of a released model, as far as we know."""
+"""Values by model type that vLLM requires and the config class does not have. They are those of a released model, as
+far as we know."""
 
 BIDIRECTIONAL = {"pooling": "avg"}
 """A value of models whose architecture has "Bidirectional" in its name."""

@@ -24,6 +24,12 @@ KV_BYTES = 40 << 30
 HUB_BASES = {"dots_ocr": "qwen2", "mimo": "qwen2"}
 """Model types whose config class, in the model's repository, is a subclass of that of the other type."""
 
+NESTED = {"text_config", "llm_config", "language_config"}
+"""Keys of the language model's config in a composite model's."""
+
+HUB_NAMES = {"new": "NewConfig"}
+"""Names of config classes in models' repositories, where vLLM asks for the name (model_executor/models/config.py)."""
+
 SPEC_FIELDS = (
     "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
     "attention_chunk_size", "tokens_per_state", "shapes",
@@ -88,6 +94,10 @@ def _language_parameters(model: Any) -> list[Any]:
         language = list(model.get_language_model().parameters())
     except NotImplementedError:
         return list(model.parameters())
+    if len(language) == len(list(model.parameters())) and hasattr(model, "get_mm_mapping"):
+        # The tower is a part of the language model, as in GLM-4V.
+        towers = tuple(name.rpartition(".")[0] + "." for name in model.get_mm_mapping().tower_model if "." in name)
+        return [value for name, value in model.named_parameters() if not name.startswith(towers)]
     known = {id(parameter) for parameter in language}
     head = [value for name, value in model.named_parameters() if name.startswith("lm_head") and id(value) not in known]
     return language + head
@@ -119,7 +129,11 @@ def _grouped(specs: dict[str, Any]) -> list[dict[str, Any]]:
 class _Block(dict[str, Any]):
     """A JSON object whose values are attributes too, as in DeciLM's ``block_configs``."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 def _register_unknown_type(folder: Path) -> None:
@@ -130,6 +144,8 @@ def _register_unknown_type(folder: Path) -> None:
 
     def init(self: Any, **values: Any) -> None:
         values = {name: nested(name, value) for name, value in values.items()}
+        if not NESTED & values.keys():  # else only the language model's value counts, as in transformers' base class
+            values = {"tie_word_embeddings": False} | values
         for name, value in values.items():
             setattr(self, name, value)
         PreTrainedConfig.__init__(self, **values)
@@ -137,7 +153,7 @@ def _register_unknown_type(folder: Path) -> None:
     def nested(name: str, value: Any) -> Any:
         if name == "block_configs":
             return json.loads(json.dumps(value), object_hook=_Block)
-        if not isinstance(value, dict) or "hidden_size" not in value:
+        if not isinstance(value, dict) or not {"hidden_size", "d_model"} & value.keys():
             return value
         known = value.get("model_type") in CONFIG_MAPPING
         return AutoConfig.for_model(**value) if known else hub_config("")(**value)
@@ -145,9 +161,10 @@ def _register_unknown_type(folder: Path) -> None:
     def hub_config(model_type: str) -> Any:
         if base := HUB_BASES.get(model_type):
             return type("HubConfig", (CONFIG_MAPPING[base],), {"model_type": model_type})
-        defaults = {"model_type": model_type, "tie_word_embeddings": False, "rope_theta": 10000.0}
+        defaults = {"model_type": model_type, "rope_theta": 10000.0}
         names = {"num_hidden_layers": "num_layers"} if model_type == "exaone" else {}
-        return type("HubConfig", (PreTrainedConfig,), {**defaults, "attribute_map": names, "__init__": init})
+        class_name = HUB_NAMES.get(model_type, "HubConfig")
+        return type(class_name, (PreTrainedConfig,), {**defaults, "attribute_map": names, "__init__": init})
 
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type and model_type not in CONFIG_MAPPING and model_type not in _CONFIG_REGISTRY:
@@ -157,8 +174,11 @@ def _register_unknown_type(folder: Path) -> None:
 def start() -> None:
     """Prepare this process for ``facts``: vLLM on an H200, in a group of one process."""
     pretend_h200()
+    from vllm.config.model import ModelConfig
     from vllm.distributed import init_distributed_environment
 
+    # Some processors need a tokenizer to answer.
+    ModelConfig._supports_multimodal_inputs = lambda config: config.is_multimodal_model  # noqa: SLF001
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -275,6 +275,10 @@ def tower(model: Any) -> dict[str, Row]:
 
     language_model = model.get_language_model()
     language = set() if language_model is model else {id(parameter) for parameter in language_model.parameters()}
+    if len(language) == len(list(model.parameters())) and hasattr(model, "get_mm_mapping"):
+        # The tower is a part of the language model, as in GLM-4V.
+        towers = tuple(name.rpartition(".")[0] + "." for name in model.get_mm_mapping().tower_model if "." in name)
+        language -= {id(parameter) for name, parameter in model.named_parameters() if name.startswith(towers)}
     modules = dict(model.named_modules())
     counts: defaultdict[tuple[str, tuple[int, ...], bool], int] = defaultdict(int)
     for name, parameter in model.named_parameters():

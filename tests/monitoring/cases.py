@@ -263,17 +263,18 @@ METRICS = [
     ),
     *(
         Case(
-            f"{share} of the scrapes fail and {refused} requests are refused",
+            f"{share} of the scrapes fail, and an engine is unwatched: {unwatched}",
             ours("scrapes_total", f"0+{share}x60", result="failed")
             | ours("scrapes_total", f"0+{1 - share}x60", result="ok")
-            | ours("canaries_total", f"{refused}x60", result="refused"),
+            | ours("unwatched", unwatched, ENGINE),
             expectations,
         )
-        for share, refused, expectations in (
-            (0.5, 0, [quiet("25m", "VLLMProberBlind")]),
-            (0.52, 0, [quiet("15m", "VLLMProberBlind"),
+        for share, unwatched, expectations in (
+            (0.5, "0x60", [quiet("25m", "VLLMProberBlind")]),
+            (0.52, "0x60", [quiet("15m", "VLLMProberBlind"),
                        firing("15m30s", "VLLMProberBlind", severity="ticket", **POD)]),
-            (0, 1, [quiet("14m30s", "VLLMProberBlind"), firing("15m", "VLLMProberBlind", **POD)]),
+            (0, "1x60", [quiet("14m30s", "VLLMProberBlind"), firing("15m", "VLLMProberBlind", **POD)]),
+            (0, "1x40 0x20", [firing("20m", "VLLMProberBlind", **POD), quiet("20m30s", "VLLMProberBlind")]),
         )
     ),
     *(

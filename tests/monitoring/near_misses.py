@@ -28,6 +28,7 @@ def healthy_replica(since=0):
         result |= ours(name, steady(1))
     for kind in ("answered", "refused"):
         result |= ours("canaries_total", f"{absent}0+0.5x{STEPS}" if kind == "answered" else steady(0), result=kind)
+    result |= ours("unwatched", zeros, ENGINE)
     return result | (
         ours("ready", f"0x{since} 1x{STEPS}" if since else steady(1))
         | state("starting", f"1x{since} 0x{STEPS}" if since else steady(0))

@@ -8,39 +8,44 @@ imports only the standard library.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from vllm_launch.inside_vllm.answer import UNAVAILABLE, Answer
+from vllm_launch.inside_vllm.asgi import App, Receive, Scope, Send, header_values
+from vllm_launch.inside_vllm.cors import Cors, is_preflight
+from vllm_launch.inside_vllm.rules import FILE_VARIABLE, Rules, RulesError, read_rules
 
-FILE_VARIABLE = "LAUNCH_GUARD_FILE"
+LOGGER = logging.getLogger("vllm.launch_guard")
+"""Below vLLM's own logger, so that its lines are in vLLM's log."""
 
 OPEN_ROUTES = ("/health", "/ping", "/metrics")
 """Routes that need no key. Probes and Prometheus send none, and the responses contain no data of users."""
 
+CLOSE = (b"connection", b"close")
+
 MAX_PATH = 4096
-"""Characters of a path that are decoded. The rest of a longer path is ignored."""
+"""Characters of the longest path that is served. vLLM's longest route is far shorter."""
 
 
 def plain_path(path: str) -> str | None:
     """Return the normalised route of ``path``, or None if the path is ambiguous.
 
     Routers and proxies treat "//", "/./", "%2f" and the like differently. The path is decoded once and repeated slashes
-    are merged. A path that then still contains an escape, a backslash or a dot segment is ambiguous.
+    are merged. A path that then still contains an escape, a backslash or a dot segment is ambiguous. So is a path that
+    is too long.
     """
-    decoded = unquote(path[:MAX_PATH])
-    if "%" in decoded or "\\" in decoded or any(part in {".", ".."} for part in decoded.split("/")):
+    decoded = unquote(path[: MAX_PATH + 1])
+    if len(path) > MAX_PATH or "%" in decoded or "\\" in decoded:
+        return None
+    if any(part in {".", ".."} for part in decoded.split("/")):
         return None
     return re.sub(r"/{2,}", "/", decoded).rstrip("/") or "/"
 
@@ -53,28 +58,6 @@ def routed_path(scope: Scope) -> str:
     return relative if root and relative.startswith("/") else path
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """Settings of the guard. The launcher writes them as JSON into the file that ``FILE_VARIABLE`` names.
-
-    ``keys``: accepted API keys. If empty, no key is needed.
-    ``routes``: a route is allowed if it is one of these or lies below one. If empty, every route is allowed.
-    ``probe_key``: the launcher's own key. It opens every route, so that hang detection does not depend on ``routes``.
-    ``drain_flag``, ``refuse_flag``: paths of flag files. ``retry_after``: seconds.
-    """
-
-    keys: Sequence[str] = ()
-    probe_key: str | None = None
-    routes: Sequence[str] = ()
-    drain_flag: str | None = None
-    refuse_flag: str | None = None
-    retry_after: int = 5
-
-    def as_json(self) -> str:
-        """Return the rules as JSON, the text of their file."""
-        return json.dumps(dataclasses.asdict(self))
-
-
 class Guard:
     """ASGI middleware that applies ``Rules`` to each request.
 
@@ -84,44 +67,91 @@ class Guard:
     Running streams continue.
 
     vLLM adds it last, so it runs before vLLM's own key check and CORS (entrypoints/serve/middleware/register.py). With
-    ``--api-key``, a request needs a key that both accept. OPTIONS needs no key (CORS preflight).
+    ``--api-key``, a request needs a key that both accept. The guard itself answers CORS preflights, which have no key.
+
+    Without its rules it refuses every request, except those to the open routes: it cannot know who may enter.
     """
 
     def __init__(self, app: App) -> None:
         self.app = app
-        path = os.environ.get(FILE_VARIABLE)
-        self.rules = rules = Rules(**json.loads(Path(path).read_text())) if path else Rules()
-        self.key_digests = tuple(hashlib.sha256(key.encode()).digest() for key in rules.keys)
-        self.probe_digest = hashlib.sha256((rules.probe_key or os.urandom(32).hex()).encode()).digest()
+        self.rules: Rules | None = None
+        try:
+            self.rules = read_rules(os.environ.get(FILE_VARIABLE))
+        except RulesError as error:
+            LOGGER.error(  # noqa: TRY400 - the traceback says nothing more
+                "The guard of vllm-launch has no rules: %s. It refuses every request except %s. Start vLLM with "
+                "`vllm-launch serve`, or without --middleware %s.%s.",
+                error, ", ".join(OPEN_ROUTES), Guard.__module__, Guard.__qualname__,
+            )  # fmt: skip
+        rules = self.rules or Rules()
+        self.cors = Cors.of(rules)
+        self.key_digests = tuple(_digest(key.encode()) for key in rules.keys)
+        self.probe_digest = _digest((rules.probe_key or os.urandom(32).hex()).encode())
         self.routes = tuple(route.rstrip("/") or "/" for route in rules.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401, 404 or 503, or pass the request on to vLLM unchanged."""
-        if scope["type"] not in {"http", "websocket"}:
+        """Answer a preflight, 401, 404 or 503, or pass the request on to vLLM."""
+        if scope["type"] not in {"http", "websocket"} or _is_open(scope):
             await self.app(scope, receive, send)
             return
-        route, key_digest = plain_path(routed_path(scope)), _key_digest(scope)
-        if route in OPEN_ROUTES or hmac.compare_digest(key_digest, self.probe_digest):
-            await self.app(scope, receive, send)
-        elif route is None or not self._allowed(route):
-            await _refuse(scope, send, 404, "This route is not served here.", {})
-        elif _exists(self.rules.refuse_flag):
-            headers = {"retry-after": str(self.rules.retry_after), "connection": "close"}
-            await _refuse(scope, send, 503, "This server is draining. Retry with another replica.", headers)
-        elif scope.get("method") != "OPTIONS" and not self._accepts(key_digest):
-            await _refuse(scope, send, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
-        else:
-            await self.app(scope, receive, _closing_connection(send) if _exists(self.rules.drain_flag) else send)
+        tokens = _tokens(scope)
+        if not self._is_probe(tokens):
+            if self.rules is not None and _exists(self.rules.drain_flag):
+                send = _closing_connection(send)
+            if (answer := self._answer(scope, tokens)) is not None:
+                await answer.send(scope, receive, send)
+                return
+        await self.app(_with_bearer(scope, self._accepted(tokens) or b""), receive, send)
+
+    def _answer(self, scope: Scope, tokens: Sequence[bytes]) -> Answer | None:
+        """Return the guard's own answer, or None if the request may reach vLLM."""
+        route = plain_path(routed_path(scope))
+        if self.rules is None:
+            return self._error(scope, 503, "This server has no rules for requests. Its log says why.")
+        if is_preflight(scope):
+            return self.cors.preflight(scope)
+        if route is None or not self._allowed(route):
+            return self._error(scope, 404, "This route is not served here.")
+        if _exists(self.rules.refuse_flag):
+            later = {"retry-after": str(self.rules.retry_after)}
+            return self._error(scope, 503, "This server is draining. Retry with another replica.", later)
+        if self._accepted(tokens) is None:
+            return self._error(scope, 401, "A valid API key is needed.", {"www-authenticate": "Bearer"})
+        return None
+
+    def _error(self, scope: Scope, status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """Return an error in OpenAI's format, so that clients raise the same exceptions as for OpenAI's API."""
+        kind = "service_unavailable" if status == UNAVAILABLE else "invalid_request_error"
+        error = {"message": message, "type": kind, "param": None, "code": status}
+        closing = {"connection": "close"} if status == UNAVAILABLE else {}
+        fields = {"content-type": "application/json", **(headers or {}), **closing, **self.cors.answer_headers(scope)}
+        return Answer(status, fields, json.dumps({"error": error}).encode())
+
+    def _is_probe(self, tokens: Sequence[bytes]) -> bool:
+        return any(hmac.compare_digest(_digest(token), self.probe_digest) for token in tokens)
 
     def _allowed(self, route: str) -> bool:
         return not self.routes or any(
             route == allowed or route.startswith(f"{allowed.rstrip('/')}/") for allowed in self.routes
         )
 
-    def _accepts(self, key_digest: bytes) -> bool:
-        """Return whether it is the digest of an API key. It is compared with all keys, so the time reveals none."""
-        matches = [hmac.compare_digest(key_digest, key) for key in self.key_digests]
-        return not self.key_digests or any(matches)
+    def _accepted(self, tokens: Sequence[bytes]) -> bytes | None:
+        """Return the token that is an API key, or None. If no key is needed, return the first token or b"".
+
+        Each is compared with all keys, so the time reveals none.
+        """
+        if not self.key_digests:
+            return next(iter(tokens), b"")
+        accepted = None
+        for token in tokens:
+            matches = [hmac.compare_digest(_digest(token), key) for key in self.key_digests]
+            accepted = token if any(matches) else accepted
+        return accepted
+
+
+def _is_open(scope: Scope) -> bool:
+    """Return whether the router sees one of the open routes. A path that only resembles one needs a key."""
+    return scope["type"] == "http" and routed_path(scope).removesuffix("/") in OPEN_ROUTES
 
 
 def _exists(flag: str | None) -> bool:
@@ -132,29 +162,31 @@ def _closing_connection(send: Send) -> Send:
     """Return a ``send`` that adds "connection: close", so that the server closes the connection (RFC 9112, 9.6)."""
 
     async def closing(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        if message["type"] == "http.response.start" and CLOSE not in (headers := list(message.get("headers", ()))):
+            message = {**message, "headers": [*headers, CLOSE]}
         await send(message)
 
     return closing
 
 
-def _key_digest(scope: Scope) -> bytes:
-    """Return the digest of the request's bearer token, or of the empty string if it has none."""
-    headers = dict(scope.get("headers", ()))
-    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    return hashlib.sha256(token.strip().encode("latin-1") if scheme.lower() == "bearer" else b"").digest()
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
 
 
-async def _refuse(scope: Scope, send: Send, status: int, message: str, headers: dict[str, str]) -> None:
-    """Send an error in OpenAI's format, so that clients raise the same exceptions as for OpenAI's API."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1013 if status == 503 else 1008, "reason": message})  # noqa: PLR2004
-        return
-    kind = {401: "invalid_request_error", 404: "invalid_request_error", 503: "service_unavailable"}[status]
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    body = json.dumps({"error": error}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+def _tokens(scope: Scope) -> list[bytes]:
+    """Return the bearer token and the key in x-api-key, with which Anthropic's clients come to /v1/messages.
+
+    vLLM would use the first of several headers and proxies the last, so of several none counts.
+    """
+    bearers = [value.partition(b" ") for value in header_values(scope, b"authorization")]
+    tokens = [token for scheme, _, token in bearers if scheme.lower() == b"bearer"] if len(bearers) == 1 else []
+    keys = header_values(scope, b"x-api-key")
+    return [token.strip(b" \t") for token in (*tokens, *(keys if len(keys) == 1 else ()))]
+
+
+def _with_bearer(scope: Scope, token: bytes) -> Scope:
+    """Return ``scope`` with ``token`` as its only bearer token, because vLLM's own key check reads no x-api-key."""
+    if not token or not header_values(scope, b"x-api-key"):
+        return scope
+    others = [(name, value) for name, value in scope["headers"] if name.lower() != b"authorization"]
+    return {**scope, "headers": [*others, (b"authorization", b"Bearer " + token)]}

@@ -123,6 +123,7 @@ def build(
         max_model_len=max_model_len(root, config, checkpoint.files, pooling=task == "pooling"),
         rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
+        keeps_head={"generate", "pooling", "multimodal"} <= set(architecture.flags),
         tensors=model_tensors,
         tensors_from="config" if checkpoint.tensors is None else "safetensors",
         experts=experts,

@@ -99,6 +99,13 @@ class Config:
             raise self.error(keys[0], f"is {short_repr(value)}, outside the range {minimum} to {MAX_VALUE:,}")
         return value
 
+    def largest(self, *keys: str, default: int | None = None, minimum: int = 1) -> int:
+        """Return an integer of ``minimum`` or more, or the largest of a list that has one for each layer."""
+        value = self.get(*keys)
+        if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+            return Config({keys[0]: max(value)}, self.where).integer(keys[0], minimum=minimum)
+        return self.integer(*keys, default=default, minimum=minimum)
+
     def integer(self, *keys: str, default: int | None = None, minimum: int = 1) -> int:
         """Return an integer of ``minimum`` or more, else ``default``. Without a default the key is required."""
         value = self.optional_integer(*keys, minimum=minimum)
@@ -147,6 +154,10 @@ class Config:
         if not isinstance(value, dict):
             raise self.error(key, f"is {short_repr(value)}, not an object")
         return value
+
+    def part(self, key: str) -> Config:
+        """Return the nested object of ``key``, without values if there is none."""
+        return Config(self.table(key) or {}, f"{self.where} {key}")
 
     def array(self, *keys: str) -> list[Any] | None:
         """Return a list, or None."""

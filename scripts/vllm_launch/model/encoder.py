@@ -23,6 +23,14 @@ SAME_ENCODER = {
 }
 """Architectures with the encoder of another one, whose memory is known."""
 
+SAME_TOWER = {
+    **dict.fromkeys(
+        ("ColQwen3", "OpsColQwen3Model", "Qwen3VLNemotronEmbedModel"), "Qwen3VLForConditionalGeneration"
+    ),
+    "JinaVLForRanking": "Qwen2VLForConditionalGeneration",
+}  # fmt: skip
+"""Architectures whose class in vLLM is a subclass of another one, with its tower."""
+
 PATCHES_PER_TOKEN = 16
 """Patches for each token of an encoder whose memory is not known. Known encoders have 1 to 16."""
 
@@ -107,7 +115,7 @@ def read_media(
 
 def _tower(architecture: str, root: Config) -> Tower | None:
     vision = Config(root.table("vision_config") or {}, root.where)
-    return tower_of(architecture, vision.text("model_type"))
+    return tower_of(SAME_TOWER.get(architecture, architecture), vision.text("model_type"))
 
 
 def _most_bytes_per_token(processor: Processor) -> int:

@@ -59,6 +59,16 @@ def encoder_only(config: Config) -> bool:
     return bool(ENCODER_ARCHITECTURES & set(config.strings("architectures") or ()))
 
 
+def searched_blocks(config: Config) -> list[Config]:
+    """Return the entries of ``block_configs``: each layer's own sizes, found by architecture search (nemotron_nas.py).
+
+    An empty list means a model whose layers are alike.
+    """
+    blocks = config.array("block_configs") or []
+    where = f"{config.where} block_configs"
+    return [Config(block if isinstance(block, dict) else {}, f"{where} {n}") for n, block in enumerate(blocks)]
+
+
 def sliding_window(config: Config) -> int | None:
     """Return the sliding window in tokens, or None. ``use_sliding_window: false`` and a window of 0 switch it off."""
     if config.get("use_sliding_window") is False and not config.text("model_type").startswith("gemma"):
@@ -76,6 +86,9 @@ def layer_kinds(config: Config, count: int) -> list[str]:  # noqa: PLR0911 - one
         return ["mamba"] * count
     if encoder_only(config):
         return ["none"] * count
+    if blocks := searched_blocks(config):
+        attends = [block.part("attention").flag("no_op") for block in blocks[:count]]
+        return ["none" if no_op else "full" for no_op in attends] + ["full"] * (count - len(attends))
     pattern = config.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         letters = {"M": "mamba", "*": "full"}
@@ -117,6 +130,13 @@ def _mimo_v2_kinds(config: Config, count: int) -> list[str]:
     return ["sliding" if slide == 1 else "full" for slide in slides]
 
 
+def _bailing_hybrid_kinds(config: Config, count: int) -> list[str]:
+    group = config.integer("layer_group_size", default=1)
+    # Version 3 has a convolution, and full attention after the last whole group (bailing_moe_v3.py:_is_kda_layer).
+    grouped = count // group * group if config.has("short_conv_kernel_size") else count
+    return ["full" if (n + 1) % group == 0 or n >= grouped else "mamba" for n in range(count)]
+
+
 def _lfm2_kinds(config: Config, count: int) -> list[str] | None:
     if config.has("layer_types"):
         return None
@@ -133,6 +153,7 @@ def _llama4_kinds(config: Config, count: int) -> list[str] | None:
 
 
 OWN_KINDS: dict[str, Callable[[Config, int], list[str] | None]] = {
+    "bailing_hybrid": _bailing_hybrid_kinds,
     "falcon_h1": lambda _, count: ["hybrid"] * count,
     "jamba": _jamba_kinds,
     "kimi_linear": _kimi_linear_kinds,

@@ -8,12 +8,13 @@ import msgspec
 
 from vllm_launch.model.config import Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
-from vllm_launch.model.layer_kinds import MIMO_V2, attention_free, layer_kinds, sliding_window
+from vllm_launch.model.layer_kinds import MIMO_V2, attention_free, layer_kinds, searched_blocks, sliding_window
 from vllm_launch.model.model import Layer, Mla
 
 MLA_TYPES = {
     "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm5_next", "glm5_next_text", "glm_moe_dsa",
     "glm4_moe_lite", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4",
+    "sarvam_mla",
 }  # fmt: skip
 """Model types with multi-head latent attention (vllm/transformers_utils/model_arch_config_convertor.py:
 is_deepseek_mla)."""
@@ -35,6 +36,9 @@ def kv_heads(config: Config) -> int:
     """Return the number of KV heads (model_arch_config_convertor.py:get_total_num_kv_heads and its Falcon version)."""
     heads = attention_heads(config)
     model_type = config.text("model_type")
+    for block in searched_blocks(config):
+        if not block.part("attention").flag("no_op"):
+            return heads // block.part("attention").integer("n_heads_in_group")
     if model_type == "dbrx":
         return Config(config.table("attn_config") or {}, f"{config.where} attn_config").integer("kv_n_heads", default=8)
     if model_type in {"falcon", "RefinedWeb", "RefinedWebModel"}:
@@ -52,6 +56,8 @@ def kv_heads(config: Config) -> int:
 def head_dim(config: Config) -> int:
     """Return the size of one head. For MLA, that of the parts that are not latent."""
     heads = attention_heads(config)
+    if config.has("qk_nope_dim"):
+        return config.integer("qk_nope_dim") + config.integer("qk_rope_dim", minimum=0)
     explicit = config.optional_integer("head_dim", "hidden_size_per_head", "attention_head_dim", minimum=0)
     if explicit:
         return explicit
@@ -59,6 +65,11 @@ def head_dim(config: Config) -> int:
     if heads and hidden % heads and not config.has("kv_lora_rank"):
         raise config.error("num_attention_heads", f"is {heads}, which does not divide hidden_size {hidden}")
     return hidden // heads if heads else 0
+
+
+def value_dim(config: Config) -> int:
+    """Return the size of one head's value. Only openPangu has another than that of its key (openpangu.py)."""
+    return config.integer("v_channels") if config.has("qk_nope_dim") else head_dim(config)
 
 
 def read_mla(config: Config) -> Mla | None:
@@ -104,6 +115,9 @@ def layer_heads(config: Config, kind: str, n: int = -1) -> Heads:
     minicpm3.py (keys and values are padded to the width of a query), openpangu.py.
     """
     model_type, count, dim = config.text("model_type"), kv_heads(config), head_dim(config)
+    blocks = searched_blocks(config)
+    if 0 <= n < len(blocks):
+        return Heads(attention_heads(config) // blocks[n].part("attention").integer("n_heads_in_group"), dim, dim)
     if own := _own_config(config, n):
         dim = own.integer("head_dim", default=dim)
         return Heads(own.integer("num_key_value_heads", default=count), dim, dim)
@@ -120,7 +134,7 @@ def layer_heads(config: Config, kind: str, n: int = -1) -> Heads:
     if model_type == "minicpm3":
         query = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
         return Heads(attention_heads(config), query, query)
-    return Heads(count, dim, dim)
+    return Heads(count, dim, value_dim(config))
 
 
 def _own_config(config: Config, n: int) -> Config | None:
@@ -147,7 +161,12 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         if mla is not None:
             width = mla.kv_lora_rank + mla.qk_rope_head_dim
             index = _index_bytes(config) if _has_indexer(config, n) else 0
-            layers.append(Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n]))
+            layers.append(
+                Layer(
+                    kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n],
+                    attentions=2 if config.text("model_type") == "longcat_flash" else 1,
+                )
+            )  # fmt: skip
             continue
         if kind == "compressed":
             layers.append(msgspec.structs.replace(_compressed_layer(config, n), moe=moe[n]))
@@ -156,6 +175,7 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         layer = Layer(
             kind="full", kv_heads=heads.kv_heads, head_dim=heads.key, head_dim_v=heads.value, moe=moe[n],
             cross=config.text("model_type") == "whisper", index_bytes=_block_index_bytes(config, n),
+            loop_windows=_loop_windows(config),
         )  # fmt: skip
         if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
             state = _recurrent_layer(config, dtype)
@@ -170,6 +190,13 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             layer = msgspec.structs.replace(layer, kind="sliding", window=window)
         layers.append(layer)
     return tuple(layers)
+
+
+def _loop_windows(config: Config) -> tuple[int, ...]:
+    """Return the window of each further pass through a layer (iquest_loopcoder.py). Other models have one pass."""
+    if config.text("model_type") != "iquestloopcoder":
+        return ()
+    return (config.integer("loop_window_size", default=64),) * (config.integer("loop_num", default=2) - 1)
 
 
 def _has_indexer(config: Config, n: int) -> bool:
@@ -236,13 +263,8 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
         conv = (config.integer("linear_conv_kernel_dim", default=4) - 1, 2 * key * keys + value * values)
         ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_dtype"), dtype)
         return _state_layer((conv, (values, value, key)), (dtype, ssm))
-    if model_type == "kimi_linear":
-        linear = Config(config.table("linear_attn_config") or {}, f"{config.where} linear_attn_config")
-        heads, dim = linear.integer("num_heads"), linear.integer("head_dim")
-        kernel = linear.integer("short_conv_kernel_size", default=4)
-        # A prefill stores a checkpoint only with kernels that need the bound (vllm/models/kimi_k3/nvidia/kda.py).
-        checkpoints = int(linear.get("gate_lower_bound") is not None)
-        return _state_layer(((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32"), checkpoints)
+    if model_type in {"kimi_linear", "bailing_hybrid"}:
+        return _linear_attention_layer(config, dtype)
     hidden = config.integer("hidden_size", "d_model")
     size = config.integer("mamba_d_state", "ssm_state_size", "state_size", default=16)
     kernel = config.integer("mamba_d_conv", "conv_kernel", default=4)
@@ -264,6 +286,22 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     groups = config.integer("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)
     ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
     return _state_layer(((kernel - 1, width + 2 * groups * size), (heads, dim, size)), (dtype, ssm), checkpoints=1)
+
+
+def _linear_attention_layer(config: Config, dtype: str) -> Layer:
+    """Return a layer of Kimi delta attention, or of linear attention in Ling and Ring 2.5, which has no convolution."""
+    if config.text("model_type") == "kimi_linear":
+        linear = config.part("linear_attn_config")
+        heads, dim = linear.integer("num_heads"), linear.integer("head_dim")
+        kernel = linear.integer("short_conv_kernel_size", default=4)
+        # A prefill stores a checkpoint only with kernels that need the bound (vllm/models/kimi_k3/nvidia/kda.py).
+        checkpoints = int(linear.get("gate_lower_bound") is not None)
+    else:
+        heads, dim, checkpoints = attention_heads(config), head_dim(config), 0
+        if not config.has("short_conv_kernel_size"):
+            return _state_layer(((heads, dim, dim),), (dtype,))
+        kernel = config.integer("short_conv_kernel_size")
+    return _state_layer(((kernel - 1, 3 * heads * dim), (heads, dim, dim)), (dtype, "F32"), checkpoints)
 
 
 def _state_layer(shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...], checkpoints: int = 0) -> Layer:

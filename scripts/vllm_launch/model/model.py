@@ -49,6 +49,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     index_bytes: int = 0  # bytes of a key in the cache of the sparse attention's indexer, beside the layer's own
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
+    attentions: int = 1  # attention blocks in the layer, each with such a cache
+    loop_windows: tuple[int, ...] = ()  # tokens that each further pass through the layer keeps in a cache of its own
     cross: bool = False  # the layer also stores the encoder's states: as many as one batch has tokens
     state_checkpoints: int = 0  # extra states that a request keeps to resume in the middle of a prefill
     moe: bool = False
@@ -137,6 +139,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
     max_model_len: int  # tokens, as vLLM derives it from the model's files
     tie_word_embeddings: bool
+    keeps_head: bool = False  # also for pooling: its class is one for generation
     tensors: tuple[Tensor, ...]
     tensors_from: Literal["safetensors", "config"]
     experts: Experts | None = None

@@ -13,12 +13,13 @@ from vllm_launch.model import tensors_moe, tensors_state
 from vllm_launch.model.config import INTERMEDIATE_KEYS, VOCAB_KEYS, Config
 from vllm_launch.model.dtypes import SAFETENSORS_NAME
 from vllm_launch.model.layer_kinds import DEEPSEEK_V4
-from vllm_launch.model.layers import GEMMA4, head_dim, kv_heads, latent_sizes
+from vllm_launch.model.layers import GEMMA4, attention_heads, head_dim, kv_heads, latent_sizes, value_dim
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import GATED, TensorList
 from vllm_launch.model.tensors_deepseek_v4 import deepseek_v4
 from vllm_launch.model.tensors_gemma4 import gemma4
 from vllm_launch.model.tensors_kimi import residual_attention
+from vllm_launch.model.tensors_nas import nemotron_nas
 from vllm_launch.model.tensors_whisper import whisper
 
 
@@ -114,7 +115,7 @@ FAMILIES: dict[str, Family] = {
 
 
 BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | dict.fromkeys(DEEPSEEK_V4, deepseek_v4)
-BUILDERS |= {"whisper": whisper}
+BUILDERS |= {"whisper": whisper, "nemotron-nas": nemotron_nas}
 """Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
 
 
@@ -142,7 +143,9 @@ def tensors(
     family = FAMILIES.get(model_type)
     if family is None and model_type in BUILDERS:
         family = LLAMA
-    if family is None:
+    if family is None and compared("weights", architecture, model_type):
+        family = LLAMA
+    elif family is None:
         family = LLAMA
         warnings.append(
             f"model type {model_type!r} is unknown, so the plan assumes the same tensors as in a Llama model: "
@@ -160,7 +163,7 @@ def tensors(
     if append_layers is not None:
         append_layers(tensor_list, config, layers)
     else:
-        tensor_list.add(f"{root}model.embed_tokens.weight", vocab, hidden)
+        _embeddings(tensor_list, f"{root}model.", config)
         for number, layer in enumerate(layers):
             _layer(tensor_list, f"{root}model.layers.{number}.", config, family, layer, mla)
         if family.final_norm_weight:
@@ -180,23 +183,36 @@ def tensors(
     return tensor_list.tensors(), tuple(warnings)
 
 
+def _embeddings(tensor_list: TensorList, prefix: str, config: Config) -> None:
+    """Append the embeddings of tokens, and those of several tokens together, which LongCat has."""
+    hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer(*VOCAB_KEYS)
+    tensor_list.add(f"{prefix}embed_tokens.weight", vocab, hidden)
+    if ratio := config.optional_integer("ngram_vocab_size_ratio"):  # longcat_flash_ngram.py
+        tensor_list.add(f"{prefix}ngram_embeddings.embedders.weight", ratio * vocab, hidden)
+        tensor_list.add(f"{prefix}ngram_embeddings.post_projs.weight", hidden, hidden)
+
+
 def _layer(  # noqa: PLR0917
     tensor_list: TensorList, prefix: str, config: Config, family: Family, layer: Layer, mla: Mla | None
 ) -> None:
     """Append one decoder layer: norms, attention or a recurrent block, and the feed-forward or experts."""
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
-    for name in family.norms:
-        tensor_list.norm(prefix + name, hidden, bias=family.norm_bias)
     residual_attention(tensor_list, prefix, config)
-    if layer.state_shapes:
-        tensors_state.mixer(tensor_list, prefix, config)
-    if layer.kind != "mamba":
-        if mla is None and model_type == "minicpm3":  # latent projections, but a cache of whole keys and values
-            mla = latent_sizes(config, v_head_dim=hidden // config.integer("num_attention_heads"))
-        if mla is not None:
-            _mla(tensor_list, f"{prefix}self_attn.", config, mla)
-        else:
-            attention(tensor_list, f"{prefix}self_attn.", config, family)
+    for block in range(layer.attentions):
+        suffix = f".{block}" if layer.attentions > 1 else ""
+        for name in family.norms:
+            tensor_list.norm(f"{prefix}{name}{suffix}", hidden, bias=family.norm_bias)
+        if layer.state_shapes:
+            tensors_state.mixer(tensor_list, prefix, config)
+        if layer.kind != "mamba":
+            if mla is None and model_type == "minicpm3":  # latent projections, but a cache of whole keys and values
+                mla = latent_sizes(config, v_head_dim=hidden // config.integer("num_attention_heads"))
+            if mla is not None:
+                _mla(tensor_list, f"{prefix}self_attn{suffix}.", config, mla)
+            else:
+                attention(tensor_list, f"{prefix}self_attn{suffix}.", config, family)
+        if suffix:  # LongCat: each attention block has a feed-forward of its own, beside the layer's experts
+            feed_forward(tensor_list, f"{prefix}{family.mlp}s{suffix}.", config, family, _dense_width(config))
     if layer.moe:
         tensors_moe.experts(tensor_list, prefix, config)
     elif model_type == "granitemoehybrid":
@@ -212,6 +228,8 @@ def _dense_width(config: Config) -> int:
     model_type = config.text("model_type")
     names = ("intermediate_size_mlp",) if model_type == "llama4_text" else INTERMEDIATE_KEYS
     width = config.integer(*names, default=4 * config.integer("hidden_size"))
+    if model_type == "molmo":  # the value is that of gate and up together (vllm/model_executor/models/molmo.py)
+        width //= 2
     if model_type == "lfm2" and config.flag("block_auto_adjust_ff_dim", default=True):
         multiple = config.integer("block_multiple_of", default=256)
         width = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
@@ -222,7 +240,7 @@ def _dense_width(config: Config) -> int:
 def attention(tensor_list: TensorList, prefix: str, config: Config, family: Family) -> None:
     """Append query, key, value and output of plain attention. ``prefix`` is the attention module's."""
     hidden, model_type = config.integer("hidden_size"), config.text("model_type")
-    heads, groups, dim = config.integer("num_attention_heads"), kv_heads(config), head_dim(config)
+    heads, groups, dim = attention_heads(config), kv_heads(config), head_dim(config)
     default_bias = config.flag("attention_bias", "use_bias", "use_qkv_bias", default=model_type == "gpt_oss")
     bias = default_bias if family.qkv_bias is None else family.qkv_bias
     gated = 2 if model_type in {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"} else 1
@@ -231,11 +249,10 @@ def attention(tensor_list: TensorList, prefix: str, config: Config, family: Fami
     else:
         tensor_list.linear(f"{prefix}q_proj", heads * dim * gated, hidden, bias=bias)
         tensor_list.linear(f"{prefix}k_proj", groups * dim, hidden, bias=bias)
-        tensor_list.linear(f"{prefix}v_proj", groups * dim, hidden, bias=bias)
+        tensor_list.linear(f"{prefix}v_proj", groups * value_dim(config), hidden, bias=bias)
     output_bias = config.flag("attention_out_bias") if model_type == "seed_oss" else default_bias
-    tensor_list.linear(
-        prefix + family.output, hidden, heads * dim, bias=output_bias if family.o_bias is None else family.o_bias
-    )
+    output_bias = output_bias if family.o_bias is None else family.o_bias
+    tensor_list.linear(prefix + family.output, hidden, heads * value_dim(config), bias=output_bias)
     if model_type == "gpt_oss":
         tensor_list.add(f"{prefix}sinks", heads)
     if model_type == "muse_glimmer_text":
@@ -267,6 +284,9 @@ def _mla(tensor_list: TensorList, prefix: str, config: Config, mla: Mla) -> None
     tensor_list.linear(f"{prefix}o_proj", hidden, heads * mla.v_head_dim, bias=bias)
     if config.flag("mla_use_output_gate"):
         tensor_list.linear(f"{prefix}g_proj", heads * mla.v_head_dim, hidden)
+    gates = {"head_wise": heads, "element_wise": heads * mla.v_head_dim}  # Ling 3 (bailing_moe_v3.py)
+    if gate := gates.get(config.text("gated_attention_proj_granularity_type")):
+        tensor_list.linear(f"{prefix}g_proj", gate, hidden)
     if config.has("index_n_heads"):  # DeepSeek sparse attention's indexer
         index_heads, index_dim = config.integer("index_n_heads"), config.integer("index_head_dim")
         tensor_list.linear(f"{prefix}indexer.wq_b", index_heads * index_dim, mla.q_lora_rank or hidden)

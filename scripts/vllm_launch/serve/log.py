@@ -9,7 +9,10 @@ import os
 import queue
 import re
 import threading
+import time
 from collections import deque
+
+from vllm_launch.serve.cause import Evidence
 
 KEPT_LINES = 400
 KEPT_LINE_BYTES = 4096
@@ -49,6 +52,8 @@ def send_to(handler: logging.Handler, log_format: str) -> None:
 class Log(logging.Handler):
     """Copies the child's stdout and stderr to the launcher's and keeps their last lines in ``last``.
 
+    ``evidence`` has what all lines say about the child's end.
+
     A slow reader of the log slows the child down, as without the launcher, so no byte is lost or buffered. If the
     reader has gone away, the child's log is read and dropped, and the child continues.
     """
@@ -56,6 +61,7 @@ class Log(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
+        self.evidence = Evidence()
         self._fresh: deque[str] = deque(maxlen=KEPT_LINES)  # lines for the next take()
         self._threads: list[threading.Thread] = []
         self._stderr = threading.Lock()  # lock for stderr, to which the launcher and the child write
@@ -118,15 +124,16 @@ class Log(logging.Handler):
                     alive = _write(target, data)
                 *lines, part = re.split(rb"[\r\n]+", part + data)
                 part = part[:KEPT_LINE_BYTES]
-                self._keep(lines)
-            self._keep([part])
+                self._keep(lines, target)
+            self._keep([part], target)
         finally:
             os.close(source)
 
-    def _keep(self, lines: list[bytes]) -> None:
+    def _keep(self, lines: list[bytes], target: int) -> None:
         for line in lines:
             if line:
                 text = line[:KEPT_LINE_BYTES].decode(errors="replace")
+                self.evidence.add(text, time.monotonic(), target)
                 self.last.append(text)
                 self._fresh.append(text)
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import socket
 
-from vllm_health import addresses
+from vllm_health import addresses, listen
 from vllm_launch.errors import UsageError
 
 
 def check(host: str, port: int, flag: str) -> None:
-    """Check that a server can listen on ``port`` of ``host`` ("" is every address). ``flag``: the port's option.
+    """Check that a server can listen on ``port`` of ``host`` ("" is every IPv4 address). ``flag``: the port's option.
 
     Raises:
         UsageError: it cannot.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(listen.family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

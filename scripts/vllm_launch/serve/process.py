@@ -100,6 +100,19 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def exit_status(pid: int) -> int | None:
+    """Return the exit status of a process that has ended and is not yet reaped, -n for signal n. Else return None.
+
+    The kernel shows 0 for a process of another user. So 0 means nothing, and is None too.
+    """
+    try:
+        fields = _stat(pid)
+        status = os.waitstatus_to_exitcode(int(fields[49])) if fields[0] == "Z" else 0
+    except (OSError, ValueError, IndexError):
+        return None
+    return status or None
+
+
 def descendants(pid: int) -> list[Process]:
     """Return all descendants of ``pid``, zombies too, in no order. One pass over /proc takes some milliseconds."""
     children: dict[int, list[int]] = {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from vllm_health.state import Movement
@@ -100,62 +99,6 @@ def sentence(
     normal = "40-180 s, minutes for large models" if gpu else "45-130 s"
     normal = f"last time: {sum(last_phases.values()):.0f} s" if last_phases else f"normal: {normal}"
     return f"{phase}{weights}, {elapsed_s:.0f} s so far ({normal})"
-
-
-_EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Interrupt|Killed)): (.+)$")
-_PREFIX: Final = re.compile(r"^\s*(?:\([^()]*pid=\d+\) )?(?:(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]+\] )?")
-_WRAPPERS: Final = re.compile(
-    r"Engine core initialization failed|EngineDeadError|EngineCore encountered an issue"
-    r"|WorkerProc initialization failed|CancelledError|KeyboardInterrupt"
-    r"|failed due to an exception in a background process"
-)
-
-
-def root_cause(lines: Sequence[str]) -> str | None:
-    """Return the first exception in the log that does not wrap another, else a process death that vLLM logged, or None.
-
-    The worker logs its exception first, then the engine core, then the API server. Each wraps it in its own exception,
-    so the first one is the cause.
-    """
-    plain = [_plain(line) for line in lines]
-    exceptions = (line for line in plain if _EXCEPTION.match(line) and not _WRAPPERS.search(line))
-    deaths = (line for line in plain if "died unexpectedly" in line)  # v1/executor/multiproc_executor.py, v1/utils.py
-    cause = next(exceptions, None) or next(deaths, None)
-    return cause and cause[:1000]
-
-
-def reason(lines: Sequence[str]) -> str | None:
-    """Return the line of vLLM's last ``lines`` that best explains its exit, at most 1,000 characters, or None.
-
-    Take the root cause, else the last wrapper, else the last logged error, else the last usage error.
-    """
-    if cause := root_cause(lines):
-        return cause
-    wrappers = [text for line in lines if _EXCEPTION.match(text := _plain(line))]
-    errors = [_plain(line) for line in lines if re.search(r"\b(?:ERROR|CRITICAL) \d\d-", line)]
-    usage = [text for line in lines if re.match(r"\S+: error: ", text := _plain(line))]
-    candidates = next((texts for texts in (wrappers, errors, usage) if texts and texts[-1]), None)
-    return candidates[-1][:1000] if candidates else None
-
-
-def _plain(line: str) -> str:
-    return _PREFIX.sub("", line).strip()
-
-
-def exit_code(status: int) -> int:
-    """Return the launcher's exit code for a child that exited unexpectedly: 0 becomes 1, signal n becomes 128 + n.
-
-    ``status``: the child's exit status as in subprocess, -n for signal n.
-    """
-    return 128 - status if status < 0 else status or 1
-
-
-def how_it_ended(status: int) -> str:
-    """Return how vLLM ended, such as "exited with status 1" or "was killed by SIGKILL".
-
-    ``status``: the child's exit status as in subprocess, -n for signal n.
-    """
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def kv_sentence(tokens: int, planned: int | None, tolerance: float) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vllm_health import listen
 from vllm_health.limits import Limits
 from vllm_launch.machine import cpu, p2p
 from vllm_launch.machine.gpus import Hardware
@@ -23,6 +24,7 @@ from vllm_launch.plan.plan import Plan, PlanWithCommand
 from vllm_launch.report.plan_table import plan_as
 from vllm_launch.serve import command, environment, preflight, read_ahead, start_history, supervisor
 from vllm_launch.serve.log import LOGGER, send_to
+from vllm_launch.serve.run_options import Options
 from vllm_launch.settings.api_keys import read_api_keys
 from vllm_launch.settings.settings import DRAIN_FLAG, GUARD_FILE, REFUSE_FLAG, Settings
 from vllm_launch.units import gib
@@ -101,7 +103,11 @@ def serve(settings: Settings, plan: Plan, hardware: Hardware, environ: Mapping[s
     cache = Path(base["HOME"], ".cache", "vllm-launch")
     p2p_options, p2p_env, p2p_sentence = settle_p2p(settings, plan, hardware, cache)
     argv = command.engine_command(
-        plan.options | p2p_options, settings, python=sys.executable, vllm_distribution=distribution
+        plan.options | p2p_options,
+        settings,
+        python=sys.executable,
+        vllm_distribution=distribution,
+        host=listen.every_address(),
     )
     complete_plan = command.with_command(plan, settings, argv, p2p_env)
     send_to(logging.StreamHandler(), settings.launch.log_format)
@@ -138,15 +144,15 @@ def _environment(
 
 def _options(
     settings: Settings, plan: PlanWithCommand, *, keys: Sequence[str], probe_key: str, folder: Path, history_file: Path
-) -> supervisor.Options:
+) -> Options:
     """Return the supervisor's options. ``history_file`` holds the durations of earlier starts."""
     launch, drain = settings.launch, settings.launch.drain
     names = settings.engine.get("served_model_name") or [settings.model]
-    return supervisor.Options(
-        api_host=str(settings.engine.get("host") or ""),
+    return Options(
+        api_host=str(settings.engine.get("host", listen.every_address())),
         api_port=settings.port,
         api_url=settings.url,
-        health_host=launch.health_host,
+        health_host="" if launch.health_host == "::" else launch.health_host,
         health_port=launch.health_port,
         drain_flag=folder / DRAIN_FLAG,
         refuse_flag=folder / REFUSE_FLAG,

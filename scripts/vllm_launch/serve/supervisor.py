@@ -14,24 +14,21 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import msgspec
 
 from vllm_health import addresses, gpu_faults, server
-from vllm_health.limits import Limits
+from vllm_health.judgement import Transition
 from vllm_health.prober import Prober, Surroundings
 from vllm_health.scrape import Target
-from vllm_health.state import Transition
 from vllm_launch.errors import UsageError
-from vllm_launch.serve import greeting, ports, process, progress, start_history
-from vllm_launch.serve.drain import Drain
+from vllm_launch.serve import cause, greeting, ports, process, progress, start_history
+from vllm_launch.serve.drain import GOOD_ENDS, Drain
+from vllm_launch.serve.family import Death, Family
 from vllm_launch.serve.log import LOGGER, Log, send_to
+from vllm_launch.serve.run_options import Options
 from vllm_launch.serve.start_follower import StartFollower
 
 WATCH_SECONDS = 0.5
@@ -49,39 +46,8 @@ ENGINE_NICENESS = 5
 """Added to the launcher's niceness for the CPU engine. It gives the engine a third of the launcher's CPU weight within
 one session or container."""
 TERMINATION_LOG_BYTES = 4096  # Kubernetes keeps no more ("Determine the Reason for Pod Failure")
-_ENGINE_TITLE = re.compile(
-    r"\w+::(EngineCore|Worker|APIServer|DPCoordinator)"
-)  # vllm/utils/system_utils.py:set_process_title
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of ``serve`` besides the child's argv and environment. Durations are in seconds."""
-
-    api_host: str  # "" is every address
-    api_port: int
-    api_url: str  # the API's URL on this machine
-    health_host: str
-    health_port: int
-    drain_flag: Path  # this field and the next four: see ``drain.Drain``
-    refuse_flag: Path
-    drain_delay: float
-    shutdown_timeout: float
-    exit_margin: float
-    limits: Limits = Limits()
-    history_file: Path | None = None  # file with the durations of earlier starts (``start_history``)
-    history_key: str = ""  # key in that file for starts like this one
-    gpu_uuids: tuple[str, ...] = ()
-    termination_log: Path | None = None
-    planned_kv_tokens: int | None = None
-    planned_gpus: int | None = None
-    no_multicast: bool = False  # NVLink multicast must stay unused
-    kv_tolerance: float = 0.05
-    weights_bytes: int | None = None
-    log_format: str = "text"
-    greet: bool = False
-    served_model_name: str = ""
-    api_key: str | None = None  # a client's key, for the greeting
-    probe_key: str | None = None  # the prober's own key
+BOTH_SIGNALLED_SECONDS = 0.5
+"""Seconds after vLLM's exit in which a signal to the launcher still counts as sent to both at once."""
 
 
 class Ending(Exception):  # noqa: N818 - an end is not always an error
@@ -113,9 +79,10 @@ async def serve(argv: Sequence[str], env: Mapping[str, str], options: Options) -
 
 
 class EngineProcess:
-    """One run of vLLM, from start to exit. Its process is ``child``. ``titles`` are vLLM's processes by pid."""
+    """One run of vLLM, from start to exit. Its process is ``child``, and ``family`` are all of its processes."""
 
     child: subprocess.Popen[bytes]
+    family: Family
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -146,8 +113,9 @@ class EngineProcess:
             drain_flag=options.drain_flag,
             refuse_flag=options.refuse_flag,
             say=self.say,
+            streams=self.prober.streams,
+            cut=lambda: self.log.evidence.cut,
         )
-        self.titles: dict[int, str] = {}
         self._end_reason: str | None = None
         self._gpus = gpu_faults.GpuWatcher(options.gpu_uuids) if options.gpu_uuids else None
 
@@ -158,6 +126,7 @@ class EngineProcess:
             UsageError: the program cannot be executed.
         """
         process.become_subreaper()
+        self.family = Family(env)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self.signals.put_nowait, number)
@@ -224,7 +193,9 @@ class EngineProcess:
         return ending.code
 
     def _reap(self) -> None:
-        status = process.reap().get(self.child.pid)
+        statuses = process.reap()
+        self.family.reaped(statuses)
+        status = statuses.get(self.child.pid)
         if status is not None and not self.exited.done():
             self.child.returncode = status
             self.exited.set_result(status)
@@ -232,6 +203,7 @@ class EngineProcess:
     async def _end_all_processes(self) -> None:
         self._end_reason = self._end_reason or "vLLM has exited, or the launcher is stopping it."
         self.prober.judge()
+        self.family.close()
         survivors = await asyncio.to_thread(process.end_all, os.getpid(), END_GRACE_SECONDS)
         os.close(self._group_guard)
         for survivor in survivors:
@@ -261,21 +233,32 @@ class EngineProcess:
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _wait_for_exit(self) -> None:
-        """Raise Ending when vLLM exits before the launcher has sent SIGTERM."""
+        """Raise Ending when vLLM exits. During a drain, the drain does so."""
         status = await self.exited
-        if self.drain.asked_to_end:
-            return
+        death = self.family.first_death()
         await asyncio.to_thread(self.log.close_streams, 1.0)  # its last lines may still be in the pipes
-        how = progress.how_it_ended(status)
-        if status == 0 and self.dead_process_title():
-            how = f"exited because {self.dead_process_title()} had died"
-        why = progress.reason(list(self.log.last)) or "the log shows no error"
-        when = f"in phase '{self.startup.phase}'" if self.startup.phase != "ready" else "while serving"
-        raise Ending(progress.exit_code(status), f"vLLM {how} {when}: {why}")
+        if status in GOOD_ENDS:
+            await asyncio.sleep(BOTH_SIGNALLED_SECONDS)
+        if self.drain.begun:
+            return
+        how = cause.how_it_ended(status)
+        if status == 0 and death and not self.log.evidence.asked:
+            how = f"exited because {death.title} had died"
+        if self._starting:  # a process that died just before vLLM's exit may be noticed just after it
+            death = self.family.first_death()
+        when = f"in phase '{self.startup.phase}'" if self._starting else "while serving"
+        raise Ending(cause.exit_code(status), f"vLLM {how} {when}: {self._why_it_exited(status, death)}")
 
-    def dead_process_title(self) -> str | None:
-        """Return the title of one of vLLM's processes that has died, or None."""
-        return next((title for pid, title in self.titles.items() if not process.is_alive(pid)), None)
+    @property
+    def _starting(self) -> bool:
+        return self.startup.phase != "ready"
+
+    def _why_it_exited(self, status: int, death: Death | None) -> str:
+        """Return why vLLM exited with ``status``. ``death``: how the first of its processes ended before."""
+        if status < 0:
+            return cause.why_killed(self.log.evidence, -status)
+        died = death.sentence if death else None
+        return cause.why_it_exited(self.log.evidence, list(self.log.last), starting=self._starting, died=died)
 
     async def _watch_processes(self) -> None:
         """Check twice a second that all of vLLM's processes are alive, and follow the start-up.
@@ -286,24 +269,36 @@ class EngineProcess:
         scanned_at, processes = 0.0, list[process.Process]()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            now, starting = time.monotonic(), not self.ready.is_set()
+            now, starting = time.monotonic(), self._starting
             if starting or now - scanned_at >= SCAN_SECONDS:
                 processes = await asyncio.to_thread(process.descendants, os.getpid())
                 scanned_at = now
             alive = [member for member in processes if member.state != "Z"]
-            self.titles.update({member.pid: member.title for member in alive if _ENGINE_TITLE.match(member.title)})
-            if (title := self.dead_process_title()) and not self.drain.asked_to_end:
+            self.family.see(alive)
+            if (death := self.family.first_death()) and not self.drain.asked_to_end:
                 died_at = died_at or now
                 if now - died_at > LOST_SECONDS:
-                    why = progress.root_cause(list(self.log.last))
-                    why = why or "the log shows no cause; the kernel may have killed it for lack of memory"
-                    stopped = "vLLM kept running, so the launcher stopped all processes"
-                    raise Ending(1, f"{title} died, but {stopped}. Cause: {why}")
+                    self._lost(death)
             lines = self.log.take()
             if starting:
                 gpu_bytes = self._gpus.report.used if self._gpus and self._gpus.report else 0
                 for line in self.startup.follow(lines, alive, gpu_bytes, time.monotonic()):
                     self.say(line)
+
+    def _lost(self, death: Death) -> None:
+        """Raise Ending, because vLLM keeps running after the end of one of its processes.
+
+        During a drain, only end its first step: SIGTERM to all processes ends vLLM's engines before its server.
+        """
+        if self.drain.begun:
+            self.say(f"warning: {death.sentence} during the drain")
+            self.drain.hurry()
+            return
+        why = self.log.evidence.cause()
+        why = why or (cause.root_cause(list(self.log.last)) if self._starting else None) or cause.NOBODY_SAYS
+        how = "" if death.status is None else f" ({cause.how_it_ended(death.status)})"
+        stopped = "vLLM kept running, so the launcher stopped all processes"
+        raise Ending(1, f"{death.title} died{how}, but {stopped}. Cause: {why}")
 
     def _surroundings(self) -> Surroundings:
         """Return what the prober cannot see by itself."""
@@ -334,9 +329,9 @@ class EngineProcess:
                 start_history.remember(self.options.history_file, self.options.history_key, now.phases)
             self.ready.set()
             return
-        if now.name == "dead" and not self.dead_process_title():  # else _watch_processes gives a better reason
-            cause = progress.root_cause(list(self.log.last))
-            details = f" vLLM's log says: {cause}" if cause else ""
+        if now.name == "dead" and not self.family.first_death():  # else _watch_processes gives a better reason
+            why = self.log.evidence.cause()
+            details = f" vLLM's log says: {why}" if why else ""
             raise Ending(1, f"{now.reason} The launcher stopped all processes.{details}")
         if now.name not in {"starting", "draining"}:
             level = logging.INFO if now.name in {"ready", "saturated"} else logging.WARNING
@@ -379,4 +374,11 @@ class EngineProcess:
     async def _end_by_drain(self, number: signal.Signals) -> None:
         self.drain.begin(number)
         self.prober.judge()  # so that the probes report the drain at once
-        raise Ending(*await self.drain.run(self.child.pid, self.exited, self.titles))
+        code, why = await self.drain.run(self.child.pid, self.exited, self.family.titles)
+        if self.exited.done():
+            await asyncio.to_thread(self.log.close_streams, 1.0)
+            if why:
+                why = f"{why}: {self._why_it_exited(self.exited.result(), None)}"
+            elif self.drain.early and (error := self.log.evidence.cause()):
+                self.say(f"warning: vLLM had an error before the end of the drain: {error}")
+        raise Ending(code, why)

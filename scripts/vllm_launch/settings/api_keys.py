@@ -21,7 +21,8 @@ def read_api_keys(
     Raises:
         UsageError: the file cannot be read or has no usable key. A mistake must not make the server run without keys.
     """
-    option = settings.engine.get("api_key") or [environ.get("VLLM_API_KEY", "")]
+    # A variable from a Kubernetes Secret often ends with a line end, which no client can send.
+    option = settings.engine.get("api_key") or [environ.get("VLLM_API_KEY", "").strip()]
     assert isinstance(option, list)  # noqa: S101 - nargs "+"
     keys = _usable([str(key) for key in option if key], settings.origin.get("api_key", "environment VLLM_API_KEY"))
     if (path := settings.launch.api_key_file) is not None:

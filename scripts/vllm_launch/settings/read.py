@@ -15,7 +15,7 @@ from vllm_launch.engine.options import options
 from vllm_launch.engine.parse import parse
 from vllm_launch.engine.values import find_option, validate_value
 from vllm_launch.errors import UsageError
-from vllm_launch.inside_vllm.guard import FILE_VARIABLE
+from vllm_launch.inside_vllm.rules import FILE_VARIABLE
 from vllm_launch.settings import uncounted
 from vllm_launch.settings.flags import Flags, field_of
 from vllm_launch.settings.rules import check, warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from vllm_health.api_keys import is_usable
 from vllm_launch.engine import allocator, multicast, speculative
 from vllm_launch.engine.values import OBJECT_REMEDY
 from vllm_launch.errors import UsageError
@@ -21,6 +22,8 @@ EXECUTORS = ("mp", "ray", "uni", "external_launcher")
 NO_HTTP = {"grpc": "gRPC", "headless": "no API at all, as one of several machines", "uds": "HTTP on a Unix socket"}
 """Options with which vLLM does not serve HTTP on a TCP port, with what it serves instead."""
 
+CERT_REQUIRED = 2
+"""Value of ssl_cert_reqs with which a server demands a client certificate (Python's ssl.CERT_REQUIRED)."""
 
 ONE_MACHINE: dict[str, tuple[object, ...]] = {
     "nnodes": (1,),
@@ -157,6 +160,23 @@ def _http(settings: Settings) -> Iterator[Mistake]:
             yield Mistake(dest, problem, "remove it, or run vllm serve without the launcher")
 
 
+def _unwatched(settings: Settings) -> Iterator[Mistake]:
+    """Servers that the prober cannot ask.
+
+    Source: vllm/entrypoints/launchers/dp_supervisor.py, which also gives its servers a process group of their own.
+    """
+    if settings.engine.get("data_parallel_multi_port_external_lb"):
+        yield Mistake(
+            "data_parallel_multi_port_external_lb",
+            "with it vLLM starts one server on a port of its own for each replica, but the launcher watches one port",
+            "remove it: vLLM then balances the load of its replicas behind one port",
+        )
+    if settings.engine.get("ssl_cert_reqs") == CERT_REQUIRED:
+        problem = "vLLM would demand a client certificate, and the launcher's prober has none"
+        remedy = "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+        yield Mistake("ssl_cert_reqs", problem, f"give 0 or 1, {remedy}")
+
+
 def _device_ids(settings: Settings) -> Iterator[Mistake]:
     if isinstance(ids := settings.engine.get("device_ids"), list):
         problem = "the plan chooses the GPUs, and vLLM would apply these numbers to the GPUs that the plan chose"
@@ -172,6 +192,15 @@ def _multicast(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("compilation_config", f"{multicast.FUSION} {forbidden}", remedy)
     if (backend := settings.engine.get("all2all_backend")) in multicast.ALL2ALL:
         yield Mistake("all2all_backend", f"{backend} {forbidden}", "choose another backend, or allow multicast")
+
+
+def _cors(settings: Settings) -> Iterator[Mistake]:
+    """Refuse what the guard and Starlette would read differently: of one text, Starlette allows every part."""
+    for dest in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        values = settings.engine.get(dest, [])
+        if not isinstance(values, list) or not all(isinstance(text, str) and is_usable(text) for text in values):
+            remedy = """write a list, for example '["https://app.example.com"]', or '["*"]' for all"""
+            yield Mistake(dest, f"{dest} is not a JSON list of texts that HTTP headers can carry", remedy)
 
 
 def _certificate(settings: Settings) -> Iterator[Mistake]:
@@ -195,7 +224,7 @@ def _routes(settings: Settings) -> Iterator[Mistake]:
 
 RULES = (
     _counts, _utilization, _length, _ports, _batch, _shutdown, _objects, *memory_rules.RULES, _executor, _http,
-    _device_ids, _multicast, _certificate, _api_keys, _routes, combinations.mistakes,
+    _unwatched, _device_ids, _multicast, _cors, _certificate, _api_keys, _routes, combinations.mistakes,
 )  # fmt: skip
 """Rules in the order of their checks. ``check`` reports only the first mistake."""
 

@@ -85,8 +85,12 @@ class LauncherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = "auto"
     health_host: Annotated[
-        Text, _about("address of the health port: /livez, /readyz, /startupz, /metrics, and / (status page)")
-    ] = "0.0.0.0"  # noqa: S104 - probes come from outside the container
+        Text,
+        _about(
+            "address of the health port: /livez, /readyz, /startupz, /metrics, and / (status page); :: is every "
+            "address, IPv4 and IPv6"
+        ),
+    ] = "::"  # probes come from outside the container
     health_port: Annotated[Port, _about("the health port")] = addresses.HEALTH_PORT
     drain_seconds: Annotated[
         Seconds,

@@ -108,9 +108,15 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
     return [
         (
             *(
-                [_attention_spec(layer, layout, block, dtype, model.dtype)]
+                [_attention_spec(layer, layout, block, dtype, model.dtype)] * layer.attentions
                 if layer.kind not in {"mamba", "none"}
                 else []
+            ),
+            *(
+                _attention_spec(
+                    msgspec.structs.replace(layer, kind="sliding", window=window), layout, block, dtype, model.dtype
+                )
+                for window in layer.loop_windows
             ),
             *([state_spec] if state_spec and layer.state_shapes else []),
             *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),

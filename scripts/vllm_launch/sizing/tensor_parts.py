@@ -129,8 +129,8 @@ def _place(model: Model, run: RunConfig, tensor: Tensor) -> tuple[int, str, Part
     tower = _tower_of(tensor, data_parallel=run.mm_encoder_tp_mode == "data" and supported)
     if tower is not None and not _is_loaded(tower, run):
         return None
-    # A pooling model has no head (model_executor/models/adapters.py:_create_pooling_model_cls).
-    headless = model.tie_word_embeddings or model.task == "pooling"
+    # Most pooling models have no head (model_executor/models/adapters.py:_create_pooling_model_cls).
+    headless = model.tie_word_embeddings or (model.task == "pooling" and not model.keeps_head)
     if headless and _HEAD.search(tensor.name) and "layers." not in tensor.name:
         return None
     layer = None if tower is not None else _LAYER.search(tensor.name)

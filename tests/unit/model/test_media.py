@@ -80,7 +80,11 @@ def test_a_wider_encoder_needs_more_for_each_token() -> None:
 
 def test_an_unknown_encoder_is_counted_at_its_most_and_said() -> None:
     model = read(
-        {"architectures": ["RForConditionalGeneration"], "model_type": "r", "vision_config": {"hidden_size": 64}}
+        {
+            "architectures": ["KananaVForConditionalGeneration"],
+            "model_type": "kanana",
+            "vision_config": {"hidden_size": 64},
+        }
     )
     assert model.media is not None
     assert sizes(model) == {"image": 16384, "video": 16384}

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from vllm_launch.engine import multicast
+from vllm_launch.engine.options import options
 from vllm_launch.errors import UsageError
-from vllm_launch.inside_vllm.guard import Rules
+from vllm_launch.inside_vllm.rules import Rules
 from vllm_launch.serve.command import engine_command, guard_rules
 from vllm_launch.serve.environment import COMPILED_CACHES, SHARED_CACHES, compiled_folder, engine_environment
 from vllm_launch.settings.flags import parse_flags
@@ -31,7 +32,7 @@ def env(words="m", environ=None, plan_env=None, *, writable=lambda _: True, dist
 
 def test_the_cuda_wheel_is_started_by_its_command_with_the_defaults_for_serving():
     assert argv() == [
-        "py", "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", "m", "--host=0.0.0.0", "--port=8000",
+        "py", "-m", "vllm_launch.inside_vllm.vllm_cli", "serve", "m", "--host=::", "--port=8000",
         "--disable-access-log-for-endpoints=/health,/metrics,/ping", "--middleware=vllm_launch.inside_vllm.guard.Guard",
         "--shutdown-timeout=60",
     ]  # fmt: skip
@@ -86,6 +87,20 @@ def test_the_guards_rules_have_keys_routes_and_the_drains_flag_files():
         keys=("k",), probe_key="p", routes=("/v1", "/tokenize"), drain_flag="/run/launch/draining", refuse_flag="/run/launch/refusing", retry_after=5,
     )  # fmt: skip
     assert env()["LAUNCH_GUARD_FILE"] == "/run/launch/guard.json"
+
+
+def test_the_guards_rules_have_vllms_options_for_cors():
+    words = """m --allowed-origins ["https://a","https://b"] --allowed-methods ["GET"] --allowed-headers ["X-A"] --allow-credentials"""
+    rules = guard_rules(settings(words), (), "p", RUN)
+    assert (rules.allowed_origins, rules.allowed_methods) == (("https://a", "https://b"), ("GET",))
+    assert (rules.allowed_headers, rules.allow_credentials) == (("X-A",), True)
+    assert '--allowed-origins=["https://a", "https://b"]' in argv(words)
+
+
+def test_without_options_for_cors_the_guard_has_vllms_defaults():
+    table, rules = options(), guard_rules(settings(), (), "p", RUN)
+    assert (rules.allowed_origins, rules.allowed_methods, rules.allowed_headers) == ((), ("*",), ("*",))
+    assert rules.allow_credentials is table["allow_credentials"].default
 
 
 def test_a_writable_home_is_not_changed():

@@ -92,3 +92,46 @@ def test_the_drain_does_not_wait_for_engines_after_the_last_api_server_exits(tmp
 def test_vllm_drains_even_if_the_flag_files_cannot_be_written(tmp_path):
     run = DrainRun(tmp_path / "not" / "there")
     assert run.drain_child(EXITS.replace("CODE", "0")) == (0, None)
+
+
+DIES_IN_THE_DELAY = "import os, signal, sys, threading, time; print(flush=True); threading.Timer(0.3, lambda: END).start(); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("os._exit(0)", (0, None)),
+        ("os._exit(143)", (0, None)),
+        ("os.kill(os.getpid(), signal.SIGTERM)", (0, None)),
+        ("os._exit(3)", (3, "vLLM exited with status 3 at the end of the drain")),
+        ("os.kill(os.getpid(), signal.SIGKILL)", (137, "vLLM was killed by SIGKILL at the end of the drain")),
+    ],
+)
+def test_a_vllm_that_ends_before_the_launchers_sigterm_ends_the_drain_at_once(tmp_path, end, expected):
+    run = DrainRun(tmp_path, delay=60)
+    assert run.drain_child(DIES_IN_THE_DELAY.replace("END", end)) == expected
+    assert run.drain.early
+    assert any("got the signal too" in line for line in run.lines) == (expected == (0, None))
+
+
+def test_the_first_step_ends_when_vllm_no_longer_serves(tmp_path):
+    run = DrainRun(tmp_path, delay=60)
+    run.drain.hurry()
+    assert run.drain_child(EXITS.replace("CODE", "0")) == (0, None)
+    assert not run.drain.early
+
+
+@pytest.mark.parametrize(("count", "cut"), [(0, None), (1, "cut 1 request,"), (3, "cut 3 requests,")])
+def test_requests_that_are_open_when_time_is_over_are_counted(tmp_path, count, cut):
+    run = DrainRun(tmp_path, delay=0, shutdown_timeout=0.5, margin=0.6, streams=lambda: count)
+    run.drain_child(IGNORES_SIGTERM)
+    assert [line for line in run.lines if line.startswith("warning: ")] == (
+        [line for line in run.lines if cut and cut in line]
+    )
+    assert any("cut" in line for line in run.lines) == bool(cut)
+
+
+def test_requests_of_a_vllm_that_finishes_in_time_are_not_called_cut(tmp_path):
+    run = DrainRun(tmp_path, shutdown_timeout=60, streams=lambda: 3)  # seen a second ago, and finished since
+    run.drain_child(EXITS.replace("CODE", "0"))
+    assert not any("cut" in line for line in run.lines)

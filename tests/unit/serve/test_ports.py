@@ -7,14 +7,17 @@ import socket
 import pytest
 from machine import free_port
 
+from vllm_health import listen
 from vllm_launch.errors import UsageError
 from vllm_launch.serve import ports
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", ""])
-def test_a_port_that_somebody_listens_on_is_refused(host):
-    with socket.socket() as taken:
-        taken.bind((host, 0))
+@pytest.mark.parametrize(
+    ("host", "listener"), [("127.0.0.1", "127.0.0.1"), ("", ""), ("::", "127.0.0.1"), ("::", "::1")]
+)
+def test_a_port_that_somebody_listens_on_is_refused(host, listener):
+    with socket.socket(listen.family(listener)) as taken:
+        taken.bind((listener, 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port}: the port is in use; stop the process that listens"):

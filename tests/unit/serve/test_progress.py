@@ -114,62 +114,6 @@ def test_sizes_are_in_binary_units(count, text):
     assert size(count) == text
 
 
-ROOT = [
-    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] EngineCore failed to start.",
-    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] Traceback (most recent call last):",
-    '(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499]   File "a.py", line 1, in f',
-    "(EngineCore pid=7) ERROR 11-23 16:42:00 [core.py:1499] ValueError: No available memory for the cache blocks.",
-]
-WRAPPER = (
-    "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-)
-
-
-def test_the_reason_is_the_root_cause_and_not_its_wrapper():
-    for lines in ([*ROOT, WRAPPER], [WRAPPER, *ROOT]):
-        assert progress.reason(lines) == "ValueError: No available memory for the cache blocks."
-
-
-def test_a_process_death_in_the_log_is_preferred_to_a_wrapper():
-    death = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
-    logged = f"(EngineCore pid=7) ERROR 11-23 16:42:00 [multiproc_executor.py:316] {death}"
-    assert progress.reason([WRAPPER, logged, WRAPPER]) == death
-
-
-def test_a_wrapper_is_the_reason_if_there_is_no_other():
-    assert progress.reason([WRAPPER]) == WRAPPER.removeprefix("(APIServer pid=1) ")
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("OSError: [Errno 28] No space left on device", "OSError: [Errno 28] No space left on device"),
-        ("torch.OutOfMemoryError: CUDA out of memory.", "torch.OutOfMemoryError: CUDA out of memory."),
-        (ROOT[0], "EngineCore failed to start."),
-        ("api_server.py: error: unrecognized arguments: --foo", "api_server.py: error: unrecognized arguments: --foo"),
-        ("INFO all is well", None),
-    ],
-)
-def test_the_reason_is_found_in_each_format_of_vllm(line, reason):
-    assert progress.reason(["INFO one", line, "INFO two"]) == reason
-
-
-@given(st.lists(st.text()))
-def test_any_log_has_a_reason_of_bounded_length_or_none(lines):
-    why = progress.reason(lines)
-    assert why is None or 0 < len(why) <= 1000
-
-
-@pytest.mark.parametrize(("status", "code"), [(0, 1), (1, 1), (3, 3), (-9, 137), (-15, 143)])
-def test_an_unexpected_exit_is_never_exit_0(status, code):
-    assert progress.exit_code(status) == code
-
-
-@pytest.mark.parametrize(("status", "text"), [(0, "exited with status 0"), (-9, "was killed by SIGKILL")])
-def test_an_exit_status_is_named_in_words(status, text):
-    assert progress.how_it_ended(status) == text
-
-
 def test_the_kv_cache_is_compared_with_the_plan():
     assert progress.kv_sentence(524288, None, 0.05) == ("KV cache: 524,288 tokens", False)
     assert progress.kv_sentence(105, 100, 0.05) == ("KV cache: 105 tokens, planned 100 (+5.0%)", False)

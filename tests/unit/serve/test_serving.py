@@ -340,7 +340,7 @@ def test_p2p_stays_on_unless_a_copy_kills_the_simulated_probe(
 # ---- all steps, with a stand-in for vLLM's API server
 
 ENGINE = """
-import http.server, json, os, signal, sys
+import http.server, json, os, signal, socket, sys
 from pathlib import Path
 guard = Path(os.environ["VLLM_LAUNCH_TEST_OUT"])
 rules = Path(next(value for name, value in os.environ.items() if value.endswith("guard.json")))
@@ -363,7 +363,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\\n\\n")
     def log_message(self, *_): pass
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+host = next(word for word in sys.argv if word.startswith("--host=")).partition("=")[2]
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+Server((host, port), Answer).serve_forever()
 """
 
 
@@ -392,15 +395,18 @@ def write_stand_in(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
+LOCAL = ("--host=127.0.0.1", "--launch-health-host=127.0.0.1")
+
+
+def launch(folder: Path, *words: str, hosts: tuple[str, ...] = LOCAL) -> subprocess.Popen[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LAUNCH_", "VLLM_", "XDG_"))}
     environ |= {
-        "PYTHONPATH": str(folder / "stand-in"), "HOME": str(folder / "home"), "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([str(folder / "stand-in"), *sys.path]), "HOME": str(folder / "home"), "CUDA_VISIBLE_DEVICES": "",
         "VLLM_LAUNCH_TEST_OUT": str(folder / "out.json"), "LAUNCH_STATE_DIR": str(folder / "state"),
-        "LAUNCH_HEALTH_HOST": "127.0.0.1", "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "vllm_launch", "serve", "m", "--host=127.0.0.1", *words],
+        [sys.executable, "-m", "vllm_launch", "serve", "m", *hosts, *words],
         cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -428,6 +434,37 @@ def test_a_stand_in_is_planned_started_and_drained_and_leaves_nothing(folder: Pa
     assert "s3cret" not in json.dumps([out["argv"], out["env"], output, rest])
     assert not [name for name in out["env"] if name == "LAUNCH_STATE_DIR"]
     assert list((folder / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "answers"),
+    [
+        ((), {("api", "127.0.0.1"), ("api", "::1"), ("health", "127.0.0.1"), ("health", "::1")}),
+        (LOCAL, {("api", "127.0.0.1"), ("health", "127.0.0.1")}),
+    ],
+)
+def test_both_ports_answer_on_both_families_unless_the_user_gives_an_address(
+    folder: Path, hosts: tuple[str, ...], answers: set[tuple[str, str]]
+) -> None:
+    (folder / "home").mkdir()
+    api, health = free_ports()
+    flags = [f"--launch-health-port={health}", "--launch-drain-seconds=6", "--max-model-len=64"]
+    child = launch(folder, f"--port={api}", *flags, hosts=hosts)
+    assert child.stderr
+    output = ""
+    while "ready after" not in output:
+        text = child.stderr.readline()
+        assert text, output
+        output += text
+    seen = set()
+    for name, port in (("api", api), ("health", health)):
+        for host in ("127.0.0.1", "::1"):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection((host, port), 5).close()
+                seen.add((name, host))
+    child.send_signal(signal.SIGQUIT)
+    child.communicate(timeout=60)
+    assert seen == answers
 
 
 def launch_with_greeting(folder: Path, *words: str) -> str:

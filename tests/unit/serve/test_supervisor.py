@@ -1,93 +1,16 @@
 """The supervisor with small real processes in place of vLLM. tests/engine uses the real engine."""
 
-import json
 import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from machine import free_port
+from supervised import SERVER, SERVING, Run, shell
 
-RUN = Path(__file__).with_name("run_supervisor.py")
 ENGINE_CORE = "(exec -a VLLM::EngineCore sleep 300) & "
-SERVER = """
-import http.server, signal, sys
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = b'vllm:cache_config_info{engine="0",kv_cache_size_tokens="900"} 1.0\\n'
-        self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_): pass
-def end(*_): sys.exit(0)
-signal.signal(signal.SIGTERM, end)
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
-"""
-
-
-class Run:
-    def __init__(self, tmp_path, command, **options):
-        self.mark = f"LAUNCH_TEST_MARK={tmp_path}"
-        self.port = options.pop("api_port", None) or free_port()
-        self.termination_log = tmp_path / "termination-log"
-        settings = {
-            "api_host": "127.0.0.1", "api_port": self.port, "health_host": "127.0.0.1", "health_port": free_port(),
-            "drain_delay": 0.2, "shutdown_timeout": 5, "exit_margin": 5, "drain_flag": str(tmp_path / "draining"), "refuse_flag": str(tmp_path / "refusing"),
-            "api_url": f"http://127.0.0.1:{self.port}",
-            "termination_log": str(self.termination_log), **options,
-        }  # fmt: skip
-        name, _, value = self.mark.partition("=")
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                str(RUN),
-                json.dumps(settings),
-                *[word.replace("PORT", str(self.port)) for word in command],
-            ],
-            env={**os.environ, name: value},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.err = ""
-
-    def read_until(self, text):
-        while text not in self.err:
-            line = self.process.stderr.readline()
-            assert line, f"ended before printing {text!r}: {self.err}"
-            self.err += line
-
-    def end(self):
-        """Return exit code, stdout and stderr. No process may be left."""
-        try:
-            out, err = self.process.communicate(timeout=60)
-        finally:
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGQUIT)
-        assert self.left_over() == []
-        return self.process.returncode, out, self.err + err
-
-    def left_over(self):
-        """Return the command lines of the run's processes that still exist."""
-        command_lines = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    command_lines.append((folder / "cmdline").read_bytes())
-            except OSError:
-                continue
-        return command_lines
-
-
-def shell(script):
-    return ["bash", "-c", script]
-
-
-SERVING = [sys.executable, "-c", SERVER, "PORT"]
 
 
 def test_the_childs_log_is_copied_byte_for_byte(tmp_path):
@@ -186,10 +109,11 @@ UNHEALTHY_AFTER_3_S = (
     SERVER.replace("import http.server", "import time, http.server")
     .replace("class Answer", "began = time.monotonic()\nclass Answer")
     .replace("(200)", "(503 if self.path == '/health' and time.monotonic() > began + 3 else 200)")
+    .replace("self.send_response", "body = b'' if self.path == '/health' else body; self.send_response")
 )
 
 
-def test_a_503_of_health_ends_everything_within_one_sample(tmp_path):
+def test_two_503_of_health_without_a_body_end_everything(tmp_path):
     run = Run(tmp_path, [*SERVING[:2], UNHEALTHY_AFTER_3_S, "PORT"], limits={"stall_s": 6})
     run.read_until("ready after")
     began = time.monotonic()

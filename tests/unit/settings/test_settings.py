@@ -269,12 +269,29 @@ def test_a_mistake_in_the_environment_is_an_error_with_its_name(environ, message
         ("m --grpc", "gRPC"),
         ("m --uds /a", "Unix socket"),
         ("m --ssl-keyfile k", "set ssl_certfile"),
+        ("m --ssl-certfile c --ssl-keyfile k --ssl-cert-reqs 2", "the launcher's prober has none"),
+        ("m -dp 2 -dpl 2 --data-parallel-multi-port-external-lb", "the launcher watches one port"),
         ("m --api-key=", "a key is empty"),
         ("m --tensor-paralel-size 2", "did you mean --tensor-parallel-size?"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_an_error(words, message):
     assert message in refused(words)
+
+
+def test_a_server_that_the_launcher_cannot_watch_is_refused_in_one_line_with_what_to_do():
+    tls, ports = "m --ssl-certfile c --ssl-cert-reqs 2", "m -dp 2 -dpl 2 --data-parallel-multi-port-external-lb"
+    assert refused(tls) == (
+        "flag --ssl-cert-reqs: vLLM would demand a client certificate, and the launcher's prober has none; give 0 or 1, "
+        "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+    )
+    assert refused(ports) == (
+        "flag --data-parallel-multi-port-external-lb: with it vLLM starts one server on a port of its own for each "
+        "replica, but the launcher watches one port; remove it: vLLM then balances the load of its replicas behind "
+        "one port"
+    )
+    for optional in ("0", "1"):
+        assert read(f"m --ssl-certfile c --ssl-cert-reqs {optional}").url.startswith("https:")
 
 
 @pytest.mark.parametrize("total", [0, 1, 5, 30, 90, 600])
@@ -501,6 +518,15 @@ def test_the_url_is_the_servers_url_on_this_machine(words, url):
     assert read(words).url == url
 
 
+@pytest.mark.parametrize("option", ["origins", "methods", "headers"])
+@pytest.mark.parametrize("value", ['"*"', "null", "1", '["*",1]', '{"*":1}', '["https://a\\nb"]', '["https://ä"]'])
+def test_options_for_cors_that_are_not_lists_of_texts_are_refused(option, value):
+    text = str(refused(f"m --allowed-{option} {value}"))
+    assert text.startswith(f"flag --allowed-{option}")
+    assert "write a list" in text
+    read(f"""m --allowed-{option} ["*"]""")
+
+
 def keys(words, environ, text=None):
     return read_api_keys(read(words), environ, read_file=lambda _: text)
 
@@ -509,6 +535,7 @@ def test_keys_come_from_the_file_and_the_flag_or_else_the_environment():
     file = "m --launch-api-key-file f"
     assert keys("m", {}) == ()
     assert keys("m", {"VLLM_API_KEY": "e"}) == ("e",)
+    assert keys("m", {"VLLM_API_KEY": "e\n"}) == ("e",)
     assert keys("m --api-key a b", {"VLLM_API_KEY": "e"}) == ("a", "b")
     assert keys(file, {"VLLM_API_KEY": "e"}, " x \n\ny\r\nx\n") == ("e", "x", "y")
 

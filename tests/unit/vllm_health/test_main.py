@@ -10,20 +10,26 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 from machine import free_port
 
+from vllm_health.scrape import STATE_HEADER
+
 
 class Vllm(http.server.ThreadingHTTPServer):
-    """A stand-in for the API server. ``answers``: status and body by "METHOD /path". Other requests get 404."""
+    """A stand-in for the API server. ``answers``: status and body by "METHOD /path". Other requests get 404.
+
+    ``state``: the state in the answers of a health port. Empty for other servers.
+    """
 
     daemon_threads = True
 
     def __init__(self):
-        self.answers, self.requests = {}, []
+        self.answers, self.requests, self.state = {}, [], ""
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -40,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kind = "text/event-stream" if text.startswith("data:") else "application/json"
         self.send_response(status)
         self.send_header("content-type", kind)
+        if self.server.state:
+            self.send_header(STATE_HEADER, self.server.state)
         self.send_header("content-length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
@@ -84,7 +92,8 @@ def run(*words, **environ):
         (["serve", "--port", "http"], "'http' is not a port"),
         (["serve", "--stall-seconds", "-1"], "'-1' is not a duration: give seconds, 0 or more"),
         (["serve", "--stall-seconds", "nan"], "'nan' is not a duration"),
-        (["serve", "--start-stall-seconds", "10m"], "'10m' is not a duration"),
+        (["serve", "--stall-seconds", "10m"], "'10m' is not a duration"),
+        (["serve", "--start-stall-seconds", "9"], "unrecognized arguments: --start-stall-seconds 9"),
         (["wait", "http://x", "--seconds", "inf"], "'inf' is not a duration"),
         (
             ["smoke", "http://x", "--api-key-file", "/not/there"],
@@ -129,6 +138,7 @@ def test_help_names_every_command():
 
 
 def test_wait_ends_when_the_health_port_is_ready(vllm):
+    vllm.state = "starting"
     vllm.answers["GET /readyz"] = 503, "vLLM is not ready yet: compiling."
     vllm.answers["GET /livez"] = 200, ""
     waiting = subprocess.Popen([*COMMAND, "wait", vllm.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -143,7 +153,19 @@ def test_wait_asks_health_if_the_url_is_vllms_own(vllm):
     assert run("wait", f"{vllm.url}/v1/") == (0, "vLLM answers /health\n", "")
 
 
+def test_wait_waits_while_a_proxy_answers_503(vllm):
+    vllm.answers |= {f"GET {route}": (503, "<html>no backend</html>") for route in ("/readyz", "/livez", "/health")}
+    waiting = subprocess.Popen([*COMMAND, "wait", vllm.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr.readline() == f"vllm-health: {vllm.url}/health: HTTP 503 (<html>no backend</html>)\n"
+    time.sleep(2.5)
+    assert waiting.poll() is None
+    vllm.answers["GET /health"] = 200, ""
+    assert waiting.communicate(timeout=30)[0] == "vLLM answers /health\n"
+    assert waiting.returncode == 0
+
+
 def test_wait_ends_when_vllm_is_dead(vllm):
+    vllm.state = "dead"
     vllm.answers |= {"GET /readyz": (503, "It hangs."), "GET /livez": (503, "It hangs.")}
     code, _, err = run("wait", vllm.url)
     assert code == 1
@@ -216,6 +238,22 @@ def results(out):
 ALL = ("models", "completion", "chat", "stream", "tool call", "structured output")
 
 
+@pytest.mark.parametrize("key", ["secret\n", " secret\r\n"])
+def test_a_key_with_a_line_end_is_stripped(answering, key):
+    assert run("smoke", answering.url, VLLM_API_KEY=key)[0] == 0
+    assert {headers.get("Authorization") or headers["authorization"] for *_, headers in answering.requests} == {
+        "Bearer secret"
+    }
+
+
+@pytest.mark.parametrize("command", ["smoke", "wait"])
+def test_a_key_that_no_header_can_carry_is_one_line_without_the_key(answering, command):
+    code, out, err = run(command, answering.url, VLLM_API_KEY="sec\nret")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("vllm-health: variable VLLM_API_KEY: the API key has characters that an HTTP header")
+    assert "sec" not in err.replace("VLLM_API_KEY", "")
+
+
 def test_every_check_is_ok_for_a_server_with_all_features(answering, tmp_path):
     (tmp_path / "keys").write_text("first\nsecond\n")
     code, out, err = run("smoke", answering.url, "--api-key-file", str(tmp_path / "keys"))
@@ -250,6 +288,43 @@ def test_each_wrong_answer_fails_only_its_own_check(answering, change, fails):
     code, out, _ = run("smoke", answering.url)
     assert code == 1
     assert {name for name, result in results(out).items() if result == "FAIL"} == fails
+
+
+@pytest.mark.parametrize("end", ['"abort"', '"error"'])
+def test_a_stream_that_was_cut_fails_although_it_is_done(answering, end):
+    def cut(answer):
+        return answer if isinstance(answer, dict) else answer.replace('"stop"', end)
+
+    answering.answers["POST /v1/chat/completions"] = 200, broken(cut)
+    assert "FAIL  stream: the stream was cut: its finish_reason is" in run("smoke", answering.url)[1]
+
+
+def test_a_stream_with_an_error_chunk_fails_although_it_is_done(answering):
+    def failing(answer):
+        error = chunk(error={"message": "EngineCore died", "type": "InternalServerError", "code": 500})
+        return answer if isinstance(answer, dict) else answer.replace("data: [DONE]", error + "data: [DONE]")
+
+    answering.answers["POST /v1/chat/completions"] = 200, broken(failing)
+    assert "FAIL  stream: EngineCore died" in run("smoke", answering.url)[1]
+
+
+def test_a_choice_without_a_message_is_one_line_for_each_check(answering):
+    def headless(answer):
+        return {**answer, "choices": [{"index": 0, "finish_reason": "stop"}]} if isinstance(answer, dict) else answer
+
+    answering.answers["POST /v1/chat/completions"] = 200, broken(headless)
+    code, out, err = run("smoke", answering.url)
+    assert (code, err) == (1, "")
+    for name in ("tool call", "structured output"):
+        assert f"FAIL  {name}: the answer does not have the fields of OpenAI's API\n" in out
+
+
+def test_a_key_that_the_server_repeats_is_not_shown(answering):
+    answering.answers["GET /v1/models"] = 401, '{"error": {"message": "Incorrect API key: top-secret"}}'
+    code, out, err = run("smoke", answering.url, VLLM_API_KEY="top-secret")
+    assert (code, err) == (1, "")
+    assert "[the API key]" in out
+    assert "top-secret" not in out
 
 
 def test_a_feature_that_is_switched_off_is_not_a_failure(answering):

@@ -25,11 +25,14 @@ class Vllm:
         self.engines, self.running, self.waiting, self.health, self.answer = {"0": 0}, 0, 2, 200, "200"
         self.metrics_wait = 0.0
         self.ranks: list[str | None] = []  # the engine that each canary asked for
+        self.keys: set[tuple[str, str | None]] = set()  # routes with the keys that they got
 
-    async def on_health(self, _):
+    async def on_health(self, request):
+        self.keys.add((request.path, request.headers.get("Authorization")))
         return web.Response(status=self.health)
 
-    async def on_metrics(self, _):
+    async def on_metrics(self, request):
+        self.keys.add((request.path, request.headers.get("Authorization")))
         await asyncio.sleep(self.metrics_wait)
         lines = [
             f'vllm:num_requests_running{{engine="{name}",model_name="m"}} {self.running}\n'
@@ -44,14 +47,17 @@ class Vllm:
         self.ranks.append(request.headers.get("X-data-parallel-rank"))
         if self.answer == "never":
             await asyncio.sleep(60)
+        if self.answer == "reset":
+            request.transport.abort()
+            return web.Response()
         return web.Response(status=int(self.answer), text='{"error": {"message": "model"}}')
 
 
 class Watched:
     """A prober of a ``Vllm``, with its notes and its surroundings. ``api``: whether the API server listens."""
 
-    def __init__(self, limits=QUICK, *, api=True, **surroundings) -> None:
-        self.limits, self.api, self.surroundings = limits, api, surroundings
+    def __init__(self, limits=QUICK, *, api=True, api_key=None, **surroundings) -> None:
+        self.api_key, self.limits, self.api, self.surroundings = api_key, limits, api, surroundings
         self.vllm, self.notes = Vllm(), []
         self._names = ["starting"]
 
@@ -82,7 +88,7 @@ class Watched:
         if not self.api:
             await site.stop()
         self.prober = Prober(
-            Target(url=f"http://127.0.0.1:{port}"),
+            Target(url=f"http://127.0.0.1:{port}", api_key=self.api_key),
             self.limits,
             lambda: Surroundings(**self.surroundings),
             on_note=self.notes.append,
@@ -111,11 +117,11 @@ def test_the_first_verdict_of_a_ready_vllm_knows_its_engines():
     async def course():
         watched = Watched()
         async with watched.run():
-            await watched.until("saturated")
-        assert watched.names == ["starting", "saturated"]
+            await watched.until("ready")
+        assert watched.names == ["starting", "ready"]
         assert watched.value("kv_cache_tokens", "0") == 900
         assert watched.value("kv_cache_planned_tokens") == 1000
-        assert watched.value("state", "saturated") == 1
+        assert watched.value("state", "ready") == 1
         assert watched.value("state", "dead") == 0
         assert watched.value("ready") == 1
         assert (
@@ -134,8 +140,9 @@ def test_a_change_between_ready_and_saturated_is_not_a_transition():
     async def course():
         watched = Watched()
         async with watched.run():
-            for waiting, name in ((2, "saturated"), (0, "ready"), (2, "saturated")):
-                watched.vllm.waiting = waiting
+            for running, name in ((1, "saturated"), (0, "ready"), (1, "saturated")):
+                watched.vllm.running = running
+                watched.vllm.engines["0"] += 1
                 await watched.until(name)
             assert watched.names == ["starting", "saturated"]
 
@@ -147,24 +154,27 @@ def test_an_idle_engine_gets_canaries_again_and_again_and_stays_ready():
         watched = Watched()
         async with watched.run():
             await watched.until(lambda: len(watched.vllm.ranks) >= 3)
-            assert watched.names == ["starting", "saturated"]
+            assert watched.names == ["starting", "ready"]
         assert set(watched.vllm.ranks) == {None}
         assert watched.value("canaries", "answered") >= 2
 
     asyncio.run(course())
 
 
-def test_a_stuck_engine_among_several_gets_canaries_by_rank_and_is_dead():
+@pytest.mark.parametrize("labels", [("0", "1"), ("1", "2"), ("9", "10")])
+def test_a_stuck_engine_among_several_gets_canaries_by_rank_and_is_dead(labels):
+    """With hybrid load balancing the labels are ranks among all engines, and the header counts this server's engines."""
+
     async def course():
-        watched = Watched()
-        watched.vllm.engines, watched.vllm.running, watched.vllm.answer = {"0": 0, "1": 0}, 3, "never"
+        watched, (busy, stuck) = Watched(), labels
+        watched.vllm.engines, watched.vllm.running, watched.vllm.answer = {stuck: 0, busy: 0}, 3, "never"
         async with watched.run():
             while watched.prober.state.name != "dead":
-                watched.vllm.engines["0"] += 1
+                watched.vllm.engines[busy] += 1
                 await asyncio.sleep(0.02)
-            assert watched.prober.state.reason.startswith("Engine 1 has made no step")
+            assert watched.prober.state.reason.startswith(f"Engine {stuck} has made no step")
             assert watched.value("live") == 0
-            assert watched.value("last_progress_seconds", "1") > watched.value("last_progress_seconds", "0")
+            assert watched.value("last_progress_seconds", stuck) > watched.value("last_progress_seconds", busy)
             assert watched.value("canaries", "unanswered") >= 2
         assert set(watched.vllm.ranks) == {"1"}
         assert watched.names[-3:] == ["suspect", "stalled", "dead"]
@@ -181,7 +191,47 @@ def test_a_refused_canary_is_one_warning():
             await asyncio.sleep(1.0)
         assert len(watched.vllm.ranks) == 1
         (note,) = watched.notes
-        assert "because vLLM refused one (401 from /v1/completions: model). It can now only suspect a hang" in note
+        assert "suspect a hang but not confirm it, because a one-token request got no token: 401 from /v1/comp" in note
+
+    asyncio.run(course())
+
+
+def test_a_server_whose_canaries_are_reset_stays_alive_and_unwatched():
+    async def course():
+        watched = Watched()
+        watched.vllm.answer = "reset"
+        async with watched.run():
+            await watched.until(lambda: watched.notes)
+            await asyncio.sleep(4 * QUICK.dead_after_s)
+            assert watched.prober.state.name == "ready"
+            assert watched.value("unwatched", "0") == 1
+            assert watched.value("canaries", "unanswered") == 0
+            watched.vllm.answer = "200"
+            await watched.until(lambda: watched.value("unwatched", "0") == 0)
+        assert set(watched.names) == {"starting", "ready"}
+
+    asyncio.run(course())
+
+
+def test_the_key_is_sent_to_health_and_metrics_too():
+    async def course():
+        watched = Watched(api_key="key")
+        async with watched.run():
+            await watched.until("ready")
+        assert watched.vllm.keys >= {("/health", "Bearer key"), ("/metrics", "Bearer key")}
+
+    asyncio.run(course())
+
+
+def test_a_missing_key_of_health_is_named():
+    async def course():
+        watched = Watched()
+        watched.vllm.health = 401
+        async with watched.run():
+            await watched.until(lambda: "401" in watched.prober.state.reason)
+            assert watched.prober.state.reason.endswith(
+                "/health answers 401, because it requires an API key: set VLLM_API_KEY or --api-key-file."
+            )
 
     asyncio.run(course())
 
@@ -239,7 +289,7 @@ def test_each_gpu_fault_is_one_warning_and_a_metric_simulated(fatal):
     async def course():
         watched = Watched(gpus=gpu_faults.Report(faults=(fault,), down="NVML is gone"))
         async with watched.run():
-            await watched.until("gpu_fault" if fatal else "saturated")
+            await watched.until("gpu_fault" if fatal else "ready")
             await asyncio.sleep(0.5)
         assert watched.notes == ["GPU 3: Xid 79.", "GPU faults cannot be detected: NVML is gone"]
         assert watched.value("gpu_faults", "3", "xid 79", str(fatal).lower()) == 1
@@ -252,15 +302,16 @@ def test_the_prober_does_not_wait_for_its_transitions_to_be_read():
     async def course():
         watched = Watched()
         async with watched.run():
-            await watched.until("saturated")
+            await watched.until("ready")
             watched.vllm.health = 503
             await watched.until("dead")
-            changes = [watched.prober.transitions.get_nowait() for _ in range(2)]
+            changes = [watched.prober.transitions.get_nowait() for _ in range(3)]
             assert watched.prober.transitions.empty()
         assert [(change.before.name, change.after.name) for change in changes] == [
-            ("starting", "saturated"),
-            ("saturated", "dead"),
+            ("starting", "ready"),
+            ("ready", "unavailable"),
+            ("unavailable", "dead"),
         ]
-        assert changes[1].after.reason == "vLLM reports that its engine is dead (503 from /health)."
+        assert changes[2].after.reason == "vLLM reports that its engine is dead (503 from /health)."
 
     asyncio.run(course())

@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -206,7 +208,7 @@ def test_a_server_that_does_not_answer_in_time_is_status_0():
         await asyncio.sleep(60)
 
     answer = get_from(handler, 0.1)
-    assert (answer.status, answer.refused) == (0, False)
+    assert (answer.status, answer.none) == (0, "silent")
     assert answer.body.endswith("/x: no answer within 0.1 s")
 
 
@@ -220,11 +222,11 @@ def get_url(url):
 
 def test_a_closed_port_is_refused():
     answer = get_url("http://127.0.0.1:1/x")
-    assert answer == scrape.Answer(0, "http://127.0.0.1:1/x: Connection refused", refused=True)
+    assert answer == scrape.Answer(0, "http://127.0.0.1:1/x: Connection refused", "refused")
 
 
 def test_a_url_that_is_not_valid_is_no_answer():
-    assert get_url("http://[::1/x") == scrape.Answer(0, "http://[::1/x: the URL is not valid")
+    assert get_url("http://[::1/x") == scrape.Answer(0, "http://[::1/x: the URL is not valid", "failed")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,10 @@ def test_a_server_with_another_protocol_is_no_answer(scheme, reason):
     [
         (scrape.Answer(200, ""), "ok"),
         (scrape.Answer(503, ""), "engine dead"),
-        (scrape.Answer(0, "", refused=True), "refused"),
+        (scrape.Answer(503, "\n"), "engine dead"),
+        (scrape.Answer(503, "upstream connect error"), "unavailable"),
+        (scrape.Answer(503, '{"error": "The model is unavailable"}'), "unavailable"),
+        (scrape.Answer(0, "", "refused"), "refused"),
         (scrape.Answer(0, ""), "unanswered"),
         (scrape.Answer(404, ""), "unanswered"),
         (scrape.Answer(500, ""), "unanswered"),
@@ -264,12 +269,16 @@ def test_the_meaning_of_each_answer_of_health(answer, health):
 # ---- canaries
 
 
-def canary(*routes, engine=None, timeout_s=5.0, **target):
+def canary(*routes, rank=None, timeout_s=5.0, **target):
     async def ask():
         async with served(*routes) as (session, url):
-            return await scrape.canary(session, Target(url=url, **target), "shown", engine, timeout_s)
+            return await canary_at(session, Target(url=url, **target), rank, timeout_s)
 
     return asyncio.run(ask())
+
+
+def canary_at(session, target, rank=None, timeout_s=5.0):
+    return scrape.canary(session, target, "shown", rank, timeout_s, connect_s=1.0)
 
 
 class Api:
@@ -294,7 +303,7 @@ def test_a_canary_requests_one_token_of_the_served_model():
 
 def test_a_canary_can_name_the_engine_and_another_model_name():
     api = Api()
-    canary(web.post("/v1/completions", api.answer), engine="3", model="mine")
+    canary(web.post("/v1/completions", api.answer), rank=3, model="mine")
     ((_, body, headers),) = api.requests
     assert body["model"] == "mine"
     assert headers["X-data-parallel-rank"] == "3"
@@ -340,6 +349,86 @@ def test_a_canary_without_an_answer_in_time_is_none():
         await asyncio.sleep(60)
 
     assert canary(web.post("/v1/completions", never), timeout_s=0.2) is None
+
+
+def canary_of(url, **target):
+    async def ask():
+        async with scrape.session() as session:
+            return await canary_at(session, Target(url=url, **target))
+
+    return asyncio.run(ask())
+
+
+def test_a_canary_that_cannot_be_sent_failed_and_says_why():
+    assert canary_of("http://127.0.0.1:1") == CanaryResult("failed", "http://127.0.0.1:1/is_paused: Connection refused")
+    no_such_host = canary_of("http://no-such-host.invalid")
+    assert no_such_host.kind == "failed"
+    assert "no-such-host.invalid/is_paused: " in no_such_host.detail
+
+
+def test_a_key_that_no_header_can_carry_fails_the_canary_and_is_not_shown():
+    async def ask():
+        async with served(web.post("/v1/completions", Api().answer)) as (session, url):
+            return await canary_at(session, Target(url=url, api_key="secret\nkey"))
+
+    result = asyncio.run(ask())
+    assert result.kind == "failed"
+    assert "the prober cannot send the request" in result.detail
+    assert "secret" not in result.detail
+
+
+def test_a_canary_whose_connection_is_reset_failed():
+    async def ask():
+        async def reset(_, writer):
+            writer.transport.abort()
+
+        listening = await asyncio.start_server(reset, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        async with listening, scrape.session() as session:
+            return await canary_at(session, Target(url=f"http://127.0.0.1:{port}"))
+
+    assert asyncio.run(ask()).kind == "failed"
+
+
+def test_a_canary_without_a_free_file_descriptor_failed():
+    async def ask():
+        async with scrape.session() as session:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+            try:
+                return await canary_at(session, Target(url="http://127.0.0.1:9"))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    result = asyncio.run(ask())
+    assert result.kind == "failed"
+    assert result.detail.endswith("/is_paused: Too many open files")
+
+
+def test_a_full_queue_of_connections_is_silence_only_on_this_machine():
+    """A stopped server accepts nothing. Its queue fills up, and then connections wait."""
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(0)
+            client.connect_ex(full.getsockname())
+        assert canary_of(f"http://127.0.0.1:{full.getsockname()[1]}") is None
+
+
+def test_a_connection_to_another_machine_that_times_out_says_nothing_of_vllm(monkeypatch):
+    monkeypatch.setattr(scrape, "is_own_address", lambda _: False)
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(0)
+            client.connect_ex(full.getsockname())
+        result = canary_of(f"http://127.0.0.1:{full.getsockname()[1]}")
+    assert result.kind == "failed"
+    assert result.detail.endswith("/is_paused: the server does not accept the connection in time")
 
 
 def test_a_paused_engine_gets_no_canary():

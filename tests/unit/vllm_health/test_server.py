@@ -16,12 +16,12 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_health import metrics, server, state
+from vllm_health import judgement, metrics, server, state
 from vllm_health.limits import Limits
 from vllm_health.state import Engine, EngineWatch, Name, State
 
-CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "grey", "darkred", "purple", "red"}
-"""The nine named colours of CSS Color Module Level 4 that the states may use."""
+CSS_COLORS = {"blue", "green", "lightgreen", "yellow", "orange", "chocolate", "grey", "darkred", "purple", "red"}
+"""The ten named colours of CSS Color Module Level 4 that the states may use."""
 
 STARTING = state.initial(0.0)
 READY = msgspec.structs.replace(
@@ -68,6 +68,22 @@ def test_each_probe_answers_with_its_verdict_and_the_reason(shown, codes):
     answers = Port(shown).ask("/livez", "/readyz", "/startupz")
     assert [status for status, _, _ in answers] == codes
     assert {text for _, text, _ in answers} == {f"{shown.reason}\n"}
+
+
+@pytest.mark.parametrize("host", ["", "::"])
+def test_a_server_on_every_address_answers_on_both_families(host):
+    async def ask_both():
+        view = server.View(lambda: READY, Limits(), dict)
+        listening = await server.serve(view, host, 0)
+        try:
+            async with aiohttp.ClientSession() as session:
+                for address in ("127.0.0.1", "[::1]"):
+                    async with session.get(f"http://{address}:{listening.port}/livez") as answer:
+                        assert answer.status == 200
+        finally:
+            await listening.close()
+
+    asyncio.run(ask_both())
 
 
 def test_metrics_are_in_prometheus_format_with_help_and_include_our_process():
@@ -162,7 +178,7 @@ def test_the_readme_has_every_state_with_its_verdicts():
     assert set(rows) == set(metrics.STATES)
     for name, codes in rows.items():
         shown = msgspec.structs.replace(READY, name=name, started=name != "starting")
-        verdicts = state.verdicts(shown, Limits())
+        verdicts = judgement.verdicts(shown, Limits())
         passed = (verdicts.started, verdicts.ready, verdicts.live)
         assert codes == [200 if answer else 503 for answer in passed], name
 

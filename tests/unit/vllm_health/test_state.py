@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_health import metrics, state
+from vllm_health import judgement, metrics, state
 from vllm_health.limits import Limits
 from vllm_health.state import MIN_MOVEMENT_BYTES, CanaryResult, Engine, Movement, Sample
 
@@ -16,13 +16,16 @@ TICK = LIMITS.interval_s
 TOKENS, KV = "vllm:generation_tokens_total", "vllm:kv_cache_usage_perc"
 
 
-def engine(tokens=0.0, *, running=0, waiting=0, kv=0.0, asleep=False):
-    return Engine(steps={TOKENS: tokens, KV: kv}, running=running, waiting=waiting, kv_usage=kv, asleep=asleep)
+def engine(tokens=0.0, *, running=0, waiting=0, kv=0.0, asleep=False, preemptions=0):
+    return Engine(
+        steps={TOKENS: tokens}, gauges={KV: kv}, preemptions=preemptions, running=running, waiting=waiting, kv_usage=kv,
+        asleep=asleep,
+    )  # fmt: skip
 
 
 def sample_of(tokens=0.0, canary=None, health="ok", **fields):
     """Return a sample of one engine."""
-    extra = {name: fields.pop(name) for name in ("draining", "ended", "gpu_faults") if name in fields}
+    extra = {name: fields.pop(name) for name in ("draining", "ended", "gpu_faults", "health_detail") if name in fields}
     return Sample(
         health=health,
         engines={"0": engine(tokens, **fields)},
@@ -40,7 +43,7 @@ class Course:
 
     def see(self, sample, after=None):
         self.now += self.limits.interval_s if after is None else after
-        self.state = state.advance(self.state, sample, self.now, self.limits)
+        self.state = judgement.advance(self.state, sample, self.now, self.limits)
         return self.state
 
     def until(self, name, sample, most=1000.0):
@@ -65,7 +68,7 @@ class Course:
 
     @property
     def verdicts(self):
-        return state.verdicts(self.state, self.limits)
+        return judgement.verdicts(self.state, self.limits)
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_since_is_the_time_of_the_last_change_of_state():
 def test_a_new_name_is_a_transition_except_between_ready_and_saturated(before, after, is_transition):
     old = state.State(sampled_at=1, since=1, began=0, name=before)
     new = state.State(sampled_at=2, since=2, began=0, name=after)
-    assert state.transition(old, new) == (state.Transition(old, new) if is_transition else None)
+    assert judgement.transition(old, new) == (judgement.Transition(old, new) if is_transition else None)
 
 
 # ---- starts
@@ -121,7 +124,7 @@ def test_a_start_with_progress_may_take_any_time():
     for step in range(10_000):
         course.see(starting(lines=step // 50), after=2.0)
         assert course.state.name == "starting"
-    assert course.verdicts == state.Verdicts(live=True, ready=False, started=False)
+    assert course.verdicts == judgement.Verdicts(live=True, ready=False, started=False)
     assert course.state.reason == "vLLM is not ready yet: compiling, 3 s so far."
     assert course.state.start_s == 20_000
     assert course.state.phases == {"compiling": 20_000}
@@ -158,15 +161,6 @@ def test_a_start_without_progress_is_dead_and_names_its_phase():
     assert course.state.name == "starting"
 
 
-def test_a_sidecar_names_only_the_gpu_memory_that_it_watched():
-    course = Course()
-    course.see(starting(gpu=7))
-    course.until("dead", starting(gpu=7))
-    assert course.state.reason == (
-        "Start-up is stuck: it has made no progress for 600 s (no change of the used GPU memory)."
-    )
-
-
 def test_a_start_whose_progress_is_hidden_is_never_dead():
     course = Course()
     course.stays({"starting"}, Sample(health="refused"), 100_000)
@@ -182,7 +176,7 @@ def test_vllm_is_ready_from_the_first_200_on_and_the_phases_are_kept():
     course = Course()
     course.see(starting(), after=30)
     course.see(sample_of(), after=10)
-    assert course.verdicts == state.Verdicts(live=True, ready=True, started=True)
+    assert course.verdicts == judgement.Verdicts(live=True, ready=True, started=True)
     assert course.state.start_s == 40
     assert course.state.phases == {"compiling": 30}
     assert course.state.since == 40
@@ -206,9 +200,9 @@ def test_a_stuck_engine_is_stalled_and_then_dead(serving, running, quiet):
     stuck = sample_of(5, running=running)
     stalled = serving.until("stalled", stuck)
     assert stalled == quiet + 2 * LIMITS.canary_s
-    assert serving.verdicts == state.Verdicts(live=True, ready=False, started=True)
+    assert serving.verdicts == judgement.Verdicts(live=True, ready=False, started=True)
     assert stalled + serving.until("dead", stuck) == quiet + 3 * LIMITS.canary_s
-    assert serving.verdicts == state.Verdicts(live=False, ready=False, started=True)
+    assert serving.verdicts == judgement.Verdicts(live=False, ready=False, started=True)
     assert "Engine 0 has made no step" in serving.state.reason
     assert "3 one-token requests of the prober got no answer" in serving.state.reason
 
@@ -308,7 +302,7 @@ def test_an_overloaded_engine_is_saturated_and_fails_no_probe(serving):
     for step in range(1000):
         serving.see(sample_of(step, running=256, waiting=2000, kv=1.0))
         assert serving.state.name == "saturated"
-        assert serving.verdicts == state.Verdicts(live=True, ready=True, started=True)
+        assert serving.verdicts == judgement.Verdicts(live=True, ready=True, started=True)
     assert serving.state.reason == (
         "vLLM serves as much as it can: 256 running and 2000 waiting requests, KV cache usage 100%."
     )
@@ -337,10 +331,18 @@ def test_the_stuck_engine_among_several_is_dead(stuck):
 
 def test_vllm_is_saturated_only_when_every_engine_has_waiting_requests():
     course = Course()
-    course.see(Sample(health="ok", engines={"0": engine(1, waiting=9), "1": engine(1)}))
+    full = engine(1, running=3, waiting=9)
+    course.see(Sample(health="ok", engines={"0": full, "1": engine(1, running=3)}))
     assert course.state.name == "ready"
-    course.see(Sample(health="ok", engines={"0": engine(1, waiting=9), "1": engine(1, waiting=1)}))
+    course.see(Sample(health="ok", engines={"0": full, "1": engine(1, running=1, waiting=1)}))
     assert course.state.name == "saturated"
+
+
+def test_a_request_that_waits_while_none_runs_is_no_saturation(serving):
+    for step in range(1000):
+        canary = CanaryResult("answered") if state.canaries(serving.state) else None
+        serving.see(sample_of(5 + step // 20, canary, waiting=1))
+        assert serving.state.name == "ready", serving.state.reason
 
 
 def test_an_engine_that_metrics_no_longer_show_is_not_watched():
@@ -369,13 +371,15 @@ def test_one_hung_api_server_of_several_does_not_hide_the_engines_steps(serving)
 
 
 def test_a_partial_exposition_is_not_a_step(serving):
-    half = Sample(health="ok", engines={"0": Engine(steps={KV: 0.0}, running=1)})
+    half = Sample(health="ok", engines={"0": Engine(steps={}, gauges={KV: 0.0}, running=1)})
     serving.until("suspect", half)
     serving.see(sample_of(5, running=1))
     assert serving.state.name == "suspect"
 
 
-@pytest.mark.parametrize("engines", [None, {"0": Engine(steps={KV: 0.0}, running=8, waiting=56)}], ids=["none", "half"])
+@pytest.mark.parametrize(
+    "engines", [None, {"0": Engine(steps={}, gauges={KV: 0.0}, running=8, waiting=56)}], ids=["none", "half"]
+)
 def test_an_engine_without_readable_metrics_is_only_suspect_while_health_answers(serving, engines):
     """A canary may only be waiting behind other requests of a full engine."""
     serving.see(sample_of(6, running=8, waiting=56))
@@ -409,8 +413,7 @@ def test_without_step_counters_only_the_api_server_is_watched():
     without_engines = Sample(health="ok", engines={})
     course.stays({"ready"}, without_engines, 10_000)
     assert course.state.reason == (
-        "vLLM serves. /metrics has no engine metrics, so the prober cannot detect an engine that hangs: "
-        "remove --disable-log-stats."
+        "vLLM serves. /metrics has no engine metrics, so the prober cannot detect an engine that hangs: remove --disable-log-stats."
     )
     assert state.canaries(course.state) == {}
     course.until("stalled", Sample(health="unanswered", engines=None))
@@ -419,7 +422,10 @@ def test_without_step_counters_only_the_api_server_is_watched():
     )
 
 
-def test_vllm_is_dead_when_health_answers_503(serving):
+def test_vllm_is_dead_when_health_answers_503_twice_in_a_row_without_a_body(serving):
+    for health in ("engine dead", "ok", "engine dead", "unavailable", "engine dead", "unanswered", "engine dead"):
+        serving.see(sample_of(6, health=health))
+        assert serving.state.name in {"ready", "unavailable"}
     serving.see(sample_of(6, health="engine dead"))
     assert serving.state.name == "dead"
     assert serving.state.reason == "vLLM reports that its engine is dead (503 from /health)."
@@ -434,19 +440,78 @@ def test_stall_0_never_suspects_an_engine():
 # ---- answers to canaries
 
 
-def test_a_refused_canary_is_the_last_one_and_never_a_strike(serving):
-    serving.until("suspect", sample_of(5, running=1))
-    serving.see(sample_of(5, CanaryResult("refused", "401 from /v1/completions: no key"), running=1))
-    serving.stays({"suspect"}, sample_of(5, running=1), 10_000)
-    assert serving.verdicts.ready
-    assert serving.state.canary_off == "401 from /v1/completions: no key"
-    assert serving.state.reason.startswith("Engine 0 has made no step for 10")
-    refused = "The server refuses one-token requests of the prober (401 from /v1/completions: no key)."
-    assert refused in serving.state.reason
+REFUSED = CanaryResult("refused", "401 from /v1/completions: no key")
+
+
+def test_a_503_with_a_body_is_not_ready_and_not_dead(serving):
+    """vLLM answers so while it changes its number of engines, and a proxy while it cannot reach vLLM."""
+    scaling = sample_of(5, health="unavailable", health_detail="503: scaling", running=4)
+    serving.stays({"unavailable"}, scaling, 10_000)
+    assert serving.verdicts == judgement.Verdicts(live=True, ready=False, started=True)
+    assert serving.state.reason == "/health answers 503 (503: scaling). No hang can be detected until it answers 200."
     assert state.canaries(serving.state) == {}
-    serving.see(sample_of(6))
+    serving.see(sample_of(6, running=4))
     assert serving.state.name == "ready"
-    serving.stays({"ready"}, sample_of(6), 10_000)
+
+
+def test_a_refused_canary_is_no_strike_and_is_sent_again_later(serving):
+    serving.until("suspect", sample_of(5, running=1))
+    serving.see(sample_of(5, REFUSED, running=1))
+    assert state.canaries(serving.state) == {}
+    serving.stays({"suspect"}, sample_of(5, running=1), LIMITS.refused_retry_s - 2 * TICK)
+    assert serving.verdicts.ready
+    problem = "The prober cannot confirm a hang: 401 from /v1/completions: no key."
+    assert serving.state.reason.endswith(problem)
+    serving.until_asked(sample_of(5, running=1))
+    serving.see(sample_of(5, CanaryResult("answered"), running=1))
+    assert serving.state.name == "ready"
+    assert problem not in serving.state.reason
+
+
+def test_an_engine_that_hangs_after_a_refusal_is_dead(serving):
+    serving.until("suspect", sample_of(5, running=1))
+    serving.see(sample_of(5, REFUSED, running=1))
+    serving.until("dead", sample_of(5, running=1))
+
+
+def test_a_refusal_for_one_engine_does_not_hide_another_that_hangs():
+    course = Course()
+    both = Sample(health="ok", engines={"0": engine(5), "1": engine(5, running=3)})
+    course.see(both)
+    while course.state.name != "dead":
+        canaries = {"0": REFUSED} if "0" in state.canaries(course.state) else {}
+        course.see(msgspec.structs.replace(both, canaries=canaries))
+        assert course.now < LIMITS.dead_after_s + 2 * TICK
+    assert course.state.reason.startswith("Engine 1")
+
+
+def test_a_canary_that_failed_is_no_strike(serving):
+    failed = CanaryResult("failed", "http://vllm/is_paused: Connection reset by peer")
+    for running in (0, 2):
+        for _ in range(500):
+            canary = failed if state.canaries(serving.state) else None
+            serving.see(sample_of(5, canary, running=running))
+            assert serving.state.name in {"ready", "suspect"}, serving.state.reason
+        assert serving.state.reason.endswith(f"The prober cannot confirm a hang: {failed.detail}.")
+    assert serving.state.name == "suspect"
+
+
+def test_motion_without_work_is_found_to_hang(serving):
+    """Requests are preempted again and again: gauges and preemptions change, and no token comes."""
+    began, step = serving.now, 0
+    while serving.state.name != "dead":
+        step += 1
+        serving.see(sample_of(5, running=3 + step % 2, kv=0.5 + step % 7 / 100, preemptions=step // 3))
+        assert serving.now - began < LIMITS.dead_after_s + 2 * TICK
+
+
+def test_a_long_prefill_after_a_preemption_is_work(serving):
+    """A chunked prefill changes only the usage of the KV cache."""
+    serving.see(sample_of(6, running=1, kv=0.1, preemptions=1))
+    for step in range(1, 1000):
+        serving.see(sample_of(6, running=1, kv=0.1 + step / 2000, preemptions=1))
+        assert serving.state.name in {"ready", "suspect"}, serving.state.reason
+    assert serving.state.name == "ready"
 
 
 def test_each_canary_has_a_new_number(serving):
@@ -528,7 +593,7 @@ def test_a_pause_is_kept_when_another_engine_refuses_its_canary():
 
 def test_a_sleeping_engine_is_not_ready_and_gets_no_canary(serving):
     serving.stays({"asleep"}, sample_of(5, asleep=True), 10_000)
-    assert serving.verdicts == state.Verdicts(live=True, ready=False, started=True)
+    assert serving.verdicts == judgement.Verdicts(live=True, ready=False, started=True)
     assert state.canaries(serving.state) == {}
     assert serving.state.reason == "vLLM is asleep at its operator's request. It serves nothing until POST /wake_up."
     assert serving.see(sample_of(5)).name == "ready"
@@ -540,7 +605,7 @@ def test_a_sleeping_engine_is_not_ready_and_gets_no_canary(serving):
 def test_a_draining_vllm_is_live_but_not_ready_and_gets_no_canary(serving):
     serving.stays({"draining"}, sample_of(5, running=1, draining="SIGTERM came."), 10_000)
     assert serving.state.reason == "SIGTERM came."
-    assert serving.verdicts == state.Verdicts(live=True, ready=False, started=True)
+    assert serving.verdicts == judgement.Verdicts(live=True, ready=False, started=True)
     assert state.canaries(serving.state) == {}
     serving.see(Sample(health="refused", draining="SIGTERM came."))
     assert serving.verdicts.started
@@ -556,7 +621,7 @@ def test_a_refused_connection_after_the_start_is_a_new_start(serving):
     serving.until("dead", sample_of(5, running=1))
     serving.see(Sample(health="refused"))
     assert serving.state.name == "starting"
-    assert serving.verdicts == state.Verdicts(live=True, ready=False, started=False)
+    assert serving.verdicts == judgement.Verdicts(live=True, ready=False, started=False)
     serving.see(sample_of(0))
     assert serving.state.name == "ready"
     assert serving.state.start_s == TICK
@@ -568,7 +633,7 @@ def test_a_fatal_gpu_fault_is_not_ready_and_fails_liveness_only_with_gpu_fault_k
     course.see(sample_of(5))
     course.see(sample_of(6, gpu_faults=("GPU 1: Xid 79, the GPU has fallen off the bus", "GPU 2: lost")))
     assert course.state.name == "gpu_fault"
-    assert course.verdicts == state.Verdicts(live=live, ready=False, started=True)
+    assert course.verdicts == judgement.Verdicts(live=live, ready=False, started=True)
     assert course.state.reason == (
         "GPU 1: Xid 79, the GPU has fallen off the bus; GPU 2: lost: /readyz fails. "
         "A restart of vLLM does not repair a GPU: reset the GPU, or reboot the host."
@@ -585,7 +650,13 @@ def test_the_state_metric_has_every_state():
 
 COUNTS = st.integers(0, 5)
 ANSWERS = st.sampled_from(
-    [None, CanaryResult("answered"), CanaryResult("inconclusive", "503"), CanaryResult("refused", "401")]
+    [
+        None,
+        CanaryResult("answered"),
+        CanaryResult("inconclusive", "503"),
+        CanaryResult("refused", "401"),
+        CanaryResult("failed", "reset"),
+    ]
 )
 GAPS = st.floats(0.01, TICK)
 
@@ -599,7 +670,7 @@ def samples(draw):
         )
     )
     return Sample(
-        health=draw(st.sampled_from(["ok", "refused", "unanswered", "engine dead"])),
+        health=draw(st.sampled_from(["ok", "refused", "unanswered", "unavailable", "engine dead"])),
         engines=engines,
         canaries={name: answer for name in (engines or ()) if (answer := draw(ANSWERS))},
         movement=draw(st.none() | st.builds(Movement, lines=COUNTS)),
@@ -618,6 +689,24 @@ def test_any_series_of_samples_gives_a_valid_state(series):
         assert run.verdicts.live or run.state.name in {"dead", "gpu_fault"}
         if run.verdicts.ready:
             assert run.state.started
+
+
+NO_HELP = st.sampled_from(
+    [None, CanaryResult("inconclusive", "503"), CanaryResult("refused", "401"), CanaryResult("failed", "reset")]
+)
+
+
+@given(st.lists(st.tuples(NO_HELP, NO_HELP, st.booleans(), st.floats(2, TICK)), min_size=60, max_size=200))
+def test_while_an_engine_with_running_requests_is_too_quiet_the_state_is_never_ready(series):
+    """Whatever the canaries of both engines get, except an answer."""
+    run = Course()
+    run.see(Sample(health="ok", engines={"0": engine(1), "1": engine(1, running=2)}))
+    for step, (first, second, shown, after) in enumerate(series):
+        engines = {"0": engine(step, waiting=1, running=1), "1": engine(1, running=2)} if shown else None
+        answers = {name: answer for name, answer in (("0", first), ("1", second)) if answer}
+        run.see(Sample(health="ok", engines=engines, canaries=answers), after=after)
+        if run.state.engines["1"].quiet_s >= LIMITS.busy_quiet_s:
+            assert run.state.name in {"suspect", "stalled", "dead"}, run.state.reason
 
 
 @given(
