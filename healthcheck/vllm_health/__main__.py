@@ -56,7 +56,7 @@ class _InputError(Exception):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vllm-health",
-        description="Check the health of vLLM. Tells a busy engine from a dead one.",
+        description="Check the health of vLLM. Distinguishes a busy engine from a hung or dead one.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)

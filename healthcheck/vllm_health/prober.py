@@ -13,7 +13,7 @@ import msgspec
 
 from vllm_health import gpu_faults, judgement, metrics, scrape, state
 from vllm_health.limits import Limits
-from vllm_health.state import Canary, Movement
+from vllm_health.state import CanaryResult, Movement
 
 START_INTERVAL_S: Final = 0.5
 """Seconds between two samples during start-up. It is short because readiness must not be noticed late. It costs little
@@ -73,7 +73,7 @@ class Prober:
         self._health_detail = ""
         self._noted: set[str] = set()
         self._scrape: asyncio.Task[scrape.Answer] | None = None
-        self._canaries: dict[str, tuple[int, asyncio.Task[Canary | None]]] = {}
+        self._canaries: dict[str, tuple[int, asyncio.Task[CanaryResult | None]]] = {}
         self._counts = {name: Counter(dict.fromkeys(results, 0)) for name, results in metrics.RESULTS.items()}
 
     async def run(self) -> None:
@@ -108,7 +108,7 @@ class Prober:
         self._send(session)
 
     def judge(
-        self, engines: Mapping[str, state.Engine] | None = None, answers: Mapping[str, Canary] | None = None
+        self, engines: Mapping[str, state.Engine] | None = None, answers: Mapping[str, CanaryResult] | None = None
     ) -> None:
         """Update ``state``. A transition that results is in ``transitions`` on return.
 
@@ -172,7 +172,7 @@ class Prober:
             self.engine_metrics = engine_metrics
         return engine_metrics.engines
 
-    def _answers(self) -> dict[str, Canary]:
+    def _answers(self) -> dict[str, CanaryResult]:
         """Return the answers to pending canaries, by engine."""
         answers = {}
         for engine, (_, task) in self._canaries.items():

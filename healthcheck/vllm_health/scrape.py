@@ -17,7 +17,7 @@ from prometheus_client.samples import Sample as Line
 
 from vllm_health import metrics
 from vllm_health.addresses import is_own_address
-from vllm_health.state import Canary, Engine, Health
+from vllm_health.state import CanaryResult, Engine, Health
 
 STATE_HEADER: Final = "X-VLLM-Health-State"
 """Header of the prober's answers. It tells them from a proxy's."""
@@ -241,7 +241,7 @@ async def canary(
     timeout_s: float,
     *,
     connect_s: float,
-) -> Canary | None:
+) -> CanaryResult | None:
     """Request one token and return the result. None: no answer within ``timeout_s``.
 
     ``rank``: the engine to ask, counted from 0 among those of this API server, or None for any. ``connect_s``: the most
@@ -252,9 +252,9 @@ async def canary(
     url = f"{target.url}/is_paused"
     paused = await _ask(session, "GET", url, timeout_s, api_key=target.api_key, connect_s=connect_s)
     if paused.none in {"refused", "failed"}:
-        return Canary("failed", paused.body)
+        return CanaryResult("failed", paused.body)
     if paused.ok and '"is_paused":true' in paused.body.replace(" ", ""):
-        return Canary("paused")
+        return CanaryResult("paused")
     # vllm/entrypoints/generate/base/serving.py:_get_data_parallel_rank
     headers = {} if rank is None else {"X-data-parallel-rank": str(rank)}
     answer = Answer(0, "")
@@ -267,12 +267,12 @@ async def canary(
         if not _no_route(answer):
             break
     if answer.ok:
-        return Canary("answered")
+        return CanaryResult("answered")
     if answer.none:
-        return None if answer.none == "silent" else Canary("failed", answer.body)
+        return None if answer.none == "silent" else CanaryResult("failed", answer.body)
     detail = f"{answer.status} from {path}: {_message(answer.body)}"
     refused = _BAD_REQUEST <= answer.status < 500 and answer.status != _TOO_MANY  # noqa: PLR2004 - HTTP's classes
-    return Canary("refused" if refused else "inconclusive", detail)
+    return CanaryResult("refused" if refused else "inconclusive", detail)
 
 
 def _no_route(answer: Answer) -> bool:

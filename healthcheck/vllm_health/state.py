@@ -68,8 +68,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 CanaryKind = Literal["answered", "refused", "inconclusive", "paused", "failed"]
 
 
-class Canary(msgspec.Struct, frozen=True):
-    """The answer to a one-token request. A request without an answer has no Canary.
+class CanaryResult(msgspec.Struct, frozen=True):
+    """The result of a canary, which is a one-token request of the prober. A canary without an answer has no result.
 
     "answered": 200. "refused": a status of 400 to 499 except 429, for example for a wrong API key or model name.
     "inconclusive": another error, or the API server is full. "paused": an operator has paused the engine. "failed": the
@@ -87,7 +87,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     health: Health
     health_detail: str = ""  # what /health answered instead of 200
     engines: Mapping[str, Engine] | None = None
-    canaries: Mapping[str, Canary] = {}
+    canaries: Mapping[str, CanaryResult] = {}
     movement: Movement | None = None  # None: the prober cannot see the progress of start-up
     phase: str = "starting"
     progress: str = ""  # progress of the phase, in words
@@ -110,7 +110,9 @@ class EngineWatch(msgspec.Struct, frozen=True, kw_only=True):
     preempted_s: float = math.inf  # since the engine last preempted a request
     metrics_seen: bool = False  # /metrics has shown all of the engine's step signs since the canary was sent
     health_seen: bool = False  # /health has been "ok" since the canary was sent
-    strikes: int = 0  # canaries without an answer since the last step
+    # Canaries that the engine has not answered since its last step or answer. A canary does not count if /health
+    # answered but /metrics did not.
+    strikes: int = 0
     paused: bool = False
 
 
@@ -137,7 +139,7 @@ def initial(now: float) -> State:
 
 
 def canaries(state: State) -> dict[str, int]:
-    """Return the number of each canary that must be pending now, by engine."""
+    """Return, by engine, the attempt number of the canary that must be pending now."""
     return {name: watch.attempt for name, watch in state.engines.items() if watch.canary_age_s is not None}
 
 
@@ -208,7 +210,7 @@ def _served(state: State, sample: Sample, watched_s: float, now: float, limits: 
 def _watched(
     old: EngineWatch,
     shown: Engine | None,
-    answer: Canary | None,
+    answer: CanaryResult | None,
     watched_s: float,
     limits: Limits,
     *,

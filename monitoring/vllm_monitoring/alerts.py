@@ -5,8 +5,8 @@ The summary says what is wrong and where. The description says what it means. Th
 The result of each expression has the label ``namespace`` and, if its series have it, ``model_name``. The metrics of
 kube-state-metrics do not have it. An alert about one replica also keeps ``pod``.
 
-tests/monitoring/test_mutants.py changes each comparison and each and, or and unless of the expressions, and each value
-of thresholds.yaml, one at a time. A test must fail after each change.
+tests/monitoring/test_mutants.py changes each comparison, each operator ``and``, ``or`` and ``unless`` of the
+expressions, and each value of thresholds.yaml, one at a time. A test must fail after each change.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def group(limits: Limits) -> list[Alert]:
 
 def _engine_stalled(limits: Limits) -> Alert:
     """Return the alert on a replica whose engine hangs."""
-    # Not the state "dead": every run ends in it, also in a rollout. A hang is "stalled" before, for stall_seconds / 5.
+    # The rule does not use the state "dead", because every run ends in it, also in a rollout. An engine that hangs is
+    # "stalled" for stall_seconds / 5 before it is "dead".
     stalled = f"max_over_time({state_selector('stalled')}[{limits['VLLMEngineStalled'].within}])"
     return alert_with_limit(
         limits,
@@ -54,7 +55,8 @@ def _no_replica_ready(limits: Limits) -> Alert:
     return alert_with_limit(
         limits,
         "VLLMNoReplicaReady",
-        # Scaled to zero or removed: every replica drained, and no series is left. Asleep: the operator wants it.
+        # The alert excludes two cases. The model was scaled to zero or removed: every replica drained, and no series is
+        # left. A replica is asleep: the operator did this on purpose.
         f"{served}\nunless max by ({MODEL}) ({READY}) == 1\n"
         f"unless ({drained} unless max by ({MODEL}) ({READY}) == 0)\n"
         f"unless max by ({MODEL}) ({state_selector('asleep')}) == 1",

@@ -126,13 +126,13 @@ def _ecc_errors_and_nvml(thresholds: Thresholds) -> list[Panel]:
 
 
 def _output_per_gpu() -> Panel:
-    """Return the panel of each replica's output tokens per second and GPU."""
+    """Return the panel of each replica's output tokens per second and per GPU."""
     tokens = f"sum by (namespace, pod) (rate({select(metrics.GENERATION_TOKENS, OF_POD)}[{RATE}]))"
     gpus = f"max by (namespace, pod) ({select(metrics.PREFIX + 'planned_gpus', OF_POD)})"
     return line_panel(
         "Output throughput per GPU",
-        "Generated tokens per second and GPU of each replica. Normal: about the same at equal load. Compare it only "
-        "with times when model, prompt lengths and output lengths were the same.",
+        "Generated tokens per second and per GPU, for each replica. Normal: about the same at equal load. Compare it "
+        "only with times when model, prompt lengths and output lengths were the same.",
         TOKENS_PER_SECOND,
         {"{{pod}}": f"{tokens} / ({gpus} > 0)"},
     )

@@ -1,7 +1,7 @@
 """Generate compared.json and docs/models.md from the table of vLLM's facts: ``generators/compared.py``. Needs no vLLM.
 
 compared.json has, by architecture and model type, what the planner reads as vLLM does. The page shows the same to
-people, with each difference that stands and each architecture that was not compared.
+people, with each known difference and each architecture that was not compared.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def page(found: Found) -> str:
         ("compared", len(architectures)),
         ("layers, heads, windows, KV cache and length equal", len(architectures - unequal["layers"])),
         ("weights of the language model within 1 %", len(architectures - unequal["weights"])),
-        ("of them with towers of images, videos or sound", len(with_tower)),
-        ("all weights within 1 %, with the towers", len(with_tower - unequal["weights"] - other_towers)),
+        ("compared architectures with an image, video or audio encoder", len(with_tower)),
+        ("of these, all weights within 1 %, encoders included", len(with_tower - unequal["weights"] - other_towers)),
         ("not compared: draft models", drafts),
         ("not compared: other reasons", len(missing) - drafts),
         ("configurations compared", len(found)),
@@ -92,7 +92,7 @@ def page(found: Found) -> str:
         "|---|---:|",
         *(f"| {name} | {count} |" for name, count in rows),
         "",
-        "## Differences that stand",
+        "## Known differences",
         "",
         "| configuration | what differs | reason |",
         "|---|---|---|",

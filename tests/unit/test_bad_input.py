@@ -187,7 +187,7 @@ FLAGS = [
     flags("--gpu-memory-utilization 90", "gpu_memory_utilization is 90", "above 0, at most 1"),
     flags("--gpu-memory-utilization nan", "gpu_memory_utilization is nan", "above 0, at most 1"),
     flags("--gpu-memory-utilization 90%", "'90%'", "number"),
-    flags("--gpu-memory-utilization -0.5", "-0.5", "--flag=VALUE"),
+    flags("--gpu-memory-utilization -0.5", "-0.5", "--gpu-memory-utilization=-0.5"),
     flags("--dtype bfloat17", "'bfloat17'", "bfloat16"),
     flags("--kv-cache-dtype fp9", "'fp9'", "fp8"),
     flags("--quantization squeezellm", "'squeezellm'", "AWQ"),

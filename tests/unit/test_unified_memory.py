@@ -110,7 +110,7 @@ def test_a_model_that_is_too_large_for_a_gb10_gets_remedies_that_serve_has_simul
     assert main(["plan", str(MODELS / "meta-llama--Meta-Llama-3-70B")]) == 2
     error = capsys.readouterr().err
     assert "--quantization fp8" in error
-    assert "of these GPUs" not in error  # a GB10 has one GPU
+    assert "NVIDIA GB10" not in error.partition("makes it fit: ")[2]  # a GB10 has one GPU
     assert "--hardware" not in error
 
 

@@ -90,7 +90,7 @@ def resolve(architectures: Sequence[str], where: str, *, custom_code: bool) -> t
     if name not in known["transformers_backend"]:
         _refuse_dropped(architectures, where)
     if name in known["transformers_backend"] or custom_code:
-        code = "the code in its repository (needs --trust-remote-code)" if custom_code else "transformers' code"
+        code = "the code in the model's repository (needs --trust-remote-code)" if custom_code else "transformers' code"
         warning = (
             f"vLLM {known['vllm']} has no implementation of {name}. It runs {code} through the Transformers backend, "
             "which is slower"

@@ -24,9 +24,12 @@ tag. switchable: with no tag, but ``enable_thinking: false`` closes the tags, so
 class ParserRule(msgspec.Struct, frozen=True, kw_only=True):
     """A family of models and the parser that reads their output. The first rule that matches a model decides.
 
-    ``parser`` is None if vLLM has no parser that works without more than the model's files: ``need`` then says what
-    the user can do. A rule matches if the architecture matches one of the patterns in ``architectures``, and if the
-    template contains each of ``markers`` and none of ``without``.
+    ``parser`` is None if vLLM has no parser that works without more than the model's files. ``need``: what the user can
+    do if ``parser`` is None, or if the template does not show tools to the model. ``need_tokens``: what the user can do
+    if the tokenizer lacks one of ``tokens``. Both are "" if the plan knows no remedy.
+
+    A rule matches if the architecture matches one of the patterns in ``architectures``, and if the template contains
+    each of ``markers`` and none of ``without``.
     """
 
     family: str
@@ -40,6 +43,7 @@ class ParserRule(msgspec.Struct, frozen=True, kw_only=True):
     thinking: tuple[Thinking, ...] = ()  # for reasoning: the prompts with which the parser is right. (): all
     tags: tuple[str, str] = ("<think>", "</think>")
     need: str = ""
+    need_tokens: str = ""
 
     def matches(self, architecture: str, template: str, prompt: str) -> bool:
         """Whether this rule is for a model of ``architecture`` with the source ``template``.

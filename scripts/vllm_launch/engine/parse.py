@@ -37,7 +37,8 @@ def parse(argv: Sequence[str]) -> dict[str, object]:
             values[option.dest] = [*earlier, value]
             continue
         if option.dest in values:
-            raise UsageError(flag, "is given twice (all its spellings count), and vLLM would use the last", "keep one")
+            problem = "is given twice, perhaps under another spelling, and vLLM would use only the last"
+            raise UsageError(flag, problem, "keep one")
         values[option.dest] = _typed(option, flag, value)
     _take_model(values, rest)
     return values
@@ -130,8 +131,10 @@ def _normalized(argv: Sequence[str]) -> list[str]:
             normalized.append(word)
             continue
         if re.fullmatch(r"-\d*\.\d+", word):
-            problem = "vLLM would read the dot as in --compilation-config.mode"
-            raise UsageError(f"the value {word}", problem, "write --flag=VALUE")
+            problem = "vLLM would take it for a flag with a dotted key, such as --compilation-config.mode"
+            before = normalized[-1] if normalized else ""
+            of = before if before.startswith("--") and "=" not in before else "--flag"
+            raise UsageError(f"the value {word}", problem, f"write {of}={word}")
         if not equals:
             text = next(words, "")
         if not equals and not text:

@@ -22,7 +22,7 @@ FEWER = (
 LATE = "so a GPU can run out of memory. If it does, lower --gpu-memory-utilization"
 KERNELS = "so vLLM's KV cache can be smaller or larger than planned, and a GPU can run out of memory"
 HOST = "so vLLM needs more host memory than planned"
-CONNECTOR = f"{SMALLER}. With some connectors, layers with a window keep all tokens, so the cache holds fewer"
+CONNECTOR = f"{SMALLER}. With some connectors, sliding-window layers keep all tokens, so the cache holds fewer"
 
 
 class Uncounted(NamedTuple):
@@ -138,13 +138,13 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     "weight_transfer_config": Uncounted("the buffers that receive new weights", LATE),
     # the KV cache
     "kv_cache_dtype_skip_layers": Uncounted("the layers that keep the model's data type", FEWER, ([], ())),
-    "swa_bounded_replay": Uncounted("the tokens that layers with a window keep for prefix caching", FEWER, (True,)),
+    "swa_bounded_replay": Uncounted("the tokens that sliding-window layers keep for prefix caching", FEWER, (True,)),
     "mamba_cache_dtype": _STATE_DTYPE,
     "mamba_ssm_cache_dtype": _STATE_DTYPE,
     "use_replayssm": _REPLAY,
     "replayssm_buffer_len": _REPLAY,
     "kv_offloading_backend": Uncounted(
-        "the tokens before the window, which layers with a window can keep with this backend", FEWER, ("native",)
+        "the tokens before the window, which sliding-window layers can keep with this backend", FEWER, ("native",)
     ),
     "kv_transfer_config.kv_connector": Uncounted("the buffers of the KV connector", CONNECTOR),
     "kv_transfer_config.kv_connector_extra_config": Uncounted(
@@ -188,7 +188,7 @@ UNCOUNTED: Mapping[str, Uncounted] = {
     ),
     "compilation_config.cudagraph_mm_encoder": Uncounted("the CUDA graphs of the encoder", SMALLER, (False,)),
     "compilation_config.cudagraph_decoder_replay": Uncounted(
-        "the memory that decoder replay saves without CUDA graphs", LARGER, (True,)
+        "the memory that vLLM saves because decoder replay has no CUDA graphs", LARGER, (True,)
     ),
     "compilation_config.decoder_replay_cudagraph_capture_sizes": Uncounted(
         "the CUDA graphs of decoder replay", SMALLER, ([],)

@@ -215,8 +215,9 @@ def _device_warnings(device: gpu_facts.Device, gpus: Sequence[Gpu]) -> Iterator[
         yield UNIFIED_WARNING.format(name=name)
     elif device.memory is None and not device.mig_enabled:
         yield (
-            f"NVML does not report the memory of {name}: the plan takes {gib(gpus[0].memory_total)}, the total of this "
-            "model, and cannot know what other programs use. vLLM checks the free memory when it starts"
+            f"NVML does not report the memory of {name}: the plan assumes {gib(gpus[0].memory_total)}, the total "
+            "memory of this GPU model, and subtracts only the memory of processes that NVML lists. vLLM checks the "
+            "free memory when it starts"
         )
     if gpus and device.compute_capability is None:
         yield (
@@ -289,7 +290,8 @@ def _place_of(gpus: tuple[Gpu, ...], entry: str) -> int:
 def _not_visible(gpus: tuple[Gpu, ...], problem: str) -> UsageError:
     """Return the error for a wrong CUDA_VISIBLE_DEVICES. It lists the GPUs that the machine has."""
     names = ", ".join(gpu.uuid if gpu.mig_profile else f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
-    remedy = f"use one or more of these: {names}" if names else "unset it: this machine shows no GPU (vllm-launch gpus)"
+    unset = "unset it: this machine has no GPU that the launcher can see. Check with `vllm-launch gpus`"
+    remedy = f"use one or more of these: {names}" if names else unset
     return UsageError("CUDA_VISIBLE_DEVICES", problem, remedy)
 
 

@@ -176,7 +176,8 @@ def _language_model(raw: Mapping[str, Any], root: Config) -> tuple[Config, bool]
 def _not_compared(architecture: Architecture, config: Config) -> str:
     return (
         f"the plan has not been compared with vLLM for architecture {architecture.name} with model type "
-        f"{config.text('model_type')!r}: it counts every layer at its worst, with full attention and the largest heads"
+        f"{config.text('model_type')!r}: it assumes the most memory for every layer: full attention and the "
+        "largest heads"
     )
 
 

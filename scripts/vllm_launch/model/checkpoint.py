@@ -164,7 +164,7 @@ def shard_names(index: dict[str, Any], where: str) -> list[str]:
         if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\0" in name:
             raise UsageError(
                 f"{where} key 'weight_map'",
-                f"names {short_repr(name)}, not a safetensors file beside it",
+                f"names {short_repr(name)}, which is not the name of a safetensors file in the same folder",
                 DOWNLOAD_AGAIN,
             )
         names.add(name)

@@ -98,7 +98,7 @@ def read_media(
         rows = processor.vision.integer("position_embedding_size", default=10240)
         known, share = kernel * kernel * GEMMA4_ONE_HOT * rows, GEMMA4_SHARE
     if known is None:
-        warnings.append(f"the memory of {architecture}'s encoder is unknown, so the plan assumes the most")
+        warnings.append(f"the memory that {architecture}'s encoder needs is unknown, so the plan uses a high estimate")
     deepstack = processor.vision.array("deepstack_visual_indexes")
     default = tower.keys.get("vision_config.deepstack_visual_indexes", 0) if tower else 0
     media = Media(

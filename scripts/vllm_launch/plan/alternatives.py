@@ -222,10 +222,9 @@ def _more_gpus(request: PlanRequest, hardware: Hardware, gpus: Sequence[Gpu]) ->
     largest = max(gpus, key=lambda gpu: gpu.memory_total)
     if largest.mig_profile or largest.unified:
         return
-    name = "of these GPUs" if len(alike(tuple(gpus))) == 1 else f"x {largest.name}"
     for count in COUNTS:
         if count > len(gpus):
-            yield from _on(f"{count} {name}", "more GPUs", request, _with_gpus(hardware, largest, count))
+            yield from _on(f"{count} x {largest.name}", "more GPUs", request, _with_gpus(hardware, largest, count))
 
 
 def _larger_slices(request: PlanRequest, gpus: Sequence[Gpu]) -> Iterator[Change]:

@@ -156,7 +156,7 @@ def _if_tokens(rule: ParserRule, chat: Chat, why: str, without: str) -> Choice:
     missing = [token for token in rule.tokens if token not in (chat.tokens or ())]
     if missing:
         why = f"the tokenizer has no token {missing[0]}, which the parser {rule.parser} needs. {without}"
-        return Choice(None, why, rule.need)
+        return Choice(None, why, rule.need_tokens)
     return Choice(rule.parser, why)
 
 

@@ -80,9 +80,11 @@ def _why_gpus_per_replica(request: PlanRequest, model: Model, chosen: Candidate)
         held = "holds" if chosen.enough_gpus == 1 else "hold"
         spare = "The spare GPUs are too few for another replica, so they enlarge the KV cache"
         return f"{counted(chosen.enough_gpus, 'GPU')} {held} {needed}. {spare}"
-    if request.pipeline_parallel_size or request.data_parallel_size:
-        return f"with the parallel sizes that you set, the fewest GPUs that hold {needed}"
-    return f"the fewest GPUs that hold {needed}"
+    given = (
+        "with the parallel sizes that you set, " if request.pipeline_parallel_size or request.data_parallel_size else ""
+    )
+    has = counted(chosen.layout.gpus_per_replica, "GPU")
+    return f"{given}a replica has {has}, the smallest number that holds {needed}"
 
 
 def _cache_size(chosen: Candidate) -> str:

@@ -87,7 +87,10 @@ def _set_memory_reasons(request: PlanRequest, chosen: Candidate) -> Iterator[Rea
         why = "set by you. The KV cache has this many blocks, however much memory is left. One of them stays empty"
         yield Reason(field="num_gpu_blocks_override", value=blocks, why=why, source=Source.YOU)
     if host := kv_cache_on_host(request, chosen):
-        why = f"set by you. {gib(host)} of host memory on this machine hold KV cache blocks that left the GPU"
+        why = (
+            f"set by you. {gib(host)} of host memory on this machine hold KV cache blocks that are offloaded from the "
+            "GPU"
+        )
         yield Reason(field="kv_offloading_size", value=request.kv_offloading_size, why=why, source=Source.YOU)
     moved = max(offloaded_by_rank(chosen.placement))
     if moved.host:
@@ -112,10 +115,11 @@ def media_reasons(model: Model, chosen: Candidate) -> Iterator[Reason]:
             yield Reason(field="encoder_cache", value=0, why=why, source=Source.YOU)
         return
     sizes = [f"{item.modality} {item.tokens_within(run.max_model_len):,}" for item in active_items(model, run)]
-    held = "a batch" if encoder.tokens == run.max_num_batched_tokens else "the largest item"
+    batch = encoder.tokens == run.max_num_batched_tokens
+    held = "one batch (max_num_batched_tokens)" if batch else "the largest item"
     why = (
-        f"tokens of {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to {gib(encoder.peak)}, "
-        f"its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}"
+        f"as many tokens as {held}. The largest items: {', '.join(sizes)} tokens. The encoder needs up to "
+        f"{gib(encoder.peak)}, its cache {gib(encoder.cache)}, its buffers {gib(encoder.buffers)}"
     )
     if not only_transcribes(model.architecture):
         why += ". If requests are text only, set --language-model-only"

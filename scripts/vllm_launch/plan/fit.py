@@ -95,9 +95,10 @@ def watermark_of(request: PlanRequest, candidate: Candidate) -> float:
 
 
 def kv_cache_on_host(request: PlanRequest, candidate: Candidate) -> int:
-    """Return the bytes of host memory for KV cache blocks that left the GPU (vllm/config/cache.py:kv_offloading_size).
+    """Return the bytes of host memory for KV cache blocks that are offloaded from the GPU.
 
     Each replica has this memory, shared by its GPUs.
+    Source: vllm/config/cache.py:kv_offloading_size.
     """
     return int(request.kv_offloading_size * GIB) * candidate.layout.data
 
@@ -185,7 +186,7 @@ def _too_little_memory(request: PlanRequest, layout: Layout, parts: Memory, gpu:
     if missing < 0 or (missing == 0 and request.kv_cache_memory_bytes):
         return None
     needs = _needs(parts, available - kv_bytes, margin=request.gpu_memory_utilization is None)
-    why = f"GPU {gpu.index} lacks {gib(max(missing, 1))} of memory {purpose} ({needs}, of {gib(available)})"
+    why = f"GPU {gpu.index} lacks {gib(max(missing, 1))} of memory {purpose} ({needs}; available: {gib(available)})"
     return NoFit(layout=layout, why=why, missing=max(missing, 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -111,28 +112,31 @@ def _cuda_graph_warnings(request: PlanRequest, model: Model, chosen: Candidate) 
 
 
 def _media_warnings(request: PlanRequest, hardware: Hardware, model: Model, chosen: Candidate) -> Iterator[str]:
-    """Yield what the options for images, videos and audio do not do, and the host memory of the processor's cache."""
+    """Yield warnings about options for images, videos and audio that do not do what the user expects.
+
+    Also yield a warning about a processor cache that is larger than the available host memory.
+    """
     limits = request.limit_mm_per_prompt or {}
     options = {name for limit in limits.values() if isinstance(limit, dict) for name in limit} - {"count"}
     if model.media is None:
         return
     known = {*MODALITIES, *(item.modality for item in model.media.items)}
     if unknown := sorted(name for name in limits if name not in known):
-        yield (
-            f"--limit-mm-per-prompt names {', '.join(unknown)}, and this has no effect: vLLM's names are "
-            f"{', '.join(sorted(known))}"
-        )
+        yield (f"vLLM ignores {', '.join(unknown)} in --limit-mm-per-prompt. It knows {', '.join(sorted(known))}")
     size = 4.0 if request.mm_processor_cache_gb is None else request.mm_processor_cache_gb
-    cached = int(size * GIB) * (1 + chosen.layout.data)  # the API server's, and one for each engine
+    caches = 1 + chosen.layout.data  # the API server's, and one for each engine
+    cached = int(size * GIB) * caches
     if active_items(model, chosen.run_config) and hardware.cpu and cached > hardware.cpu.memory_available:
+        most = math.floor(10 * hardware.cpu.memory_available / GIB / caches) / 10
         yield (
             f"vLLM keeps processed images, videos and audio in up to {gib(cached)} of host memory, and "
-            f"{gib(hardware.cpu.memory_available)} are available: set --mm-processor-cache-gb to less than {size:g}"
+            f"{gib(hardware.cpu.memory_available)} are available: set --mm-processor-cache-gb to at most {most:.1f}"
         )
     if options and active_items(model, chosen.run_config):
+        reduce = "reduces" if len(options) == 1 else "reduce"
         yield (
-            f"{', '.join(sorted(options))} in --limit-mm-per-prompt make only vLLM's profile smaller, and requests can "
-            "still send the largest item. The plan counts the largest item"
+            f"--limit-mm-per-prompt: {', '.join(sorted(options))} {reduce} only the memory that vLLM measures at "
+            "start-up. Clients can still send the largest item, so the plan counts the largest item"
         )
     if request.mm_encoder_tp_mode == "data" and not model.media.encoder_tp_data:
-        yield "this model does not support --mm-encoder-tp-mode data, so vLLM uses weights"
+        yield "this model does not support --mm-encoder-tp-mode data, so vLLM uses --mm-encoder-tp-mode weights"

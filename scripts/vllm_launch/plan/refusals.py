@@ -1,4 +1,4 @@
-"""User settings that vLLM refuses for this model. vLLM itself finds them only after it has loaded for a minute. Pure.
+"""User settings that vLLM refuses for this model. vLLM itself reports them only about a minute after its start. Pure.
 
 Rules that need no model are in ``settings``, and rules about a split of the model are in ``sizing.parallel``.
 """
@@ -87,10 +87,10 @@ def warnings(case: Case) -> list[str]:
     if method == "humming":
         return [f"{where}: the plan counts the checkpoint's own weights ({own}), and humming may store them otherwise"]
     if method != own and own == "awq":
-        other = f"{method} is accepted for awq by vLLM's CUDA build and does not match for its CPU build"
+        other = f"vLLM's CUDA build accepts {method} for an awq checkpoint, but its CPU build refuses it"
         return [f"{where}: {other}: {REMOVE_QUANTIZATION}"]
     if method != own:
-        return [f"{where}: {method} is another name for what vLLM chooses for {own} by itself: {REMOVE_QUANTIZATION}"]
+        return [f"{where}: vLLM accepts {method} for a {own} checkpoint, but does not need it: {REMOVE_QUANTIZATION}"]
     return []
 
 
@@ -161,7 +161,8 @@ def _batch(case: Case) -> Iterator[Refusal]:
     if not isinstance(tokens, int) or tokens >= length or splits_prompts(case.request, case.model):
         return
     problem = (
-        f"a batch of {tokens} tokens is smaller than max_model_len ({length}), and vLLM does not split prompts here"
+        f"a batch of {tokens} tokens is smaller than max_model_len ({length}), and without chunked prefill a batch "
+        "must hold a whole prompt"
     )
     yield Refusal("max_num_batched_tokens", problem, f"set at least {length}, or --max-model-len {tokens}")
 
@@ -223,8 +224,8 @@ def _decode_context(case: Case) -> Iterator[Refusal]:
         return
     dest = "decode_context_parallel_size"
     if tensor <= model.kv_heads:
-        needed = f"a tensor_parallel_size above the model's {model.kv_heads} KV heads"
-        problem = f"{dest} {dcp} needs {needed}, and that is {tensor}"
+        needed = f"a tensor_parallel_size above {model.kv_heads}, the model's number of KV heads"
+        problem = f"{dest} {dcp} needs {needed}, but tensor_parallel_size is {tensor}"
         yield Refusal(dest, problem, "remove --decode-context-parallel-size, or raise --tensor-parallel-size")
     elif dcp > tensor // model.kv_heads:
         largest = tensor // model.kv_heads
@@ -241,7 +242,7 @@ def _external_balancer(case: Case) -> Iterator[Refusal]:
         return
     for dest in ("data_parallel_rank", "data_parallel_external_lb"):
         if case.option(dest) is not None and case.option(dest) is not False:
-            problem = "vLLM runs replicas with an external load balancer only of models with experts"
+            problem = "vLLM supports an external load balancer for replicas only if the model has experts"
             yield Refusal(dest, problem, "start one vLLM per replica, without --data-parallel flags")
 
 

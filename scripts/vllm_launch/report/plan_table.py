@@ -74,7 +74,7 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
     unified = gpu is not None and gpu.unified
     total = gpu.memory_total if gpu else hardware.cpu.memory_available if hardware.cpu else 0
     parts = [
-        ("x", "host and others" if unified else "other processes", total - gpu.memory_free if gpu else 0),
+        ("x", "host, other programs" if unified else "other processes", total - gpu.memory_free if gpu else 0),
         ("c", "CUDA context", memory.context),
         ("W", "weights", memory.weights),
         ("n", "CUDA, NCCL, buffers" if gpu else "vLLM and activations", memory.non_torch),
@@ -82,7 +82,7 @@ def _bar(plan: Plan, hardware: Hardware) -> Iterator[str]:
         ("e", "multimodal encoder", memory.encoder),
         ("g", "CUDA graphs", memory.cuda_graphs),
         ("K", "KV cache", plan.kv_cache.bytes // workers),
-        ("s", "safety margin" if gpu else "left for others", memory.safety),
+        ("s", "safety margin" if gpu else "for other programs", memory.safety),
     ]
     parts = [part for part in parts if part[2] > 0]
     unused = total - sum(size for _, _, size in parts)

@@ -1,4 +1,6 @@
-"""Combinations of vLLM's options that vLLM refuses for every model. It finds them only after it has loaded.
+"""Values and combinations of vLLM's options that vLLM refuses for every model.
+
+vLLM itself reports them only some time after its start.
 
 Rules that depend on the model are in ``plan.refusals``.
 """
@@ -28,11 +30,15 @@ NEEDS = (
 Source: entrypoints/launchers/cli_args.py:validate_parsed_serve_args, config/parallel.py, and for adapters
 v1/worker/lora_model_runner_mixin.py:add_lora (RuntimeError after the model is loaded)."""
 
+VALUES = {"tool_call_parser": "NAME", "distributed_executor_backend": "ray"}
+"""The value to add, by needed option. The others are switches."""
+
 
 def _needs(engine: Engine) -> Iterator[Mistake]:
     for dest, needed, why in NEEDS:
         if engine.get(dest) and not engine.get(needed):
-            yield Mistake(dest, why, f"add --{needed.replace('_', '-')}, or remove --{dest.replace('_', '-')}")
+            addition = f"--{needed.replace('_', '-')} {VALUES.get(needed, '')}".rstrip()
+            yield Mistake(dest, why, f"add {addition}, or remove --{dest.replace('_', '-')}")
 
 
 def _adapters(engine: Engine) -> Iterator[Mistake]:
@@ -51,7 +57,10 @@ def _metrics(engine: Engine) -> Iterator[Mistake]:
 
 
 def _others(engine: Engine) -> Iterator[Mistake]:
-    """Combinations that config/vllm.py and config/offload.py refuse."""
+    """Yield mistakes in microbatching, sampling masks and pooling types.
+
+    Source: config/vllm.py, config/pooler.py.
+    """
     splits_batch = engine.get("enable_dbo") or number(engine, "ubatch_size", 0) > 1
     if splits_batch and engine.get("all2all_backend") not in UBATCHING:
         dest = "enable_dbo" if engine.get("enable_dbo") else "ubatch_size"
@@ -62,8 +71,8 @@ def _others(engine: Engine) -> Iterator[Mistake]:
         yield Mistake("return_sampling_mask", "it needs processed logprobs", "add --logprobs-mode processed_logprobs")
     pooling_type = table(engine, "pooler_config").get("pooling_type")
     if pooling_type is not None and pooling_type not in POOLING_TYPES:
-        problem = f"pooling_type {pooling_type!r} is none of vLLM's"
-        yield Mistake("pooler_config", problem, f"give {', '.join(POOLING_TYPES)}")
+        problem = f"vLLM has no pooling_type {pooling_type!r}"
+        yield Mistake("pooler_config", problem, f"give one of {', '.join(POOLING_TYPES)}")
 
 
 UBATCHING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
@@ -74,15 +83,20 @@ POOLING_TYPES = ("ALL", "CLS", "LAST", "MEAN", "STEP")
 
 
 def _transfer(engine: Engine) -> Iterator[Mistake]:
-    """Connectors (config/kv_transfer.py, config/ec_transfer.py)."""
+    """Yield connectors without a role or with an unknown role.
+
+    Source: config/kv_transfer.py, config/ec_transfer.py.
+    """
     for dest, kind in (("kv_transfer_config", "kv"), ("ec_transfer_config", "ec")):
         config = table(engine, dest)
         roles = ROLES[kind]
         role = config.get(f"{kind}_role")
         if role is not None and role not in roles:
-            yield Mistake(dest, f"{kind}_role {role!r} is no role", f"give {', '.join(roles)}")
+            yield Mistake(dest, f"{kind}_role {role!r} is not valid", f"give one of {', '.join(roles)}")
         elif config.get(f"{kind}_connector") and role is None:
-            yield Mistake(dest, f"a {kind}_connector needs a {kind}_role", f"add {kind}_role: {', '.join(roles)}")
+            yield Mistake(
+                dest, f"a {kind}_connector needs a {kind}_role", f"add {kind}_role, one of {', '.join(roles)}"
+            )
 
 
 ROLES = {
@@ -93,7 +107,7 @@ ROLES = {
 
 
 def _known_names(engine: Engine) -> Iterator[Mistake]:
-    """Names that vLLM looks up in its registries, unless a plugin adds to them."""
+    """Yield names that are not in vLLM's registries. A name is not checked if the user sets a plugin."""
     for kind, (dest, key, plugin) in LOOKED_UP.items():
         name = table(engine, dest).get(key) if key else engine.get(dest)
         from_plugin = plugin and (table(engine, dest).get(plugin) if key else engine.get(plugin))
@@ -115,7 +129,7 @@ LOOKED_UP = {
 
 
 def _limits(engine: Engine) -> Iterator[Mistake]:
-    """Limits of the fields of vLLM's config classes."""
+    """Yield values outside the limits of the fields of vLLM's config classes."""
     for dest, value in engine.items():
         option = options().get(dest)
         if option is None or isinstance(value, bool) or not isinstance(value, int | float):
@@ -135,7 +149,10 @@ def _limits(engine: Engine) -> Iterator[Mistake]:
 
 
 def _drafts(engine: Engine) -> Iterator[Mistake]:
-    """Speculative decoding (config/speculative.py:SpeculativeConfig.__post_init__)."""
+    """Yield mistakes in the options for speculative decoding.
+
+    Source: config/speculative.py:SpeculativeConfig.__post_init__.
+    """
     config = speculative.speculative_config(engine)
     if not config:
         return

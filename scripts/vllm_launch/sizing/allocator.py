@@ -9,14 +9,19 @@ FRAGMENTS = 256 * MIB
 """Bytes that the plan leaves free on each GPU, for fragments of the allocator and for unmeasured memory."""
 
 ORDINARY_FRAGMENTS = 1 / 3
-"""Share of the temporary memory that ordinary segments lose. Measured: Llama-3-8B under the worst load of
-benchmarks/gpu/edge.py. H100, 2026-11-26: at most 2,240 MiB in use, and 3,489 MiB reserved for it. These are the 3.04
-GiB by which the reserved memory rose, and 381 MiB that were reserved but unused before the load. H200, 2026-11-29: one
-of three runs with FRAGMENTS alone ran out of memory. The planned temporary memory is 3,060 MiB."""
+"""Share of the planned temporary memory that fragments take without expandable segments, in addition to FRAGMENTS.
+
+Measured with Llama-3-8B on an H100, 2026-11-26 (benchmarks/gpu/edge.py): for temporary memory, PyTorch reserved 3,489
+MiB (3.04 GiB more than before the load, and 381 MiB that were unused before it). It used at most 2,240 MiB. The plan
+had 3,060 MiB. (3,489 - 2,240 - 256) / 3,060 is about 1/3. On an H200, 2026-11-29, one of three runs with FRAGMENTS
+alone ran out of memory."""
 
 
 def uses_expandable_segments(placement: Placement) -> bool:
-    """Whether vLLM's allocator uses expandable segments. The user's environment decides first, then the plan.
+    """Whether vLLM's allocator uses expandable segments.
+
+    The user's environment decides. If it does not, some options forbid them (engine/allocator.py:FORBIDDING). Otherwise
+    the plan decides.
 
     The plan uses them if tensor_parallel_size is 1, the rank has a whole GPU with memory of its own, and experts are
     not spread over replicas. Pipeline parallelism is no obstacle. With tensor parallelism, vLLM's custom all-reduce

@@ -26,7 +26,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int | None = None
     num_gpu_blocks_override: int | None = None  # blocks of the KV cache, whatever memory is left for it
     enable_prefix_caching: bool | None = None  # None: on, but off for models without attention
-    disable_hybrid_kv_cache_manager: bool = False  # True: layers with a window keep all tokens
+    disable_hybrid_kv_cache_manager: bool = False  # True: sliding-window layers keep all tokens
     async_scheduling: bool = True
     compiled: bool = True  # vLLM compiles the model with Inductor
     cudagraph_mode: CudaGraphMode = "FULL_AND_PIECEWISE"

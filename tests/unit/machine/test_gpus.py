@@ -146,7 +146,7 @@ def test_a_known_gpu_whose_memory_nvml_does_not_tell_has_the_memory_of_its_model
     [gpu] = hardware.gpus
     total = parse_hardware_name("L4").gpus[0].memory_total
     assert (gpu.memory_total, gpu.memory_free, gpu.unified) == (total, total - 3 * GIB, False)
-    assert "NVML does not report the memory of GPU 0 (NVIDIA L4): the plan takes 22.03 GiB" in hardware.warnings[0]
+    assert "NVML does not report the memory of GPU 0 (NVIDIA L4): the plan assumes 22.03 GiB" in hardware.warnings[0]
 
 
 GB10_KIB = 127_601_836  # 121.69 GiB
@@ -416,7 +416,7 @@ def test_a_mig_slice_is_selected_by_its_uuid() -> None:
         (FOUR, "1,GPU-aaaa2", "1 and GPU-aaaa2 name the same GPU"),
         (FOUR, "٢", "names no GPU of this machine"),
         (SLICED, "0", "GPU 0 is split into MIG slices"),
-        (machine(), "0", "this machine shows no GPU"),
+        (machine(), "0", "this machine has no GPU that the launcher can see"),
     ],
 )
 def test_an_entry_that_cuda_silently_ignores_is_an_error_that_lists_all_gpus(

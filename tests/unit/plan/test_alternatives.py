@@ -16,8 +16,7 @@ from vllm_launch.sizing.parallel import Layout
 H100 = gpu(total=80 * GIB, free=79 * GIB, name="NVIDIA H100 80GB HBM3")
 A100 = gpu(total=80 * GIB, free=79 * GIB, capability=(8, 0), name="NVIDIA A100-SXM4-80GB")
 LARGER = ["1 x A100-80GB", "1 x H200", "1 x B200"]
-MORE = [f"{count} of these GPUs" for count in (2, 4, 8, 16)]
-MORE_IN_FP8 = [f"{name} with --quantization fp8" for name in MORE]
+COUNTS = (2, 4, 8, 16)
 
 
 def machine(*gpus: Gpu, linked: bool = True) -> Hardware:
@@ -33,6 +32,13 @@ def changes(request, *gpus, of=None, longest=0):
     }
 
 
+def larger_machines(card: Gpu) -> list[str]:
+    """Return the changes of hardware that are suggested on a machine with one ``card``, in their order."""
+    more = [f"{count} x {card.name}" for count in COUNTS]
+    larger = [f"{count} x {name}" for count in COUNTS for name in ("A100-80GB", "H200", "B200")]
+    return [*more, *LARGER, *(f"{name} with --quantization fp8" for name in more), *larger]
+
+
 def test_cheap_changes_come_before_larger_machines():
     request = PlanRequest(gpu_memory_utilization=0.5, kv_cache_memory_bytes=GIB)
     first = list(changes(request, H100, longest=512))
@@ -40,17 +46,15 @@ def test_cheap_changes_come_before_larger_machines():
         "remove --gpu-memory-utilization", "remove --kv-cache-memory-bytes", "--max-model-len 512", "--kv-cache-dtype fp8",
         "--quantization fp8", "--quantization fp8 --kv-cache-dtype fp8",
     ]  # fmt: skip
-    larger = [f"{count} x {name}" for count in (2, 4, 8, 16) for name in ("A100-80GB", "H200", "B200")]
-    assert first[6:] == [*MORE, *LARGER, *MORE_IN_FP8, *larger]
+    assert first[6:] == larger_machines(H100)
     short = model(max_model_len=2048)
-    assert list(changes(PlanRequest(), A100, of=short)) == ["--quantization fp8", *MORE, *LARGER, *MORE_IN_FP8, *larger]
+    assert list(changes(PlanRequest(), A100, of=short)) == ["--quantization fp8", *larger_machines(A100)]
 
 
 def test_gpus_of_different_kinds_are_used_together_before_options_that_lose_something():
     both = list(changes(PlanRequest(), A100, H100, longest=512))
     assert both[:3] == ["--tensor-parallel-size 2", "--pipeline-parallel-size 2", "--max-model-len 512"]
     assert both.index("--tensor-parallel-size 2 --quantization fp8") < both.index(f"4 x {A100.name}")
-    assert not [name for name in both if "of these GPUs" in name]  # they are not alike
     assert "--tensor-parallel-size 2" not in changes(PlanRequest(), H100, H100)  # the plan has tried it
     assert "--tensor-parallel-size 3" in changes(PlanRequest(), H100, H100, A100)
     assert "--tensor-parallel-size 2" not in changes(PlanRequest(), H100, H100, A100)
@@ -73,21 +77,21 @@ def test_each_change_changes_what_it_says_and_nothing_else():
         "--quantization fp8": replace(request, quantization="fp8"),
         "--quantization fp8 --kv-cache-dtype fp8": replace(request, quantization="fp8", kv_cache_dtype="fp8"),
         "remove the parallel sizes that you set": free,
-        "4 of these GPUs": request,
-        "4 of these GPUs without the parallel sizes that you set": free,
+        f"4 x {H100.name}": request,
+        f"4 x {H100.name} without the parallel sizes that you set": free,
         "2 x H200": request,
         "2 x H200 without the parallel sizes that you set": free,
-        "4 of these GPUs with --quantization fp8": replace(request, quantization="fp8"),
+        f"4 x {H100.name} with --quantization fp8": replace(request, quantization="fp8"),
     }
     assert {name: found[name][0] for name in expected} == expected
-    assert {len(larger.gpus) for name, (_, larger) in found.items() if name.startswith("4 of these")} == {4}
+    assert {len(larger.gpus) for name, (_, larger) in found.items() if name.startswith(f"4 x {H100.name}")} == {4}
     assert [one.name for one in found["2 x H200"][1].gpus] == ["NVIDIA H200"] * 2
-    assert "2 of these GPUs" not in found  # they are there already
+    assert f"2 x {H100.name}" not in found  # they are there already
 
 
 def test_a_gpu_that_is_part_of_a_processor_is_not_multiplied():
     alone = changes(PlanRequest(), msgspec.structs.replace(H100, unified=True))
-    assert not [name for name in alone if "these" in name]
+    assert not [name for name in alone if H100.name in name]
     assert "2 x H200" in alone
 
 
@@ -172,7 +176,7 @@ def test_the_smallest_number_of_gpus_that_is_enough_is_suggested_once():
     names = [f"model.layers.{n}.self_attn.o_proj.weight" for n in range(32)]
     large = model(tensors=tuple(tensor(name, 420_000, 4096) for name in names))  # 102 GiB
     error = nothing_fits(PlanRequest(quantization="awq"), machine(H100), (H100,), large, [no_fit(1, "much", GIB)])
-    assert error.remedy == "any of these changes makes it fit: 2 of these GPUs; or 1 x H200; or 1 x B200"
+    assert error.remedy == "any of these changes makes it fit: 2 x NVIDIA H100 80GB HBM3; or 1 x H200; or 1 x B200"
 
 
 def test_a_single_change_is_suggested_as_one():

@@ -10,7 +10,7 @@ from typing import Any
 
 import builders
 import pytest
-from chat_families import FAMILIES, HYBRID, JSON_CALL, OFF_UNLESS_ON, OPENS, THINK, Family, template
+from chat_families import DEEPSEEK, FAMILIES, HYBRID, JSON_CALL, OFF_UNLESS_ON, OPENS, THINK, Family, template
 
 from vllm_launch.decide import decide
 from vllm_launch.engine.architectures import resolve
@@ -131,6 +131,35 @@ def test_a_parser_whose_token_the_tokenizer_lacks_would_stop_vllm_so_it_is_not_s
 def test_a_family_that_needs_more_than_its_files_is_told_what(architecture: str, marks: str, remedy: str) -> None:
     (warning,) = decided(Family("m", architecture, template(marks=marks))).warnings
     assert remedy in warning
+
+
+@pytest.mark.parametrize(
+    ("marks", "file"),
+    [("<｜tool▁calls▁begin｜>```json", "deepseekv3.jinja"), ("<｜tool▁calls▁begin｜>", "deepseekv31.jinja")],
+)
+def test_a_deepseek_model_without_tools_in_its_template_is_told_of_the_template(marks: str, file: str) -> None:
+    (warning,) = decided(Family("m", "DeepseekV3ForCausalLM", template(marks=marks), tokens=DEEPSEEK)).warnings
+    assert warning.startswith("made-up: the chat template does not show a request's tools to the model. Download ")
+    assert file in warning
+    assert "tokenizer" not in warning
+
+
+@pytest.mark.parametrize("marks", ["<｜tool▁calls▁begin｜>```json", "<｜tool▁calls▁begin｜>"])
+def test_a_deepseek_model_that_lacks_a_token_is_told_of_the_tokenizer(marks: str) -> None:
+    family = Family("m", "DeepseekV3ForCausalLM", template(marks), tokens=DEEPSEEK[1:])
+    (warning,) = decided(family).warnings
+    assert f"the tokenizer has no token {DEEPSEEK[0]}, which the parser deepseek_v3" in warning
+    assert "Download the files of the tokenizer" in warning
+    assert ".jinja" not in warning
+    assert decided(family._replace(tokens=DEEPSEEK)).warnings == []
+
+
+def test_llama_4_without_its_token_is_told_of_the_parser_for_python_calls() -> None:
+    calls = template('{"name": …, "parameters": …}')
+    family = Family("m", "Llama4ForConditionalGeneration", calls, tokens=("<|python_start|>",))
+    (warning,) = decided(family).warnings
+    assert "the tokenizer has no token <|python_tag|>" in warning
+    assert "--tool-call-parser llama4_pythonic" in warning
 
 
 def test_a_model_without_a_chat_template_is_told_before_the_start() -> None:

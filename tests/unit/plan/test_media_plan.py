@@ -65,14 +65,17 @@ def test_disabling_images_gives_their_memory_to_the_kv_cache(request_: dict[str,
 
 def test_a_limit_of_an_unknown_modality_is_a_warning() -> None:
     assert any(
-        "names images, and this has no effect" in text for text in planned(limit_mm_per_prompt={"images": 0}).warnings
+        "vLLM ignores images in --limit-mm-per-prompt. It knows audio, image, video" in text
+        for text in planned(limit_mm_per_prompt={"images": 0}).warnings
     )
-    assert not any("no effect" in text for text in planned(limit_mm_per_prompt={"image": 1, "video": 0}).warnings)
+    assert not any("vLLM ignores" in text for text in planned(limit_mm_per_prompt={"image": 1, "video": 0}).warnings)
 
 
 def test_a_limit_with_options_limits_the_number_and_warns_of_the_sizes() -> None:
     result = planned(limit_mm_per_prompt={"image": {"count": 2, "width": 512}})
-    assert any("width in --limit-mm-per-prompt" in warning for warning in result.warnings)
+    assert any("--limit-mm-per-prompt: width reduces only" in warning for warning in result.warnings)
+    both = planned(limit_mm_per_prompt={"image": {"width": 512, "height": 512}})
+    assert any("--limit-mm-per-prompt: height, width reduce only" in warning for warning in both.warnings)
     assert result.memory.encoder == planned().memory.encoder
     assert planned(limit_mm_per_prompt={"image": {"count": 0}}).memory.encoder == 0
 
@@ -99,7 +102,9 @@ def test_a_processor_cache_larger_than_the_host_memory_is_warned_about() -> None
     host = msgspec.structs.replace(H200, cpu=small)
     for size, warned in ((None, True), (2.5, False), (3.5, True), (0.0, False)):
         result = plan(PlanRequest(mm_processor_cache_gb=size), host, model(media=IMAGES))
-        assert any("mm-processor-cache-gb" in warning for warning in result.warnings) is warned
+        found = [warning for warning in result.warnings if "mm-processor-cache-gb" in warning]
+        assert bool(found) is warned
+        assert all(warning.endswith("set --mm-processor-cache-gb to at most 3.0") for warning in found)
     assert not any("mm-processor" in warning for warning in plan(PlanRequest(), host, model()).warnings)
 
 

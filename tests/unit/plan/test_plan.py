@@ -105,16 +105,16 @@ def test_a_replica_gets_the_fewest_gpus_that_fit_and_the_other_gpus_become_repli
 
 def test_the_reason_for_the_gpus_of_a_replica_says_when_it_got_spare_gpus_too():
     fewest = reason(plan(PlanRequest(), machine(4), sized(100)), "tensor_parallel_size").why
-    assert fewest.startswith("the fewest GPUs that hold the weights and a useful KV cache")
+    assert fewest.startswith("a replica has 2 GPUs, the smallest number that holds the weights and a useful KV cache")
     enlarged = plan(PlanRequest(), machine(3), sized(100))
     assert enlarged.gpus_per_replica == 3
     why = reason(enlarged, "tensor_parallel_size").why
     assert why.startswith("2 GPUs hold the weights and a useful KV cache")
     assert "The spare GPUs are too few for another replica, so they enlarge the KV cache" in why
-    assert "fewest" not in why
+    assert "smallest number" not in why
     with_stages = plan(PlanRequest(pipeline_parallel_size=2), machine(4), sized(16))
     why = reason(with_stages, "tensor_parallel_size").why
-    assert why.startswith("with the parallel sizes that you set, the fewest GPUs")
+    assert why.startswith("with the parallel sizes that you set, a replica has 2 GPUs, the smallest number that holds")
 
 
 def test_objective_latency_chooses_the_largest_tensor_parallel_size_that_the_heads_allow():
@@ -545,7 +545,7 @@ def test_a_refusal_names_the_missing_bytes_and_changes_that_would_fit():
     assert text.startswith("made-up on 1 x NVIDIA H100 80GB HBM3: TP=1: ")
     assert re.search(r"GPU 0 lacks \d\d\.\d\d GiB", text)
     assert "any of these changes makes it fit: " in text
-    assert "2 of these GPUs" in text
+    assert "2 x NVIDIA H100 80GB HBM3; or" in text
     assert "--quantization fp8" in text
     assert text.count("; or ") == 2
 

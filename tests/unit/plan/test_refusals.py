@@ -73,7 +73,10 @@ def test_a_deprecated_method_needs_its_flag():
 def test_another_name_of_the_checkpoints_method_is_accepted_with_a_warning_on_gpus():
     awq = case("-q awq_marlin", quantization=quantized("awq"))
     refusals.check(awq)
-    assert "remove --quantization" in refusals.warnings(awq)[0]
+    warning = "vLLM's CUDA build accepts awq_marlin for an awq checkpoint, but its CPU build refuses it: remove"
+    assert warning in refusals.warnings(awq)[0]
+    gptq = refusals.warnings(case("-q gptq_marlin", quantization=quantized("gptq")))
+    assert "vLLM accepts gptq_marlin for a gptq checkpoint, but does not need it" in gptq[0]
     assert "does not match" in refused("-q awq_marlin", quantization=quantized("awq"), on_gpu=False)
     assert not refusals.warnings(case("-q awq", quantization=quantized("awq")))
 
@@ -107,8 +110,9 @@ def test_a_batch_must_hold_a_prompt_that_vllm_does_not_split():
     )
     refusals.check(case("--max-num-batched-tokens 100 --max-num-seqs 8"))
     refusals.check(case("--max-num-batched-tokens 100 --max-num-seqs 8 --max-model-len 100", **pooling))
-    assert "does not split" in refused("--max-num-batched-tokens 100 --max-num-seqs 8 --no-enable-chunked-prefill")
-    assert "does not split" in refused("--max-num-batched-tokens 100 --max-num-seqs 8", layers=(CROSS,))
+    flags = "--max-num-batched-tokens 100 --max-num-seqs 8"
+    for text in (refused(f"{flags} --no-enable-chunked-prefill"), refused(flags, layers=(CROSS,))):
+        assert "without chunked prefill a batch must hold a whole prompt" in text
 
 
 def test_cached_recurrent_states_need_chunked_prefill():
@@ -127,10 +131,10 @@ def test_cached_recurrent_states_need_chunked_prefill():
         ("--long-prefill-token-threshold 9000", {}, "more than max_model_len 8192"),
         ("--enable-prompt-embeds", {"layers": (CROSS,)}, "encoder-decoder"),
         ("""--default-mm-loras '{"audio": "x"}'""", {}, "reads only text"),
-        ("-tp 8 -dcp 2", {}, "above the model's 8 KV heads"),
+        ("-tp 8 -dcp 2", {}, "above 8, the model's number of KV heads, but tensor_parallel_size is 8"),
         ("-tp 16 -dcp 4", {}, "set at most 2"),
         ("-tp 32 -dcp 4", {"heads": 24}, "does not divide the 3 query heads"),
-        ("-dp 2 --data-parallel-rank 0", {}, "only of models with experts"),
+        ("-dp 2 --data-parallel-rank 0", {}, "only if the model has experts"),
         ("--kv-cache-dtype nvfp4", {"layers": (LATENT,), "mla": DEEPSEEK}, "does not work with MLA"),
         ("--enable-return-routed-experts", {}, "a model with experts"),
         ("--enable-return-routed-experts -pp 2", {"experts": EXPERTS}, "pipeline_parallel_size 2"),

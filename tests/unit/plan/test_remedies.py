@@ -63,9 +63,9 @@ def with_change(change: str, flags: dict[str, str], hardware: Hardware) -> tuple
     if change.startswith("remove --"):
         del flags[change.removeprefix("remove ")]
         return flags, hardware
-    if machine := re.match(r"(\d+) (?:of these GPUs|x (.+?))(?= with |$)", change):
-        name = machine[2] or hardware.gpus[0].name
-        hardware, change = parse_hardware_name(f"{name}:{machine[1]}"), change[machine.end() :].removeprefix(" with ")
+    if machine := re.match(r"(\d+) x (.+?)(?= with |$)", change):
+        hardware = parse_hardware_name(f"{machine[2]}:{machine[1]}")
+        change = change[machine.end() :].removeprefix(" with ")
     words = change.split()
     flags |= dict(zip(words[::2], words[1::2], strict=True))
     return flags, hardware

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_health import metrics, scrape
 from vllm_health.scrape import Target
-from vllm_health.state import Canary
+from vllm_health.state import CanaryResult
 
 (REAL,) = (Path(__file__).parents[2] / "data/metrics").glob("vllm-*-cpu.txt")
 
@@ -294,7 +294,7 @@ class Api:
 
 def test_a_canary_requests_one_token_of_the_served_model():
     api = Api()
-    assert canary(web.post("/v1/completions", api.answer), api_key="k") == Canary("answered")
+    assert canary(web.post("/v1/completions", api.answer), api_key="k") == CanaryResult("answered")
     ((_, body, headers),) = api.requests
     assert body == {"model": "shown", "prompt": [1], "max_tokens": 1, "temperature": 0}
     assert headers["Authorization"] == "Bearer k"
@@ -319,9 +319,9 @@ def test_a_canary_can_name_the_engine_and_another_model_name():
 )
 def test_a_model_that_does_not_generate_gets_a_pooling_request(no_route):
     pooling = Api()
-    assert canary(web.post("/v1/completions", Api(*no_route).answer), web.post("/pooling", pooling.answer)) == Canary(
-        "answered"
-    )
+    assert canary(
+        web.post("/v1/completions", Api(*no_route).answer), web.post("/pooling", pooling.answer)
+    ) == CanaryResult("answered")
     assert pooling.requests[0][1] == {"model": "shown", "input": [1]}
 
 
@@ -340,7 +340,7 @@ def test_a_4xx_status_is_refused_and_other_errors_are_inconclusive(status, kind)
     body = '{"error": {"message": "The model `x`\\ndoes not exist."}}'
     pooling = Api()
     result = canary(web.post("/v1/completions", Api(status, body).answer), web.post("/pooling", pooling.answer))
-    assert result == Canary(kind, f"{status} from /v1/completions: The model `x` does not exist.")
+    assert result == CanaryResult(kind, f"{status} from /v1/completions: The model `x` does not exist.")
     assert not pooling.requests
 
 
@@ -360,7 +360,7 @@ def canary_of(url, **target):
 
 
 def test_a_canary_that_cannot_be_sent_failed_and_says_why():
-    assert canary_of("http://127.0.0.1:1") == Canary("failed", "http://127.0.0.1:1/is_paused: Connection refused")
+    assert canary_of("http://127.0.0.1:1") == CanaryResult("failed", "http://127.0.0.1:1/is_paused: Connection refused")
     no_such_host = canary_of("http://no-such-host.invalid")
     assert no_such_host.kind == "failed"
     assert "no-such-host.invalid/is_paused: " in no_such_host.detail
@@ -434,7 +434,7 @@ def test_a_connection_to_another_machine_that_times_out_says_nothing_of_vllm(mon
 def test_a_paused_engine_gets_no_canary():
     api = Api()
     paused = web.get("/is_paused", answering(200, '{"is_paused": true}'))
-    assert canary(paused, web.post("/v1/completions", api.answer)) == Canary("paused")
+    assert canary(paused, web.post("/v1/completions", api.answer)) == CanaryResult("paused")
     assert not api.requests
     resumed = web.get("/is_paused", answering(200, '{"is_paused":false}'))
-    assert canary(resumed, web.post("/v1/completions", api.answer)) == Canary("answered")
+    assert canary(resumed, web.post("/v1/completions", api.answer)) == CanaryResult("answered")

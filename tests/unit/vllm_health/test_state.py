@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_health import judgement, metrics, state
 from vllm_health.limits import Limits
-from vllm_health.state import MIN_MOVEMENT_BYTES, Canary, Engine, Movement, Sample
+from vllm_health.state import MIN_MOVEMENT_BYTES, CanaryResult, Engine, Movement, Sample
 
 LIMITS = Limits()
 TICK = LIMITS.interval_s
@@ -29,7 +29,7 @@ def sample_of(tokens=0.0, canary=None, health="ok", **fields):
     return Sample(
         health=health,
         engines={"0": engine(tokens, **fields)},
-        canaries={"0": canary} if isinstance(canary, Canary) else canary or {},
+        canaries={"0": canary} if isinstance(canary, CanaryResult) else canary or {},
         **extra,
     )
 
@@ -191,7 +191,7 @@ def test_an_idle_engine_gets_canaries_and_stays_ready(serving):
         assert state.canaries(serving.state) == {}
         serving.see(sample_of(5))
         assert list(state.canaries(serving.state)) == ["0"]
-        assert serving.see(sample_of(5, Canary("answered"))).name == "ready"
+        assert serving.see(sample_of(5, CanaryResult("answered"))).name == "ready"
         assert state.canaries(serving.state) == {}
 
 
@@ -266,7 +266,7 @@ def test_a_suspect_engine_has_its_reason(serving):
 def test_a_strike_is_in_the_reason_even_when_no_canary_is_pending(serving):
     while not serving.state.engines["0"].strikes:
         serving.see(sample_of(5))
-    serving.see(sample_of(5, Canary("inconclusive", "503")))
+    serving.see(sample_of(5, CanaryResult("inconclusive", "503")))
     while state.canaries(serving.state):
         serving.see(sample_of(5))
     assert serving.state.name == "suspect"
@@ -288,7 +288,7 @@ def test_an_idle_engine_with_frozen_gauges_is_ready(serving):
     """After an abort of all requests (vllm-project/vllm#22545) "running" stays above 0, and canaries are answered."""
     frozen = sample_of(5, running=106)
     serving.until("suspect", frozen)
-    serving.see(msgspec.structs.replace(frozen, canaries={"0": Canary("answered")}))
+    serving.see(msgspec.structs.replace(frozen, canaries={"0": CanaryResult("answered")}))
     assert serving.state.name == "ready"
 
 
@@ -340,7 +340,7 @@ def test_vllm_is_saturated_only_when_every_engine_has_waiting_requests():
 
 def test_a_request_that_waits_while_none_runs_is_no_saturation(serving):
     for step in range(1000):
-        canary = Canary("answered") if state.canaries(serving.state) else None
+        canary = CanaryResult("answered") if state.canaries(serving.state) else None
         serving.see(sample_of(5 + step // 20, canary, waiting=1))
         assert serving.state.name == "ready", serving.state.reason
 
@@ -440,7 +440,7 @@ def test_stall_0_never_suspects_an_engine():
 # ---- answers to canaries
 
 
-REFUSED = Canary("refused", "401 from /v1/completions: no key")
+REFUSED = CanaryResult("refused", "401 from /v1/completions: no key")
 
 
 def test_a_503_with_a_body_is_not_ready_and_not_dead(serving):
@@ -463,7 +463,7 @@ def test_a_refused_canary_is_no_strike_and_is_sent_again_later(serving):
     problem = "The prober cannot confirm a hang: 401 from /v1/completions: no key."
     assert serving.state.reason.endswith(problem)
     serving.until_asked(sample_of(5, running=1))
-    serving.see(sample_of(5, Canary("answered"), running=1))
+    serving.see(sample_of(5, CanaryResult("answered"), running=1))
     assert serving.state.name == "ready"
     assert problem not in serving.state.reason
 
@@ -486,7 +486,7 @@ def test_a_refusal_for_one_engine_does_not_hide_another_that_hangs():
 
 
 def test_a_canary_that_failed_is_no_strike(serving):
-    failed = Canary("failed", "http://vllm/is_paused: Connection reset by peer")
+    failed = CanaryResult("failed", "http://vllm/is_paused: Connection reset by peer")
     for running in (0, 2):
         for _ in range(500):
             canary = failed if state.canaries(serving.state) else None
@@ -516,7 +516,7 @@ def test_a_long_prefill_after_a_preemption_is_work(serving):
 
 def test_each_canary_has_a_new_number(serving):
     numbers = []
-    for canary in (Canary("answered"), Canary("inconclusive", "503"), Canary("paused"), None) * 2:
+    for canary in (CanaryResult("answered"), CanaryResult("inconclusive", "503"), CanaryResult("paused"), None) * 2:
         while not state.canaries(serving.state):
             serving.see(sample_of(5))
         numbers.append(state.canaries(serving.state)["0"])
@@ -529,7 +529,7 @@ def test_each_canary_has_a_new_number(serving):
 
 def test_an_inconclusive_answer_does_not_clear_a_strike(serving):
     serving.until("suspect", sample_of(5))
-    serving.see(sample_of(5, Canary("inconclusive", "503")))
+    serving.see(sample_of(5, CanaryResult("inconclusive", "503")))
     while state.canaries(serving.state):
         serving.see(sample_of(5))
     assert serving.until("stalled", sample_of(5)) == LIMITS.idle_quiet_s + LIMITS.canary_s
@@ -537,14 +537,14 @@ def test_an_inconclusive_answer_does_not_clear_a_strike(serving):
 
 def test_an_engine_without_canaries_is_suspect_when_its_canary_would_be_due(serving):
     serving.until("suspect", sample_of(5, running=1))
-    serving.see(sample_of(5, Canary("refused", "401"), running=1))
+    serving.see(sample_of(5, CanaryResult("refused", "401"), running=1))
     serving.see(sample_of(6, running=1))
     assert serving.until("suspect", sample_of(6, running=1)) == LIMITS.busy_quiet_s
 
 
 def test_a_full_api_server_is_a_strike_only_while_the_engine_has_work(serving):
     """503 of admission control comes from the API server, not from the engine (entrypoints of 0.32.0)."""
-    full = Canary("inconclusive", "503")
+    full = CanaryResult("inconclusive", "503")
     while serving.now < 10_000:
         asked = bool(state.canaries(serving.state))
         assert serving.see(sample_of(5, full if asked else None)).name == "ready"
@@ -556,12 +556,12 @@ def test_a_full_api_server_is_a_strike_only_while_the_engine_has_work(serving):
 
 def test_an_inconclusive_answer_is_a_strike_only_after_the_whole_canary_time(serving):
     serving.until("suspect", sample_of(5, running=1))
-    serving.see(sample_of(5, Canary("inconclusive", "500"), running=1))
+    serving.see(sample_of(5, CanaryResult("inconclusive", "500"), running=1))
     assert serving.until("stalled", sample_of(5, running=1)) >= 2 * LIMITS.canary_s - 2 * TICK
 
 
 def test_a_paused_engine_is_asleep_until_it_makes_a_step(serving):
-    paused = Canary("paused")
+    paused = CanaryResult("paused")
     for _ in range(10_000):
         asked = bool(state.canaries(serving.state))
         serving.see(sample_of(5, paused if asked else None, waiting=3))
@@ -574,9 +574,9 @@ def test_a_paused_engine_is_asleep_until_it_makes_a_step(serving):
 
 def test_an_answered_canary_ends_the_pause(serving):
     serving.until_asked(sample_of(5))
-    serving.see(sample_of(5, Canary("paused")))
+    serving.see(sample_of(5, CanaryResult("paused")))
     assert serving.state.name == "asleep"
-    serving.see(sample_of(5, Canary("answered")))
+    serving.see(sample_of(5, CanaryResult("answered")))
     assert serving.state.name == "ready"
 
 
@@ -585,9 +585,9 @@ def test_a_pause_is_kept_when_another_engine_refuses_its_canary():
     both = Sample(health="ok", engines={"0": engine(5), "1": engine(5)})
     course.see(both)
     course.until_asked(both)
-    course.see(msgspec.structs.replace(both, canaries={"0": Canary("paused"), "1": Canary("paused")}))
+    course.see(msgspec.structs.replace(both, canaries={"0": CanaryResult("paused"), "1": CanaryResult("paused")}))
     assert course.state.name == "asleep"
-    course.see(msgspec.structs.replace(both, canaries={"1": Canary("refused", "401")}))
+    course.see(msgspec.structs.replace(both, canaries={"1": CanaryResult("refused", "401")}))
     assert course.state.engines["0"].paused
 
 
@@ -650,7 +650,13 @@ def test_the_state_metric_has_every_state():
 
 COUNTS = st.integers(0, 5)
 ANSWERS = st.sampled_from(
-    [None, Canary("answered"), Canary("inconclusive", "503"), Canary("refused", "401"), Canary("failed", "reset")]
+    [
+        None,
+        CanaryResult("answered"),
+        CanaryResult("inconclusive", "503"),
+        CanaryResult("refused", "401"),
+        CanaryResult("failed", "reset"),
+    ]
 )
 GAPS = st.floats(0.01, TICK)
 
@@ -685,7 +691,9 @@ def test_any_series_of_samples_gives_a_valid_state(series):
             assert run.state.started
 
 
-NO_HELP = st.sampled_from([None, Canary("inconclusive", "503"), Canary("refused", "401"), Canary("failed", "reset")])
+NO_HELP = st.sampled_from(
+    [None, CanaryResult("inconclusive", "503"), CanaryResult("refused", "401"), CanaryResult("failed", "reset")]
+)
 
 
 @given(st.lists(st.tuples(NO_HELP, NO_HELP, st.booleans(), st.floats(2, TICK)), min_size=60, max_size=200))
