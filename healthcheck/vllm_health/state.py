@@ -139,7 +139,7 @@ def initial(now: float) -> State:
 
 
 def canaries(state: State) -> dict[str, int]:
-    """Return the number of each canary that must be pending now, by engine."""
+    """Return, by engine, the attempt number of the canary that must be pending now."""
     return {name: watch.attempt for name, watch in state.engines.items() if watch.canary_age_s is not None}
 
 
