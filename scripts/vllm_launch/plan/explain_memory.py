@@ -16,6 +16,7 @@ from vllm_launch.sizing import kv
 from vllm_launch.sizing.allocator import uses_expandable_segments
 from vllm_launch.sizing.encoder import active_items, encoder_memory
 from vllm_launch.sizing.margin import margin_by_rank
+from vllm_launch.sizing.memory import memory_by_rank, rank_with_least_room
 from vllm_launch.sizing.placement import Placement
 from vllm_launch.sizing.weights import offloaded_by_rank, offloaded_on_host
 from vllm_launch.units import counted, gib
@@ -160,8 +161,9 @@ def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
 def _largest_margin_part(chosen: Candidate) -> str:
     """Return a sentence with the largest part of the safety margin, and the options that make it smaller."""
     placement = chosen.placement
-    margins = margin_by_rank(placement)
-    rank = next(rank for rank, margin in enumerate(margins) if sum(margin.values()) == chosen.memory.safety)
+    # The plan may have made max_model_len shorter since it computed the memory, so the margin can be smaller now.
+    margins, ranks = margin_by_rank(placement), memory_by_rank(placement)
+    rank = ranks.index(rank_with_least_room(ranks, placement.run_config))
     part, size = max(margins[rank].items(), key=lambda item: item[1])
     smaller = []
     for option in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):

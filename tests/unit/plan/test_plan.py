@@ -773,6 +773,15 @@ def test_a_request_for_the_planned_values_gives_the_same_plan(hardware, planned_
     assert again.options == {}
 
 
+def test_the_reason_of_a_large_margin_follows_a_shorter_length():
+    """The plan makes max_model_len shorter after it computed the margin, whose block tables depend on it."""
+    long = sized(0.1, max_model_len=10_000_000, heads=7, vocab_size=1)
+    result = plan(PlanRequest(), machine(2, total=8, linked=False, capability=(10, 0)), long)
+    assert result.max_model_len < 10_000_000
+    why = next(reason.why for reason in result.reasons if reason.field == "gpu_memory_utilization")
+    assert " of the margin are for " in why
+
+
 def test_one_utilisation_leaves_every_stage_enough_memory_for_serving():
     planned_model = read_model(str(Path(__file__).parents[2] / "data" / "models" / "Qwen--Qwen3-30B-A3B"))
     hardware = parse_hardware_name("H200:2")
