@@ -1,7 +1,7 @@
 """Write tests/data/model_facts.jsonl: what the pinned vLLM makes of every architecture: ``generators/model_table.py``.
 
 A row has a model's config.json and vLLM's facts (model_facts.py). Rows come from the defaults of config classes
-(model_configs.py), from tests/data/models, and from rows with ``"values": "by hand"``, whose config.json stays as it is.
+(model_configs.py), from tests/data/models, and from rows with ``"values": "by hand"``, whose config.json stays as is.
 To add a model, append a row with a name, ``"values": "by hand"`` and a config. ``key`` is a hash of all that the facts
 depend on. tests/data/model_not_compared.json has the architectures without a row, each with the reason.
 

@@ -35,6 +35,10 @@ TORCHVISION = re.compile(r"^torchvision(?:\.|$)")
 """A package that vLLM requires with CUDA only. Multimodal models import it. An installed one is used."""
 
 
+READERS = {"item", "tolist", "cpu"}
+"""Methods of tensors that copy values to the host."""
+
+
 class _Anything:
     """Stands for a compiled function: every call returns True, every attribute is another such function."""
 
@@ -113,7 +117,10 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def on_meta() -> Any:
-    """Return a context in which every new tensor is on the meta device, also if it is asked for on CUDA."""
+    """Return a context in which every new tensor is on the meta device, also if it is asked for on CUDA.
+
+    The values of such a tensor, which some models read while they are built, are zeros.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -123,6 +130,9 @@ def on_meta() -> Any:
         ) -> Any:
             del types
             kwargs = kwargs or {}
+            name = getattr(function, "__name__", "")
+            if name in READERS and args[0].is_meta:
+                return args[0] if name == "cpu" else _zeros(list(args[0].shape))
             if "cuda" in str(kwargs.get("device")):
                 kwargs["device"] = "meta"
             return function(*args, **kwargs)
@@ -131,6 +141,11 @@ def on_meta() -> Any:
     contexts.enter_context(torch.device("meta"))
     contexts.enter_context(OnMeta())
     return contexts
+
+
+def _zeros(shape: list[int]) -> Any:
+    """Return nested lists of zeros, or one zero."""
+    return [_zeros(shape[1:]) for _ in range(shape[0])] if shape else 0.0
 
 
 def pretend_h200(count: int = 1) -> None:

@@ -112,6 +112,19 @@ class Config:
             raise UsageError(self.where, f"has no {keys[0]!r}", remedy)
         return value
 
+    def in_layer(self, n: int, *keys: str) -> Config:
+        """Return this config for layer ``n``: where one of ``keys`` has a list, its value is that layer's."""
+        lists = {key: value for key in keys if isinstance(value := self.get(key), list)}
+        own = {key: value[n] for key, value in lists.items() if n < len(value)}
+        return Config({**self.raw, **own}, self.where, self.defaults) if own else self
+
+    def largest(self, *keys: str) -> Config:
+        """Return this config with the largest value of each of ``keys`` that has a list of whole numbers."""
+        lists = {key: self.integers(key) for key in keys if isinstance(self.get(key), list)}
+        return Config(
+            {**self.raw, **{key: max(value) for key, value in lists.items() if value}}, self.where, self.defaults
+        )
+
     def flag(self, *keys: str, default: bool = False) -> bool:
         """Return a boolean. An integer counts as its truth value in Python."""
         value = self.get(*keys)

@@ -14,9 +14,14 @@ from vllm_launch.model.model import Layer, Mla
 MLA_TYPES = {
     "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm5_next", "glm5_next_text", "glm_moe_dsa",
     "glm4_moe_lite", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4",
+    "sarvam_mla",
 }  # fmt: skip
 """Model types with multi-head latent attention (vllm/transformers_utils/model_arch_config_convertor.py:
 is_deepseek_mla)."""
+
+TWICE_ATTENTION = {"longcat_flash"}
+"""Model types whose layers have two attentions and two dense feed-forwards, and one mixture of experts. Each half
+counts as a layer (vllm/model_executor/models/longcat_flash.py)."""
 
 INDEXED_RATIO = 4
 """Tokens in one latent vector of those layers of DeepSeek V4 that have an indexer."""
@@ -43,6 +48,8 @@ def kv_heads(config: Config) -> int:
         return 1 if config.flag("multi_query", default=True) else heads
     if model_type == "gpt_bigcode" and config.flag("multi_query", default=True):
         return 1
+    if model_type == "chatglm" and not config.flag("multi_query_attention"):
+        return heads
     keys = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
     return config.integer(
         next((key for key in keys if config.has(key)), "num_key_value_heads"), default=heads, minimum=0
@@ -72,7 +79,7 @@ def latent_sizes(config: Config, v_head_dim: int) -> Mla:
     """Return the sizes of the projections to and from latent vectors. ``v_head_dim``: the default of that key."""
     return Mla(
         kv_lora_rank=config.integer("kv_lora_rank"),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
+        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64, minimum=0),
         qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
         v_head_dim=config.integer("v_head_dim", default=v_head_dim),
         q_lora_rank=config.optional_integer("q_lora_rank"),
@@ -86,6 +93,8 @@ def layer_count(config: Config) -> int:
         return len(blocks)
     if config.text("model_type") == "whisper":
         return config.integer("decoder_layers")
+    if config.text("model_type") in TWICE_ATTENTION:
+        return 2 * config.integer("num_layers", "num_hidden_layers")
     return config.integer("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -262,7 +271,9 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type == "nemotron_h":
         width = heads * dim
     groups = config.integer("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)
-    ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
+    own, ssm = config.text("mamba_ssm_cache_dtype"), dtype
+    if model_type == "nemotron_h" and own != "auto":
+        ssm = SAFETENSORS_NAME.get(own, "F32")
     return _state_layer(((kernel - 1, width + 2 * groups * size), (heads, dim, size)), (dtype, ssm), checkpoints=1)
 
 
