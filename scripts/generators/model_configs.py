@@ -204,17 +204,6 @@ STATED: dict[str, dict[str, Any]] = {
         "text_config": QWEN4_TEXT,
         "vision_config": {"deepstack_visual_indexes": []},
     },
-    "glm5_next": {
-        "text_config": {
-            "mhc": True,
-            "mla_use_nope": True,
-            "topk_method": "noaux_tc",
-            "scoring_func": "sigmoid",
-            "indexer_rope_interleave": True,
-            "index_topk_freq": 1,
-            "num_nextn_predict_layers": 0,
-        }
-    },
     "granite4_vision": {
         "downsample_rate": "4/8",
         "text_config": {
@@ -270,33 +259,6 @@ STATED: dict[str, dict[str, Any]] = {
     "ChatGLMForConditionalGeneration": {"tie_word_embeddings": False},
     "Qwen3ASRForcedAlignerForTokenClassification": {"thinker_config": {"classify_num": 5000}},
     "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
-    "inkling_mm_model": {
-        "text_config": {
-            "padded_vocab_size": ABSENT,
-            "hidden_size": 6144,
-            "intermediate_size": 3072,
-            "dense_intermediate_size": 24576,
-            "num_hidden_layers": 66,
-            "num_attention_heads": 64,
-            "num_key_value_heads": 8,
-            "swa_num_attention_heads": 64,
-            "swa_num_key_value_heads": 16,
-            "local_layer_ids": [layer for layer in range(66) if layer % 6 != 5],  # noqa: PLR2004
-            "use_embed_norm": True,
-            "use_sconv": True,
-            "dense_mlp_idx": 2,
-            "n_routed_experts": 256,
-            "n_shared_experts": 2,
-            "num_experts": ABSENT,
-            "num_shared_experts": ABSENT,
-            "num_experts_per_tok": 6,
-            "route_scale": 8.0,
-            "use_gate_bias": True,
-            "use_global_scale": True,
-            "shared_expert_sink": True,
-            "logits_mup_width_multiplier": 24.0,
-        }
-    },
 }
 """Values by model type or architecture that vLLM requires and the config class does not have.
 

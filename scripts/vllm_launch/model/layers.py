@@ -166,6 +166,8 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             kind="full", kv_heads=heads.kv_heads, head_dim=heads.key, head_dim_v=heads.value, moe=moe[n],
             cross=config.text("model_type") == "whisper", index_bytes=_block_index_bytes(config, n),
         )  # fmt: skip
+        if config.has("indexer_compress_ratio"):
+            layer = _with_compressed_index(layer, config)
         if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
             state = _recurrent_layer(config, dtype)
             layer = msgspec.structs.replace(
@@ -210,6 +212,19 @@ def _block_index_bytes(config: Config, n: int) -> int:
     layers = sparse.array("sparse_attention_freq") or []
     used = sparse.flag("use_sparse_attention") and (n >= len(layers) or bool(layers[n]))
     return 2 * sparse.integer("sparse_index_dim", default=128) if used else 0
+
+
+def _with_compressed_index(layer: Layer, config: Config) -> Layer:
+    """Return ``layer`` with the indexer of Qwen 4: one key for several tokens, and a ring of keys until they are one.
+
+    A key in the ring also has three positions if the model's positions have three axes.
+    Source: vllm/models/qwen4_exp/common/qsa_cache.py.
+    """
+    width, ratio = 2 * config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio")
+    positions = 24 if "mrope_section" in (config.table("rope_parameters") or {}) else 0
+    return msgspec.structs.replace(
+        layer, index_bytes=width, compression=ratio, index_ring=ratio * (-(-width // 8) * 8 + positions)
+    )
 
 
 def _compressed_layer(config: Config, n: int) -> Layer:

@@ -66,6 +66,8 @@ def block_size(placement: Placement) -> int:  # noqa: PLR0911 - one return for e
         return run.block_size
     if any(layer.kind == "compressed" for layer in model.layers):
         return COMPRESSED_BLOCK
+    if any(layer.index_ring for layer in model.layers):
+        return 16  # Qwen 4, whose block grows to hold a recurrent state
     if is_sparse(model) and model.mla is None:
         return 128  # MiniMax M3's blocks of keys (models/minimax_m3/nvidia)
     if is_sparse(model):
@@ -113,10 +115,21 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
                 else []
             ),
             *([state_spec] if state_spec and layer.state_shapes else []),
-            *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
+            *_index_specs(layer, block),
             *([_cross_spec(layer, placement, block, dtype)] if layer.cross else []),
         )
         for layer in model.layers
+    ]
+
+
+def _index_specs(layer: Layer, block: int) -> list[Spec]:
+    """Return the caches of a sparse attention's indexer. A request has one block of a ring."""
+    if not layer.index_bytes:
+        return []
+    index = Spec(kind="mla", block=block, page=block // max(1, layer.compression) * layer.index_bytes)
+    return [
+        index,
+        *([Spec(kind="circular", block=layer.compression, page=layer.index_ring)] if layer.index_ring else []),
     ]
 
 
