@@ -204,6 +204,17 @@ STATED: dict[str, dict[str, Any]] = {
         "text_config": QWEN4_TEXT,
         "vision_config": {"deepstack_visual_indexes": []},
     },
+    "glm5_next": {
+        "text_config": {
+            "mhc": True,
+            "mla_use_nope": True,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "indexer_rope_interleave": True,
+            "index_topk_freq": 1,
+            "num_nextn_predict_layers": 0,
+        }
+    },
     "granite4_vision": {
         "downsample_rate": "4/8",
         "text_config": {

@@ -156,7 +156,8 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         if mla is not None:
             width = mla.kv_lora_rank + mla.qk_rope_head_dim
             index = _index_bytes(config) if _has_indexer(config, n) else 0
-            layers.append(Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n]))
+            layer = Layer(kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n])
+            layers.append(_with_ring(layer, config))
             continue
         if kind == "compressed":
             layers.append(msgspec.structs.replace(_compressed_layer(config, n), moe=moe[n]))
@@ -166,8 +167,7 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             kind="full", kv_heads=heads.kv_heads, head_dim=heads.key, head_dim_v=heads.value, moe=moe[n],
             cross=config.text("model_type") == "whisper", index_bytes=_block_index_bytes(config, n),
         )  # fmt: skip
-        if config.has("indexer_compress_ratio"):
-            layer = _with_compressed_index(layer, config)
+        layer = _with_ring(layer, config)
         if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
             state = _recurrent_layer(config, dtype)
             layer = msgspec.structs.replace(
@@ -214,12 +214,17 @@ def _block_index_bytes(config: Config, n: int) -> int:
     return 2 * sparse.integer("sparse_index_dim", default=128) if used else 0
 
 
-def _with_compressed_index(layer: Layer, config: Config) -> Layer:
-    """Return ``layer`` with the indexer of Qwen 4: one key for several tokens, and a ring of keys until they are one.
+def _with_ring(layer: Layer, config: Config) -> Layer:
+    """Return ``layer`` with an indexer that has one key for several tokens, and a ring of keys until they are one.
 
-    A key in the ring also has three positions if the model's positions have three axes.
-    Source: vllm/models/qwen4_exp/common/qsa_cache.py.
+    In the ring GLM 5 Next has two vectors for each token. Qwen 4 has one, and three positions if the model's positions
+    have three axes. Source: vllm/models/glm5next/common/sparse_indexer.py, vllm/models/qwen4_exp/common/qsa_cache.py.
     """
+    if layer.index_bytes and config.has("index_kpool"):
+        ratio, width = config.integer("index_kpool"), config.integer("index_head_dim", default=128)
+        return msgspec.structs.replace(layer, compression=ratio, index_ring=ratio * 2 * 2 * width)
+    if not config.has("indexer_compress_ratio"):
+        return layer
     width, ratio = 2 * config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio")
     positions = 24 if "mrope_section" in (config.table("rope_parameters") or {}) else 0
     return msgspec.structs.replace(
@@ -254,6 +259,11 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type in {"lfm2", "lfm2_moe"}:
         channels = config.integer("conv_dim", "hidden_size")
         return _state_layer(((config.integer("conv_L_cache", default=3) - 1, channels),), (dtype,))
+    if config.has("linear_num_heads"):  # GLM 5 Next's Kimi delta attention
+        heads, dim = config.integer("linear_num_heads"), config.integer("linear_head_dim")
+        kernel, checkpoints = config.integer("linear_conv_kernel_dim", default=4), config.get("linear_lower_bound")
+        shapes = ((kernel - 1, 3 * heads * dim), (heads, dim, dim))
+        return _state_layer(shapes, (dtype, "F32"), int(checkpoints is not None))
     if config.get("linear_num_value_heads") is not None:  # gated delta net
         keys, values = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
         key, value = config.integer("linear_key_head_dim"), config.integer("linear_value_head_dim")

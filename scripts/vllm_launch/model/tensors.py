@@ -61,7 +61,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text"), QWEN3),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), QWEN3),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa"), LLAMA),
-    **dict.fromkeys(("kimi_linear", "longcat_flash", "sarvam_mla", "step3_text"), LLAMA),
+    **dict.fromkeys(("glm5_next_text", "kimi_linear", "longcat_flash", "sarvam_mla", "step3_text"), LLAMA),
     "apertus": Family(
         norms=("attention_layernorm", "feedforward_layernorm"), qk_norm="head", plain_mlp=("up_proj", "down_proj")
     ),

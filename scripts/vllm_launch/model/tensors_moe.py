@@ -45,7 +45,7 @@ NAMINGS = {
     **dict.fromkeys(("qwen3_moe", "olmoe"), QWEN),
     "deepseek_v2": Naming(shared="shared_experts"),
     **dict.fromkeys(("deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"), DEEPSEEK3),
-    "sarvam_mla": DEEPSEEK3,
+    **dict.fromkeys(("glm5_next_text", "sarvam_mla"), DEEPSEEK3),
     **dict.fromkeys(
         ("ernie4_5_moe", "ernie4_5_moe_vl"),
         Naming(shared="shared_experts", correction="moe_statics.e_score_correction_bias"),

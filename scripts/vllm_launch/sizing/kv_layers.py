@@ -18,6 +18,9 @@ from vllm_launch.sizing.run_config import RunConfig
 
 FP8 = {"fp8", "fp8_e4m3"}
 
+INDEX_PAGE = 32
+"""Keys in the smallest page of an indexer's kernel (v1/attention/backends/mla/indexer.py: get_paged_mqa_page_sizes)."""
+
 _SCALE_BYTES = 4  # float32, one per token and head for keys, and one for values
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes of a token in formats that pack the latent vector and its scales (MLAAttention.get_kv_cache_spec)."""
@@ -66,8 +69,10 @@ def block_size(placement: Placement) -> int:  # noqa: PLR0911 - one return for e
         return run.block_size
     if any(layer.kind == "compressed" for layer in model.layers):
         return COMPRESSED_BLOCK
-    if any(layer.index_ring for layer in model.layers):
-        return 16  # Qwen 4, whose block grows to hold a recurrent state
+    if ratio := max((layer.compression for layer in model.layers if layer.index_ring), default=0):
+        # GLM 5 Next and Qwen 4. The block grows to hold a recurrent state.
+        keys = 64 if placement.generation is Generation.BLACKWELL_RTX else INDEX_PAGE
+        return ratio * keys if model.mla else 16
     if is_sparse(model) and model.mla is None:
         return 128  # MiniMax M3's blocks of keys (models/minimax_m3/nvidia)
     if is_sparse(model):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from vllm_launch.sizing.kv_spec import Spec
 
-
 STATES = {"mamba", "circular"}
 """Kinds of caches of which a request has a fixed number of blocks."""
 
