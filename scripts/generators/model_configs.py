@@ -197,7 +197,26 @@ STATED: dict[str, dict[str, Any]] = {
             "global_log_mel_max": None,
         }
     },
-    "voxtral_realtime": {"audio_config": {"downsample_factor": 4}},
+    "voxtral_realtime": {
+        "audio_config": {
+            "downsample_factor": 4,
+            "window_size": 400,
+            "hop_length": 160,
+            "sampling_rate": 16000,
+            "chunk_length_s": 30,
+            "global_log_mel_max": 1.5,
+            "is_causal": True,
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "encoder_attention_heads": 32,
+            "encoder_ffn_dim": 5120,
+            "max_source_positions": 1500,
+            "block_pool_size": 4,
+            "pos_embed": "rope",
+        },
+        "text_config": {"architectures": ["MistralForCausalLM"]},
+    },
+    "bailing_moe_v3_vl": {"text_config": {"no_kda_lora": True}},
     "xlm-roberta": {"position_embedding_type": "absolute"},
     "qwen4_exp_text": QWEN4_TEXT,
     "qwen4_exp": {

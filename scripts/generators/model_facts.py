@@ -13,16 +13,19 @@ import json
 import socket
 import sys
 import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from paper_gpu import on_meta, pretend_h200
+from paper_gpu import on_meta, pretend_h200, replace_tokenizer
 
 KV_BYTES = 40 << 30
 HUB_BASES = {"dots_ocr": "qwen2", "mimo": "qwen2"}
 """Model types whose config class, in the model's repository, is a subclass of that of the other type."""
+
+_SKIPPED: list[str] = []
+"""Model types of the towers that the last model would have with the package timm. vLLM does not require it."""
 
 SPEC_FIELDS = (
     "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
@@ -42,7 +45,7 @@ def facts(folder: Path) -> dict[str, Any]:
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
 
-    _replace_tokenizer()
+    _SKIPPED.clear()
     _register_unknown_type(folder)
     config = EngineArgs(model=str(folder), load_format="dummy", skip_tokenizer_init=True).create_engine_config()
     model_config = config.model_config
@@ -65,6 +68,8 @@ def facts(folder: Path) -> dict[str, Any]:
         parameters = list(model.parameters())
         row["weights"] = _size(parameters)
         row["tower"] = _size(parameters) - _size(_language_parameters(model))
+        if _SKIPPED:  # only the language model can be compared
+            row["weights"], row["tower"] = row["weights"] - row["tower"], 0
         row["caches"] = _grouped(specs)
         if specs:
             layers = config.compilation_config.static_forward_context
@@ -75,26 +80,23 @@ def facts(folder: Path) -> dict[str, Any]:
     return row
 
 
-class _Tokenizer:
-    """Stands for a tokenizer, of which some models ask the numbers of a few tokens while they are built."""
+def _skip_timm() -> None:
+    """Let models have an empty module instead of a tower of timm, and note its type in ``_SKIPPED``."""
+    import torch
+    from transformers import AutoModel
 
-    def __init__(self) -> None:
-        self.vocab: dict[str, int] = defaultdict(int)
+    build = AutoModel.from_config
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: [0] if name == "encode" else self.vocab if name == "get_vocab" else 0
+    def from_config(config: Any, **options: Any) -> Any:
+        try:
+            return build(config, **options)
+        except ImportError as error:
+            if "timm" not in str(error):
+                raise
+            _SKIPPED.append(config.model_type)
+            return torch.nn.Module()
 
-
-def _replace_tokenizer() -> None:
-    """Give models that are imported from now on a tokenizer, which the folder does not have."""
-    from vllm import tokenizers
-    from vllm.multimodal import registry  # has taken the real function, which returns None
-
-    del registry
-
-    tokenizers.cached_tokenizer_from_config = lambda *_, **__: _Tokenizer()
+    AutoModel.from_config = staticmethod(from_config)
 
 
 def _size(parameters: Iterable[Any]) -> int:
@@ -180,6 +182,8 @@ def _register_unknown_type(folder: Path) -> None:
 def start() -> None:
     """Prepare this process for ``facts``: vLLM on an H200, in a group of one process."""
     pretend_h200()
+    replace_tokenizer()
+    _skip_timm()
     from vllm.distributed import init_distributed_environment
 
     with socket.socket() as free:

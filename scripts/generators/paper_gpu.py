@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,18 @@ class _Unstarted:
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
+
+
+class _Tokenizer:
+    """Stands for a tokenizer, of which some models ask the numbers of a few tokens while they are built."""
+
+    def __init__(self) -> None:
+        self.vocab: defaultdict[str, int] = defaultdict(int)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: [0] if name == "encode" else self.vocab if name == "get_vocab" else 0
 
 
 class _StandIn(types.ModuleType):
@@ -163,6 +176,16 @@ def pretend_h200(count: int = 1) -> None:
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # noqa: SLF001 - a new process would be a CPU again
+
+
+def replace_tokenizer() -> None:
+    """Give models that are imported from now on a tokenizer, which the folder does not have."""
+    from vllm import tokenizers
+    from vllm.multimodal import registry  # has taken the real function, which returns None
+
+    del registry
+
+    tokenizers.cached_tokenizer_from_config = lambda *_, **__: _Tokenizer()
 
 
 def _replace_compiled_code() -> None:
