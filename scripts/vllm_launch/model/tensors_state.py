@@ -14,13 +14,17 @@ def mixer(tensor_list: TensorList, prefix: str, config: Config) -> None:
     """Append the block that replaces attention in a recurrent layer. ``prefix`` is the layer's."""
     if config.text("model_type") == "kimi_linear":
         kimi_delta(tensor_list, f"{prefix}self_attn.", config)
-    elif config.has("linear_num_heads"):  # GLM 5 Next
-        names = {"num_heads": "linear_num_heads", "head_dim": "linear_head_dim",
-                 "short_conv_kernel_size": "linear_conv_kernel_dim"}  # fmt: skip
-        linear = {name: config.get(key) for name, key in names.items()}
-        kimi_delta(
-            tensor_list, f"{prefix}self_attn.", Config({**config.raw, "linear_attn_config": linear}, config.where)
-        )
+    elif config.has("linear_num_heads", "no_kda_lora"):  # GLM 5 Next, Bailing V3
+        kernel = config.integer("linear_conv_kernel_dim", "short_conv_kernel_size", default=4)
+        linear = {
+            "num_heads": config.integer("linear_num_heads", "num_attention_heads"),
+            "head_dim": config.integer("linear_head_dim", "head_dim"),
+            "short_conv_kernel_size": kernel,
+            "use_full_rank_gate": config.flag("no_kda_lora"),
+            "use_full_rank_decay": config.flag("no_kda_lora"),
+        }
+        own = Config({**config.raw, "linear_attn_config": linear}, config.where, config.defaults)
+        kimi_delta(tensor_list, f"{prefix}self_attn.", own)
     elif config.get("linear_num_value_heads") is not None:
         _delta_net(tensor_list, f"{prefix}linear_attn.", config)
     elif config.text("model_type") in {"lfm2", "lfm2_moe"}:
