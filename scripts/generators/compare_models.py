@@ -30,7 +30,7 @@ H200 = Gpu(
 KINDS = {
     "FullAttentionSpec": "full", "SlidingWindowSpec": "sliding", "ChunkedLocalAttentionSpec": "chunked",
     "MLAAttentionSpec": "mla", "SlidingWindowMLASpec": "sliding mla", "MambaSpec": "mamba",
-    "CrossAttentionSpec": "cross",
+    "CrossAttentionSpec": "cross", "CircularBufferSpec": "circular",
     "HMAFullAttentionSpec": "full", "SinkFullAttentionSpec": "full",
 }  # fmt: skip
 TOLERANCE = 0.01

@@ -81,6 +81,47 @@ MODEL_TYPES = {
 }
 """Model type of the config class of architectures whose name is not that of a class in transformers."""
 
+MOE_LAYERS_OF_STEP3 = ",".join(str(layer) for layer in range(4, 60))
+
+QWEN4_TEXT = {
+    "output_gate_type": "silu",
+    "rope_parameters": {"partial_rotary_factor": 0.25},
+    "indexer_n_heads": 32,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 128,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 16,
+}
+
+ABSENT = "(absent)"
+"""Stands in STATED for a key that the hub's config.json does not have."""
+
+DEEPSEEK_OCR: dict[str, Any] = {
+    "projector_config": {"input_dim": 2048, "n_embed": 1280, "projector_type": "linear"},
+    "language_config": {
+        "vocab_size": 129280,
+        "hidden_size": 1280,
+        "intermediate_size": 6848,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 10,
+        "kv_lora_rank": None,
+        "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": 0,
+        "v_head_dim": 0,
+        "use_mla": False,
+        "moe_intermediate_size": 896,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "max_position_embeddings": 8192,
+        "lm_head": True,
+    },
+}
+
 STATED: dict[str, dict[str, Any]] = {
     "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0, "n_group": 1, "topk_group": 1},
     "chatglm": {"original_rope": True},
@@ -89,25 +130,152 @@ STATED: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 500000, "kv_n_heads": 8, "clip_qkv": 8}},
     "glm4_moe": {"head_dim": 128},
     "glm4_moe_lite": {"first_k_dense_replace": 1},
-    "glm4v_moe": {"text_config": {"head_dim": 128}},
+    "glm4v_moe": {"text_config": {"head_dim": 128, "use_qk_norm": False}},
     "gte": {"position_embedding_type": "rope"},
-    "hunyuan_v1_dense": {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
-    "hunyuan_v1_moe": {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
-    "hy_v3": {"first_k_dense_replace": 1},
+    "hunyuan_v1_dense": {
+        "head_dim": 128,
+        "attention_head_dim": 128,
+        "use_qk_norm": True,
+        "use_cla": False,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+    },
+    "hunyuan_v1_moe": {
+        "head_dim": 128,
+        "attention_head_dim": 128,
+        "use_qk_norm": True,
+        "use_cla": False,
+        "intermediate_size": 3072,
+        "num_experts": 64,
+        "moe_topk": [8] * 32,
+        "moe_intermediate_size": [3072] * 32,
+        "num_shared_expert": [1] * 32,
+        "use_mixed_mlp_moe": True,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+    },
+    "hy_v3": {"first_k_dense_replace": 1, "expert_hidden_dim": 1536, "route_norm": True},
     "kimi_vl": {"text_config": {"n_group": 1, "topk_group": 1}},
     "lfm2_vl": {"text_config": {"block_dim": 2560, "block_norm_eps": 1e-05, "conv_dim": 2560, "conv_dim_out": 2560}},
-    "longcat_flash": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "longcat_flash": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True, "zero_expert_type": "identity"},
     "nemotron": {"num_key_value_heads": 8},
-    "nomic_bert": {"activation_function": "swiglu", "position_embedding_type": "rope"},
-    "qwen3_omni_moe": {"thinker_config": {"vision_config": {"image_size": 768}}},
+    "nomic_bert": {
+        "activation_function": "swiglu",
+        "position_embedding_type": "rope",
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "qkv_proj_bias": False,
+        "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_scale_base": None,
+        "rotary_emb_interleaved": False,
+        "layer_norm_epsilon": 1e-12,
+        "n_inner": 3072,
+        "n_embd": 768,
+        "n_layer": 12,
+        "max_trained_positions": 2048,
+    },
+    "qwen3_omni_moe": {
+        "thinker_config": {
+            "vision_config": {"image_size": 768, "apply_vit_abs_pos_embed": True, "out_hidden_size": 2048},
+            "audio_config": {"output_dim": 2048},
+            "text_config": {
+                "vocab_size": 152064,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 32,
+                "head_dim": 128,
+                "tie_word_embeddings": False,
+            },
+        }
+    },
     "qwen3_vl_moe": {"text_config": {"norm_topk_prob": True}},
-    "voxtral": {"audio_config": {"downsample_factor": 4}},
+    "voxtral": {
+        "audio_config": {
+            "downsample_factor": 4,
+            "window_size": 400,
+            "hop_length": 160,
+            "sampling_rate": 16000,
+            "chunk_length_s": 30,
+            "global_log_mel_max": None,
+        }
+    },
     "voxtral_realtime": {"audio_config": {"downsample_factor": 4}},
+    "bailing_moe_v3_vl": {"text_config": {"no_kda_lora": True}},
     "xlm-roberta": {"position_embedding_type": "absolute"},
-    "qwen4_exp": {"output_gate_type": "swish"},
+    "qwen4_exp_text": QWEN4_TEXT,
+    "qwen4_exp": {
+        "text_config": QWEN4_TEXT,
+        "vision_config": {"deepstack_visual_indexes": []},
+    },
+    "glm5_next": {
+        "text_config": {
+            "mhc": True,
+            "mla_use_nope": True,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "indexer_rope_interleave": True,
+            "index_topk_freq": 1,
+            "num_nextn_predict_layers": 0,
+        }
+    },
+    "granite4_vision": {
+        "downsample_rate": "4/8",
+        "text_config": {
+            "model_type": "granite",
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "attention_multiplier": 0.015625,
+        },
+        "deepstack_layer_map": [[-9, 0], [-6, 4], [-3, 8], [-1, 12]],
+        "vision_config": {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 16,
+        },
+        "qformer_config": {
+            "hidden_size": 1152,
+            "num_attention_heads": 18,
+            "encoder_hidden_size": 1152,
+            "intermediate_size": 3072,
+        },
+    },
+    "step3_text": {"moe_layers_enum": MOE_LAYERS_OF_STEP3},
+    "step3_vl": {"text_config": {"architectures": ["Step3TextForCausalLM"], "moe_layers_enum": MOE_LAYERS_OF_STEP3}},
+    "ultravox": {"vocab_size": 32000, "text_config": {"model_type": "llama"}, "wrapped_model_config": ABSENT},
+    "deepseek_vl_v2": {
+        "tile_tag": "2D",
+        "language_config": {
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 6,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "moe_intermediate_size": 1408,
+            "q_lora_rank": None,
+            "kv_lora_rank": 512,
+            "max_position_embeddings": 4096,
+        },
+        "text_config": ABSENT,
+    },
+    "DeepseekOCRForCausalLM": DEEPSEEK_OCR,
+    "DeepseekOCR2ForCausalLM": DEEPSEEK_OCR,
+    "ChatGLMForConditionalGeneration": {"tie_word_embeddings": False},
+    "Qwen3ASRForcedAlignerForTokenClassification": {"thinker_config": {"classify_num": 5000}},
+    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
 }
-"""Values by model type that vLLM requires and the config class does not have. They are those of a released model, as
-far as we know."""
+"""Values by model type or architecture that vLLM requires and the config class does not have.
+
+They are those of a released model, as far as we know.
+"""
 
 BIDIRECTIONAL = {"pooling": "avg"}
 """A value of models whose architecture has "Bidirectional" in its name."""
@@ -194,13 +362,18 @@ def default_config(architecture: str, cls: Any) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 - some composite classes need their parts
         instance = cls(**_parts(cls))
     config = {"architectures": [architecture], "model_type": cls.model_type, "dtype": "bfloat16"}
-    stated = _merged(_without_unused(instance.to_diff_dict()), STATED.get(cls.model_type, {}))
+    stated = _without_unused(instance.to_diff_dict())
+    for name in (cls.model_type, architecture):
+        stated = _merged(stated, STATED.get(name, {}))
     stated |= BIDIRECTIONAL if architecture.startswith("LlamaBidirectional") else {}
     return config | {key: value for key, value in stated.items() if key not in config}
 
 
 def _merged(values: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
     for key, value in added.items():
+        if value == ABSENT:
+            values.pop(key, None)
+            continue
         inner = values.get(key)
         values[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return values

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from paper_gpu import on_meta, pretend_h200
+from paper_gpu import on_meta, pretend_h200, replace_tokenizer
 
 KV_BYTES = 40 << 30
 HUB_BASES = {"dots_ocr": "qwen2", "mimo": "qwen2"}
@@ -29,6 +29,9 @@ NESTED = {"text_config", "llm_config", "language_config"}
 
 HUB_NAMES = {"new": "NewConfig"}
 """Names of config classes in models' repositories, where vLLM asks for the name (model_executor/models/config.py)."""
+
+_SKIPPED: list[str] = []
+"""Model types of the towers that the last model would have with the package timm. vLLM does not require it."""
 
 SPEC_FIELDS = (
     "block_size", "page_size_bytes", "num_kv_heads", "head_size", "head_size_v", "sliding_window",
@@ -48,6 +51,7 @@ def facts(folder: Path) -> dict[str, Any]:
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
 
+    _SKIPPED.clear()
     _register_unknown_type(folder)
     config = EngineArgs(model=str(folder), load_format="dummy", skip_tokenizer_init=True).create_engine_config()
     model_config = config.model_config
@@ -70,6 +74,8 @@ def facts(folder: Path) -> dict[str, Any]:
         parameters = list(model.parameters())
         row["weights"] = _size(parameters)
         row["tower"] = _size(parameters) - _size(_language_parameters(model))
+        if _SKIPPED:  # only the language model can be compared
+            row["weights"], row["tower"] = row["weights"] - row["tower"], 0
         row["caches"] = _grouped(specs)
         if specs:
             layers = config.compilation_config.static_forward_context
@@ -78,6 +84,25 @@ def facts(folder: Path) -> dict[str, Any]:
             row["layout"] = config.cache_config.kv_cache_layout
             row["tokens"] = _tokens(kv_cache_utils, config, specs)
     return row
+
+
+def _skip_timm() -> None:
+    """Let models have an empty module instead of a tower of timm, and note its type in ``_SKIPPED``."""
+    import torch
+    from transformers import AutoModel
+
+    build = AutoModel.from_config
+
+    def from_config(config: Any, **options: Any) -> Any:
+        try:
+            return build(config, **options)
+        except ImportError as error:
+            if "timm" not in str(error):
+                raise
+            _SKIPPED.append(config.model_type)
+            return torch.nn.Module()
+
+    AutoModel.from_config = staticmethod(from_config)
 
 
 def _size(parameters: Iterable[Any]) -> int:
@@ -174,6 +199,8 @@ def _register_unknown_type(folder: Path) -> None:
 def start() -> None:
     """Prepare this process for ``facts``: vLLM on an H200, in a group of one process."""
     pretend_h200()
+    replace_tokenizer()
+    _skip_timm()
     from vllm.config.model import ModelConfig
     from vllm.distributed import init_distributed_environment
 

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ KERNEL_LANGUAGES = re.compile(r"^(?:cutlass|tilelang|quack|cuda|vllm\.vllm_flash
 
 TORCHVISION = re.compile(r"^torchvision(?:\.|$)")
 """A package that vLLM requires with CUDA only. Multimodal models import it. An installed one is used."""
+
+
+READERS = {"item", "tolist", "cpu"}
+"""Methods of tensors that copy values to the host."""
 
 
 class _Anything:
@@ -77,6 +82,18 @@ class _Unstarted:
         pass
 
 
+class _Tokenizer:
+    """Stands for a tokenizer, of which some models ask the numbers of a few tokens while they are built."""
+
+    def __init__(self) -> None:
+        self.vocab: defaultdict[str, int] = defaultdict(int)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: [0] if name == "encode" else self.vocab if name == "get_vocab" else 0
+
+
 class _StandIn(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - as a package's
 
@@ -113,7 +130,10 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def on_meta() -> Any:
-    """Return a context in which every new tensor is on the meta device, also if it is asked for on CUDA."""
+    """Return a context in which every new tensor is on the meta device, also if it is asked for on CUDA.
+
+    The values of such a tensor, which some models read while they are built, are zeros.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -123,16 +143,22 @@ def on_meta() -> Any:
         ) -> Any:
             del types
             kwargs = kwargs or {}
+            name = getattr(function, "__name__", "")
+            if name in READERS and args[0].is_meta:
+                return args[0] if name == "cpu" else _zeros(list(args[0].shape))
             if "cuda" in str(kwargs.get("device")):
                 kwargs["device"] = "meta"
-            if function is torch.Tensor.tolist and args[0].is_meta:  # slopes of ALiBi, which decide no size
-                return torch.zeros(args[0].shape, device="cpu").tolist()
             return function(*args, **kwargs)
 
     contexts = contextlib.ExitStack()
     contexts.enter_context(torch.device("meta"))
     contexts.enter_context(OnMeta())
     return contexts
+
+
+def _zeros(shape: list[int]) -> Any:
+    """Return nested lists of zeros, or one zero."""
+    return [_zeros(shape[1:]) for _ in range(shape[0])] if shape else 0.0
 
 
 def pretend_h200(count: int = 1) -> None:
@@ -150,6 +176,16 @@ def pretend_h200(count: int = 1) -> None:
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # noqa: SLF001 - a new process would be a CPU again
+
+
+def replace_tokenizer() -> None:
+    """Give models that are imported from now on a tokenizer, which the folder does not have."""
+    from vllm import tokenizers
+    from vllm.multimodal import registry  # has taken the real function, which returns None
+
+    del registry
+
+    tokenizers.cached_tokenizer_from_config = lambda *_, **__: _Tokenizer()
 
 
 def _replace_compiled_code() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from encoder_memory import bytes_per_token, replace_kernels
-from paper_gpu import pretend_h200
+from paper_gpu import on_meta, pretend_h200, replace_tokenizer
 from tower_formulas import Change, Formulas
 
 OUT = Path(__file__).parents[1] / "vllm_launch/engine/towers.json"
@@ -56,6 +56,7 @@ def main(out: Path, only: set[str]) -> None:
     if importlib.util.find_spec("torchvision") is None:
         sys.exit("towers.py: most models cannot be built without torchvision: install it, of the version for torch")
     pretend_h200()
+    replace_tokenizer()
     replace_kernels()
     from vllm import __version__
     from vllm.config.model import ModelConfig
@@ -244,7 +245,7 @@ def build(config: Mapping[str, Any], without: tuple[str, ...] | list[str] = ()) 
         with set_current_vllm_config(vllm_config):
             destroy_model_parallel()
             initialize_model_parallel()
-            with torch.device("meta"), set_default_torch_dtype(torch.bfloat16):
+            with on_meta(), set_default_torch_dtype(torch.bfloat16):
                 model = initialize_model(vllm_config)
     return model, vllm_config
 

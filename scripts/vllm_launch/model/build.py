@@ -49,6 +49,12 @@ REQUIRED_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "voc
 EMBEDDING_GEMMA_LENGTH = 8192
 """Tokens (vllm/model_executor/models/config.py)."""
 
+STATES_IN_MODEL_DTYPE = {
+    "NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3",
+}  # fmt: skip
+"""Architectures of Nemotron-H for which vLLM does not read the dtype of the recurrent states in config.json
+(vllm/model_executor/models/config.py: MODELS_CONFIG_MAP)."""
+
 QUERY_NORMS = (".q_norm.weight", ".q_layernorm.weight", ".query_layernorm.weight")
 """Endings of the names of query norms, in all families that have them (tensors.FAMILIES)."""
 
@@ -77,6 +83,8 @@ def build(
     root = Config(raw, where)
     architecture, warnings = resolve(root.strings("architectures") or [], where, custom_code=_custom_code(root))
     config, nested = _language_model(raw, root)
+    if architecture.name in STATES_IN_MODEL_DTYPE:
+        config = Config({**config.raw, "mamba_ssm_cache_dtype": "auto"}, config.where, config.defaults)
     count = _layer_count(config)
     _check_heads(config)
     quantization = read_quantization(raw, checkpoint.files.get("hf_quant_config.json"), where)
@@ -123,7 +131,8 @@ def build(
         max_model_len=max_model_len(root, config, checkpoint.files, pooling=task == "pooling"),
         rope_positions=_rope_positions(config),
         tie_word_embeddings=tied,
-        keeps_head={"generate", "pooling", "multimodal"} <= set(architecture.flags),
+        keeps_head={"generate", "pooling", "multimodal"} <= set(architecture.flags)
+        and not architecture.name.endswith("ForTokenClassification"),  # it has a smaller head instead
         tensors=model_tensors,
         tensors_from="config" if checkpoint.tensors is None else "safetensors",
         experts=experts,
@@ -200,7 +209,8 @@ def _hidden_size(config: Config) -> int:
 
 
 def _intermediate_size(config: Config) -> int:
-    return config.integer(*INTERMEDIATE_KEYS, "moe_intermediate_size", default=4 * _hidden_size(config), minimum=0)
+    keys = (*INTERMEDIATE_KEYS, "moe_intermediate_size")
+    return config.largest(*keys, default=4 * _hidden_size(config), minimum=0)
 
 
 def _deprecation(quantization: Quantization | None) -> tuple[str, ...]:

@@ -119,6 +119,12 @@ class Config:
             raise UsageError(self.where, f"has no {keys[0]!r}", remedy)
         return value
 
+    def in_layer(self, n: int, *keys: str) -> Config:
+        """Return this config for layer ``n``: where one of ``keys`` has a list, its value is that layer's."""
+        lists = {key: value for key in keys if isinstance(value := self.get(key), list)}
+        own = {key: value[n] for key, value in lists.items() if n < len(value)}
+        return Config({**self.raw, **own}, self.where, self.defaults) if own else self
+
     def flag(self, *keys: str, default: bool = False) -> bool:
         """Return a boolean. An integer counts as its truth value in Python."""
         value = self.get(*keys)

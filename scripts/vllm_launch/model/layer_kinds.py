@@ -29,7 +29,8 @@ ATTENTION_FREE = {"mamba", "mamba2", "falcon_mamba"}
 OWN_WINDOWS = {
     "afmoe", "apertus", "cohere2", "cohere2_moe", "cohere_compass", "cwm", "diffusion_gemma_text",
     "embedding_gemma2", "exaone4", "exaone_moe",
-    "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "granite",
+    "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text",
+    "gemma4_unified", "gemma4_unified_text", "gpt_oss", "granite",
     "granite_swa", "granitemoe", "granitemoe_swa", "laguna", "llama", "llama4_text", "mimo_v2", "mimo_v2_flash",
     "minimax_m2", "ministral", "mistral", "modernbert", "muse_glimmer_text", "nemotron_h", "olmo2", "olmo3", "plamo3",
     "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rnj1", "step3p5", "step3p7", "vaultgemma",

@@ -32,7 +32,7 @@ def attention_heads(config: Config) -> int:
     return config.integer("num_attention_heads", "n_head", "num_heads")
 
 
-def kv_heads(config: Config) -> int:
+def kv_heads(config: Config) -> int:  # noqa: PLR0911 - one return for each kind of model
     """Return the number of KV heads (model_arch_config_convertor.py:get_total_num_kv_heads and its Falcon version)."""
     heads = attention_heads(config)
     model_type = config.text("model_type")
@@ -47,6 +47,8 @@ def kv_heads(config: Config) -> int:
         return 1 if config.flag("multi_query", default=True) else heads
     if model_type == "gpt_bigcode" and config.flag("multi_query", default=True):
         return 1
+    if model_type == "chatglm" and not config.flag("multi_query_attention"):
+        return heads
     keys = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
     return config.integer(
         next((key for key in keys if config.has(key)), "num_key_value_heads"), default=heads, minimum=0
@@ -83,7 +85,7 @@ def latent_sizes(config: Config, v_head_dim: int) -> Mla:
     """Return the sizes of the projections to and from latent vectors. ``v_head_dim``: the default of that key."""
     return Mla(
         kv_lora_rank=config.integer("kv_lora_rank"),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
+        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64, minimum=0),
         qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
         v_head_dim=config.integer("v_head_dim", default=v_head_dim),
         q_lora_rank=config.optional_integer("q_lora_rank"),
@@ -161,12 +163,11 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
         if mla is not None:
             width = mla.kv_lora_rank + mla.qk_rope_head_dim
             index = _index_bytes(config) if _has_indexer(config, n) else 0
-            layers.append(
-                Layer(
-                    kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n],
-                    attentions=2 if config.text("model_type") == "longcat_flash" else 1,
-                )
+            layer = Layer(
+                kind="mla", kv_heads=1, head_dim=width, head_dim_v=0, index_bytes=index, moe=moe[n],
+                attentions=2 if config.text("model_type") == "longcat_flash" else 1,
             )  # fmt: skip
+            layers.append(_with_ring(layer, config))
             continue
         if kind == "compressed":
             layers.append(msgspec.structs.replace(_compressed_layer(config, n), moe=moe[n]))
@@ -177,6 +178,7 @@ def read_layers(config: Config, dtype: str, moe: list[bool]) -> tuple[Layer, ...
             cross=config.text("model_type") == "whisper", index_bytes=_block_index_bytes(config, n),
             loop_windows=_loop_windows(config),
         )  # fmt: skip
+        layer = _with_ring(layer, config)
         if kind == "hybrid":  # the layer has two caches: attention and a recurrent state
             state = _recurrent_layer(config, dtype)
             layer = msgspec.structs.replace(
@@ -230,6 +232,24 @@ def _block_index_bytes(config: Config, n: int) -> int:
     return 2 * sparse.integer("sparse_index_dim", default=128) if used else 0
 
 
+def _with_ring(layer: Layer, config: Config) -> Layer:
+    """Return ``layer`` with an indexer that has one key for several tokens, and a ring of keys until they are one.
+
+    In the ring GLM 5 Next has two vectors for each token. Qwen 4 has one, and three positions if the model's positions
+    have three axes. Source: vllm/models/glm5next/common/sparse_indexer.py, vllm/models/qwen4_exp/common/qsa_cache.py.
+    """
+    if layer.index_bytes and config.has("index_kpool"):
+        ratio, width = config.integer("index_kpool"), config.integer("index_head_dim", default=128)
+        return msgspec.structs.replace(layer, compression=ratio, index_ring=ratio * 2 * 2 * width)
+    if not config.has("indexer_compress_ratio"):
+        return layer
+    width, ratio = 2 * config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio")
+    positions = 24 if "mrope_section" in (config.table("rope_parameters") or {}) else 0
+    return msgspec.structs.replace(
+        layer, index_bytes=width, compression=ratio, index_ring=ratio * (-(-width // 8) * 8 + positions)
+    )
+
+
 def _compressed_layer(config: Config, n: int) -> Layer:
     """Return a layer of DeepSeek V4: a window, and latent vectors of several tokens each in most layers.
 
@@ -257,6 +277,12 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type in {"lfm2", "lfm2_moe"}:
         channels = config.integer("conv_dim", "hidden_size")
         return _state_layer(((config.integer("conv_L_cache", default=3) - 1, channels),), (dtype,))
+    if config.has("linear_num_heads", "no_kda_lora"):  # Kimi delta attention of GLM 5 Next and Bailing V3
+        heads = config.integer("linear_num_heads", "num_attention_heads")
+        dim = config.integer("linear_head_dim", "head_dim")
+        kernel = config.integer("linear_conv_kernel_dim", "short_conv_kernel_size", default=4)
+        shapes = ((kernel - 1, 3 * heads * dim), (heads, dim, dim))
+        return _state_layer(shapes, (dtype, "F32"), int(config.get("linear_lower_bound") is not None))
     if config.get("linear_num_value_heads") is not None:  # gated delta net
         keys, values = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
         key, value = config.integer("linear_key_head_dim"), config.integer("linear_value_head_dim")
@@ -284,7 +310,9 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type == "nemotron_h":
         width = heads * dim
     groups = config.integer("mamba_n_groups", "mamba_ngroups", "n_groups", default=1)
-    ssm = SAFETENSORS_NAME.get(config.text("mamba_ssm_cache_dtype"), "F32") if model_type == "nemotron_h" else dtype
+    own, ssm = config.text("mamba_ssm_cache_dtype"), dtype
+    if model_type == "nemotron_h" and own != "auto":
+        ssm = SAFETENSORS_NAME.get(own, "F32")
     return _state_layer(((kernel - 1, width + 2 * groups * size), (heads, dim, size)), (dtype, ssm), checkpoints=1)
 
 

@@ -45,8 +45,9 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int = 0  # of keys
     head_dim_v: int = 0  # of values; usually the same as of keys
     window: int | None = None  # tokens, for "sliding", "chunked" and "compressed"
-    compression: int = 0  # tokens in one latent vector, for "compressed"; 0: the layer has only the window
+    compression: int = 0  # tokens in one latent vector, for "compressed", or in one key of the indexer; 0: none
     index_bytes: int = 0  # bytes of a key in the cache of the sparse attention's indexer, beside the layer's own
+    index_ring: int = 0  # bytes of the tokens of one request that the indexer has not compressed yet
     state_shapes: tuple[tuple[int, ...], ...] = ()  # per request, for "mamba"; before tensor parallelism
     state_dtypes: tuple[str, ...] = ()
     attentions: int = 1  # attention blocks in the layer, each with such a cache

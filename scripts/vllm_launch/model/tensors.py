@@ -17,6 +17,7 @@ from vllm_launch.model.layers import GEMMA4, attention_heads, head_dim, kv_heads
 from vllm_launch.model.model import Layer, Mla, Quantization, Tensor
 from vllm_launch.model.tensor_list import GATED, TensorList
 from vllm_launch.model.tensors_deepseek_v4 import deepseek_v4
+from vllm_launch.model.tensors_gemma3n import GEMMA3N, gemma3n
 from vllm_launch.model.tensors_gemma4 import gemma4
 from vllm_launch.model.tensors_kimi import residual_attention
 from vllm_launch.model.tensors_nas import nemotron_nas
@@ -56,12 +57,15 @@ QWEN3 = Family(qk_norm="head")
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "ministral", "gemma", "granite", "helium", "smollm3", "arcee"), LLAMA),
     **dict.fromkeys(("mixtral", "granitemoe", "granitemoeshared", "granitemoehybrid"), LLAMA),
-    **dict.fromkeys(("ernie4_5", "ernie4_5_moe"), LLAMA),
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "ernie4_5_moe_vl"), LLAMA),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_vl", "qwen2_5_vl"), QWEN2),
     **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text"), QWEN3),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), QWEN3),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa"), LLAMA),
-    "kimi_linear": LLAMA,
+    **dict.fromkeys(("glm5_next_text", "kimi_linear", "longcat_flash", "sarvam_mla", "step3_text"), LLAMA),
+    "apertus": Family(
+        norms=("attention_layernorm", "feedforward_layernorm"), qk_norm="head", plain_mlp=("up_proj", "down_proj")
+    ),
     "arcee": Family(plain_mlp=("up_proj", "down_proj")),
     "nemotron": Family(plain_mlp=("up_proj", "down_proj"), norm_bias=True),
     "ministral3": LLAMA,
@@ -115,7 +119,7 @@ FAMILIES: dict[str, Family] = {
 
 
 BUILDERS = tensors_state.BUILDERS | dict.fromkeys(GEMMA4, gemma4) | dict.fromkeys(DEEPSEEK_V4, deepseek_v4)
-BUILDERS |= {"whisper": whisper, "nemotron-nas": nemotron_nas}
+BUILDERS |= {"whisper": whisper, "nemotron-nas": nemotron_nas} | dict.fromkeys(GEMMA3N, gemma3n)
 """Functions that append the embeddings and layers of a model, for model types whose structure differs from Llama's."""
 
 
@@ -247,7 +251,11 @@ def attention(tensor_list: TensorList, prefix: str, config: Config, family: Fami
     if family.qkv:
         tensor_list.linear(prefix + family.qkv, (heads + 2 * groups) * dim, hidden, bias=bias)
     else:
-        tensor_list.linear(f"{prefix}q_proj", heads * dim * gated, hidden, bias=bias)
+        shared = config.optional_integer("share_q_dim")  # Step 3: queries by way of fewer channels
+        tensor_list.linear(f"{prefix}q_proj", shared or heads * dim * gated, hidden, bias=bias)
+        if shared:
+            tensor_list.norm(f"{prefix}inter_norm", shared)
+            tensor_list.linear(f"{prefix}wq", heads * dim, shared)
         tensor_list.linear(f"{prefix}k_proj", groups * dim, hidden, bias=bias)
         tensor_list.linear(f"{prefix}v_proj", groups * value_dim(config), hidden, bias=bias)
     output_bias = config.flag("attention_out_bias") if model_type == "seed_oss" else default_bias

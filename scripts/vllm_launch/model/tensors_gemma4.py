@@ -22,31 +22,43 @@ def gemma4(tensor_list: TensorList, config: Config, layers: tuple[Layer, ...]) -
     """Append the embeddings, the layers and the last norm."""
     hidden, vocab = config.integer("hidden_size"), config.integer(*VOCAB_KEYS)
     tensor_list.add("model.embed_tokens.weight", vocab, hidden)
-    per_layer = config.integer("hidden_size_per_layer_input", default=0, minimum=0)
-    if per_layer:
-        rows = config.integer("vocab_size_per_layer_input", default=vocab)
-        tensor_list.add("model.embed_tokens_per_layer.weight", rows, len(layers) * per_layer)
-        tensor_list.add("model.per_layer_model_projection.weight", len(layers) * per_layer, hidden)
-        tensor_list.add("model.per_layer_projection_norm.weight", per_layer)
+    per_layer = append_inputs(tensor_list, config, len(layers))
     shared_from = len(layers) - config.integer("num_kv_shared_layers", default=0, minimum=0)
     for n, kind in enumerate(layer_kinds(config, len(layers))):
         prefix = f"model.layers.{n}."
         for name in NORMS + (EXPERT_NORMS if layers[n].moe else ()):
             tensor_list.norm(prefix + name, hidden)
-        _attention(tensor_list, f"{prefix}self_attn.", config, kind, shared=n >= shared_from)
+        attention(tensor_list, f"{prefix}self_attn.", config, kind, shared=n >= shared_from)
         wide = 2 if n >= shared_from and config.flag("use_double_wide_mlp") else 1
         width = wide * config.integer(*INTERMEDIATE_KEYS)
         tensor_list.gated(f"{prefix}mlp.", width, hidden)
         if layers[n].moe:
             _experts(tensor_list, prefix, config)
-        if per_layer:
-            tensor_list.linear(f"{prefix}per_layer_input_gate", per_layer, hidden)
-            tensor_list.linear(f"{prefix}per_layer_projection", hidden, per_layer)
-            tensor_list.add(f"{prefix}post_per_layer_input_norm.weight", hidden)
+        append_input(tensor_list, prefix, hidden, per_layer)
     tensor_list.add("model.norm.weight", hidden)
 
 
-def _attention(tensor_list: TensorList, prefix: str, config: Config, kind: str, *, shared: bool) -> None:
+def append_inputs(tensor_list: TensorList, config: Config, layers: int) -> int:
+    """Append the embeddings that each layer gets as a second input. Return their size, or 0 if there are none."""
+    per_layer = config.integer("hidden_size_per_layer_input", default=0, minimum=0)
+    if per_layer:
+        rows = config.integer("vocab_size_per_layer_input", *VOCAB_KEYS)
+        tensor_list.add("model.embed_tokens_per_layer.weight", rows, layers * per_layer)
+        tensor_list.add("model.per_layer_model_projection.weight", layers * per_layer, config.integer("hidden_size"))
+        tensor_list.add("model.per_layer_projection_norm.weight", per_layer)
+    return per_layer
+
+
+def append_input(tensor_list: TensorList, prefix: str, hidden: int, per_layer: int) -> None:
+    """Append what mixes this second input into one layer."""
+    if per_layer:
+        tensor_list.linear(f"{prefix}per_layer_input_gate", per_layer, hidden)
+        tensor_list.linear(f"{prefix}per_layer_projection", hidden, per_layer)
+        tensor_list.add(f"{prefix}post_per_layer_input_norm.weight", hidden)
+
+
+def attention(tensor_list: TensorList, prefix: str, config: Config, kind: str, *, shared: bool) -> None:
+    """Append one layer's attention. ``shared``: it uses the keys and values of an earlier layer."""
     hidden, queries = config.integer("hidden_size"), config.integer("num_attention_heads")
     heads = layer_heads(config, kind)
     bias = config.flag("attention_bias")

@@ -14,6 +14,11 @@ COUNT_KEYS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_e
 PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 
 
+WIDTH_KEYS = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+
+SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert", "num_shared_experts")
+
+
 class Naming(msgspec.Struct, frozen=True, kw_only=True):
     """How a family names the modules of a mixture of experts. ``prefix`` is that of the mixture in its layer."""
 
@@ -23,6 +28,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True):
     shared: str = ""
     shared_gate: str = ""
     correction: str = ""  # the name of a float32 bias with one value per expert
+    router_dtype: str | None = None  # None: the model's
 
 
 QWEN = Naming()
@@ -39,13 +45,21 @@ NAMINGS = {
     **dict.fromkeys(("qwen3_moe", "olmoe"), QWEN),
     "deepseek_v2": Naming(shared="shared_experts"),
     **dict.fromkeys(("deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"), DEEPSEEK3),
-    "ernie4_5_moe": Naming(shared="shared_experts", correction="moe_statics.e_score_correction_bias"),
+    **dict.fromkeys(("glm5_next_text", "sarvam_mla"), DEEPSEEK3),
+    **dict.fromkeys(
+        ("ernie4_5_moe", "ernie4_5_moe_vl"),
+        Naming(shared="shared_experts", correction="moe_statics.e_score_correction_bias"),
+    ),
     "jamba": Naming(prefix="feed_forward.", router="router"),
     "lfm2_moe": Naming(prefix="feed_forward.", names=("w1", "w3", "w2"), correction="expert_bias"),
     "kimi_linear": Naming(
         prefix="block_sparse_moe.", names=("w1", "w3", "w2"), shared="shared_experts",
         correction="gate.e_score_correction_bias",
     ),
+    "longcat_flash": Naming(
+        router="router.classifier", router_dtype="F32", correction="router.e_score_correction_bias"
+    ),
+    "step3_text": Naming(prefix="moe.", shared="share_expert"),
     "hunyuan_v1_moe": Naming(router="gate.wg", shared="shared_mlp"),
 }  # fmt: skip
 
@@ -77,6 +91,7 @@ def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one re
     types = config.strings("mlp_layer_types")
     if types:
         return [layer_type == "sparse" for layer_type in types[:layers]] + [True] * (layers - len(types))
+    config, last = _one_range(config, layers)
     first = config.integer("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers", default=0, minimum=0)
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, list):
@@ -84,7 +99,20 @@ def is_moe(config: Config, layers: int) -> list[bool]:  # noqa: PLR0911 - one re
     step = config.integer("decoder_sparse_step", "moe_layer_interval", "moe_layer_freq", default=1)
     dense_layers = config.integers("mlp_only_layers") or []
     shift = 1 if config.has("decoder_sparse_step", "moe_layer_interval") else 0
-    return [n >= first and n not in dense_layers and (n + shift) % step == 0 for n in range(layers)]
+    return [first <= n <= last and n not in dense_layers and (n + shift) % step == 0 for n in range(layers)]
+
+
+def _one_range(config: Config, layers: int) -> tuple[Config, int]:
+    """Return ``config`` with one first layer with experts, and the last such layer.
+
+    Ernie VL has two mixtures, for text and for images, each with a first and a last layer. The layers between the
+    smallest and the largest number have both (vllm/model_executor/models/ernie45_vl_moe.py:Ernie4_5_VLMoeDecoderLayer).
+    """
+    if not isinstance(config.get("moe_layer_start_index"), list):
+        return config, layers
+    first = min(config.integers("moe_layer_start_index") or [0])
+    last = max(config.integers("moe_layer_end_index") or [layers])
+    return Config({**config.raw, "moe_layer_start_index": first}, config.where, config.defaults), last
 
 
 def expert_count(config: Config) -> int:
@@ -104,7 +132,7 @@ def read_experts(config: Config) -> Experts | None:
     count = expert_count(config)
     if not count:
         return None
-    width = config.largest("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+    width = config.largest(*WIDTH_KEYS)
     shared = config.integer(
         "shared_expert_intermediate_size",
         "shared_intermediate_size",
@@ -114,14 +142,7 @@ def read_experts(config: Config) -> Experts | None:
         minimum=0,
     )
     if not shared:
-        shared = width * config.largest(
-            "n_shared_experts",
-            "moe_num_shared_experts",
-            "num_shared_expert",
-            "num_shared_experts",
-            default=0,
-            minimum=0,
-        )
+        shared = width * config.largest(*SHARED_KEYS, default=0, minimum=0)
     if not shared and config.text("model_type") == "llama4_text":
         shared = width
     return Experts(
@@ -167,14 +188,19 @@ def experts(tensor_list: TensorList, prefix: str, config: Config) -> None:
 def _separate_experts(tensor_list: TensorList, prefix: str, config: Config, naming: Naming, mixture: Experts) -> None:
     """Append a mixture whose experts are separate modules."""
     hidden, prefix = config.integer("hidden_size"), prefix + naming.prefix
-    tensor_list.add(f"{prefix}{naming.router}.weight", mixture.count, hidden)
+    choices = mixture.count + config.integer(
+        "zero_expert_num", default=0, minimum=0
+    )  # LongCat: experts without weights
+    tensor_list.add(f"{prefix}{naming.router}.weight", choices, hidden, dtype=naming.router_dtype)
     if naming.correction:
-        shape = (1, mixture.count) if "moe_statics" in naming.correction else (mixture.count,)
+        shape = (1, choices) if "moe_statics" in naming.correction else (choices,)
         tensor_list.add(prefix + naming.correction, *shape, dtype="F32")
     bias = config.flag("use_bias") and config.text("model_type") == "ernie4_5_moe"
     latent = config.integer("routed_expert_hidden_size", default=hidden)
     for n in range(mixture.count):
         tensor_list.gated(f"{prefix}experts.{n}.", mixture.intermediate_size, latent, naming.names, bias=bias)
+    if isinstance(config.get("moe_num_experts"), list):
+        _experts_for_images(tensor_list, prefix, config, mixture)
     if latent != hidden:
         tensor_list.linear(f"{prefix}routed_expert_down_proj", latent, hidden, quantized=False)
         tensor_list.norm(f"{prefix}routed_expert_norm", latent)
@@ -183,6 +209,16 @@ def _separate_experts(tensor_list: TensorList, prefix: str, config: Config, nami
         tensor_list.gated(f"{prefix}{naming.shared}.", mixture.shared_intermediate_size, hidden, bias=bias)
     if naming.shared_gate:
         tensor_list.add(f"{prefix}{naming.shared_gate}.weight", 1, hidden)
+
+
+def _experts_for_images(tensor_list: TensorList, prefix: str, config: Config, mixture: Experts) -> None:
+    """Append the second mixture of Ernie VL, whose experts have a width of their own."""
+    hidden = config.integer("hidden_size")
+    counts, widths = config.integers("moe_num_experts") or [], config.integers("moe_intermediate_size") or []
+    for count, width in zip(counts[1:], widths[1:], strict=False):
+        tensor_list.add(f"{prefix}gate.weight_1", count, hidden, dtype="F32")
+        for n in range(mixture.count, mixture.count + count):
+            tensor_list.gated(f"{prefix}experts.{n}.", width, hidden)
 
 
 def _gpt_oss(tensor_list: TensorList, prefix: str, hidden: int, count: int, width: int) -> None:

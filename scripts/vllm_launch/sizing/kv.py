@@ -129,7 +129,7 @@ def grouping_of(placement: Placement) -> Grouping:
         return Grouping(groups=(), block_bytes=())
     if placement.run_config.disable_hybrid_kv_cache_manager:
         pages = _without_windows(pages)
-    if any(spec.kind == "sliding mla" for spec in pages):
+    if any(spec.kind in {"sliding mla", "circular"} for spec in pages):
         groups = packed_groups(pages)
     elif _need_same_block_count(pages):
         groups = [list(range(len(pages)))]
@@ -219,6 +219,8 @@ def _blocks_of_spec(spec: Spec, in_flight: int, length: int) -> int:
             return math.ceil(min(spec.window + in_flight, length) / spec.block)
         case "mamba":
             return spec.states
+        case "circular":
+            return 1
         case "cross":
             return math.ceil(spec.window / spec.block)
         case _:

@@ -18,6 +18,9 @@ from vllm_launch.sizing.run_config import RunConfig
 
 FP8 = {"fp8", "fp8_e4m3"}
 
+INDEX_PAGE = 32
+"""Keys in the smallest page of an indexer's kernel (v1/attention/backends/mla/indexer.py: get_paged_mqa_page_sizes)."""
+
 _SCALE_BYTES = 4  # float32, one per token and head for keys, and one for values
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes of a token in formats that pack the latent vector and its scales (MLAAttention.get_kv_cache_spec)."""
@@ -66,6 +69,10 @@ def block_size(placement: Placement) -> int:  # noqa: PLR0911 - one return for e
         return run.block_size
     if any(layer.kind == "compressed" for layer in model.layers):
         return COMPRESSED_BLOCK
+    if ratio := max((layer.compression for layer in model.layers if layer.index_ring), default=0):
+        # GLM 5 Next and Qwen 4. The block grows to hold a recurrent state.
+        keys = 64 if placement.generation is Generation.BLACKWELL_RTX else INDEX_PAGE
+        return ratio * keys if model.mla else 16
     if is_sparse(model) and model.mla is None:
         return 128  # MiniMax M3's blocks of keys (models/minimax_m3/nvidia)
     if is_sparse(model):
@@ -119,10 +126,21 @@ def layer_specs(placement: Placement) -> list[tuple[Spec, ...]]:
                 for window in layer.loop_windows
             ),
             *([state_spec] if state_spec and layer.state_shapes else []),
-            *([Spec(kind="mla", block=block, page=block * layer.index_bytes)] if layer.index_bytes else []),
+            *_index_specs(layer, block),
             *([_cross_spec(layer, placement, block, dtype)] if layer.cross else []),
         )
         for layer in model.layers
+    ]
+
+
+def _index_specs(layer: Layer, block: int) -> list[Spec]:
+    """Return the caches of a sparse attention's indexer. A request has one block of a ring."""
+    if not layer.index_bytes:
+        return []
+    index = Spec(kind="mla", block=block, page=block // max(1, layer.compression) * layer.index_bytes)
+    return [
+        index,
+        *([Spec(kind="circular", block=layer.compression, page=layer.index_ring)] if layer.index_ring else []),
     ]
 
 

@@ -98,7 +98,8 @@ def test_the_state_of_a_recurrent_layer(
         ("falcon", {"multi_query": False}, 4),
         ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
         ("gpt_bigcode", {}, 1),
-        ("chatglm", {"multi_query_group_num": 1, "num_key_value_heads": None}, 1),
+        ("chatglm", {"multi_query_attention": True, "multi_query_group_num": 1, "num_key_value_heads": None}, 1),
+        ("chatglm", {"multi_query_group_num": 1, "num_key_value_heads": None}, 4),
     ],
 )
 def test_key_value_heads(model_type: str, changes: dict[str, Any], heads: int) -> None:
