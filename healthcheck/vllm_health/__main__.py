@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "url", metavar="URL", help=f"URL of the API, such as http://127.0.0.1:{addresses.API_PORT}"
     )
     wait_parser.add_argument(
-        "url", metavar="URL", help=f"URL of the prober, such as http://127.0.0.1:{addresses.HEALTH_PORT}"
+        "url", metavar="URL", help=f"URL of the prober or of vLLM, such as http://127.0.0.1:{addresses.HEALTH_PORT}"
     )
     for command in (serve_parser, smoke_parser, wait_parser):
         command.add_argument(
@@ -237,7 +237,7 @@ async def _wait_until_ready(target: scrape.Target, seconds: float) -> int:
                 return 0
             live = await scrape.get(session, f"{target.url}/livez", 10.0) if is_health_port else answer
             if live.state and live.status == 503:  # noqa: PLR2004 - a proxy's 503 has no state
-                print("vllm-health: vLLM will not become ready: /livez reports that it is dead", file=sys.stderr)
+                print("vllm-health: vLLM will not become ready: /livez fails", file=sys.stderr)
                 return 1
             if seconds and time.monotonic() - began > seconds:
                 print(f"vllm-health: not ready after {seconds:g} s", file=sys.stderr)

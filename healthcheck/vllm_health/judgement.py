@@ -1,4 +1,4 @@
-"""Judges what the prober knows of vLLM: the name of its state, the reason in words, and the probes' answers. Pure."""
+"""Derives the name of vLLM's state, the reason in words and the probes' answers from what the prober knows. Pure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def transition(before: State, after: State) -> Transition | None:
 
 
 def _judged(known: State, sample: Sample, limits: Limits) -> tuple[Name, str]:
-    """Return the state's name and the reason for it, for the user. The most severe state wins."""
+    """Return the state's name and the reason for it, for the user.
+
+    The first check that applies wins. So a drain hides a hang.
+    """
     if sample.ended is not None:
         return "dead", sample.ended
     if sample.draining is not None:

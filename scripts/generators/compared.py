@@ -1,7 +1,8 @@
-"""Generate compared.json and docs/models.md from the table of vLLM's facts: ``generators/compared.py``. Needs no vLLM.
+"""Generate compared.json and docs/models.md from tests/data/model_facts.jsonl, vLLM's facts. Needs no vLLM.
 
-compared.json has, by architecture and model type, what the planner reads as vLLM does. The page shows the same to
-people, with each known difference and each architecture that was not compared.
+For each fact ("layers", "weights"), compared.json lists the architectures and model types for which the planner agrees
+with vLLM, and the pairs of them for which it does not. The page shows how many agree, each known difference and each
+architecture that was not compared.
 """
 
 from __future__ import annotations
@@ -75,18 +76,21 @@ def page(found: Found) -> str:
     lines = [
         "# Models compared with vLLM",
         "",
-        f"The planner reads config.json without vLLM. For each configuration, the classes of vLLM {pinned_vllm()} were",
-        "built as on an H200, on the meta device. The planner must give the same maximum length, dtype, runner, KV",
-        "cache of each layer, and tokens in 40 GiB of KV cache, to the token. Weights may differ by 1 %.",
+        "The planner reads config.json without vLLM. For each configuration, we built the model with the classes of",
+        f"vLLM {pinned_vllm()} on PyTorch's meta device, with the settings that vLLM uses on an H200. The planner must",
+        "give the same maximum length, dtype, runner, KV cache of each layer, and tokens in 40 GiB of KV cache, to the",
+        "token. Weights may differ by 1 %.",
         "",
         "A configuration has the defaults of its config class, or it was written by hand, with the sizes of a released",
-        "model as far as we know them. It may differ from the hub's file. vLLM and the planner read the same file.",
+        "model as far as we know them. It may differ from the hub's file. vLLM and the planner get the same",
+        "configuration.",
         "",
         "`make generate` makes the table (tests/data/model_facts.jsonl) and this page. `make test-against-vllm` judges",
         "changed rows and a sample of the others again. `make test-unit` compares the planner with all rows.",
         "",
-        "If an architecture or its model type was not compared, or differs, the plan has a warning, and counts every",
-        "layer with full attention and the largest heads.",
+        "If the layers of an architecture or model type were not compared, or differ, the plan warns. It counts each",
+        "layer with attention as full attention with the largest heads. Latent attention and recurrent states stay as",
+        "they are. If the weights were not compared or differ, the plan warns when it computes them from config.json.",
         "",
         "|  | number |",
         "|---|---:|",

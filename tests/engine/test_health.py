@@ -244,7 +244,7 @@ def test_a_sidecar_without_the_key_logs_it_once_and_stays_ready(serving, tmp_pat
     finally:
         sidecar.send_signal(signal.SIGTERM)
         assert sidecar.wait(30) == 0
-    assert (tmp_path / "log").read_text().count("one-token requests") == 1
+    assert (tmp_path / "log").read_text().count("a one-token request got no token") == 1
 
 
 def test_all_documented_metrics_are_served(serving):

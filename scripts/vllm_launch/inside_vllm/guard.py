@@ -27,7 +27,7 @@ LOGGER = logging.getLogger("vllm.launch_guard")
 """Below vLLM's own logger, so that its lines are in vLLM's log."""
 
 OPEN_ROUTES = ("/health", "/ping", "/metrics")
-"""Routes that need no key. Probes and Prometheus send none, and the responses contain no data of users."""
+"""Routes that need no key. Kubernetes' probes and Prometheus send none, and the responses have no data of users."""
 
 CLOSE = (b"connection", b"close")
 
@@ -59,15 +59,17 @@ def routed_path(scope: Scope) -> str:
 
 
 class Guard:
-    """ASGI middleware that applies ``Rules`` to each request.
+    """ASGI middleware that applies ``Rules`` to requests, except to open routes and from the launcher's prober.
 
+    The prober has a key of its own (``probe_key``).
     Draining begins when the file ``drain_flag`` appears. From then on each response closes its connection, so that
     clients with persistent connections reconnect through the load balancer and reach another replica. When
     ``refuse_flag`` appears, new requests are refused. Every API server process checks both files at each request.
     Running streams continue.
 
-    vLLM adds it last, so it runs before vLLM's own key check and CORS (entrypoints/serve/middleware/register.py). With
-    ``--api-key``, a request needs a key that both accept. The guard itself answers CORS preflights, which have no key.
+    vLLM adds it last, so it runs before vLLM's own key check and CORS (entrypoints/serve/middleware/register.py). If
+    vLLM itself has ``--api-key``, a request needs a key that both accept. Under vllm-launch it has none. The guard
+    itself answers CORS preflights, which have no key.
 
     Without its rules it refuses every request, except those to the open routes: it cannot know who may enter.
     """
@@ -90,7 +92,7 @@ class Guard:
         self.routes = tuple(route.rstrip("/") or "/" for route in rules.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a preflight, 401, 404 or 503, or pass the request on to vLLM."""
+        """Answer a CORS preflight, respond with 401, 404 or 503, or pass the request on to vLLM."""
         if scope["type"] not in {"http", "websocket"} or _is_open(scope):
             await self.app(scope, receive, send)
             return
@@ -138,7 +140,7 @@ class Guard:
     def _accepted(self, tokens: Sequence[bytes]) -> bytes | None:
         """Return the token that is an API key, or None. If no key is needed, return the first token or b"".
 
-        Each is compared with all keys, so the time reveals none.
+        Each token is compared with every key, so the response time does not reveal a key.
         """
         if not self.key_digests:
             return next(iter(tokens), b"")
@@ -174,9 +176,10 @@ def _digest(text: bytes) -> bytes:
 
 
 def _tokens(scope: Scope) -> list[bytes]:
-    """Return the bearer token and the key in x-api-key, with which Anthropic's clients come to /v1/messages.
+    """Return the bearer token and the key in x-api-key, which Anthropic's clients send to /v1/messages.
 
-    vLLM would use the first of several headers and proxies the last, so of several none counts.
+    If a header appears several times, none of its values counts: vLLM would use the first one, and a proxy may use
+    the last one.
     """
     bearers = [value.partition(b" ") for value in header_values(scope, b"authorization")]
     tokens = [token for scheme, _, token in bearers if scheme.lower() == b"bearer"] if len(bearers) == 1 else []

@@ -94,7 +94,7 @@ def _cache_size(chosen: Candidate) -> str:
 def _useful_kv_cache(chosen: Candidate) -> str:
     """Return what ``fit`` calls a useful KV cache, for a model of this length."""
     tokens = min(USEFUL_TOKENS, chosen.run_config.max_model_len)
-    return f"a useful KV cache ({USEFUL_REQUESTS} requests of {tokens:,} tokens, and one of max_model_len)"
+    return f"a useful KV cache (it can hold {USEFUL_REQUESTS} requests of {tokens:,} tokens, or one of max_model_len)"
 
 
 def _replicas(count: int, gpus_per_replica: int, used: int, total: int) -> str:

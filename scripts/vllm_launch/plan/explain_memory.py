@@ -30,6 +30,9 @@ LOWERED = 3 / 4
 MARGIN_PARTS = {"encoder": "the multimodal encoder", "other": "buffers that vLLM does not profile"}
 
 
+FRAGMENTATION = " and PyTorch's allocator loses memory to fragmentation"
+
+
 def memory_reasons(request: PlanRequest, model: Model, chosen: Candidate) -> Iterator[Reason]:
     """Yield the reasons of the utilisation or the size of the KV cache, of the longest request, and of the KV cache."""
     cache, run = chosen.kv_cache, chosen.run_config
@@ -153,7 +156,7 @@ def _why_utilization(gpu: Gpu, chosen: Candidate) -> str:
         f"{gib(gpu.memory_total)} on GPU {gpu.index}{used}, minus the memory that vLLM does not count: CUDA context "
         f"{gib(parts.context)}{graphs}, and a safety margin of {gib(parts.safety)}, because serving can need more than "
         "vLLM measures at start-up"
-        + ("" if uses_expandable_segments(chosen.placement) else " and PyTorch's allocator loses memory to fragments")
+        + ("" if uses_expandable_segments(chosen.placement) else FRAGMENTATION)
         + (_largest_margin_part(chosen) if parts.safety > gpu.memory_total * LARGE_MARGIN else "")
     )
 

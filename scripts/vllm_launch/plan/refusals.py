@@ -85,7 +85,8 @@ def warnings(case: Case) -> list[str]:
     if answer(case.model, method, on_gpu=case.on_gpu) == "ignored":
         return [f"{where}: vLLM ignores {method}, because the checkpoint is {own}: {REMOVE_QUANTIZATION}"]
     if method == "humming":
-        return [f"{where}: the plan counts the checkpoint's own weights ({own}), and humming may store them otherwise"]
+        counted = f"the plan counts the checkpoint's own weights ({own})"
+        return [f"{where}: {counted}, and the method humming may store them in another format"]
     if method != own and own == "awq":
         other = f"vLLM's CUDA build accepts {method} for an awq checkpoint, but its CPU build refuses it"
         return [f"{where}: {other}: {REMOVE_QUANTIZATION}"]
@@ -176,7 +177,7 @@ def _states(case: Case) -> Iterator[Refusal]:
     has_states = any(layer.state_shapes for layer in case.model.layers)
     if has_states and caches and not splits_prompts(case.request, case.model):
         problem = "prefix caching of a model with recurrent states needs chunked prefill"
-        yield Refusal("enable_chunked_prefill", problem, "remove it, or add --no-enable-prefix-caching")
+        yield Refusal("enable_chunked_prefill", problem, "enable it, or add --no-enable-prefix-caching")
 
 
 def _long_prefill(case: Case) -> Iterator[Refusal]:

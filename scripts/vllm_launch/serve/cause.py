@@ -1,7 +1,8 @@
 """Finds in vLLM's log why it ended. Pure: time is an argument.
 
 A serving vLLM logs the errors of its clients too, and survives them. Such an error must not be named as the cause of
-its end. So an exception counts only if a line that vLLM writes at its end introduces it, or if nothing caught it.
+its end. So an exception counts only in three cases: a line that vLLM writes at its end introduces it, nothing caught
+it, or a worker logged it at most ``FRESH_SECONDS`` before the end.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _Finding(NamedTuple):
 
 
 class Evidence:
-    """What vLLM's log says about its end so far. Threads may call ``add`` at once.
+    """What vLLM's log says about its end so far. Several threads may call ``add`` at the same time.
 
     ``asked``: vLLM got a signal that ends it. ``cut``: it killed engines that had not finished in time.
     """
@@ -67,7 +68,9 @@ class Evidence:
     def __init__(self) -> None:
         self.asked = self.cut = False
         self._findings: deque[_Finding] = deque(maxlen=KEPT_FINDINGS)
-        self._heads: dict[tuple[int, str], tuple[str, str]] = {}  # tag and first line of each process's present error
+        # By stream and process: the tag (what the prefix has in brackets, or "uvicorn") and the first line of the error
+        # that is being logged.
+        self._heads: dict[tuple[int, str], tuple[str, str]] = {}
         self._lock = threading.Lock()
 
     def add(self, line: str, now: float, stream: int = 2) -> None:
@@ -98,10 +101,10 @@ class Evidence:
         return process, text.strip(), self._heads.get(key, ("", ""))[1]
 
     def cause(self) -> str | None:
-        """Return why vLLM's engine or server ended, or None. It is never an error that vLLM survived.
+        """Return why vLLM's engine or server ended, or None. Leaves out errors that vLLM is known to survive.
 
-        A worker logs its exception first, then the engine core, then the API server. Each wraps it in its own
-        exception, so the first one is the cause.
+        A worker logs its exception first. The engine core and the API server wrap it in their own, so the first one is
+        the cause. Of uncaught exceptions, the last one is the cause.
         """
         with self._lock:
             found = list(self._findings)
@@ -117,7 +120,7 @@ class Evidence:
         return None
 
     def crash(self) -> str | None:
-        """Return the last line that a process writes when it crashes, or None."""
+        """Return the last "Fatal Python error" or C++ "what():" line in the log, or None."""
         with self._lock:
             return next((finding.text for finding in reversed(self._findings) if finding.kind == "crash"), None)
 
@@ -165,16 +168,16 @@ def why_it_exited(evidence: Evidence, lines: Sequence[str], *, starting: bool, d
 
 
 NOBODY_SAYS: Final = (
-    "The log shows no cause; the kernel may have killed it for lack of memory, or somebody sent a signal: check dmesg"
+    "The log shows no cause. If a signal ended the process, the kernel may have sent it for lack of memory: check dmesg"
 )
 
 
 def why_killed(evidence: Evidence, number: int) -> str:
     """Return why the signal ``number`` ended vLLM. A signal from outside leaves no cause in the log."""
     if number == signal.SIGKILL:
-        return "somebody sent the signal, or the kernel did for lack of memory: check dmesg"
+        return "another process sent the signal, or the kernel did for lack of memory: check dmesg"
     if number in OUTSIDE:
-        return "somebody else than the launcher sent the signal"
+        return "another process than the launcher sent the signal"
     return evidence.crash() or "the log shows no error"
 
 

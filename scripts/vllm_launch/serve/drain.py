@@ -101,7 +101,7 @@ class Drain:
                 status = await self._end_or_idle(exited, servers)
         except TimeoutError:
             limit = f"{self._limit:.0f} s"
-            self._say_cut(f"vLLM did not finish in {limit}")
+            self._say_cut(f"vLLM did not finish in {limit}, so the launcher killed it")
             return 1, f"vLLM did not exit within {limit} of SIGTERM, so the launcher killed all of its processes"
         return self._judge(status, time.monotonic() - began)
 
@@ -117,7 +117,7 @@ class Drain:
         if count := round(self._streams()):
             requests = "1 request" if count == 1 else f"{count} requests"
             remedy = "If answers take longer, raise drain_seconds and the grace period"
-            self._say(f"warning: {why}: vLLM cut {requests}, as last seen in its metrics. {remedy}")
+            self._say(f"warning: {why}. This cut {requests}, the last number in vLLM's metrics. {remedy}")
 
     async def _end_or_idle(self, exited: asyncio.Future[int], servers: Sequence[int]) -> int | None:
         """Return vLLM's exit status, or None as soon as all ``servers`` have exited, because then no stream is open.

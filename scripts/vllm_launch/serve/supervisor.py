@@ -295,10 +295,10 @@ class EngineProcess:
             self.drain.hurry()
             return
         why = self.log.evidence.cause()
-        why = why or (cause.root_cause(list(self.log.last)) if self._starting else None) or cause.NOBODY_SAYS
+        why = why or (cause.root_cause(list(self.log.last)) if self._starting else None)
         how = "" if death.status is None else f" ({cause.how_it_ended(death.status)})"
         stopped = "vLLM kept running, so the launcher stopped all processes"
-        raise Ending(1, f"{death.title} died{how}, but {stopped}. Cause: {why}")
+        raise Ending(1, f"{death.title} died{how}, but {stopped}. {f'Cause: {why}' if why else cause.NOBODY_SAYS}")
 
     def _surroundings(self) -> Surroundings:
         """Return what the prober cannot see by itself."""

@@ -53,7 +53,7 @@ def _nodes(engine: Engine) -> Iterator[Mistake]:
         world *= number(engine, size, 1)
     if world % nodes:
         sizes_set = f"the product of the parallel sizes that you set ({world})"
-        problem = f"the launcher plans one machine, and {sizes_set} is no multiple of nnodes {nodes}"
+        problem = f"the launcher plans for one machine, and {sizes_set} is not a multiple of nnodes {nodes}"
         remedy = "for several machines set all parallel sizes yourself, or run vllm serve without the launcher"
         yield Mistake("nnodes", problem, remedy)
     if not 0 <= rank < nodes:

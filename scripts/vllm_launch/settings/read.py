@@ -63,7 +63,7 @@ def read_settings(
     engine |= said
     origin |= {dest: f"flag {options()[dest].flags[0]}" for dest in said}
     if "config" in said:
-        raise UsageError("--config", "is abbreviated", "write --config FILE")
+        raise UsageError("command line", "--config is written in a short form", "write --config FILE")
     model = engine.pop("model", None)
     if not isinstance(model, str) or not model:
         raise UsageError(

@@ -173,7 +173,7 @@ def _unwatched(settings: Settings) -> Iterator[Mistake]:
         )
     if settings.engine.get("ssl_cert_reqs") == CERT_REQUIRED:
         problem = "vLLM would demand a client certificate, and the launcher's prober has none"
-        remedy = "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+        remedy = "and let a proxy in front of vLLM demand certificates, or run vllm serve without the launcher"
         yield Mistake("ssl_cert_reqs", problem, f"give 0 or 1, {remedy}")
 
 
@@ -235,7 +235,7 @@ def _long_shutdown(settings: Settings) -> Iterator[str]:
         where = settings.origin["shutdown_timeout"]
         problem = f"{timeout} s plus the first drain step of {drain.delay:g} s exceed drain_seconds ({drain.total} s)"
         effect = "Kubernetes or Compose cuts the streams that are still open when its grace period ends"
-        yield f"{where}: {problem}; {effect}; lower it, or raise drain_seconds and the grace period"
+        yield f"{where}: {problem}; {effect}; lower shutdown_timeout, or raise drain_seconds and the grace period"
 
 
 def _several_machines(settings: Settings) -> Iterator[str]:

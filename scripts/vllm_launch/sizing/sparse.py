@@ -1,4 +1,7 @@
-"""Memory of sparse attention, which chooses the tokens that it reads, by the rules of vLLM 0.32.0, in bytes. Pure."""
+"""Computes the memory of sparse attention in bytes, by the rules of vLLM 0.32.0. Pure.
+
+Sparse attention reads only the tokens that an indexer chooses.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,16 @@ RADIX_WORKSPACE = MIB
 """Bytes for choosing the tokens with the largest logits (layers/indexer_topk.py:RADIX_TOPK_WORKSPACE_SIZE)."""
 
 LONG_CONTEXT = 256 * 1024
-"""Tokens above which vLLM reserves fewer contexts (config/vllm.py: sparse_mla_prefill_workspace_factor)."""
+"""Largest max_model_len for which the workspace holds 5 contexts of that length. Above it, the workspace holds 2.
+Source: config/vllm.py: sparse_mla_prefill_workspace_factor."""
 
 GATHERED_REQUESTS = 4
-"""Prefills of DeepSeek V4 whose vectors are gathered at once (deepseek_v4/attention.py:PREFILL_CHUNK_SIZE)."""
+"""Number of prefill requests whose vectors DeepSeek V4 gathers at the same time.
+Source: deepseek_v4/attention.py:PREFILL_CHUNK_SIZE."""
 
 PACKED_ROPE = 64
-"""Values with the position in a packed FP8 vector. The format has them in models without rotary embeddings too."""
+"""Number of values in a packed FP8 vector that hold the rotary part of a key. The format has this part even if the
+model has no rotary embeddings."""
 
 
 def has_dense_attention(model: Model) -> bool:
@@ -64,7 +70,7 @@ def padded_query_heads(placement: Placement) -> int:
 
 
 def _compressed_workspace(placement: Placement) -> int:
-    """Return the bytes for the gathered vectors of DeepSeek V4, in bfloat16, and for the indices of those it reads."""
+    """Return the bytes for the gathered vectors of DeepSeek V4 in bfloat16, and for the indices of those it reads."""
     model, run = placement.model, placement.run_config
     tokens, most = run.max_num_batched_tokens, 0
     for layer in model.layers:
@@ -77,9 +83,10 @@ def _compressed_workspace(placement: Placement) -> int:
 
 
 def _packed_workspace(placement: Placement, contexts: int) -> int:
-    """Return the bytes that FlashMLA's sparse kernels reserve: queries, and for packed FP8 vectors also contexts.
+    """Return the bytes that FlashMLA's sparse kernels reserve.
 
-    With packed vectors they also need padded queries, and outputs with and without the padding.
+    Without packed vectors these are padded queries. With packed FP8 vectors they are the vectors of ``contexts``
+    contexts, queries with and without padding, and outputs with and without padding.
     """
     model, run, mla = placement.model, placement.run_config, placement.model.mla
     if mla is None or placement.gpu is None:

@@ -864,7 +864,7 @@ def test_vllm_estimates_cuda_graphs_if_the_user_sets_memory_options(plan_request
 def test_the_plan_does_not_change_the_users_allocator(choice):
     result = plan(PlanRequest(expandable_segments=choice), machine(1), sized(16))
     assert result.env == NO_ESTIMATE
-    fragments = "loses memory to fragments" in reason(result, "gpu_memory_utilization").why
+    fragments = "loses memory to fragmentation" in reason(result, "gpu_memory_utilization").why
     assert fragments is not choice
 
 

@@ -119,7 +119,7 @@ def test_requests_that_the_shutdown_timeout_cuts_are_counted_in_the_log(tmp_path
     run.process.send_signal(signal.SIGTERM)
     code, _, err = run.end()
     assert code == 0
-    line = "WARNING vllm-launch: vLLM's shutdown timeout of 2 s was over: vLLM cut 3 requests, as last seen in its metrics. "
+    line = "WARNING vllm-launch: vLLM's shutdown timeout of 2 s was over. This cut 3 requests, the last number in vLLM's metrics. "
     assert (line in err) == cut
     assert ("cut" in err) == cut
 
@@ -129,7 +129,7 @@ def test_requests_are_counted_if_vllms_log_says_that_it_ended_its_engine_by_forc
     early = REQUESTS.replace(LAST_BREATH, f"def end(*_): print({says!r}, flush=True); sys.exit(0)")
     run = serving(tmp_path, [*SERVING[:2], early, "PORT"], shutdown_timeout=60)
     run.process.send_signal(signal.SIGTERM)
-    assert "vLLM cut 3 requests" in run.end()[2]
+    assert "This cut 3 requests" in run.end()[2]
 
 
 # ---- the cause of an unexpected end

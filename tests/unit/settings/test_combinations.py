@@ -44,7 +44,7 @@ REFUSED = [
     (["-pcp=2", "-dcp=3"], "takes only 1, 2"),
     (
         ["--nnodes=3", "-tp=8"],
-        "no multiple of nnodes 3; for several machines set all parallel sizes yourself, or run vllm serve",
+        "not a multiple of nnodes 3; for several machines set all parallel sizes yourself, or run vllm serve",
     ),
     (["--nnodes=2", "-tp=8", "--node-rank=2"], "ranks 0 to 1"),
     (["--nnodes=2", "-tp=8", "--data-parallel-backend=ray"], "takes only mp"),

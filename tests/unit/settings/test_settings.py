@@ -283,7 +283,7 @@ def test_a_server_that_the_launcher_cannot_watch_is_refused_in_one_line_with_wha
     tls, ports = "m --ssl-certfile c --ssl-cert-reqs 2", "m -dp 2 -dpl 2 --data-parallel-multi-port-external-lb"
     assert refused(tls) == (
         "flag --ssl-cert-reqs: vLLM would demand a client certificate, and the launcher's prober has none; give 0 or 1, "
-        "and let a proxy before vLLM demand certificates, or run vllm serve without the launcher"
+        "and let a proxy in front of vLLM demand certificates, or run vllm serve without the launcher"
     )
     assert refused(ports) == (
         "flag --data-parallel-multi-port-external-lb: with it vLLM starts one server on a port of its own for each "

@@ -171,7 +171,7 @@ def test_wait_ends_when_vllm_is_dead(vllm):
     assert code == 1
     assert err.splitlines() == [
         "vllm-health: It hangs.",
-        "vllm-health: vLLM will not become ready: /livez reports that it is dead",
+        "vllm-health: vLLM will not become ready: /livez fails",
     ]
 
 
