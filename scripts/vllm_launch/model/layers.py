@@ -277,10 +277,9 @@ def _recurrent_layer(config: Config, dtype: str) -> Layer:
     if model_type in {"lfm2", "lfm2_moe"}:
         channels = config.integer("conv_dim", "hidden_size")
         return _state_layer(((config.integer("conv_L_cache", default=3) - 1, channels),), (dtype,))
-    if config.has("linear_num_heads", "no_kda_lora"):  # Kimi delta attention of GLM 5 Next and Bailing V3
-        heads = config.integer("linear_num_heads", "num_attention_heads")
-        dim = config.integer("linear_head_dim", "head_dim")
-        kernel = config.integer("linear_conv_kernel_dim", "short_conv_kernel_size", default=4)
+    if config.has("linear_num_heads"):  # Kimi delta attention of GLM 5 Next
+        heads, dim = config.integer("linear_num_heads"), config.integer("linear_head_dim")
+        kernel = config.integer("linear_conv_kernel_dim", default=4)
         shapes = ((kernel - 1, 3 * heads * dim), (heads, dim, dim))
         return _state_layer(shapes, (dtype, "F32"), int(config.get("linear_lower_bound") is not None))
     if config.get("linear_num_value_heads") is not None:  # gated delta net

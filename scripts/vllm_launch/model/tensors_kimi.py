@@ -19,11 +19,8 @@ def kimi_delta(tensor_list: TensorList, prefix: str, config: Config) -> None:
         tensor_list.linear(prefix + name, width, hidden)
     kernel = linear.integer("short_conv_kernel_size", default=4)
     tensor_list.add(f"{prefix}conv1d.weight", 3 * width, 1, kernel, dtype="F32")
-    if linear.flag("use_full_rank_decay"):
-        tensor_list.linear(f"{prefix}f_proj", width, hidden)
-    else:
-        tensor_list.linear(f"{prefix}f_a_proj", dim, hidden)
-        tensor_list.linear(f"{prefix}f_b_proj", width, dim)
+    tensor_list.linear(f"{prefix}f_a_proj", dim, hidden)
+    tensor_list.linear(f"{prefix}f_b_proj", width, dim)
     tensor_list.linear(f"{prefix}b_proj", heads, hidden)
     if linear.flag("use_full_rank_gate"):
         tensor_list.linear(f"{prefix}g_proj", width, hidden)

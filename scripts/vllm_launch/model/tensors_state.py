@@ -17,14 +17,11 @@ def mixer(tensor_list: TensorList, prefix: str, config: Config) -> None:
         kimi_delta(tensor_list, f"{prefix}self_attn.", config)
     elif config.text("model_type") == "bailing_hybrid":
         bailing_hybrid(tensor_list, f"{prefix}self_attn.", config)
-    elif config.has("linear_num_heads", "no_kda_lora"):  # GLM 5 Next, Bailing V3
-        kernel = config.integer("linear_conv_kernel_dim", "short_conv_kernel_size", default=4)
+    elif config.has("linear_num_heads"):  # GLM 5 Next
         linear = {
-            "num_heads": config.integer("linear_num_heads", "num_attention_heads"),
-            "head_dim": config.integer("linear_head_dim", "head_dim"),
-            "short_conv_kernel_size": kernel,
-            "use_full_rank_gate": config.flag("no_kda_lora"),
-            "use_full_rank_decay": config.flag("no_kda_lora"),
+            "num_heads": config.integer("linear_num_heads"),
+            "head_dim": config.integer("linear_head_dim"),
+            "short_conv_kernel_size": config.integer("linear_conv_kernel_dim", default=4),
         }
         own = Config({**config.raw, "linear_attn_config": linear}, config.where, config.defaults)
         kimi_delta(tensor_list, f"{prefix}self_attn.", own)
