@@ -103,8 +103,9 @@ def write(rows: list[Row], missing: dict[str, str]) -> None:
     compared = {row["facts"]["architecture"] for row in good}
     for row in rows:
         if isinstance(row["facts"], str):
-            values = "its values written by hand" if row["values"] == "by hand" else "the defaults of its config class"
-            missing[row["config"]["architectures"][0]] = f"vLLM does not build {values} on paper: {row['facts']}"
+            values = "the values written by hand" if row["values"] == "by hand" else "the defaults of its config class"
+            reason = f"vLLM cannot build it on the meta device from {values}: {row['facts']}"
+            missing[row["config"]["architectures"][0]] = reason
     missing = {name: reason for name, reason in sorted(missing.items()) if name not in compared}
     good.sort(key=lambda row: (row["values"], row["name"]))
     TABLE.write_text("".join(json.dumps(row | {"key": key(row["config"])}) + "\n" for row in good))
