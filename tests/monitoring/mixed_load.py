@@ -68,12 +68,13 @@ async def ask(session, model, max_model_len, kind, generator) -> str:
     if kind == "wrong":
         body["model"] = "no-such-model"
     async with session.post("/v1/completions", json=body) as response:
-        lines = []
-        async for line in response.content:  # a client that leaves may read a short answer to its end
-            lines.append(line.decode())
-            if kind == "left" and generator.random() < 0.1:
-                return "left"
-        text = "".join(lines)
+        begun = ""
+        if kind == "left":
+            async for line in response.content:
+                if generator.random() < 0.1:
+                    return "left"
+                begun += line.decode()  # a client may also read a short answer to its end
+        text = begun + await response.text()
         if response.status >= 500:
             await asyncio.sleep(0.2)  # like a client that retries
     if kind == "wrong":
