@@ -98,8 +98,8 @@ class Guard:
             return
         tokens = _tokens(scope)
         if not self._is_probe(tokens):
-            if self.rules is not None and _exists(self.rules.drain_flag):
-                send = _closing_connection(send)
+            if self.rules is not None:
+                send = _closing_while(self.rules.drain_flag, send)
             if (answer := self._answer(scope, tokens)) is not None:
                 await answer.send(scope, receive, send)
                 return
@@ -160,12 +160,16 @@ def _exists(flag: str | None) -> bool:
     return flag is not None and os.path.exists(flag)  # noqa: PTH110 - one stat
 
 
-def _closing_connection(send: Send) -> Send:
-    """Return a ``send`` that adds "connection: close", so that the server closes the connection (RFC 9112, 9.6)."""
+def _closing_while(flag: str | None, send: Send) -> Send:
+    """Return a ``send`` that adds "connection: close" while the file ``flag`` exists (RFC 9112, 9.6).
+
+    The file is looked for when the response begins: a request may have come before the drain and be answered in it.
+    """
 
     async def closing(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start" and CLOSE not in (headers := list(message.get("headers", ()))):
-            message = {**message, "headers": [*headers, CLOSE]}
+        if message["type"] == "http.response.start" and _exists(flag):
+            headers = list(message.get("headers", ()))
+            message = {**message, "headers": headers if CLOSE in headers else [*headers, CLOSE]}
         await send(message)
 
     return closing
