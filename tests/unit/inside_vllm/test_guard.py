@@ -144,6 +144,17 @@ def test_while_draining_each_response_closes_its_connection(guarded_app):
     assert (status(sent), dict(sent[0]["headers"])[b"connection"]) == (503, b"close")
 
 
+def test_a_request_that_came_before_the_drain_closes_its_connection_if_it_is_answered_in_it(guarded_app):
+    guarded = guarded_app(keys=["right"])
+
+    async def slow(_, __, send):
+        guarded.drain_flag.touch()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    guarded.guard.app = slow
+    assert (b"connection", b"close") in guarded.ask("/v1/models", "right")[0]["headers"]
+
+
 def test_a_server_that_cannot_answer_websockets_with_http_closes_them(guarded_app):
     guarded = guarded_app(keys=["right"])
     assert guarded.ask("/v1/realtime", kind="websocket")[0] == {"type": "websocket.close", "code": 1008}
