@@ -405,8 +405,9 @@ def test_a_canary_without_a_free_file_descriptor_failed():
     assert result.detail.endswith("/is_paused: Too many open files")
 
 
-def test_a_full_queue_of_connections_is_silence_only_on_this_machine():
-    """A stopped server accepts nothing. Its queue fills up, and then connections wait."""
+@contextlib.contextmanager
+def stopped_server():
+    """Yield the URL of a server that accepts nothing. Its queue is full, so connections wait."""
     with socket.socket() as full, contextlib.ExitStack() as waiting:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -414,19 +415,18 @@ def test_a_full_queue_of_connections_is_silence_only_on_this_machine():
             client = waiting.enter_context(socket.socket())
             client.setblocking(0)
             client.connect_ex(full.getsockname())
-        assert canary_of(f"http://127.0.0.1:{full.getsockname()[1]}") is None
+        yield f"http://127.0.0.1:{full.getsockname()[1]}"
+
+
+def test_a_full_queue_of_connections_is_silence_only_on_this_machine():
+    with stopped_server() as url:
+        assert canary_of(url) is None
 
 
 def test_a_connection_to_another_machine_that_times_out_says_nothing_of_vllm(monkeypatch):
     monkeypatch.setattr(scrape, "is_own_address", lambda _: False)
-    with socket.socket() as full, contextlib.ExitStack() as waiting:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(3):
-            client = waiting.enter_context(socket.socket())
-            client.setblocking(0)
-            client.connect_ex(full.getsockname())
-        result = canary_of(f"http://127.0.0.1:{full.getsockname()[1]}")
+    with stopped_server() as url:
+        result = canary_of(url)
     assert result.kind == "failed"
     assert result.detail.endswith("/is_paused: the server does not accept the connection in time")
 
